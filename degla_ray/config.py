@@ -1,0 +1,403 @@
+"""Every setting of every job, one dataclass a concern.
+
+jsonargparse turns these into YAML files, dotted command-line overrides and `--help`; the docstring
+under a field is its help text and states its unit. Impossible combinations raise at construction.
+Environment variables are read nowhere here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from degla_ray.errors import SettingError
+from degla_ray.schema import Kind
+
+
+def _require(ok: bool, setting: str, found: object, expected: str) -> None:
+    if not ok:
+        raise SettingError(setting, found, expected)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RayConfig:
+    """Where Ray runs. Nothing else differs between a laptop and a cluster."""
+
+    address: str | None = None
+    """Address of a running cluster; none joins the one a submitted job runs in, else starts Ray here."""
+    num_cpus: int | None = None
+    """Logical CPUs of a Ray started here; none means the machine's, but at least 8."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackingConfig:
+    """MLflow."""
+
+    enabled: bool = True
+    """Log to MLflow."""
+    uri: str = "sqlite:///runs/mlflow.db"
+    """MLflow tracking URI."""
+    experiment: str = "degla-ray"
+    """MLflow experiment, made if it does not exist."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScenesConfig:
+    """Rendered scenes: pictures whose truth is known."""
+
+    num_images: int = 4000
+    """Training pictures."""
+    num_validation_images: int = 400
+    """Validation pictures (split `val`)."""
+    captions_per_image: int = 3
+    """Captions of each picture."""
+    min_objects: int = 2
+    """Objects in a picture, at least."""
+    max_objects: int = 3
+    """Objects in a picture, at most 4."""
+    image_size: int = 64
+    """Side of a picture in pixels."""
+    test_items: int = 300
+    """Items of each subset of the test sets that are written beside the pictures; 0 writes none."""
+    seed: int = 0
+    """Same seed, same bytes."""
+
+    def __post_init__(self) -> None:
+        _require(1 <= self.min_objects <= self.max_objects <= 4, "scenes.min_objects", self.min_objects,
+                 "1 <= min_objects <= max_objects <= 4")
+        _require(self.image_size >= 32, "scenes.image_size", self.image_size, "at least 32 pixels")
+        _require(self.num_images >= 1, "scenes.num_images", self.num_images, "at least 1")
+        _require(self.captions_per_image >= 1, "scenes.captions_per_image", self.captions_per_image, "at least 1")
+        _require(self.num_validation_images >= 0, "scenes.num_validation_images", self.num_validation_images, ">= 0")
+        _require(self.test_items >= 0, "scenes.test_items", self.test_items, ">= 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flickr8kConfig:
+    """A folder of pictures and CSV files `image,caption` with a header."""
+
+    images: str = ""
+    """Folder of the pictures."""
+    captions: dict[str, str] = field(default_factory=dict)
+    """Caption file of each split, e.g. {train: captions_train.txt, val: captions_val.txt}."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CocoConfig:
+    """COCO captions, 2014 or 2017, as the official JSON or Karpathy's split file."""
+
+    images: str = ""
+    """Folder that holds the pictures (train2014/, val2014/, train2017/ ... below it, or the files themselves)."""
+    annotations: dict[str, str] = field(default_factory=dict)
+    """Official captions_*.json of each split, e.g. {train: captions_train2014.json}."""
+    karpathy: str | None = None
+    """Karpathy's dataset_coco.json; it then gives captions and splits and `annotations` must be empty."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareConfig:
+    """Job `prepare`: a source becomes images + captions (+ rejects)."""
+
+    source: Literal["scenes", "flickr8k", "coco"]
+    """Which source; its settings stand under the same name."""
+    output: str
+    """Folder to write, any URI pyarrow opens."""
+    scenes: ScenesConfig = field(default_factory=ScenesConfig)
+    flickr8k: Flickr8kConfig = field(default_factory=Flickr8kConfig)
+    coco: CocoConfig = field(default_factory=CocoConfig)
+    num_shards: int = 8
+    """Shards that the work is cut into; a resumed run redoes at most the unfinished ones."""
+    short_side: int | None = None
+    """Re-encode larger pictures to this short side in pixels; none keeps the files as they are."""
+    max_image_pixels: int = 89_478_485
+    """A picture with more pixels than this is rejected before it is decoded."""
+    max_reject_fraction: float = 0.05
+    """Stop when more than this fraction of the rows is rejected."""
+    limit: int | None = None
+    """Use only so many pictures of the source, the first of each split in proportion; none uses all."""
+    ray: RayConfig = field(default_factory=RayConfig)
+
+    def __post_init__(self) -> None:
+        _require(self.num_shards >= 1, "num_shards", self.num_shards, "at least 1")
+        _require(0 <= self.max_reject_fraction <= 1, "max_reject_fraction", self.max_reject_fraction, "0 to 1")
+        _require(self.limit is None or self.limit >= 1, "limit", self.limit, "at least 1, or none")
+        _require(self.short_side is None or self.short_side >= 1, "short_side", self.short_side,
+                 "at least 1 pixel, or none")
+        _require(self.max_image_pixels >= 1, "max_image_pixels", self.max_image_pixels, "at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NegativesConfig:
+    """Job `negatives`: captions become negative captions (+ rejects)."""
+
+    prepared: str
+    """Folder that `prepare` wrote."""
+    output: str
+    """Folder to write, any URI pyarrow opens."""
+    engine: Literal["rules"] = "rules"
+    """What writes the negatives: `rules` needs no language model."""
+    kinds: list[Kind] = field(default_factory=lambda: list(Kind))
+    """Kinds of negative to make."""
+    per_kind: int = 2
+    """Distinct negatives of one kind for one caption, at most."""
+    seed: int = 0
+    """Seed of the engine's choices; with the caption's id it decides them."""
+    num_shards: int = 8
+    """Shards that the work is cut into."""
+    ray: RayConfig = field(default_factory=RayConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Which open_clip model, and from which weights."""
+
+    name: str = "scenes-base"
+    """open_clip name, path of an open_clip JSON config, path of an exported folder, or `scenes-base`."""
+    pretrained: str | None = None
+    """open_clip tag or checkpoint file (.pt, .safetensors); none: random, or the folder's own weights."""
+    random_init: bool = False
+    """Start a folder's or `scenes-base`'s architecture from random weights."""
+    allow_activation_mismatch: bool = False
+    """Load weights made with QuickGELU into a GELU model, or the reverse, anyway."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveConfig:
+    """What is minimised. The defaults are the published DeGLA setting."""
+
+    name: Literal["clip", "degla"] = "degla"
+    """`clip`: symmetric cross-entropy without negatives."""
+    negatives_per_caption: int = 4
+    """K: negatives drawn for a caption at each visit."""
+    lambda_igc: float = 0.1
+    """Weight of image-grounded contrast."""
+    lambda_tgc: float = 0.1
+    """Weight of text-grounded contrast."""
+    lambda_distill: float = 1.28
+    """Weight of the distance to the teacher (mean form; 1.28 = the released 0.005 * 256)."""
+    tgc_temperature: float = 10.0
+    """Inverse temperature of text-grounded contrast."""
+    tgc_negatives: Literal["own", "released"] = "own"
+    """Whose negatives text-grounded contrast sees: the caption's own (paper) or the released code's columns."""
+    distill_reduction: Literal["mean", "sum"] = "mean"
+    """`mean` keeps its meaning at any batch size; `sum` is the released code's."""
+
+    def __post_init__(self) -> None:
+        _require(self.negatives_per_caption >= 0, "objective.negatives_per_caption", self.negatives_per_caption, ">= 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherConfig:
+    """The EMA teacher."""
+
+    decay: float = 0.9996
+    """Decay per `reference_batch` samples."""
+    reference_batch: int = 256
+    """Samples to which `decay` refers."""
+
+    def __post_init__(self) -> None:
+        _require(0 < self.decay <= 1, "teacher.decay", self.decay, "more than 0 and at most 1")
+        _require(self.reference_batch >= 1, "teacher.reference_batch", self.reference_batch, "at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW with linear warm-up and cosine to 0."""
+
+    lr: float = 1e-6
+    """Peak learning rate."""
+    beta1: float = 0.9
+    """AdamW beta 1."""
+    beta2: float = 0.98
+    """AdamW beta 2."""
+    eps: float = 1e-6
+    """AdamW epsilon."""
+    weight_decay: float = 0.1
+    """Weight decay of matrices; biases, norms and logit_scale get none."""
+    warmup_steps: int = 50
+    """Steps of linear warm-up."""
+    clip_grad_norm: float | None = None
+    """Largest global gradient norm; none does not clip."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """What is trained on."""
+
+    prepared: str
+    """Folder that `prepare` wrote."""
+    negatives: str | None = None
+    """Folder that `negatives` wrote; may be none only for objectives without negatives."""
+    split: str = "train"
+    """Split of the captions to train on."""
+    crop_scale_min: float = 0.9
+    """RandomResizedCrop's smallest share of the picture's area (0 to 1)."""
+    decode_tasks: int = 2
+    """Ray Data tasks that decode for one worker at a time."""
+    prefetch_batches: int = 4
+    """Batches decoded ahead of each worker."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """When a run's whole state is saved."""
+
+    every_steps: int | None = None
+    """Save every so many optimizer steps."""
+    every_minutes: float | None = 10.0
+    """Save every so many minutes."""
+    keep: int = 2
+    """Checkpoints kept."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Job `train`."""
+
+    name: str
+    """Name of the run; its folder also carries the config's fingerprint."""
+    data: DataConfig
+    output: str = "runs/train"
+    """Folder of the runs, any URI pyarrow opens."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    ray: RayConfig = field(default_factory=RayConfig)
+    global_batch_size: int = 256
+    """Samples of one optimizer step over all workers."""
+    epochs: float = 5.0
+    """Passes over the split; ignored where `max_steps` is set."""
+    max_steps: int | None = None
+    """Optimizer steps of the whole run, schedule included."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Autocast type; losses are always fp32."""
+    seed: int = 42
+    """Seed of initialisation, order, augmentation and drawing of negatives."""
+    num_workers: int = 1
+    """Ray Train workers (world_size)."""
+    cpus_per_worker: float = 1.0
+    """Logical CPUs reserved for a worker."""
+    use_gpu: bool = False
+    """One GPU for each worker (nccl) instead of CPU (gloo)."""
+    resume: Literal["auto", "never"] = "auto"
+    """`auto` continues a run of the same name and config; `never` refuses if there is one."""
+
+    def __post_init__(self) -> None:
+        _require(self.num_workers >= 1, "num_workers", self.num_workers, "at least 1")
+        _require(self.global_batch_size % self.num_workers == 0, "global_batch_size", self.global_batch_size,
+                 f"a multiple of num_workers ({self.num_workers})")
+        _require(self.objective.name == "clip" or self.data.negatives is not None, "data.negatives", None,
+                 f"a folder that `negatives` wrote: objective {self.objective.name!r} needs negatives")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Job `evaluate`: a model's scores on every benchmark of a suite."""
+
+    model: ModelConfig
+    output: str
+    """Folder to write scores and summary to."""
+    suite: str | None = None
+    """Folder of test sets; `prepare --source scenes` writes one at OUTPUT/tests."""
+    prepared: str | None = None
+    """Folder that `prepare` wrote: adds retrieval over its captions of `split`."""
+    negatives: str | None = None
+    """Folder that `negatives` wrote for `prepared`: adds caption against own negative, one subset a kind."""
+    split: str = "val"
+    """Split of `prepared` to evaluate on."""
+    label: str = ""
+    """Name of this model in tables; empty means the model's own."""
+    benchmarks: list[str] = field(default_factory=lambda: ["all"])
+    """Names of benchmarks to run, or [all]."""
+    num_actors: int = 2
+    """Ray Data actors that encode."""
+    cpus_per_actor: float = 1.0
+    """Logical CPUs of an actor."""
+    use_gpu: bool = False
+    """One GPU for each actor."""
+    batch_size: int = 128
+    """Images or texts encoded at a time."""
+    bootstrap_samples: int = 1000
+    """Resamples behind a confidence interval."""
+    stall_minutes: float = 20.0
+    """No encoded batch for this many minutes is an error."""
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    ray: RayConfig = field(default_factory=RayConfig)
+
+    def __post_init__(self) -> None:
+        _require(self.suite is not None or self.prepared is not None, "suite", None,
+                 "a folder of test sets, or `prepared`: there is nothing to evaluate on")
+        _require(self.negatives is None or self.prepared is not None, "prepared", None,
+                 "the folder that `negatives` was made from")
+        for setting in ("num_actors", "batch_size", "bootstrap_samples"):
+            _require(getattr(self, setting) >= 1, setting, getattr(self, setting), "at least 1")
+        _require(self.cpus_per_actor > 0, "cpus_per_actor", self.cpus_per_actor, "more than 0")
+        _require(self.stall_minutes > 0, "stall_minutes", self.stall_minutes, "more than 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig:
+    """Job `compare`: one table, plots and HTML over several evaluations."""
+
+    evaluations: list[str]
+    """Folders that `evaluate` wrote, MLflow ids of its runs, or, with `suite`, models; the first is the base."""
+    output: str = "runs/compare"
+    """Folder for report.md, report.html and the plots."""
+    suite: str | None = None
+    """Test sets on which entries that are models (names, exported folders) are evaluated first."""
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    ray: RayConfig = field(default_factory=RayConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneConfig:
+    """Job `tune`: a Ray Tune sweep whose trials are Ray Train runs."""
+
+    train: TrainConfig
+    """Settings that all trials share; `name`, `output`, `tracking` and `ray` are the sweep's too."""
+    suite: str
+    """Folder of test sets that every trial is measured on."""
+    space: str = "tune_spaces/loss_weights.py"
+    """File with `space() -> dict`: dotted train settings -> Ray Tune domains."""
+    num_trials: int = 4
+    """Trials; where the space holds a grid, of each of its points."""
+    max_concurrent_trials: int = 1
+    """Trials at the same time."""
+    seed: int = 0
+    """Seed of the draws from the space; the same seed draws the same trials."""
+    max_zero_shot_loss: float = 0.02
+    """Zero-shot accuracy (0 to 1) that the best trial may lose against the model it starts from."""
+    evaluation_actors: int = 1
+    """Ray Data actors that encode the test sets, for each trial."""
+
+    def __post_init__(self) -> None:
+        _require(self.num_trials >= 1, "num_trials", self.num_trials, "at least 1")
+        _require(self.max_concurrent_trials >= 1, "max_concurrent_trials", self.max_concurrent_trials, "at least 1")
+        _require(0 <= self.max_zero_shot_loss <= 1, "max_zero_shot_loss", self.max_zero_shot_loss, "0 to 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChainConfig:
+    """Job `chain`: every stage in order; the chain wires their folders, each section holds a stage's settings."""
+
+    output: str
+    """Folder of everything the chain writes; each seed gets its own subfolder."""
+    prepare: dict[str, Any]
+    """Settings of job `prepare`, without `output`."""
+    fine_tune: dict[str, dict[str, Any]]
+    """Settings of job `train` for each fine-tune, by its label, without data folders, `model` and `output`."""
+    negatives: dict[str, Any] = field(default_factory=dict)
+    """Settings of job `negatives`, without folders."""
+    base_model: dict[str, Any] = field(default_factory=dict)
+    """Settings `model` of job `train` that name the model to start from; empty means `scenes-base`."""
+    pretrain: dict[str, Any] | None = None
+    """Settings of job `train` that makes the base first; none starts from `base_model`."""
+    evaluate: dict[str, Any] = field(default_factory=dict)
+    """Settings of job `evaluate`, without model and folders."""
+    seed: int = 0
+    """Seed of scenes, negatives and training."""
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    ray: RayConfig = field(default_factory=RayConfig)

@@ -1,0 +1,178 @@
+"""Joins the Ray cluster a job runs in, or starts Ray on this machine.
+
+Every job calls `start` before it touches Ray. Which of the two happens is the only thing that differs
+between a laptop and a cluster. A Ray started here has a private temporary folder (a file left by a dead
+cluster in the shared one breaks later ones), a token made for this process (Ray listens on every network
+interface), and no dashboard: it starts in 3 s, and progress is on the console and in MLflow.
+
+This is the one file that reads and sets Ray's environment variables.
+"""
+
+from __future__ import annotations
+
+import atexit
+import importlib
+import logging
+import os
+import secrets
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from degla_ray.errors import SettingError
+
+if TYPE_CHECKING:
+    from degla_ray.config import RayConfig
+
+REPO_ROOT = Path(__file__).resolve().parent.parent
+
+MIN_LOCAL_CPUS = 8
+"""Logical CPUs of a local Ray, at least. Tasks here mostly wait for each other; with 2, resume hangs."""
+
+WORKER_ENV = {
+    # glibc hands freed blocks back to the kernel at once; a training step on a small CPU machine spent up
+    # to all of its time there (11.3-12.2 s a step with these, 13.4-17.4 s without). In bytes.
+    "MALLOC_MMAP_THRESHOLD_": str(2**32),
+    "MALLOC_TRIM_THRESHOLD_": str(64 * 2**30),
+    "MALLOC_TOP_PAD_": str(256 * 2**20),
+    # OMP_NUM_THREADS is Ray's to set: one thread for each CPU that a worker has reserved.
+}
+
+_PROCESS_ENV = {
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # Ray 2.60 warns once a worker about how it will treat CUDA_VISIBLE_DEVICES; "0" is its new behaviour.
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # Else Ray Data replaces an exception by a generic one, whose cause is lost on the way to the driver.
+    "RAY_DATA_RAISE_ORIGINAL_MAP_EXCEPTION": "1",
+    # Lines from workers that alarm without cause: Train's cleaner asks a State API that only runs with the
+    # dashboard, and its preemption watcher is started with an argument that Ray's own core complains of.
+    "RAY_DEDUP_LOGS_SKIP_REGEX": "State API may be temporarily unavailable|'PreemptionWatcher' and ID",
+}
+
+_temp_dir: Path | None = None
+
+
+def set_environment() -> None:
+    """Sets Ray's switches where the user has not; some are read at `import ray`, so jobs call this first."""
+    for name, value in _PROCESS_ENV.items():
+        os.environ.setdefault(name, value)
+
+
+def start(config: RayConfig, *, include_dashboard: bool = False) -> None:
+    """Makes Ray ready: joins `config.address`, or the cluster of this submitted job, or starts one here.
+
+    Starts and joins nothing if this process has a Ray already.
+
+    Args:
+        config: where Ray runs.
+        include_dashboard: start the dashboard with a local Ray (early stopping of trials needs it).
+
+    Raises:
+        SettingError: the cluster cannot be joined.
+    """
+    set_environment()
+    given = config.address or os.environ.get("RAY_ADDRESS")
+    if given and given != "local":
+        _check_address(given, "ray.address" if config.address else "RAY_ADDRESS")
+        import ray
+
+        if not ray.is_initialized():
+            _join(given, in_job="RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ)
+        _quieten()
+        return
+    import ray
+
+    if not ray.is_initialized():
+        _demand_token()
+        _start_local(config, include_dashboard)
+    _quieten()  # also inside a worker that runs a stage, such as a sweep's trial
+
+
+def stop() -> None:
+    """Leaves the cluster; ends a Ray that `start` started and removes its temporary folder."""
+    global _temp_dir
+    import ray
+
+    ray.shutdown()
+    if _temp_dir is not None:
+        shutil.rmtree(_temp_dir, ignore_errors=True)
+        _temp_dir = None
+
+
+def _check_address(address: str, setting: str) -> None:
+    if address.startswith(("http://", "https://")):
+        raise SettingError(
+            setting, address, "host:port of a head, such as 127.0.0.1:6379 (http:// is for `ray job submit`)"
+        )
+
+
+def _join(address: str, *, in_job: bool) -> None:
+    import ray
+
+    runtime_env: dict[str, Any] = {"env_vars": WORKER_ENV}
+    if not in_job:  # a submitted job's files are already on every node
+        runtime_env["env_vars"] = WORKER_ENV | {"PYTHONPATH": _python_path()}
+    try:
+        ray.init(address=address, runtime_env=runtime_env, logging_level=logging.WARNING)
+    except (ConnectionError, ray.exceptions.RaySystemError) as error:
+        raise SettingError("ray.address", address, f"the address of a running cluster ({error})") from error
+
+
+def _demand_token() -> None:
+    """Only this process and its children may talk to the Ray that it starts (unless the user chose else)."""
+    if "RAY_AUTH_MODE" in os.environ:
+        return
+    raylet: Any = importlib.import_module("ray._raylet")  # compiled, and its type stub lacks these names
+
+    os.environ["RAY_AUTH_MODE"] = "token"
+    # A token of our own, or Ray writes one to ~/.ray, which then switches tokens on for every later cluster.
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    raylet.Config.initialize("")  # read at `import ray`; this reads it again, as ray.init does itself
+    raylet.AuthenticationTokenLoader.instance().reset_cache()
+
+
+def _start_local(config: RayConfig, include_dashboard: bool) -> None:
+    global _temp_dir
+    import ray
+
+    # Under /tmp and not $TMPDIR where that is long: a socket's path may not exceed 107 bytes.
+    parent = tempfile.gettempdir() if len(tempfile.gettempdir()) <= 20 else "/tmp"
+    _temp_dir = Path(tempfile.mkdtemp(prefix="degla-", dir=parent))
+    # Handed down by inheritance: a runtime_env would cost every kind of worker a start of its own.
+    changed = WORKER_ENV | {"PYTHONPATH": _python_path()}
+    before = {name: os.environ.get(name) for name in changed}
+    os.environ.update(changed)
+    try:
+        ray.init(
+            address="local",
+            num_cpus=config.num_cpus or max(MIN_LOCAL_CPUS, os.cpu_count() or 1),
+            include_dashboard=include_dashboard,
+            logging_level=logging.WARNING,
+            _temp_dir=str(_temp_dir),
+        )
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+    atexit.register(stop)
+
+
+def _quieten() -> None:
+    """Leaves Ray Data its warnings, not its plans and progress bars: jobs report their own progress."""
+    import ray.data  # sets up its logging when it is imported
+
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    for name in ("exceptions", "_internal.execution.streaming_executor_state", "_internal.progress"):
+        # What these log, the exception that reaches us says again (or they advertise progress bars).
+        logging.getLogger(f"ray.data.{name}").setLevel(logging.CRITICAL)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+
+
+def _python_path() -> str:
+    """Module path with which workers import this very degla_ray."""
+    rest = os.environ.get("PYTHONPATH")
+    return f"{REPO_ROOT}{os.pathsep}{rest}" if rest else str(REPO_ROOT)

@@ -1,0 +1,99 @@
+"""The Arrow schemas of every dataset that crosses a stage: the project's data contracts.
+
+Every arrow of the pipeline (sources -> negatives -> training -> evaluation) is a folder of Parquet
+parts with one of these schemas. Changing a column here changes a contract with users' files.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import pyarrow as pa
+
+
+class Kind(StrEnum):
+    """The five kinds of negative caption (paper, section 3.1)."""
+
+    RESHUFFLE = "reshuffle"
+    SWAP_NOUNS = "swap_nouns"
+    SWAP_ADJECTIVES = "swap_adjectives"
+    REPLACE_ADJECTIVES = "replace_adjectives"
+    REPLACE_NOUNS = "replace_nouns"
+
+
+class RejectReason(StrEnum):
+    """The closed list of reasons for which a row may be left out. A new one is a decision."""
+
+    # images
+    UNREADABLE = "unreadable"
+    TRUNCATED = "truncated"
+    ZERO_BYTE = "zero_byte"
+    OVERSIZED = "oversized"
+    ANIMATED = "animated"
+    OUTSIDE_FOLDER = "outside_folder"
+    MISSING_IMAGE = "missing_image"
+    IMAGE_WITHOUT_CAPTION = "image_without_caption"
+    # captions
+    EMPTY_CAPTION = "empty_caption"
+    NOT_A_STRING = "not_a_string"
+    MALFORMED_ROW = "malformed_row"
+    DUPLICATE_ID = "duplicate_id"
+    CAPTION_WITHOUT_IMAGE = "caption_without_image"
+    # negatives
+    SAME_AS_CAPTION = "same_as_caption"
+    SAME_MEANING = "same_meaning"
+    SYNONYM = "synonym"
+    DUPLICATE_NEGATIVE = "duplicate_negative"
+
+
+IMAGES = pa.schema(
+    [("image_id", pa.string()), ("image", pa.binary()), ("width", pa.int32()), ("height", pa.int32())]
+)
+CAPTIONS = pa.schema(
+    [("sample_id", pa.string()), ("image_id", pa.string()), ("caption", pa.string()), ("split", pa.string())]
+)
+NEGATIVES = pa.schema(
+    [
+        ("sample_id", pa.string()),
+        ("kind", pa.string()),
+        ("negative", pa.string()),
+        ("engine", pa.string()),
+        ("model", pa.string()),
+        ("prompt_sha", pa.string()),
+        ("attempt", pa.int8()),
+    ]
+)
+REJECTS = pa.schema(
+    [
+        ("stage", pa.string()),
+        ("sample_id", pa.string()),  # or the image_id, or "file:line" where a row has no id yet
+        ("kind", pa.string()),  # of a negative; "image" or "caption" at stage prepare; "" elsewhere
+        ("text", pa.string()),
+        ("reason", pa.string()),
+        ("detail", pa.string()),
+    ]
+)
+SCORES = pa.schema(
+    [
+        ("benchmark", pa.string()),
+        ("subset", pa.string()),
+        ("item_id", pa.string()),
+        ("candidate_scores", pa.list_(pa.float32())),
+        ("correct", pa.bool_()),
+    ]
+)
+
+# Evaluation items that the project writes itself (scenes), in the shape every benchmark loads into.
+CHOICE_ITEMS = pa.schema(  # texts[0] is the true caption
+    [
+        ("benchmark", pa.string()),
+        ("subset", pa.string()),
+        ("item_id", pa.string()),
+        ("image_id", pa.string()),
+        ("texts", pa.list_(pa.string())),
+    ]
+)
+CLASS_ITEMS = pa.schema(  # label indexes the `classes` list of the benchmark's JSON file
+    [("benchmark", pa.string()), ("item_id", pa.string()), ("image_id", pa.string()), ("label", pa.int32())]
+)
+SCENE_GRAPHS = pa.schema([("image_id", pa.string()), ("graph", pa.string())])  # JSON of a scene graph
