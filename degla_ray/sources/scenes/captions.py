@@ -1,0 +1,184 @@
+"""True captions of a scene, worded as people word them: some tell everything, many tell only a part.
+
+About 20,000 captions a second. The words are in templates.yaml.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from degla_ray.sources.scenes.wording import Mention, Sentence, pick, wording
+from degla_ray.sources.scenes.world import Relation, Scene, SceneObject, Sort, stated_relations
+
+_SOLID_IS_NAMED = 0.5  # people name a pattern, seldom its absence
+_ATTEMPTS = 20
+
+# What is said of an object beside its shape; as often as it stands here.
+_DETAILS: tuple[tuple[Sort, ...], ...] = (
+    *[()] * 4,
+    *[(Sort.COLOUR,)] * 8,
+    *[(Sort.SIZE, Sort.COLOUR)] * 3,
+    *[(Sort.TEXTURE, Sort.COLOUR)] * 3,
+    *[(Sort.SIZE,)] * 2,
+    *[(Sort.TEXTURE,)] * 2,
+    (Sort.SIZE, Sort.TEXTURE),
+    *[tuple(Sort)] * 3,
+)
+_EVERYTHING = tuple(Sort)
+
+
+def captions(scene: Scene, rng: np.random.Generator, count: int) -> list[str]:
+    """`count` captions, distinct as far as chance finds so many."""
+    found: list[str] = []
+    for _ in range(count):
+        for _ in range(_ATTEMPTS):
+            text = describe(scene, rng).text
+            if text not in found:
+                break
+        found.append(text)
+    return found
+
+
+def describe(scene: Scene, rng: np.random.Generator, mentions: int | None = None) -> Sentence:
+    """One true sentence that names `mentions` objects; by lot: mostly two, sometimes one, three or four."""
+    available = len(scene.objects)
+    if mentions is None:
+        mentions = int(rng.choice([1, 2, 3, 4], p=[0.2, 0.55, 0.2, 0.05]))
+    mentions = min(mentions, available)
+    pairs = stated_relations(scene.objects)
+    if mentions == 2 and pairs and rng.random() < 0.65:
+        return describe_relation(scene, rng)
+    if mentions == 3 and rng.random() < 0.65:
+        sentence = describe_two_relations(scene, rng)
+        if sentence is not None:
+            return sentence
+    order = [int(i) for i in rng.permutation(available)[:mentions]]
+    named = mention_all(scene, order, rng)
+    if mentions <= 2 and _predicable(scene, named) and rng.random() < 0.3:
+        key = "one" if mentions == 1 else "two"
+        return Sentence(template=pick(rng, wording().sentences[key]), mentions=named)
+    return list_sentence(named, rng)
+
+
+def describe_fully(scene: Scene, rng: np.random.Generator) -> Sentence:
+    """One sentence with every object and every attribute."""
+    count = len(scene.objects)
+    if count == 2 and rng.random() < 0.7:
+        return describe_relation(scene, rng, _EVERYTHING)
+    if count == 3 and rng.random() < 0.5:
+        sentence = describe_two_relations(scene, rng, _EVERYTHING)
+        if sentence is not None:
+            return sentence
+    order = [int(i) for i in rng.permutation(count)]
+    return list_sentence(mention_all(scene, order, rng, _EVERYTHING), rng)
+
+
+def describe_relation(
+    scene: Scene, rng: np.random.Generator, details: Sequence[Sort] | None = None
+) -> Sentence:
+    """Two objects and where the one stands as seen from the other."""
+    a, relation, b = pick(rng, stated_relations(scene.objects))
+    named = mention_all(scene, (a, b), rng, details)
+    w = wording()
+    clear = all(len(fitting(scene, mention)) == 1 for mention in named)
+    sides = _on_both_sides(scene.objects[a], relation, scene.objects[b])
+    whole = rng.random() < 0.5
+    templates = w.sentences["relation"] if whole else w.phrases["relation"]
+    fit = [t for t in templates if (clear or "{the" not in t) and (sides or "{place" not in t)]
+    template = pick(rng, fit)
+    return Sentence(
+        template=template,
+        mentions=named,
+        relations=((0, relation, 1, int(rng.integers(64))),),
+        opening="{}" if whole else _opening(rng, template),
+        formal=whole or rng.random() < 0.5,
+    )
+
+
+def describe_two_relations(
+    scene: Scene, rng: np.random.Generator, details: Sequence[Sort] | None = None
+) -> Sentence | None:
+    """Three objects and two relations, or None where none can be stated."""
+    pairs = stated_relations(scene.objects)
+    a, relation, b = pick(rng, pairs)
+    further = [(c, r, d) for c, r, d in pairs if d in (a, b) and c not in (a, b)]
+    if not further:
+        return None
+    c, relation2, d = pick(rng, further)
+    return Sentence(
+        template=pick(rng, wording().sentences["two_relations"]),
+        mentions=mention_all(scene, (a, b, c), rng, details),
+        relations=(
+            (0, relation, 1, int(rng.integers(64))),
+            (2, relation2, (a, b).index(d), int(rng.integers(64))),
+        ),
+    )
+
+
+def list_sentence(named: tuple[Mention, ...], rng: np.random.Generator) -> Sentence:
+    template = "{0}" if len(named) == 1 else pick(rng, wording().phrases[f"list{len(named)}"])
+    return Sentence(
+        template=template, mentions=named, opening=_opening(rng, template), formal=rng.random() < 0.5
+    )
+
+
+def mention_all(
+    scene: Scene, order: Sequence[int], rng: np.random.Generator, details: Sequence[Sort] | None = None
+) -> tuple[Mention, ...]:
+    """The objects `order` named with the same sorts of attribute, now and then with different ones.
+
+    With `details` None chance says which; else every one of `details` is named. Two objects of one shape
+    are always told apart by their colours.
+    """
+    shapes = [scene.objects[i].shape for i in order]
+    common = pick(rng, _DETAILS)
+    mentions = []
+    for i in order:
+        if details is None:
+            sorts = common if rng.random() < 0.8 else pick(rng, _DETAILS)
+        else:
+            sorts = tuple(details)
+        thing = scene.objects[i]
+        if details is None and thing.texture == "solid" and rng.random() > _SOLID_IS_NAMED:
+            sorts = tuple(sort for sort in sorts if sort is not Sort.TEXTURE)
+        if shapes.count(thing.shape) > 1 and Sort.COLOUR not in sorts:
+            sorts = (*sorts, Sort.COLOUR)
+        words = wording().words
+        adjectives = {sort: pick(rng, words[sort][thing.value(sort)]) for sort in sorts}
+        mentions.append(Mention(noun=thing.shape, adjectives=adjectives))
+    return tuple(mentions)
+
+
+def fitting(scene: Scene, mention: Mention) -> list[SceneObject]:
+    """The scene's objects that the mention is true of."""
+    words = wording().words
+    return [
+        thing
+        for thing in scene.objects
+        if thing.shape == mention.noun
+        and all(word in words[sort][thing.value(sort)] for sort, word in mention.adjectives.items())
+    ]
+
+
+def _predicable(scene: Scene, named: tuple[Mention, ...]) -> bool:
+    """Whether "the circle is red" can be said of each: one or two attributes, and no second circle."""
+    shapes = [thing.shape for thing in scene.objects]
+    return all(1 <= len(m.adjectives) <= 2 and shapes.count(m.noun) == 1 for m in named)
+
+
+def _on_both_sides(a: SceneObject, relation: Relation, b: SceneObject) -> bool:
+    """Whether the middle of the picture lies between the two, so that one is "on the left"."""
+    if relation in (Relation.LEFT, Relation.RIGHT):
+        return (a.x - 0.5) * (b.x - 0.5) < 0
+    return (a.y - 0.5) * (b.y - 0.5) < 0
+
+
+def _opening(rng: np.random.Generator, template: str) -> str:
+    openings = wording().openings
+    opening = pick(rng, openings)
+    # "a circle on the left and a square on the right in the picture" is nobody's English
+    while "{place" in template and not opening.endswith("{}"):
+        opening = pick(rng, openings)
+    return opening
