@@ -1,0 +1,84 @@
+"""Writes a model as a folder that open_clip opens by itself, as `local-dir:FOLDER`.
+
+The folder holds `open_clip_config.json`, `open_clip_model.safetensors`, the tokenizer's files where it is not
+CLIP's own, and `degla.json`, which says what open_clip has no place for: activation, objective, whether the
+weights are the student's or the teacher's, and the versions that made them.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from open_clip.tokenizer import HFTokenizer
+from safetensors.torch import save
+from torch import Tensor
+
+import degla_ray
+from degla_ray.model.activation import METADATA_KEY
+from degla_ray.model.build import CONFIG_FILE, WEIGHTS_FILE, LoadedModel
+from degla_ray.shards import Storage, canonical
+
+DEGLA_FILE = "degla.json"
+_LIBRARIES = ("torch", "open_clip_torch", "timm", "transformers")
+
+
+def export(
+    model: LoadedModel,
+    folder: str,
+    extra: dict[str, Any] | None = None,
+    *,
+    dtype: Literal["float32", "float16"] = "float32",
+) -> None:
+    """Writes `model` to `folder` (a path or any URI pyarrow opens), replacing files of the same names.
+
+    Args:
+        model: what to write; for the teacher, `dataclasses.replace(model, model=teacher.model)`.
+        folder: where to.
+        extra: what `degla.json` shall say besides, e.g. {"objective": …, "weights": "teacher"}.
+        dtype: type of the matrices in the file; float16 halves it. Vectors and scalars stay float32, and
+            a loaded model is float32 either way.
+    """
+    storage = Storage(folder)
+    weights = {n: _stored(t, dtype) for n, t in model.model.state_dict().items()}
+    model_cfg = json.loads(json.dumps(model.model_cfg))
+    with tempfile.TemporaryDirectory(prefix="degla-") as temporary:
+        if isinstance(model.tokenizer, HFTokenizer):
+            tokenizer = copy.deepcopy(model.tokenizer.tokenizer)
+            if tokenizer.is_fast:  # its last call's padding and truncation would be saved with it
+                tokenizer.backend_tokenizer.no_padding()
+                tokenizer.backend_tokenizer.no_truncation()
+            tokenizer.save_pretrained(temporary)
+            # open_clip then takes the tokenizer from the folder itself; the name only has to be there.
+            model_cfg["text_cfg"]["hf_tokenizer_name"] = "."
+        for path in sorted(Path(temporary).iterdir()):
+            storage.write_bytes(path.read_bytes(), path.name)
+    # One entry of metadata only: safetensors writes several in an order that changes between runs.
+    storage.write_bytes(save(weights, metadata={METADATA_KEY: model.activation}), WEIGHTS_FILE)
+    storage.write_json(
+        {
+            "activation": model.activation,
+            "preprocess": canonical(model.preprocess_cfg),
+            "source": model.source,
+            "dtype": dtype,
+            "versions": {"degla_ray": degla_ray.__version__} | {name: version(name) for name in _LIBRARIES},
+            **canonical(extra or {}),
+        },
+        DEGLA_FILE,
+    )
+    # Last: a folder without it is no model, so one whose writing broke off is never taken for whole.
+    storage.write_json(
+        {"model_cfg": model_cfg, "preprocess_cfg": canonical(model.preprocess_cfg)}, CONFIG_FILE
+    )
+
+
+def _stored(tensor: Tensor, dtype: str) -> Tensor:
+    tensor = tensor.detach().cpu()
+    if dtype == "float16" and tensor.is_floating_point() and tensor.ndim >= 2:
+        tensor = tensor.to(torch.float16)
+    return tensor.contiguous().clone()  # safetensors refuses tensors that share memory

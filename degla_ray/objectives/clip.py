@@ -1,0 +1,22 @@
+"""Plain CLIP: symmetric cross-entropy over the global batch, no negatives, no teacher.
+
+It is DeGLA's L_base with K = 0, so the two share one definition.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from degla_ray.config import ObjectiveConfig
+from degla_ray.objectives.degla import base
+from degla_ray.objectives.features import Features
+from degla_ray.objectives.gather import gather
+
+
+def losses(features: Features, logit_scale: Tensor, config: ObjectiveConfig) -> dict[str, Tensor]:
+    """`loss` and `base`, which are the same; negatives and teacher features are ignored if given."""
+    del config  # plain CLIP has no settings
+    with torch.autocast(features.img_BD.device.type, enabled=False):
+        loss = base(features, gather(features, negatives=False), logit_scale.float())
+    return {"loss": loss, "base": loss}

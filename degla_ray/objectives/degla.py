@@ -1,0 +1,124 @@
+"""DeGLA (arXiv 2504.16801): L = L_base + λ_igc·L_IGC + λ_tgc·L_TGC + λ_distill·L_distill.
+
+Four functions for the paper's four terms, written to be read beside it. Each is a mean over a worker's
+own rows; `gather.py` makes the mean over workers the global batch's.
+
+Where the released code differs from the paper, the paper is the default and the code is an option:
+`tgc_negatives: released` (TGC against other captions' negatives) and `distill_reduction: sum`.
+
+Symbols: v image, t caption, n negative, a hat (here `teacher_`) the EMA teacher; s = exp(logit_scale);
+N global batch, B own rows, K negatives per caption, U = N(1+K) all texts of the global batch, D features.
+All features are L2-normalised float32. A negative whose mask is False does not exist.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from degla_ray.config import ObjectiveConfig
+from degla_ray.objectives.features import Features
+from degla_ray.objectives.gather import GlobalBatch, gather
+
+
+def base(own: Features, batch: GlobalBatch, scale: Tensor) -> Tensor:
+    """L_base = ½ [ mean_i CE( s·v_i·U , t_i ) + mean_i CE( s·t_i·{v_1..v_N} , v_i ) ].
+
+    Images see every text of the global batch, negatives included; captions (not negatives) see the images.
+
+    Args:
+        own: this worker's rows.
+        batch: the global batch.
+        scale: s, already exponentiated.
+    """
+    texts_UD = torch.cat([batch.txt_ND, batch.neg_NKD.flatten(0, 1)])
+    exists_U = torch.cat([batch.neg_mask_NK.new_ones(len(batch.txt_ND)), batch.neg_mask_NK.flatten()])
+    image_to_text_BU = (scale * own.img_BD @ texts_UD.T).masked_fill(~exists_U, -torch.inf)
+    text_to_image_BN = scale * own.txt_BD @ batch.img_ND.T
+    return (
+        F.cross_entropy(image_to_text_BU, batch.own_B) + F.cross_entropy(text_to_image_BN, batch.own_B)
+    ) / 2
+
+
+def igc(own: Features, scale: Tensor) -> Tensor:
+    """L_IGC = mean_i −log  e^{s v_i·t_i} / ( e^{s v_i·t_i} + Σ_k e^{s v_i·n_ik} ), own negatives only."""
+    return _contrast(own.img_BD, own.txt_BD, own.neg_BKD, own.neg_mask_BK, scale)
+
+
+def tgc(own: Features, batch: GlobalBatch, temperature: float, negatives: str = "own") -> Tensor:
+    """L_TGC = mean_i −log  e^{τ t_i·t̂_i} / ( e^{τ t_i·t̂_i} + Σ_k e^{τ t_i·n_ik} ).
+
+    Anchor: student caption; positive: the teacher's embedding of the same caption; negatives: student.
+
+    Args:
+        own: this worker's rows.
+        batch: the global batch; only `released` looks at it.
+        temperature: τ.
+        negatives: `own`, the paper; or `released`, the code's mask: of the N·K negatives laid out at
+            i·K+k, it opens the columns i+m·N for row i (N = 256, K = 4: right in 4 of 1024 pairs).
+    """
+    assert own.teacher_txt_BD is not None
+    neg_BKD, mask_BK = own.neg_BKD, own.neg_mask_BK
+    if negatives == "released":
+        N, K = batch.neg_mask_NK.shape
+        column_BK = batch.own_B[:, None] + N * torch.arange(K, device=batch.own_B.device)
+        neg_BKD, mask_BK = batch.neg_NKD.flatten(0, 1)[column_BK], batch.neg_mask_NK.flatten()[column_BK]
+    return _contrast(own.txt_BD, own.teacher_txt_BD, neg_BKD, mask_BK, temperature)
+
+
+def distill(own: Features) -> Tensor:
+    """L_distill = mean_i ( |v_i−v̂_i|² + |t_i−t̂_i|² + Σ_k |n_ik−n̂_ik|² )."""
+    assert own.teacher_img_BD is not None
+    assert own.teacher_txt_BD is not None
+    assert own.teacher_neg_BKD is not None
+    img_B = (own.img_BD - own.teacher_img_BD).square().sum(dim=-1)
+    txt_B = (own.txt_BD - own.teacher_txt_BD).square().sum(dim=-1)
+    neg_B = (own.neg_BKD - own.teacher_neg_BKD).square().sum(dim=(-1, -2))  # 0 where none exists
+    return (img_B + txt_B + neg_B).mean()
+
+
+def losses(features: Features, logit_scale: Tensor, config: ObjectiveConfig) -> dict[str, Tensor]:
+    """The four terms and their weighted sum, of which DDP's average over workers is the global one.
+
+    Args:
+        features: this worker's rows, teacher included unless λ_tgc and λ_distill are 0.
+        logit_scale: s, already exponentiated.
+        config: weights and variants.
+
+    Returns:
+        Scalars `loss`, `base`, `igc`, `tgc`, `distill`; only `loss` is weighted.
+    """
+    if features.teacher_img_BD is None and (config.lambda_tgc or config.lambda_distill):
+        raise ValueError(
+            "objective degla needs the teacher's features unless lambda_tgc = lambda_distill = 0"
+        )
+    with torch.autocast(features.img_BD.device.type, enabled=False):
+        scale = logit_scale.float()
+        batch = gather(features)
+        terms = {"base": base(features, batch, scale), "igc": igc(features, scale)}
+        if features.teacher_img_BD is None:
+            terms["tgc"] = terms["distill"] = terms["base"].new_zeros(())
+        else:
+            terms["tgc"] = tgc(features, batch, config.tgc_temperature, config.tgc_negatives)
+            terms["distill"] = distill(features)
+            if config.distill_reduction == "sum":
+                terms["distill"] = terms["distill"] * len(batch.img_ND)
+        loss = (
+            terms["base"]
+            + config.lambda_igc * terms["igc"]
+            + config.lambda_tgc * terms["tgc"]
+            + config.lambda_distill * terms["distill"]
+        )
+    return {"loss": loss, **terms}
+
+
+def _contrast(
+    anchor_BD: Tensor, positive_BD: Tensor, neg_BKD: Tensor, mask_BK: Tensor, scale: Tensor | float
+) -> Tensor:
+    """mean_i −log e^{s a_i·p_i} / ( e^{s a_i·p_i} + Σ_k e^{s a_i·n_ik} ); a row without negatives gives 0."""
+    positive_B1 = (anchor_BD * positive_BD).sum(dim=-1, keepdim=True)
+    negative_BK = torch.einsum("bd,bkd->bk", anchor_BD, neg_BKD)
+    # Masked after scaling: -inf times the scale would give the scale a gradient of 0 * -inf = NaN.
+    logits = torch.cat([scale * positive_B1, (scale * negative_BK).masked_fill(~mask_BK, -torch.inf)], dim=1)
+    return F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long, device=logits.device))

@@ -1,0 +1,142 @@
+import dataclasses
+import json
+import sys
+
+import open_clip
+import pytest
+import torch
+from tiny_models import CAPTIONS, write_config
+
+from degla_ray.config import ModelConfig, ObjectiveConfig, TeacherConfig
+from degla_ray.model import Teacher, build, encode_image, encode_text, export, load
+from degla_ray.model.build import CONFIG_FILE, WEIGHTS_FILE
+
+IMAGES_BCHW = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+def build_tiny(folder, top):
+    loaded = build(ModelConfig(name=write_config(folder, **top)))
+    loaded.model.eval()
+    return loaded
+
+
+@pytest.fixture
+def loaded(tmp_path):
+    return build_tiny(tmp_path / "config", {})
+
+
+TOPS = {
+    "clip": {},
+    "quickgelu": {"quick_gelu": True},
+    "custom_text": {"custom_text": True},
+    "clip_tokenizer": {"text": {"hf_tokenizer_name": None, "vocab_size": 49408}},
+}
+
+
+@pytest.fixture(params=TOPS)
+def any_loaded(request, tmp_path):
+    return build_tiny(tmp_path / "config", TOPS[request.param])
+
+
+@torch.no_grad()
+def test_export_folder_opens_in_open_clip_with_the_same_features(any_loaded, tmp_path):
+    export(any_loaded, str(tmp_path / "export"))
+    name = f"local-dir:{tmp_path / 'export'}"
+    model, _, transform = open_clip.create_model_and_transforms(name)
+    tokens_BL = open_clip.get_tokenizer(name)(CAPTIONS)
+    model.eval()
+    assert torch.equal(tokens_BL, any_loaded.tokenizer(CAPTIONS))
+    assert torch.equal(
+        model.encode_image(IMAGES_BCHW, normalize=True), encode_image(any_loaded.model, IMAGES_BCHW)
+    )
+    found = model.encode_text(tokens_BL, normalize=True)
+    assert torch.allclose(found, encode_text(any_loaded.model, tokens_BL), rtol=0, atol=1e-6)
+    assert transform.transforms[0].size == 32
+
+
+@torch.no_grad()
+def test_load_exported_folder_in_one_line_gives_the_same_features(any_loaded, tmp_path):
+    export(any_loaded, str(tmp_path / "export"))
+    again = load(str(tmp_path / "export"))
+    assert not again.model.training
+    assert again.activation == any_loaded.activation
+    assert again.preprocess_cfg == any_loaded.preprocess_cfg
+    assert torch.equal(again.tokenizer(CAPTIONS), any_loaded.tokenizer(CAPTIONS))
+    assert torch.equal(encode_image(again.model, IMAGES_BCHW), encode_image(any_loaded.model, IMAGES_BCHW))
+    tokens_BL = any_loaded.tokenizer(CAPTIONS)
+    assert torch.equal(encode_text(again.model, tokens_BL), encode_text(any_loaded.model, tokens_BL))
+
+
+def test_export_of_an_exported_model_gives_the_same_bytes(loaded, tmp_path):
+    loaded.tokenizer(CAPTIONS)  # a use must leave no trace in the files
+    export(loaded, str(tmp_path / "a"))
+    again = load(str(tmp_path / "a"))
+    again.tokenizer(CAPTIONS * 2)
+    export(again, str(tmp_path / "b"))
+    names = sorted(p.name for p in (tmp_path / "a").iterdir())
+    assert names == sorted(p.name for p in (tmp_path / "b").iterdir())
+    for name in set(names) - {"degla.json"}:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+
+
+def test_export_names_no_path_of_this_machine(any_loaded, tmp_path):
+    export(any_loaded, str(tmp_path / "export"))
+    for path in (tmp_path / "export").iterdir():
+        if path.suffix in (".json", ".txt"):
+            assert str(tmp_path) not in path.read_text(), path.name
+            assert sys.prefix not in path.read_text(), path.name
+
+
+def test_export_of_the_teacher_writes_the_teachers_weights_and_what_made_them(loaded, tmp_path):
+    teacher = Teacher(loaded.model, TeacherConfig())
+    with torch.no_grad():
+        for p in loaded.model.parameters():
+            p.add_(0.1)
+    averaged = dataclasses.replace(loaded, model=teacher.model)
+    export(averaged, str(tmp_path / "export"), {"weights": "teacher", "objective": ObjectiveConfig()})
+    facts = json.loads((tmp_path / "export" / "degla.json").read_text())
+    assert facts["weights"] == "teacher"
+    assert facts["objective"]["lambda_distill"] == 1.28
+    assert facts["activation"] == loaded.activation
+    assert facts["preprocess"]["size"] == [32, 32]
+    assert facts["versions"]["torch"] == torch.__version__.split("+")[0]
+    again = load(str(tmp_path / "export")).model
+    assert teacher.distance(again) == 0.0
+    assert teacher.distance(loaded.model) > 0.0
+
+
+@torch.no_grad()
+def test_export_float16_halves_the_file_and_keeps_features_close(loaded, tmp_path):
+    export(loaded, str(tmp_path / "full"))
+    export(loaded, str(tmp_path / "half"), dtype="float16")
+    full, half = ((tmp_path / n / WEIGHTS_FILE).stat().st_size for n in ("full", "half"))
+    assert half < 0.6 * full
+    again = load(str(tmp_path / "half")).model
+    assert {p.dtype for p in again.parameters()} == {torch.float32}
+    assert again.logit_scale.item() == loaded.model.logit_scale.item()
+    cosine = (encode_image(again, IMAGES_BCHW) * encode_image(loaded.model, IMAGES_BCHW)).sum(-1)
+    assert cosine.min() > 0.9999
+
+
+def test_export_to_and_load_from_a_uri(loaded, tmp_path):
+    uri = f"file://{tmp_path}/export"
+    export(loaded, uri)
+    assert torch.equal(load(uri).model.visual.proj, loaded.model.visual.proj)
+    pretrained = ModelConfig(name=uri, pretrained=f"{uri}/{WEIGHTS_FILE}")
+    assert torch.equal(build(pretrained).model.visual.proj, loaded.model.visual.proj)
+
+
+def test_export_over_an_older_one_replaces_it(loaded, tmp_path):
+    export(loaded, str(tmp_path / "export"))
+    with torch.no_grad():
+        loaded.model.visual.proj.add_(1.0)
+    export(loaded, str(tmp_path / "export"))
+    assert torch.equal(load(str(tmp_path / "export")).model.visual.proj, loaded.model.visual.proj)
+    assert not list((tmp_path / "export").glob("*.tmp-*"))
+
+
+def test_export_that_breaks_off_leaves_no_model(loaded, tmp_path):
+    broken = dataclasses.replace(loaded, preprocess_cfg={"size": object()})
+    with pytest.raises(TypeError, match="object"):
+        export(broken, str(tmp_path / "export"))
+    assert not (tmp_path / "export" / CONFIG_FILE).exists()

@@ -1,0 +1,99 @@
+import pytest
+import torch
+from tiny_models import CAPTIONS, write_config
+
+from degla_ray.config import ModelConfig
+from degla_ray.model import build, encode_image, encode_text
+
+TOWERS = {
+    "clip": {},
+    "custom_text": {"custom_text": True},
+    "quick_gelu": {"quick_gelu": True},
+    "eos_pool": {"text": {"pool_type": "eos"}, "custom_text": True},
+    "eos_pool_clip": {"text": {"pool_type": "eos"}},
+    "linear_projection": {"text": {"proj_bias": True}},
+    "no_projection": {"text": {"proj_type": "none"}, "embed_dim": 32},
+    "bidirectional": {"text": {"no_causal_mask": True}},
+    "first_pool": {"text": {"pool_type": "first"}},
+    "last_pool": {"text": {"pool_type": "last"}, "custom_text": True},
+    "class_token": {"text": {"embed_cls": True}, "custom_text": True},
+}
+CUT = {"clip", "custom_text", "quick_gelu", "eos_pool", "eos_pool_clip", "linear_projection", "no_projection"}
+
+
+@pytest.fixture(params=TOWERS)
+def tower(request, tmp_path):
+    """(name, model, tokens of captions that are all shorter than the context)."""
+    torch.manual_seed(0)
+    loaded = build(ModelConfig(name=write_config(tmp_path, **TOWERS[request.param])))
+    model = loaded.model
+    tokens_BL = loaded.tokenizer(CAPTIONS)
+    end = loaded.tokenizer.tokenizer.eos_token_id
+    for part in (model, getattr(model, "text", None)):
+        if hasattr(part, "text_eos_id"):
+            part.text_eos_id = end
+        elif hasattr(part, "eos_id"):
+            part.eos_id = end
+    return request.param, model.eval(), tokens_BL
+
+
+@torch.no_grad()
+def test_encode_text_any_tower_equals_open_clip(tower):
+    _, model, tokens_BL = tower
+    for normalize in (True, False):
+        found = encode_text(model, tokens_BL, normalize=normalize)
+        expected = model.encode_text(tokens_BL, normalize=normalize)
+        assert found.dtype == torch.float32
+        assert torch.allclose(found, expected, rtol=0, atol=1e-6)
+
+
+@torch.no_grad()
+def test_encode_text_causal_tower_computes_only_the_longest_caption(tower):
+    name, model, tokens_BL = tower
+    longest = int((tokens_BL != 0).sum(dim=1).max())
+    assert longest < tokens_BL.shape[1]
+    lengths = []
+    transformer = model.transformer if hasattr(model, "transformer") else model.text.transformer
+    hook = transformer.register_forward_pre_hook(lambda _, args: lengths.append(args[0].shape[1]))
+    encode_text(model, tokens_BL)
+    hook.remove()
+    full = tokens_BL.shape[1] + (name == "class_token")
+    assert lengths == [longest if name in CUT else full]
+
+
+def test_encode_text_gradients_equal_open_clip(tower):
+    _, model, tokens_BL = tower
+    gradients = []
+    for encode in (encode_text, lambda m, t: m.encode_text(t, normalize=True)):
+        model.zero_grad()
+        encode(model, tokens_BL)[:, 0].sum().backward()
+        gradients.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
+    ours, theirs = gradients
+    assert ours.keys() == theirs.keys()
+    for name, gradient in theirs.items():
+        assert torch.allclose(ours[name], gradient, rtol=1e-4, atol=1e-6), name
+
+
+@pytest.mark.parametrize("tower", sorted(CUT), indirect=True)
+@torch.no_grad()
+def test_encode_text_already_cut_tokens_equal_full_length(tower):
+    _, model, tokens_BL = tower
+    cut_BL = tokens_BL[:, : int((tokens_BL != 0).sum(dim=1).max())]
+    assert torch.equal(encode_text(model, cut_BL), encode_text(model, tokens_BL))
+
+
+@torch.no_grad()
+def test_encode_text_no_rows_gives_no_rows(tmp_path):
+    model = build(ModelConfig(name=write_config(tmp_path))).model
+    assert encode_text(model, torch.zeros(0, 32, dtype=torch.long)).shape == (0, 16)
+
+
+@torch.no_grad()
+def test_encode_under_bfloat16_autocast_returns_normalised_float32(tmp_path):
+    loaded = build(ModelConfig(name=write_config(tmp_path)))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        img_BD = encode_image(loaded.model, torch.randn(2, 3, 32, 32))
+        txt_BD = encode_text(loaded.model, loaded.tokenizer(CAPTIONS))
+    for features in (img_BD, txt_BD):
+        assert features.dtype == torch.float32
+        assert torch.allclose(features.norm(dim=-1), torch.ones(len(features)), atol=1e-6)
