@@ -44,6 +44,7 @@ class RejectReason(StrEnum):
     SAME_MEANING = "same_meaning"
     SYNONYM = "synonym"
     DUPLICATE_NEGATIVE = "duplicate_negative"
+    TRUE_OF_IMAGE = "true_of_image"
 
 
 IMAGES = pa.schema(

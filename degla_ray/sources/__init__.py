@@ -1,0 +1,26 @@
+"""Sources of pictures and captions, one file a format (base.py says what one has to offer)."""
+
+from __future__ import annotations
+
+from degla_ray.config import PrepareConfig
+from degla_ray.sources.base import Source
+
+
+def open_source(config: PrepareConfig) -> Source:
+    """The source that `config.source` names, with its settings.
+
+    Raises:
+        SettingError: a folder or file that the settings name is not there.
+    """
+    # Imported where they are chosen: no source's libraries are loaded for another's job.
+    if config.source == "flickr8k":
+        from degla_ray.sources.flickr8k import Flickr8kSource
+
+        return Flickr8kSource(config.flickr8k)
+    if config.source == "coco":
+        from degla_ray.sources.coco import CocoSource
+
+        return CocoSource(config.coco)
+    from degla_ray.sources.scenes.source import ScenesSource
+
+    return ScenesSource(config.scenes)

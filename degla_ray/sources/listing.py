@@ -1,0 +1,204 @@
+"""From names in an annotation file to records: finds the pictures, judges the captions.
+
+Shared by every source whose pictures are files in a folder. The folder is listed once (one system
+call for some hundred names) instead of being asked for every name; only names that the listing
+lacks are looked up one by one, which is also where symbolic links are followed and judged.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import posixpath
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import pyarrow.fs as pafs
+
+from degla_ray.errors import SettingError
+from degla_ray.schema import RejectReason
+from degla_ray.shards import Storage
+from degla_ray.sources.base import Caption, Record, Refusal, Reject, Unit, check_caption
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".avif")
+
+
+class NamedCaption(NamedTuple):
+    """A caption as an annotation file has it. `where` names file and line, or file and index."""
+
+    sample_id: str
+    value: object
+    split: str
+    where: str
+
+
+@dataclass(kw_only=True)
+class NamedImage:
+    """A picture as an annotation file names it.
+
+    Attributes:
+        names: file names below the image folder where it may lie, the file's own name first.
+        where: file and line, or file and index, of the first mention.
+    """
+
+    image_id: str
+    names: tuple[str, ...]
+    where: str
+    captions: list[NamedCaption] = field(default_factory=list)
+
+
+class ImageFolder:
+    """The folder of a source's pictures, on any filesystem pyarrow opens.
+
+    Raises:
+        SettingError: there is no such folder; names `setting`.
+    """
+
+    def __init__(self, uri: str, setting: str) -> None:
+        if not uri:
+            raise SettingError(setting, uri, "the folder of the pictures")
+        self._storage = Storage(uri)
+        if not self._storage.is_folder():
+            raise SettingError(setting, uri, "an existing folder of pictures")
+
+    def read(self, locator: str) -> bytes:
+        return self._storage.read_bytes(locator)
+
+    def list(self) -> FolderListing:
+        return FolderListing(self._storage)
+
+
+class FolderListing:
+    """The names of all files below an image folder at one moment."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._local = isinstance(storage.filesystem, pafs.LocalFileSystem)
+        self._root = os.path.realpath(storage.path()) if self._local else storage.path()
+        self.files = set(_walk(self._root) if self._local else storage.names_below())
+
+    def pictures(self) -> list[str]:
+        """Files that are pictures by their suffix, sorted."""
+        return sorted(n for n in self.files if n.lower().endswith(IMAGE_SUFFIXES))
+
+    def find(self, names: Sequence[str]) -> str | Refusal:
+        """The first of `names` that exists, below the folder; else why none can be used.
+
+        The first name decides whether the row tries to leave the folder; the others are ours.
+        """
+        if normalise(names[0]) is None:
+            return Refusal(RejectReason.OUTSIDE_FOLDER, f"{names[0]!r} does not stay in the image folder")
+        inside = [n for n in map(normalise, names) if n is not None]
+        for name in inside:
+            if name in self.files:
+                return name
+        for name in inside if self._local else ():
+            path = os.path.join(self._root, name)
+            if os.path.isfile(path):  # reached through a symbolic link
+                real = os.path.realpath(path)
+                if os.path.commonpath([real, self._root]) == self._root:
+                    return name
+                return Refusal(RejectReason.OUTSIDE_FOLDER, f"{name!r} is a link to {real!r}")
+        return Refusal(RejectReason.MISSING_IMAGE, f"no file {inside[0]!r} in the image folder")
+
+
+def normalise(name: str) -> str | None:
+    """`name` without detours, relative to the image folder; none if it leaves the folder."""
+    if name.startswith(("/", "\\")) or "://" in name or name[1:3] in (":/", ":\\"):
+        return None
+    plain = posixpath.normpath(name)
+    return None if plain in (".", "..") or plain.startswith("../") else plain
+
+
+def to_rows(images: Iterable[NamedImage], listing: FolderListing) -> Iterator[Record | Reject]:
+    """Every named picture as one Record or image Reject; every caption in a Record or as a Reject.
+
+    An image belongs to the split that names it first: captions of it in another split are
+    rejected, so that no picture is both trained on and evaluated on.
+    """
+    seen: set[str] = set()
+    for image in images:
+        found = listing.find(image.names)
+        good: list[Caption] = []
+        for caption in image.captions:
+            checked = check_caption(caption.value)
+            if caption.sample_id in seen:
+                checked = Refusal(RejectReason.DUPLICATE_ID, f"sample id {caption.sample_id!r} again")
+            elif caption.split != image.captions[0].split:
+                detail = f"image {image.image_id!r} is already in split {image.captions[0].split!r}"
+                checked = Refusal(RejectReason.DUPLICATE_ID, detail)
+            elif isinstance(found, Refusal) and not isinstance(checked, Refusal):
+                checked = Refusal(RejectReason.CAPTION_WITHOUT_IMAGE, f"its image: {found.detail}")
+            seen.add(caption.sample_id)
+            if isinstance(checked, Refusal):
+                yield reject_caption(caption, checked, image.image_id)
+            else:
+                good.append(Caption(caption.sample_id, checked, caption.split))
+        if not isinstance(found, Refusal) and good:
+            yield Record(image.image_id, found, tuple(good))
+            continue
+        why = found if isinstance(found, Refusal) else _no_caption(len(image.captions))
+        yield Reject(
+            unit=Unit.IMAGE,
+            row_id=image.image_id,
+            reason=why.reason,
+            detail=f"{image.where}: {why.detail}",
+            text=image.names[0],
+            image_id=image.image_id,
+        )
+
+
+def reject_caption(caption: NamedCaption, why: Refusal, image_id: str = "") -> Reject:
+    return Reject(
+        unit=Unit.CAPTION,
+        row_id=caption.sample_id or caption.where,
+        reason=why.reason,
+        detail=f"{caption.where}: {why.detail}",
+        text=caption.value if isinstance(caption.value, str) else repr(caption.value),
+        image_id=image_id,
+    )
+
+
+def require_annotations(uri: str, setting: str) -> None:
+    """Raises SettingError, naming `setting`, if there is no such file."""
+    _locate(uri, setting)
+
+
+def read_annotations(uri: str, setting: str) -> bytes:
+    """The bytes of an annotation file.
+
+    Raises:
+        SettingError: there is no such file; names `setting`.
+    """
+    storage, name = _locate(uri, setting)
+    return storage.read_bytes(name)
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _locate(uri: str, setting: str) -> tuple[Storage, str]:
+    folder, slash, name = uri.rpartition("/")
+    storage = Storage(folder + slash if slash else ".")
+    if not name or not storage.is_file(name):
+        raise SettingError(setting, uri, "an existing annotation file")
+    return storage, name
+
+
+def _no_caption(captions: int) -> Refusal:
+    detail = f"all of its {captions} captions were rejected" if captions else "no caption names it"
+    return Refusal(RejectReason.IMAGE_WITHOUT_CAPTION, detail)
+
+
+def _walk(root: str) -> Iterator[str]:
+    pending = [""]
+    while pending:
+        folder = pending.pop()
+        with os.scandir(os.path.join(root, folder)) as entries:
+            for entry in entries:
+                name = f"{folder}/{entry.name}" if folder else entry.name
+                if entry.is_dir(follow_symlinks=False):
+                    pending.append(name)
+                elif entry.is_file(follow_symlinks=False):
+                    yield name

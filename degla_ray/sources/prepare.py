@@ -1,0 +1,231 @@
+"""Stage `prepare`: a source becomes images + captions (+ rejects), written by Ray Data in shards.
+
+The driver lists the source's rows, which is cheap, and deals them to shards by a hash of the image's
+id; each pending shard is one row of a Ray dataset and one task. A rerun writes only shards without a
+receipt; on a finished folder it reads the manifest and the annotation files' hashes, and starts no Ray.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from degla_ray.config import PrepareConfig
+from degla_ray.errors import DataError, SettingError, TooManyRejects
+from degla_ray.schema import RejectReason
+from degla_ray.shards import MANIFEST, StageFolder, Storage, shard_of
+from degla_ray.sources import open_source
+from degla_ray.sources.base import STAGE, Record, Reject, Source, Unit
+from degla_ray.sources.write_shard import (
+    Progress,
+    ShardResult,
+    ShardTask,
+    records_from_json,
+    records_to_json,
+    rejects_from_json,
+    rejects_to_json,
+    write_shard,
+)
+
+OUTPUT_VERSION = 1
+"""Raised when the same input would give other output: a folder of another version is not continued."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listing:
+    """A source's rows before any picture is opened; `images_in` and `captions_in` were counted apart."""
+
+    records: list[Record]
+    rejects: list[Reject]
+    images_in: int
+    captions_in: int
+
+
+def prepare(config: PrepareConfig) -> dict[str, int]:
+    """Writes `images/`, `captions/` and `rejects/` (scenes: also `graphs/` and `tests/`) to `config.output`.
+
+    Returns:
+        The manifest's counts: images_in, images_out, images_rejected, the same for captions, and
+        `rejected.<image|caption>.<reason>`.
+
+    Raises:
+        SettingError: a folder or file that the settings name is not there.
+        FingerprintMismatch: the output folder was made with other settings or other input.
+        TooManyRejects: more than `max_reject_fraction` of the rows was rejected.
+        DataError: rows in are not rows out plus rejects, or an annotation file is broken.
+    """
+    source = open_source(config)
+    if _storage(config.output).exists(MANIFEST):
+        folder = _open_folder(config, source)
+        if folder.complete:
+            print(f"{config.output} is finished: nothing to do")
+            _print_counts(folder.manifest["counts"])
+            return dict(folder.manifest["counts"])
+    listing = list_rows(source, config.limit)
+    result = ShardResult()
+    result.add_rejects(listing.rejects)
+    _stop_at_too_many(config, listing, result)
+    folder = _open_folder(config, source)
+    _write_pending(config, folder, source, listing)
+    source.write_extras(folder.storage)
+    none = {f"{unit}s_{what}": 0 for unit in Unit for what in ("out", "rejected")}
+    read = {"images_in": listing.images_in, "captions_in": listing.captions_in}
+    counts = {**none, **folder.counts(), **read}
+    _print_counts(counts)
+    for unit in Unit:
+        rows_in, rows_out, lost = (counts[f"{unit}s_{what}"] for what in ("in", "out", "rejected"))
+        if rows_in != rows_out + lost:
+            found = f"{rows_in} {unit}s in, {rows_out} out and {lost} rejected"
+            raise DataError(config.output, found, "rows in = rows out + rejects (a fault of this program)")
+    return folder.finish(counts)
+
+
+def list_rows(source: Source, limit: int | None) -> Listing:
+    """All rows of `source`, or those of `limit` pictures: the first of each split, in proportion.
+
+    With a limit, rows that belong to no chosen picture count neither as in nor as rejected.
+    """
+    records: list[Record] = []
+    rejects: list[Reject] = []
+    images_in = captions_in = 0
+    for row in source.records():
+        if isinstance(row, Record):
+            records.append(row)
+        elif isinstance(row, Reject):
+            rejects.append(row)
+        else:
+            images_in, captions_in = images_in + row.images, captions_in + row.captions
+    if limit is not None and len(records) > limit:
+        records = _first_of_each_split(records, limit)
+        chosen = {r.image_id for r in records}
+        rejects = [r for r in rejects if r.image_id in chosen]
+        images_in = len(records) + sum(r.unit is Unit.IMAGE for r in rejects)
+        captions_in = sum(len(r.captions) for r in records) + sum(r.unit is Unit.CAPTION for r in rejects)
+    assert len({r.image_id for r in records}) == len(records), "a source repeats an image_id"
+    return Listing(records=records, rejects=rejects, images_in=images_in, captions_in=captions_in)
+
+
+def _first_of_each_split(records: list[Record], limit: int) -> list[Record]:
+    sizes = Counter(r.captions[0].split for r in records)
+    seen: Counter[str] = Counter()
+    places = []
+    for index, record in enumerate(records):
+        split = record.captions[0].split
+        seen[split] += 1
+        places.append(((seen[split] - 0.5) / sizes[split], index))
+    return [records[index] for index in sorted(index for _, index in sorted(places)[:limit])]
+
+
+def _storage(uri: str) -> Storage:
+    if not uri:
+        raise SettingError("output", uri, "a folder to write to")
+    return Storage(uri)
+
+
+def _open_folder(config: PrepareConfig, source: Source) -> StageFolder:
+    identity = {
+        "version": OUTPUT_VERSION,
+        "source": config.source,
+        config.source: source.identity(),
+        "short_side": config.short_side,
+        "max_image_pixels": config.max_image_pixels,
+        "limit": config.limit,
+    }
+    try:
+        return StageFolder(config.output, STAGE, identity, config.num_shards)
+    except OSError as error:
+        raise SettingError("output", config.output, f"a folder that can be written ({error})") from error
+
+
+def _write_pending(config: PrepareConfig, folder: StageFolder, source: Source, listing: Listing) -> None:
+    """Writes every shard that has no receipt yet; stops early once too many rows are rejected."""
+    pending = folder.pending()
+    if not pending:
+        return
+    from degla_ray import ray_setup
+    from degla_ray.sources.progress import ShardProgress
+
+    ray_setup.start(config.ray)
+    shards: defaultdict[int, list[Record]] = defaultdict(list)
+    for record in listing.records:
+        shards[shard_of(record.image_id, folder.num_shards)].append(record)
+    task = ShardTask(
+        folder=folder, source=source, max_pixels=config.max_image_pixels, short_side=config.short_side
+    )
+    done = ShardResult(counts=Counter(folder.counts()))
+    if 0 in pending:  # the receipt of shard 0 counts the driver's rejects
+        done.add_rejects(listing.rejects)
+    blocks = [
+        pa.table(
+            {
+                "shard": [shard],
+                "records": [records_to_json(shards[shard])],
+                "rejects": [rejects_to_json(listing.rejects if shard == 0 else [])],
+            }
+        )
+        for shard in pending
+    ]
+    pictures = sum(len(shards[shard]) for shard in pending)
+    with ShardProgress(pictures, f"prepare {config.source}") as progress:
+        for row in _run(blocks, task, progress.reporter()):
+            done.counts.update(json.loads(row["counts"]))
+            done.examples = {**json.loads(row["examples"]), **done.examples}
+            _stop_at_too_many(config, listing, done)
+
+
+def _run(blocks: list[pa.Table], task: ShardTask, progress: Progress) -> Iterator[dict[str, Any]]:
+    import ray.data
+
+    dataset = ray.data.from_arrow(blocks)  # one row a block: one shard a task
+    yield from dataset.map(_shard_row, fn_kwargs={"task": task, "progress": progress}).iter_rows()
+
+
+def _shard_row(row: dict[str, Any], *, task: ShardTask, progress: Progress) -> dict[str, Any]:
+    records, rejects = records_from_json(row["records"]), rejects_from_json(row["rejects"])
+    result = write_shard(task, int(row["shard"]), records, rejects, progress)
+    return {"counts": json.dumps(result.counts), "examples": json.dumps(result.examples)}
+
+
+def _stop_at_too_many(config: PrepareConfig, listing: Listing, result: ShardResult) -> None:
+    """Raises TooManyRejects if the rejects known so far are too many for all rows.
+
+    A picture that no caption names is a reject, but counts neither here nor there: it is no fault of
+    a row that was asked for (a folder of all splits, a caption file of one).
+    """
+    spare = result.counts[f"rejected.{Unit.IMAGE}.{RejectReason.IMAGE_WITHOUT_CAPTION}"]
+    rows = listing.images_in + listing.captions_in - spare
+    by_reason: Counter[str] = Counter()
+    for name, count in result.counts.items():
+        if name.startswith("rejected.") and not name.endswith(f".{RejectReason.IMAGE_WITHOUT_CAPTION}"):
+            by_reason[name.rpartition(".")[2]] += count
+    rejected = sum(by_reason.values())
+    if listing.records and rejected <= config.max_reject_fraction * rows:
+        return
+    if not listing.records and not rejected:
+        raise DataError(config.source, "no picture that has a caption", "at least one")
+    reasons = "; ".join(
+        f"{reason} {count}" + (f", e.g. {result.examples[reason]}" if reason in result.examples else "")
+        for reason, count in by_reason.most_common(3)
+    )
+    found = f"{rejected} of {rows} rows rejected, {rejected / rows:.1%} ({reasons})"
+    raise TooManyRejects(
+        config.output, found, f"at most {config.max_reject_fraction:.1%} (max_reject_fraction)"
+    )
+
+
+def _print_counts(counts: dict[str, int]) -> None:
+    for unit in Unit:
+        rows_in, rows_out, lost = (counts[f"{unit}s_{what}"] for what in ("in", "out", "rejected"))
+        reasons = ", ".join(
+            f"{name.rpartition('.')[2]} {count}"
+            for name, count in sorted(counts.items(), key=lambda item: -item[1])
+            if name.startswith(f"rejected.{unit}.")
+        )
+        print(
+            f"{unit}s: {rows_in} in = {rows_out} out + {lost} rejects" + (f" ({reasons})" if reasons else "")
+        )

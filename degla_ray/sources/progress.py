@@ -1,0 +1,96 @@
+"""Progress of Ray tasks on the driver's console, while they run.
+
+A shard is one task, so Ray Data itself could only say "0 of 8" and then "8 of 8". Here tasks tell a
+small actor how many pictures are done (one message for 16), and a thread on the driver draws that.
+"""
+
+from __future__ import annotations
+
+import threading
+from types import TracebackType
+from typing import Any, Self
+
+import ray
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+_POLL_SECONDS = 0.5
+_PLAIN_SECONDS = 10.0  # between lines where the console is a file
+
+
+class _CountedPictures:
+    def __init__(self) -> None:
+        self._total = 0
+
+    def add(self, number: int) -> None:
+        self._total += number
+
+    def total(self) -> int:
+        return self._total
+
+
+_Counter: Any = ray.remote(num_cpus=0)(_CountedPictures)
+
+
+class Reporter:
+    """What tasks call; it travels to them."""
+
+    def __init__(self, counter: Any) -> None:
+        self._counter = counter
+
+    def __call__(self, pictures: int) -> None:
+        self._counter.add.remote(pictures)
+
+
+class ShardProgress:
+    """A progress bar over all tasks; on something that is no terminal, a line now and then.
+
+    Args:
+        total: pictures in all.
+        title: what is being done.
+    """
+
+    def __init__(self, total: int, title: str) -> None:
+        self._total, self._title = total, title
+        self._counter = _Counter.remote()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._draw, name="progress", daemon=True)
+
+    def reporter(self) -> Reporter:
+        return Reporter(self._counter)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+        ray.kill(self._counter)
+
+    def _draw(self) -> None:
+        console = Console(stderr=True)
+        if not console.is_terminal:
+            while not self._stop.wait(_PLAIN_SECONDS):
+                console.print(f"{self._title}: {self._done()} of {self._total} pictures")
+            return
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("pictures"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
+        with Bar(*columns, console=console) as bar:
+            task = bar.add_task(self._title, total=self._total)
+            while not self._stop.wait(_POLL_SECONDS):
+                bar.update(task, completed=self._done())
+            bar.update(task, completed=self._done())
+
+    def _done(self) -> int:
+        # A task that Ray ran twice reports twice.
+        return min(self._total, int(ray.get(self._counter.total.remote())))

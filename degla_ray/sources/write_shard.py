@@ -1,0 +1,167 @@
+"""One shard of `prepare`: what a Ray task does with its share of the records.
+
+A task reads, checks and writes its pictures in groups of ROW_GROUP_ROWS, so it holds some 16 pictures
+at a time whatever the shard's size. It returns a receipt of counts, never the data.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from degla_ray.schema import CAPTIONS, IMAGES, RejectReason
+from degla_ray.shards import ROW_GROUP_ROWS, StageFolder
+from degla_ray.sources.base import Caption, Record, Refusal, Reject, Source, Unit, rejects_table
+from degla_ray.sources.images import CheckedImage, check_and_convert
+
+Progress = Callable[[int], None]  # told how many pictures were done since it was last told
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardTask:
+    """Everything a task needs besides its rows.
+
+    Attributes:
+        max_pixels: limit of a picture, checked before decoding.
+        short_side: pixels to scale down to; none keeps pictures as they are.
+    """
+
+    folder: StageFolder
+    source: Source
+    max_pixels: int
+    short_side: int | None
+
+
+@dataclass(kw_only=True)
+class ShardResult:
+    """A shard's counts, by the names that stand in the manifest, and one example of each reason."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, str] = field(default_factory=dict)
+
+    def add_rejects(self, rejects: Iterable[Reject]) -> None:
+        for reject in rejects:
+            self.counts[f"{reject.unit}s_rejected"] += 1
+            self.counts[f"rejected.{reject.unit}.{reject.reason}"] += 1
+            self.examples.setdefault(reject.reason.value, f"{reject.row_id}: {reject.detail}")
+
+
+def write_shard(
+    task: ShardTask, shard: int, records: list[Record], rejects: list[Reject], progress: Progress
+) -> ShardResult:
+    """Writes the parts of one shard and, last of all, its receipt.
+
+    Args:
+        records: the pictures of this shard.
+        rejects: rows that the driver rejected and that are kept in this shard.
+
+    Returns:
+        What this task itself wrote and lost: without `rejects`, which the receipt does count.
+    """
+    kept: list[Record] = []
+    lost: list[Reject] = []
+    folder = task.folder
+    pictures = _pictures(task, records, kept, lost, progress)
+    folder.write_part_tables("images", shard, IMAGES, pictures, ROW_GROUP_ROWS)
+    captions = [
+        (c.sample_id, record.image_id, c.caption, c.split) for record in kept for c in record.captions
+    ]
+    folder.write_part("captions", shard, _table(captions, CAPTIONS))
+    for name, table in task.source.side_tables(kept).items():
+        folder.write_part(name, shard, table)
+    folder.write_part("rejects", shard, rejects_table([*rejects, *lost]))
+    result = ShardResult()
+    result.counts.update(images_out=len(kept), captions_out=len(captions))
+    result.add_rejects(lost)
+    receipt = ShardResult(counts=Counter(result.counts))
+    receipt.add_rejects(rejects)
+    folder.write_receipt(shard, receipt.counts)
+    return result
+
+
+def records_to_json(records: list[Record]) -> str:
+    return json.dumps(records)
+
+
+def records_from_json(text: str) -> list[Record]:
+    return [
+        Record(i, locator, tuple(Caption(*c) for c in captions)) for i, locator, captions in json.loads(text)
+    ]
+
+
+def rejects_to_json(rejects: list[Reject]) -> str:
+    return json.dumps([(r.unit, r.row_id, r.reason, r.detail, r.text, r.image_id) for r in rejects])
+
+
+def rejects_from_json(text: str) -> list[Reject]:
+    return [
+        Reject(
+            unit=Unit(unit),
+            row_id=row_id,
+            reason=RejectReason(reason),
+            detail=detail,
+            text=row_text,
+            image_id=image_id,
+        )
+        for unit, row_id, reason, detail, row_text, image_id in json.loads(text)
+    ]
+
+
+def _pictures(
+    task: ShardTask, records: list[Record], kept: list[Record], lost: list[Reject], progress: Progress
+) -> Iterator[pa.Table]:
+    """Row groups of good pictures; fills `kept` and `lost` as it goes."""
+    for start in range(0, len(records), ROW_GROUP_ROWS):
+        group = records[start : start + ROW_GROUP_ROWS]
+        rows: list[tuple[Any, ...]] = []
+        for record in group:
+            checked = _load(task, record.locator)
+            if isinstance(checked, Refusal):
+                lost.extend(_lose(record, checked))
+            else:
+                kept.append(record)
+                rows.append((record.image_id, *checked))
+        progress(len(group))
+        if rows:
+            yield _table(rows, IMAGES)
+
+
+def _load(task: ShardTask, locator: str) -> CheckedImage | Refusal:
+    try:
+        data = task.source.read_image(locator)
+    except FileNotFoundError as error:
+        return Refusal(RejectReason.MISSING_IMAGE, str(error))
+    except (OSError, ValueError) as error:  # no permission, a broken disk, a name the filesystem cannot hold
+        return Refusal(RejectReason.UNREADABLE, f"{type(error).__name__}: {error}")
+    return check_and_convert(data, task.max_pixels, task.short_side)
+
+
+def _lose(record: Record, why: Refusal) -> Iterator[Reject]:
+    image_id = record.image_id
+    yield Reject(
+        unit=Unit.IMAGE,
+        row_id=image_id,
+        reason=why.reason,
+        detail=why.detail,
+        text=record.locator,
+        image_id=image_id,
+    )
+    for caption in record.captions:
+        yield Reject(
+            unit=Unit.CAPTION,
+            row_id=caption.sample_id,
+            reason=RejectReason.CAPTION_WITHOUT_IMAGE,
+            detail=f"image {image_id!r} was rejected: {why.reason}",
+            text=caption.caption,
+            image_id=image_id,
+        )
+
+
+def _table(rows: list[tuple[Any, ...]], schema: pa.Schema) -> pa.Table:
+    columns = zip(*rows, strict=True) if rows else ([] for _ in schema)
+    return pa.table([pa.array(c, type=f.type) for c, f in zip(columns, schema, strict=True)], schema=schema)

@@ -1,0 +1,18 @@
+#!/usr/bin/env python
+"""Turns a source of pictures and captions into the project's Parquet datasets.
+
+    python jobs/prepare.py --source scenes --output runs/scenes
+    python jobs/prepare.py --source flickr8k --output runs/flickr8k --flickr8k.images DIR/Images \
+        --flickr8k.captions '{train: DIR/captions_train.txt, val: DIR/captions_val.txt}'
+    python jobs/prepare.py --source coco --output runs/coco --coco.images DIR \
+        --coco.karpathy dataset_coco.json
+
+Running it again continues an unfinished folder and leaves a finished one as it is.
+"""
+
+from degla_ray.cli import run
+from degla_ray.config import PrepareConfig
+from degla_ray.sources.prepare import prepare
+
+if __name__ == "__main__":
+    run(PrepareConfig, prepare, "A source becomes images + captions (+ rejects).")
