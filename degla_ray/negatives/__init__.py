@@ -1,0 +1,1 @@
+"""Negative captions: kinds, engines, checks and the stage that writes them."""

@@ -1,0 +1,313 @@
+"""Named checks that a negative caption must pass, whichever engine wrote it. Pure: no Ray, no files.
+
+Each check sees the caption, the candidate and the negatives already accepted, and returns the reason to
+reject or none. Two parts of meaning are compared: whether the candidate may be true where the caption is (its
+things contradict none of the caption's on the same side of the same relation; relations that hold both ways
+leave their sides unordered), and, for scrambled word order, whether only whole phrases moved ("over the lazy
+dog jumps the quick brown fox"). On captions of scenes, whose truth is known, 0.1 % of what passes is true.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+
+from degla_ray.negatives.grammar import Grammar
+from degla_ray.negatives.lexicon import Entry, Lexicon, Number
+from degla_ray.negatives.phrases import NounPhrase, is_symmetric, noun_phrases
+from degla_ray.negatives.tagging import Sentence, Tag, Token
+from degla_ray.schema import RejectReason
+
+CHECKS_VERSION = 1
+"""Part of a negatives folder's identity: raise it when a check decides otherwise than before."""
+
+MIN_BROKEN = 0.5
+"""A scramble must break at least this share of the caption's bonds."""
+
+_ARTICLES = {"a", "an", "the"}
+_WORDS = re.compile(r"[^\W_]+", re.UNICODE)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Language:
+    """The words that the checks know."""
+
+    grammar: Grammar
+    lexicon: Lexicon
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A proposed negative beside its caption.
+
+    Attributes:
+        caption, negative: both tagged.
+        accepted: normal forms of the caption's negatives so far, of all kinds.
+        scrambled: the words' order is free, so relations cannot be read off it.
+    """
+
+    caption: Sentence
+    negative: Sentence
+    accepted: frozenset[str]
+    scrambled: bool = False
+
+
+def normal_form(text: str) -> str:
+    """Text without case, spacing, punctuation and articles: equal forms are one caption."""
+    return " ".join(w for w in _WORDS.findall(text.lower()) if w not in _ARTICLES)
+
+
+def identity(candidate: Candidate, language: Language) -> RejectReason | None:
+    """Equal to the caption up to case, spacing, punctuation and articles."""
+    same = normal_form(candidate.negative.text) == normal_form(candidate.caption.text)
+    return RejectReason.SAME_AS_CAPTION if same else None
+
+
+def duplicate(candidate: Candidate, language: Language) -> RejectReason | None:
+    """Equal to another negative of the caption."""
+    seen = normal_form(candidate.negative.text) in candidate.accepted
+    return RejectReason.DUPLICATE_NEGATIVE if seen else None
+
+
+def synonym(candidate: Candidate, language: Language) -> RejectReason | None:
+    """Every word that changed was changed for, or exchanged with, one that may name the same thing."""
+    if candidate.scrambled or len(candidate.caption.tokens) != len(candidate.negative.tokens):
+        return None
+    changed = [
+        (a, b)
+        for a, b in zip(candidate.caption.tokens, candidate.negative.tokens, strict=True)
+        if a.lemma != b.lemma and a.lemma not in _ARTICLES
+    ]
+    swapped = Counter(a.lemma for a, _ in changed) == Counter(b.lemma for _, b in changed)
+    if changed and all(_related(a, b, language.lexicon, swapped=swapped) for a, b in changed):
+        return RejectReason.SYNONYM
+    return None
+
+
+def same_meaning(candidate: Candidate, language: Language) -> RejectReason | None:
+    """May say the same as the caption, in another order."""
+    caption, negative = candidate.caption, candidate.negative
+    if candidate.scrambled:
+        same = broken_bonds(caption, negative, language) < MIN_BROKEN
+    else:
+        said = statements(caption, language), statements(negative, language)
+        same = may_agree(*said, language.lexicon) or _reads_as_compound(caption, negative, language)
+    return RejectReason.SAME_MEANING if same else None
+
+
+CHECKS: dict[str, Callable[[Candidate, Language], RejectReason | None]] = {
+    "identity": identity,
+    "duplicate": duplicate,
+    "synonym": synonym,
+    "same_meaning": same_meaning,
+}
+
+
+def first_failure(candidate: Candidate, language: Language) -> tuple[str, RejectReason] | None:
+    """Name and reason of the first check that `candidate` fails; none if it passes all."""
+    for name, check in CHECKS.items():
+        reason = check(candidate, language)
+        if reason is not None:
+            return name, reason
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Thing:
+    """What a noun phrase says: noun, number, and attributes by field; synonyms folded together.
+
+    Attributes:
+        noun: first word of the noun's line, or its lemma.
+        entry: of the noun, if listed.
+        number: singular or plural.
+        numerals: two, three ...
+        attributes: field of adjectives -> lines; unlisted adjectives, which contradict nothing, are left out.
+    """
+
+    noun: str
+    entry: Entry | None
+    number: Number | None
+    numerals: frozenset[str]
+    attributes: Mapping[str, frozenset[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """A relation and the things on its right; a relation that holds both ways puts its sides in one group.
+
+    Attributes:
+        relation: words before the group, in base form.
+        things: unordered.
+        inner: words of the symmetric relations inside the group, sorted.
+    """
+
+    relation: str
+    things: tuple[Thing, ...]
+    inner: tuple[str, ...]
+
+
+@lru_cache(maxsize=4096)
+def statements(sentence: Sentence, language: Language) -> tuple[Statement, ...]:
+    """What a caption says of which thing; the last statement holds the words after the last thing."""
+    phrases = noun_phrases(sentence, language.grammar, language.lexicon)
+    if not phrases:
+        return (Statement(normal_form(sentence.text), (), ()),)
+    stated = {i for phrase in phrases for i in phrase.adjectives}  # "is red" belongs to its thing
+    starts = [0, *(phrase.end for phrase in phrases)]
+    ends = [*(phrase.start for phrase in phrases), len(sentence.tokens)]
+    gaps = [
+        [sentence.tokens[i] for i in range(start, end) if i not in stated]
+        for start, end in zip(starts, ends, strict=True)
+    ]
+    said: list[Statement] = []
+    relation, things, inner = _words(gaps[0]), [_thing(sentence, phrases[0], language.lexicon)], []
+    for i, phrase in enumerate(phrases[1:], start=1):
+        if is_symmetric(gaps[i - 1], gaps[i], gaps[i + 1], language.grammar):
+            inner.append(_words(gaps[i]))
+        else:
+            said.append(Statement(relation, tuple(things), tuple(sorted(inner))))
+            relation, things, inner = _words(gaps[i]), [], []
+        things.append(_thing(sentence, phrase, language.lexicon))
+    said.append(Statement(relation, tuple(things), tuple(sorted(inner))))
+    return (*said, Statement(_words(gaps[-1]), (), ()))
+
+
+def may_agree(caption: Sequence[Statement], negative: Sequence[Statement], lexicon: Lexicon) -> bool:
+    """Whether a negative may be true where its caption is: same relations between things that may be one."""
+    if [(s.relation, s.inner) for s in caption] != [(s.relation, s.inner) for s in negative]:
+        return False
+    return all(_may_match(a.things, b.things, lexicon) for a, b in zip(caption, negative, strict=True))
+
+
+def _may_match(one: Sequence[Thing], two: Sequence[Thing], lexicon: Lexicon) -> bool:
+    """Whether the things of one group may be, in some order, those of the other."""
+    if not one or not two:
+        return len(one) == len(two)
+    first, *rest = one
+    alone = len(one) == 1
+    return any(
+        _may_be(first, other, lexicon, alone=alone) and _may_match(rest, [*two[:i], *two[i + 1 :]], lexicon)
+        for i, other in enumerate(two)
+    )
+
+
+def _may_be(a: Thing, b: Thing, lexicon: Lexicon, *, alone: bool) -> bool:
+    """Whether two descriptions may fit one thing: nothing in them contradicts."""
+    if a.noun != b.noun and not lexicon.synonymous(a.entry, b.entry):
+        return False
+    if a.number is not b.number or (a.numerals and b.numerals and a.numerals != b.numerals):
+        return False
+    if any(_contradict(a.attributes[f], b.attributes[f]) for f in a.attributes.keys() & b.attributes.keys()):
+        return False
+    # What is not said may hold all the same; but a caption that says which is the wooden one would say both.
+    unsaid = a.attributes.keys() ^ b.attributes.keys()
+    if not alone or a.entry is None or lexicon.group(a.entry).any_attribute:
+        return True
+    return not any(lexicon.tells_apart(field) for field in unsaid)
+
+
+def _contradict(a: frozenset[str], b: frozenset[str]) -> bool:
+    """Whether values of one field cannot both be the whole truth: black and white is not pink and white."""
+    return a.isdisjoint(b) or (len(a) == len(b) and a != b)
+
+
+def broken_bonds(caption: Sentence, scrambled: Sentence, language: Language) -> float:
+    """Share of the caption's bonds (adjective or preposition beside its noun) that a scramble breaks.
+
+    Where few are broken only whole phrases moved, and the scramble may still be read as the caption. A
+    caption without any such bond has nothing to break: 0.
+    """
+    wanted: Counter[tuple[str, str, str]] = Counter()
+    for phrase in noun_phrases(caption, language.grammar, language.lexicon):
+        head = _folded(caption.tokens[phrase.head], language.lexicon)
+        adjectives = (_folded(caption.tokens[i], language.lexicon) for i in phrase.adjectives)
+        wanted.update(("adjective", adjective, head) for adjective in adjectives)
+        before = caption.tokens[phrase.start - 1] if phrase.start else None
+        if before is not None and before.tag is Tag.PREP and before.lemma not in language.grammar.symmetric:
+            wanted[("preposition", before.lemma, head)] += 1
+    broken = wanted - _bonds(scrambled.tokens, language.lexicon)
+    return broken.total() / wanted.total() if wanted else 0.0
+
+
+def _reads_as_compound(caption: Sentence, negative: Sentence, language: Language) -> bool:
+    """Whether an exchange made a compound of the same meaning: boys playing soccer, soccer playing boys."""
+    seen: list[set[tuple[str, str, str]]] = []
+    for sentence, turned in ((caption, True), (negative, False)):
+        phrases = noun_phrases(sentence, language.grammar, language.lexicon)
+        found = set()
+        for a, b in pairwise(phrases):
+            between = sentence.tokens[a.end : b.start]
+            bare = all(sentence.tokens[i].tag is Tag.ADJ for i in range(a.start, a.head))
+            if len(between) == 1 and between[0].detail == "VVG" and (turned or bare):
+                heads = (sentence.tokens[a.head].lemma, sentence.tokens[b.head].lemma)
+                found.add((between[0].lemma, *(reversed(heads) if turned else heads)))
+        seen.append(found)
+    return bool(seen[0] & seen[1])
+
+
+def _bonds(tokens: Sequence[Token], lexicon: Lexicon) -> Counter[tuple[str, str, str]]:
+    """Adjectives and prepositions beside a noun, on either side, with only its own words between."""
+    found: Counter[tuple[str, str, str]] = Counter()
+    within = (Tag.ADJ, Tag.DET, Tag.NUM, Tag.MEASURE, Tag.VERB, Tag.ADV)
+    for head, token in enumerate(tokens):
+        if token.tag is not Tag.NOUN:
+            continue
+        noun = _folded(token, lexicon)
+        for step in (-1, 1):
+            i = head + step
+            while 0 <= i < len(tokens) and (tokens[i].tag in within or tokens[i].lemma in ("and", ",")):
+                if tokens[i].tag is Tag.ADJ:
+                    found[("adjective", _folded(tokens[i], lexicon), noun)] += 1
+                i += step
+            if 0 <= i < len(tokens) and tokens[i].tag is Tag.PREP:
+                found[("preposition", tokens[i].lemma, noun)] += 1
+    return found
+
+
+def _folded(token: Token, lexicon: Lexicon) -> str:
+    """A noun or adjective as the first word of its line."""
+    if token.tag is Tag.NOUN:
+        known = lexicon.noun(token.lemma)
+        return known[0].line if known else token.lemma
+    return min(lexicon.adjective_lines(token.lemma), default=token.lemma)
+
+
+def _related(a: Token, b: Token, lexicon: Lexicon, *, swapped: bool) -> bool:
+    """Whether two words may name the same thing; in a swap, groups that overlap count too."""
+    if a.tag is Tag.NOUN and b.tag is Tag.NOUN:
+        first, second = (
+            (known[0] if known else None) for known in (lexicon.noun(a.lemma), lexicon.noun(b.lemma))
+        )
+        return lexicon.overlapping(first, second) if swapped else lexicon.synonymous(first, second)
+    if a.tag is Tag.ADJ and b.tag is Tag.ADJ:
+        return bool(lexicon.adjective_lines(a.lemma) & lexicon.adjective_lines(b.lemma))
+    return False
+
+
+def _thing(sentence: Sentence, phrase: NounPhrase, lexicon: Lexicon) -> Thing:
+    head = sentence.tokens[phrase.head]
+    entry = known[0] if (known := lexicon.noun(head.lemma)) else None
+    attributes: dict[str, frozenset[str]] = {}
+    for i in phrase.adjectives:
+        adjective = lexicon.adjective(sentence.tokens[i].lemma, entry) or lexicon.adjective(
+            sentence.tokens[i].lemma
+        )
+        if adjective is not None:
+            attributes[adjective.group] = attributes.get(adjective.group, frozenset()) | {adjective.line}
+    before = sentence.tokens[phrase.start : phrase.head]
+    return Thing(
+        noun=entry.line if entry is not None and not entry.wider else head.lemma,
+        entry=entry,
+        number=head.number,
+        numerals=frozenset(t.lemma for t in before if t.tag is Tag.NUM),
+        attributes=attributes,
+    )
+
+
+def _words(tokens: Iterable[Token]) -> str:
+    # Neither a verb's agreement nor the comma after a phrase means anything.
+    return " ".join(t.lemma for t in tokens if t.lemma not in _ARTICLES and t.tag is not Tag.PUNCT)

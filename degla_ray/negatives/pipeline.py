@@ -1,0 +1,160 @@
+"""Stage `negatives`: captions become negative captions (+ rejects), written by Ray Data in shards.
+
+Each pending shard is one row of a Ray dataset, and one call of an actor that holds the engine: an engine is
+slow to load (the rules' tagger 2 s, a language model minutes) and quick to use. All captions lie once a
+node in Ray's object store. A rerun writes only shards without a receipt; on a finished folder it compares
+fingerprints, starts no Ray and returns within a second.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+
+from degla_ray.config import NegativesConfig
+from degla_ray.errors import DataError
+from degla_ray.negatives.checks import CHECKS_VERSION
+from degla_ray.negatives.engine import ENGINES
+from degla_ray.negatives.proposals import ORDER
+from degla_ray.negatives.shard import STAGE, ShardTask, captions_of, vocabulary, write_shard
+from degla_ray.schema import CAPTIONS, SCENE_GRAPHS
+from degla_ray.shards import StageFolder, Storage, read_complete
+
+CAPTIONS_PER_ACTOR = 4000
+"""One more actor for so many captions: loading one costs as much as some 1,000 captions do."""
+
+
+def generate(config: NegativesConfig) -> dict[str, int]:
+    """Writes `negatives/` and `rejects/` to `config.output`.
+
+    Returns:
+        The manifest's counts: captions, rows.<kind>, captions.<kind>.<ok|rejected|not_applicable>,
+        rejects.<kind>.<reason>, and for scenes truth.<kind>.<true|false|not_parseable> of what passed the
+        text checks (what is true of its scene is then rejected too).
+
+    Raises:
+        DataError: `config.prepared` is not a finished folder of stage `prepare`, or the counts do not add up.
+        FingerprintMismatch: the output folder was made with other settings or other input.
+    """
+    source, manifest = read_complete(config.prepared, "prepare")
+    kinds = tuple(kind for kind in ORDER if kind in config.kinds)
+    identity = {
+        "prepared": manifest["fingerprint"],
+        "engine": {"name": config.engine, **ENGINES[config.engine].identity()},
+        "checks": CHECKS_VERSION,
+        "kinds": kinds,
+        "per_kind": config.per_kind,
+        "seed": config.seed,
+    }
+    folder = StageFolder(config.output, STAGE, identity, config.num_shards)
+    if folder.complete:
+        print(f"{config.output} is finished: nothing to do")
+        _report(folder.manifest["counts"])
+        return dict(folder.manifest["counts"])
+    task = ShardTask(folder=folder, kinds=kinds, per_kind=config.per_kind, seed=config.seed)
+    if pending := folder.pending():
+        _write_pending(config, task, pending, source)
+    counts = folder.counts()
+    _report(counts)
+    _check_ledger(config, counts)
+    return folder.finish()
+
+
+def _write_pending(config: NegativesConfig, task: ShardTask, pending: list[int], source: Storage) -> None:
+    from degla_ray import ray_setup
+
+    columns = ["sample_id", "image_id", "caption"]
+    captions = source.read_dataset("captions", CAPTIONS, columns)
+    graphs = (
+        source.read_dataset("graphs", SCENE_GRAPHS) if source.names("graphs") else SCENE_GRAPHS.empty_table()
+    )
+    words = vocabulary(captions["caption"].to_pylist())
+    ray_setup.start(config.ray)
+    share = len(captions) * len(pending) / task.folder.num_shards
+    started = time.monotonic()
+    busy = 0.0
+    rows = _run(config.engine, task, pending, (captions, graphs, words), share)
+    for done, row in enumerate(rows, start=1):
+        busy += row["seconds"]
+        print(f"negatives: {done} of {len(pending)} shards, {json.loads(row['counts'])['captions']} captions")
+    elapsed = time.monotonic() - started
+    print(
+        f"{share:,.0f} captions in {elapsed:.0f} s: {share / max(elapsed, 1e-9):,.0f} captions/s, "
+        f"{share / max(busy, 1e-9):,.0f} an actor"
+    )
+
+
+def _run(
+    engine: str,
+    task: ShardTask,
+    pending: list[int],
+    data: tuple[pa.Table, pa.Table, frozenset[str]],
+    share: float,
+) -> Iterator[dict[str, Any]]:
+    import ray
+    import ray.data
+
+    cpus = int(ray.cluster_resources().get("CPU", 1))
+    actors = max(1, min(len(pending), cpus, math.ceil(share / CAPTIONS_PER_ACTOR)))
+    dataset = ray.data.from_arrow([pa.table({"shard": [shard]}) for shard in pending])  # one shard a task
+    yield from dataset.map(
+        _ShardActor,
+        fn_constructor_kwargs={"engine": engine, "task": task, "data": ray.put(data)},
+        compute=ray.data.ActorPoolStrategy(size=actors),
+    ).iter_rows()
+
+
+class _ShardActor:
+    """Holds the engine; one call writes one shard."""
+
+    def __init__(self, engine: str, task: ShardTask, data: Any) -> None:
+        import ray
+
+        self._captions, graphs, words = ray.get(data)
+        columns = (graphs[name].to_pylist() for name in ("image_id", "graph"))
+        self._graphs = dict(zip(*columns, strict=True))
+        self._task = task
+        self._engine = ENGINES[engine].create(words)
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        shard, started = int(row["shard"]), time.monotonic()
+        captions = captions_of(shard, self._task.folder.num_shards, self._captions, self._graphs)
+        counts = write_shard(self._task, self._engine, shard, captions)
+        return {"counts": json.dumps(counts), "seconds": time.monotonic() - started}
+
+
+def _check_ledger(config: NegativesConfig, counts: dict[str, int]) -> None:
+    """Every caption is in one state for each kind."""
+    for kind in config.kinds:
+        states = sum(n for name, n in counts.items() if name.startswith(f"captions.{kind}."))
+        if states != counts["captions"]:
+            found = f"{states} captions with a state for {kind}, of {counts['captions']}"
+            raise DataError(config.output, found, "each once (a fault of this program)")
+
+
+def _report(counts: dict[str, int]) -> None:
+    tally = Counter(counts)
+    for kind in (k for k in ORDER if f"rows.{k}" in tally):
+        ok, rejected, without = (tally[f"captions.{kind}.{s}"] for s in ("ok", "rejected", "not_applicable"))
+        line = (
+            f"{kind}: {tally[f'rows.{kind}']} negatives; "
+            f"{tally['captions']} captions = {ok} with + {rejected} all rejected + {without} not applicable"
+        )
+        judged = {t: tally[f"truth.{kind}.{t}"] for t in ("true", "false", "not_parseable")}
+        if sum(judged.values()):
+            line += (
+                f"; truth of what passed the text checks: {judged['true']} true (now rejected), "
+                f"{judged['false']} false, {judged['not_parseable']} not parseable"
+            )
+        print(line)
+    reasons: Counter[str] = Counter()
+    for name, count in counts.items():
+        if name.startswith("rejects."):
+            reasons[name.rpartition(".")[2]] += count
+    print("rejects: " + (", ".join(f"{reason} {count}" for reason, count in reasons.most_common()) or "none"))

@@ -1,0 +1,311 @@
+"""The engine that needs no language model: edits of tagged captions, one function a kind.
+
+Every rule yields grammatical candidates, best first, in an order that the request's seed decides. A caption
+that cannot have a kind (one noun, no adjective) yields nothing. About 1 ms a caption for all five kinds.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import combinations, zip_longest
+
+from degla_ray.negatives.checks import Language, broken_bonds, statements
+from degla_ray.negatives.edits import counts, exchanged, reordered, substituted, with_noun
+from degla_ray.negatives.grammar import words_sha
+from degla_ray.negatives.lexicon import Behaviour, Entry, Number
+from degla_ray.negatives.phrases import NounPhrase, noun_phrases
+from degla_ray.negatives.proposals import Proposal, Request, no_veto, select
+from degla_ray.negatives.siblings import Mentioned
+from degla_ray.negatives.tagging import Sentence, Tag, load_tagger, tagger_name
+from degla_ray.schema import Kind
+
+RULES_VERSION = 1
+"""Part of a negatives folder's identity: raise it when a rule writes something else than before."""
+
+SCRAMBLES = 6
+"""Scrambled word orders tried for a caption, at most."""
+
+
+def identity() -> dict[str, str]:
+    """What decides the engine's output beside its settings; known without loading the tagger."""
+    return {"rules": str(RULES_VERSION), "model": tagger_name(), "prompt_sha": words_sha()}
+
+
+class RuleEngine:
+    """Negatives by rule; fills the protocol `Engine`.
+
+    Args:
+        vocabulary: words of the dataset; a replacement that no caption ever uses would give itself away.
+            None draws from the whole lexicon.
+    """
+
+    name = "rules"
+
+    def __init__(self, vocabulary: frozenset[str] | None = None) -> None:
+        self._vocabulary = vocabulary
+        self._tagger = load_tagger()
+        self.language = Language(grammar=self._tagger.grammar, lexicon=self._tagger.lexicon)
+        self.model = tagger_name()
+        self.prompt_sha = words_sha()
+        self._rules: dict[Kind, Callable[[Sentence, Request, random.Random], Iterator[Proposal]]] = {
+            Kind.SWAP_NOUNS: self._swap_nouns,
+            Kind.SWAP_ADJECTIVES: self._swap_adjectives,
+            Kind.REPLACE_NOUNS: self._replace_nouns,
+            Kind.REPLACE_ADJECTIVES: self._replace_adjectives,
+            Kind.RESHUFFLE: self._reshuffle,
+        }
+
+    def read(self, caption: str) -> Sentence:
+        return self._tagger.analyse(caption)
+
+    def propose(self, requests: Sequence[Request], kind: Kind) -> Iterable[Iterable[Proposal]]:
+        for request in requests:
+            rng = random.Random(f"{request.seed} {kind.value}")
+            yield self._rules[kind](self.read(request.caption), request, rng)
+
+    def negatives(self, caption: str, kind: Kind, limit: int, seed: int) -> list[str]:
+        """At most `limit` checked negatives of one kind for one caption."""
+        request = Request(caption=caption, limit=limit, seed=str(seed))
+        return select(self, [request], [kind], [no_veto])[0].accepted[kind]
+
+    def _phrases(self, sentence: Sentence) -> list[NounPhrase]:
+        return [p for p in noun_phrases(sentence, self.language.grammar, self.language.lexicon) if p.usable]
+
+    # --- swaps
+
+    def _swap_nouns(self, sentence: Sentence, request: Request, rng: random.Random) -> Iterator[Proposal]:
+        pairs = _neighbours_first(self._phrases(sentence), rng)
+        for first, second in pairs:
+            edited = self._nouns_swapped(sentence, first, second)
+            if edited is not None:
+                yield Proposal(sentence=edited)
+
+    def _nouns_swapped(self, sentence: Sentence, first: NounPhrase, second: NounPhrase) -> Sentence | None:
+        """The nouns change places; each takes the number of its new place, where it has that number."""
+        a, b = sentence.tokens[first.head], sentence.tokens[second.head]
+        lexicon = self.language.lexicon
+        if a.lemma == b.lemma or a.number is None or b.number is None:
+            return None
+        masses = [lexicon.behaviour(t.lemma) is Behaviour.MASS for t in (a, b)]
+        if masses[0] != masses[1]:
+            return self._determined_nouns_swapped(sentence, first, second)
+        to_a, to_b = with_noun(a, lexicon, b.lemma, a.number), with_noun(b, lexicon, a.lemma, b.number)
+        if to_a is None or to_b is None:
+            return None
+        return substituted(sentence, {first.head: to_a, second.head: to_b})
+
+    def _determined_nouns_swapped(
+        self, sentence: Sentence, first: NounPhrase, second: NounPhrase
+    ) -> Sentence | None:
+        """A noun that is not counted takes its determiner along ("a dog" against "the snow")."""
+        tokens = sentence.tokens
+        a, b = tokens[first.head], tokens[second.head]
+        if not (a.number is b.number is Number.SINGULAR):
+            return None
+        determiners = [_only_determiner(sentence, phrase) for phrase in (first, second)]
+        if determiners[0] is None or determiners[1] is None:
+            return None
+        changes = {first.head: b, second.head: a}
+        changes[determiners[0]], changes[determiners[1]] = tokens[determiners[1]], tokens[determiners[0]]
+        return substituted(sentence, changes)
+
+    def _swap_adjectives(
+        self, sentence: Sentence, request: Request, rng: random.Random
+    ) -> Iterator[Proposal]:
+        same_field: list[tuple[int, int]] = []
+        other: list[tuple[int, int]] = []
+        for first, second in _neighbours_first(self._phrases(sentence), rng):
+            for i in first.adjectives:
+                for j in second.adjectives:
+                    fit = self._adjectives_fit(sentence, (first, i), (second, j))
+                    if fit is not None:
+                        (same_field if fit else other).append((i, j))
+        for i, j in same_field + other:
+            tokens = sentence.tokens
+            yield Proposal(sentence=substituted(sentence, {i: tokens[j], j: tokens[i]}))
+
+    def _adjectives_fit(
+        self, sentence: Sentence, one: tuple[NounPhrase, int], two: tuple[NounPhrase, int]
+    ) -> bool | None:
+        """True: of one field; False: of two, yet surely false when exchanged; none: not to be exchanged."""
+        (first, i), (second, j) = one, two
+        tokens, lexicon = sentence.tokens, self.language.lexicon
+        others = [{tokens[k].lemma for k in p.adjectives if k != own} for p, own in (one, two)]
+        if tokens[i].lemma == tokens[j].lemma or tokens[j].lemma in others[0] or tokens[i].lemma in others[1]:
+            return None
+        a, b = lexicon.adjective(tokens[i].lemma), lexicon.adjective(tokens[j].lemma)
+        if a is not None and b is not None and a.group == b.group:
+            return None if a.line == b.line else True
+        # Two attributes that both things could have (a large circle, a red square) may both hold after all.
+        nouns = [self._entry(sentence, phrase) for phrase in (first, second)]
+        if nouns[0] is None or nouns[1] is None or nouns[0].group == nouns[1].group:
+            return None
+        if lexicon.overlapping(*nouns) or not any(
+            e is not None and lexicon.group(e).tells_apart for e in (a, b)
+        ):
+            return None
+        for noun, new, beside in ((nouns[0], b, others[0]), (nouns[1], a, others[1])):
+            fields = {e.group for lemma in beside if (e := lexicon.adjective(lemma))}
+            if new is not None and new.group in fields:
+                return None
+            living = noun.group in ("adults", "children", "roles")
+            if living and new is not None and new.line in lexicon.colours_of_people:
+                return None  # "a white man" may well be one
+        return False
+
+    # --- replacements
+
+    def _replace_nouns(self, sentence: Sentence, request: Request, rng: random.Random) -> Iterator[Proposal]:
+        grammar, lexicon = self.language.grammar, self.language.lexicon
+        mentioned = Mentioned(lexicon, sentence, request.siblings)
+        gendered = any(t.text.lower() in grammar.gendered for t in sentence.tokens)
+        choices: list[Iterator[Proposal]] = []
+        for phrase in self._phrases(sentence):
+            entry = self._entry(sentence, phrase)
+            if entry is None:
+                continue
+            words = lexicon.replacements(entry, self._vocabulary)
+            own, elsewhere = (rng.sample(w, len(w)) for w in words)
+            if entry.group in ("adults", "children") and gendered:
+                own = []
+            choices.append(self._nouns_put(sentence, phrase, mentioned, own, elsewhere))
+        rng.shuffle(choices)
+        yield from _interleaved(choices)
+
+    def _nouns_put(
+        self, sentence: Sentence, phrase: NounPhrase, mentioned: Mentioned, *fields: Sequence[str]
+    ) -> Iterator[Proposal]:
+        """The sentence with other nouns in the phrase's place, of the first field of which any fits."""
+        for field in fields:
+            found = False
+            for word in field:
+                number = None if mentioned.noun(word) else self._number_for(sentence, phrase, word)
+                new = number and with_noun(sentence.tokens[phrase.head], self.language.lexicon, word, number)
+                if new:
+                    found = True
+                    yield Proposal(sentence=substituted(sentence, {phrase.head: new}))
+            if found:
+                return
+
+    def _number_for(self, sentence: Sentence, phrase: NounPhrase, word: str) -> Number | None:
+        """The number that `word` may have in the phrase's place; none where it does not go there."""
+        tokens, lexicon = sentence.tokens, self.language.lexicon
+        head = tokens[phrase.head]
+        old, new = lexicon.behaviour(head.lemma), lexicon.behaviour(word)
+        before = [t for t in tokens[phrase.start : phrase.head] if t.tag in (Tag.DET, Tag.NUM, Tag.MEASURE)]
+        if old is new or (old is Behaviour.PLURAL_ONLY and not any(map(counts, before))):
+            return head.number
+        if new is Behaviour.PLURAL_ONLY:
+            return Number.PLURAL if head.number is Number.PLURAL and not any(map(counts, before)) else None
+        if old is Behaviour.COUNT and new is Behaviour.MASS:
+            fits = head.number is Number.SINGULAR and before and not any(map(counts, before))
+            return Number.SINGULAR if fits else None
+        # From a mass noun to a counted one: "the snow" -> "the beach", but not bare "snow".
+        return Number.SINGULAR if old is Behaviour.MASS and any(t.tag is Tag.DET for t in before) else None
+
+    def _replace_adjectives(
+        self, sentence: Sentence, request: Request, rng: random.Random
+    ) -> Iterator[Proposal]:
+        lexicon = self.language.lexicon
+        mentioned = Mentioned(lexicon, sentence, request.siblings)
+        choices: list[Iterator[Proposal]] = []
+        for phrase in self._phrases(sentence):
+            noun = self._entry(sentence, phrase)
+            for i in phrase.adjectives:
+                entry = lexicon.adjective(sentence.tokens[i].lemma, noun)
+                if entry is not None:
+                    words, _ = lexicon.replacements(entry, self._vocabulary)
+                    words = [w for w in words if not mentioned.adjective(w, noun)]
+                    choices.append(self._adjectives_put(sentence, i, rng.sample(words, len(words))))
+        rng.shuffle(choices)
+        yield from _interleaved(choices)
+
+    @staticmethod
+    def _adjectives_put(sentence: Sentence, place: int, words: Iterable[str]) -> Iterator[Proposal]:
+        for word in words:
+            new = replace(sentence.tokens[place], text=word, lemma=word)
+            yield Proposal(sentence=substituted(sentence, {place: new}))
+
+    # --- order
+
+    def _reshuffle(self, sentence: Sentence, request: Request, rng: random.Random) -> Iterator[Proposal]:
+        """Whole phrases exchanged across their relation, and scrambled word orders, in turn."""
+        pairs = _neighbours_first(self._phrases(sentence), rng)
+        exchanges = (Proposal(sentence=exchanged(sentence, first, second)) for first, second in pairs)
+        yield from _interleaved([exchanges, self._scrambles(sentence, rng)])
+
+    def _scrambles(self, sentence: Sentence, rng: random.Random) -> Iterator[Proposal]:
+        tokens = sentence.tokens
+        if len(statements(sentence, self.language)) <= 2:
+            return  # one thing, or things that stand in no order: nothing that word order says
+        phrases = self._phrases(sentence)
+        nouns = [phrase.head for phrase in phrases]
+        adjectives = [i for phrase in phrases for i in phrase.adjectives]
+        slots = [i for i, t in enumerate(tokens) if t.tag is not Tag.PUNCT]
+        found = []
+        for n in range(SCRAMBLES):
+            if n % 2 == 0 and len(nouns) > 2:
+                yield Proposal(sentence=self._content_shuffled(sentence, nouns, adjectives, rng))
+            else:
+                order = (_trigrams_shuffled, _within_trigrams_shuffled)[n // 2 % 2](slots, rng)
+                if order != slots:
+                    found.append(reordered(sentence, slots, order))
+        found.sort(key=lambda scrambled: -broken_bonds(sentence, scrambled, self.language))
+        yield from (Proposal(sentence=scrambled, scrambled=True) for scrambled in found)
+
+    def _content_shuffled(
+        self, sentence: Sentence, nouns: Sequence[int], adjectives: Sequence[int], rng: random.Random
+    ) -> Sentence:
+        """Nouns among the nouns' places, in the places' numbers where they have them; adjectives likewise."""
+        tokens = sentence.tokens
+        changes = {
+            slot: tokens[i]
+            for slot, i in zip(adjectives, rng.sample(adjectives, len(adjectives)), strict=True)
+        }
+        for slot, i in zip(nouns, rng.sample(nouns, len(nouns)), strict=True):
+            number = tokens[slot].number
+            new = number and with_noun(tokens[i], self.language.lexicon, tokens[i].lemma, number)
+            changes[slot] = new or tokens[i]
+        return substituted(sentence, changes)
+
+    def _entry(self, sentence: Sentence, phrase: NounPhrase) -> Entry | None:
+        known = self.language.lexicon.noun(sentence.tokens[phrase.head].lemma)
+        return known[0] if known is not None else None
+
+
+def _only_determiner(sentence: Sentence, phrase: NounPhrase) -> int | None:
+    """Token number of the phrase's one determiner, if it starts with it and has no other."""
+    found = [
+        i
+        for i in range(phrase.start, phrase.head)
+        if sentence.tokens[i].tag in (Tag.DET, Tag.NUM, Tag.MEASURE)
+    ]
+    return found[0] if found == [phrase.start] and sentence.tokens[phrase.start].tag is Tag.DET else None
+
+
+def _neighbours_first(
+    phrases: Sequence[NounPhrase], rng: random.Random
+) -> list[tuple[NounPhrase, NounPhrase]]:
+    """All pairs in random order, those that one relation joins before those further apart."""
+    pairs = list(combinations(range(len(phrases)), 2))
+    rng.shuffle(pairs)
+    pairs.sort(key=lambda pair: pair[1] - pair[0] > 1)
+    return [(phrases[i], phrases[j]) for i, j in pairs]
+
+
+def _interleaved(choices: Iterable[Iterable[Proposal]]) -> Iterator[Proposal]:
+    """The first of each, then the second of each, and so on."""
+    for row in zip_longest(*choices):
+        yield from (proposal for proposal in row if proposal is not None)
+
+
+def _trigrams_shuffled(slots: Sequence[int], rng: random.Random) -> list[int]:
+    groups = [slots[i : i + 3] for i in range(0, len(slots), 3)]
+    return [i for group in rng.sample(groups, len(groups)) for i in group]
+
+
+def _within_trigrams_shuffled(slots: Sequence[int], rng: random.Random) -> list[int]:
+    groups = [slots[i : i + 3] for i in range(0, len(slots), 3)]
+    return [i for group in groups for i in rng.sample(group, len(group))]

@@ -1,0 +1,166 @@
+"""One shard of negatives: its captions in, two Parquet parts and a receipt out. Knows nothing of Ray.
+
+Each (caption, kind) ends in one state: `ok` (at least one row), `rejected` (candidates, but none passed) or
+`not_applicable` (the caption cannot have the kind), so that the three add up to the shard's captions.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from degla_ray.negatives.proposals import ORDER, Engine, Request, Selection, Veto, no_veto, select
+from degla_ray.schema import NEGATIVES, REJECTS, Kind, RejectReason
+from degla_ray.shards import StageFolder, shard_of
+
+STAGE = "negatives"
+BATCH = 256  # requests handed to the engine at a time
+
+_WORDS = re.compile(r"[^\W\d_]+", re.UNICODE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardTask:
+    """What is the same for every shard.
+
+    Attributes:
+        folder: the output.
+        kinds: kinds wanted.
+        per_kind: negatives of a kind for a caption, at most.
+        seed: of the engine's choices.
+    """
+
+    folder: StageFolder
+    kinds: tuple[Kind, ...]
+    per_kind: int
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Caption:
+    """A caption with what is known of its picture: its other captions, and the scene graph (JSON) or none."""
+
+    sample_id: str
+    text: str
+    siblings: tuple[str, ...]
+    graph: str | None
+
+
+def vocabulary(texts: Sequence[str]) -> frozenset[str]:
+    """The words that occur in a dataset's captions, in lower case."""
+    words: set[str] = set()
+    for text in texts:
+        words.update(_WORDS.findall(text.lower()))
+    return frozenset(words)
+
+
+def captions_of(shard: int, num_shards: int, captions: pa.Table, graphs: Mapping[str, str]) -> list[Caption]:
+    """The captions of one shard, by sample_id.
+
+    Args:
+        shard: number in [0, num_shards).
+        num_shards: shards of the output.
+        captions: all captions (sample_id, image_id, caption).
+        graphs: image_id -> scene graph; empty where pictures have none.
+    """
+    ids = captions["sample_id"].to_pylist()
+    mine = captions.take([i for i, sample_id in enumerate(ids) if shard_of(sample_id, num_shards) == shard])
+    family = captions.filter(pc.is_in(captions["image_id"], value_set=mine["image_id"].combine_chunks()))
+    by_image: dict[str, list[str]] = {}
+    for image_id, text in zip(family["image_id"].to_pylist(), family["caption"].to_pylist(), strict=True):
+        by_image.setdefault(image_id, []).append(text)
+    rows = zip(*(mine[name].to_pylist() for name in ("sample_id", "image_id", "caption")), strict=True)
+    return [
+        Caption(
+            sample_id=sample_id,
+            text=text,
+            siblings=tuple(sorted({t for t in by_image[image_id] if t != text})),
+            graph=graphs.get(image_id),
+        )
+        for sample_id, image_id, text in sorted(rows)
+    ]
+
+
+def write_shard(task: ShardTask, engine: Engine, shard: int, captions: Sequence[Caption]) -> dict[str, int]:
+    """Generates, checks and writes one shard; returns the counts of its receipt."""
+    counts: Counter[str] = Counter(captions=len(captions))
+    groups: dict[tuple[str, tuple[str, ...], str | None], list[Caption]] = {}
+    for caption in captions:  # captions that nothing tells apart are generated once
+        groups.setdefault((caption.text, caption.siblings, caption.graph), []).append(caption)
+    selections: dict[str, Selection] = {}
+    for start in range(0, len(groups), BATCH):
+        batch = list(groups.values())[start : start + BATCH]
+        for group, selection in zip(
+            batch, _generate(task, engine, [g[0] for g in batch], counts), strict=True
+        ):
+            selections.update((caption.sample_id, selection) for caption in group)
+    rows, rejects = _tables(engine, captions, selections)
+    _count(task, selections.values(), counts)
+    task.folder.write_part("negatives", shard, rows)
+    task.folder.write_part("rejects", shard, rejects)
+    task.folder.write_receipt(shard, counts)
+    return dict(counts)
+
+
+def _generate(
+    task: ShardTask, engine: Engine, captions: Sequence[Caption], counts: Counter[str]
+) -> list[Selection]:
+    requests = [
+        Request(caption=c.text, siblings=c.siblings, limit=task.per_kind, seed=f"{task.seed} {c.sample_id}")
+        for c in captions
+    ]
+    vetoes = [no_veto if c.graph is None else _scene_veto(c.graph, counts) for c in captions]
+    return select(engine, requests, task.kinds, vetoes)
+
+
+def _scene_veto(graph: str, counts: Counter[str]) -> Veto:
+    """Rejects what is true of a scene, and counts what the text checks alone would have let through."""
+    from degla_ray.sources.scenes.truth import is_true
+    from degla_ray.sources.scenes.world import scene_from_json
+
+    scene = scene_from_json(graph)
+
+    def veto(text: str, kind: Kind) -> RejectReason | None:
+        truth = is_true(text, scene)
+        counts[f"truth.{kind}.{'not_parseable' if truth is None else str(truth).lower()}"] += 1
+        return RejectReason.TRUE_OF_IMAGE if truth else None
+
+    return veto
+
+
+def _tables(
+    engine: Engine, captions: Sequence[Caption], selections: Mapping[str, Selection]
+) -> tuple[pa.Table, pa.Table]:
+    rows, rejects = [], []
+    for caption in captions:
+        selection = selections[caption.sample_id]
+        for kind in (k for k in ORDER if k in selection.accepted):
+            for text in selection.accepted[kind]:
+                rows.append(
+                    (caption.sample_id, kind.value, text, engine.name, engine.model, engine.prompt_sha, 0)
+                )
+        for r in selection.rejects:
+            rejects.append((STAGE, caption.sample_id, r.kind.value, r.text, r.reason.value, r.detail))
+    return _table(rows, NEGATIVES), _table(rejects, REJECTS)
+
+
+def _table(rows: Sequence[tuple[object, ...]], schema: pa.Schema) -> pa.Table:
+    columns = zip(*rows, strict=True) if rows else ([] for _ in schema)
+    return pa.table([pa.array(c, f.type) for c, f in zip(columns, schema, strict=True)], schema=schema)
+
+
+def _count(task: ShardTask, selections: Iterable[Selection], counts: Counter[str]) -> None:
+    for selection in selections:
+        failed = {reject.kind for reject in selection.rejects}
+        for kind in task.kinds:
+            accepted = selection.accepted[kind]
+            state = "ok" if accepted else "rejected" if kind in failed else "not_applicable"
+            counts[f"captions.{kind}.{state}"] += 1
+            counts[f"rows.{kind}"] += len(accepted)
+        for reject in selection.rejects:
+            counts[f"rejects.{reject.kind}.{reject.reason}"] += 1
