@@ -1,0 +1,220 @@
+"""MLflow: runs found by content, never by a global "active run".
+
+A run carries the tag `degla.fingerprint`; whoever asks for the same fingerprint again (a restarted job,
+a resumed training) gets the same run, so a crash leaves no duplicate. Where tracking is off,
+`find_or_create_run` returns None and every other function given that None does nothing. Trade-off:
+importing MLflow takes about 2 s, so it is imported at first use only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+import os
+import re
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from degla_ray.config import TrackingConfig
+from degla_ray.errors import DataError, SettingError
+from degla_ray.shards import canonical, flatten
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+FINGERPRINT_TAG = "degla.fingerprint"
+PARENT_TAG = "mlflow.parentRunId"
+METRICS_PER_CALL = 1000  # MLflow's own limits (mlflow.utils.validation)
+ENTRIES_PER_CALL = 100
+PARAM_LENGTH = 6000
+TAG_LENGTH = 8000
+NAME_LENGTH = 250
+
+
+def resolved(config: TrackingConfig) -> TrackingConfig:
+    """The config with an absolute sqlite path, for passing to a process with another working directory."""
+    path = _sqlite_path(config.uri)
+    return config if path is None else dataclasses.replace(config, uri=f"sqlite:///{path}")
+
+
+def find_or_create_run(
+    config: TrackingConfig,
+    name: str,
+    fingerprint: str,
+    params: Mapping[str, Any],
+    tags: Mapping[str, str] | None = None,
+    parent_run_id: str | None = None,
+) -> str | None:
+    """The run of this fingerprint, set running again, or a new one.
+
+    Args:
+        config: where to log.
+        name: shown in MLflow's list; of a new run only.
+        fingerprint: what identifies the run. With `parent_run_id`, the parent is part of the identity.
+        params: any nested config; logged as dotted names, cut to MLflow's lengths.
+        tags: further tags; logged also on a run that is found.
+        parent_run_id: the sweep that this run belongs to.
+
+    Returns:
+        The run id; None where tracking is off.
+
+    Raises:
+        SettingError: the store cannot be opened, or the experiment was deleted.
+    """
+    if not config.enabled:
+        return None
+    client = _client(config)
+    experiment_id = _experiment(client, config)
+    wanted = {FINGERPRINT_TAG: fingerprint} | ({PARENT_TAG: parent_run_id} if parent_run_id else {})
+    query = " and ".join(f"tags.`{key}` = '{value}'" for key, value in wanted.items())
+    # the oldest: should two processes ever have raced, both settle on the same one
+    candidates = client.search_runs([experiment_id], query, order_by=["attributes.start_time ASC"])
+    found = [run for run in candidates if run.data.tags.get(PARENT_TAG) == parent_run_id]
+    if found:
+        run = found[0]
+        client.update_run(run.info.run_id, status="RUNNING")
+    else:
+        run = client.create_run(experiment_id, run_name=name, tags=wanted)
+    run_id: str = run.info.run_id
+    _log_params(client, run_id, params, known=set(run.data.params))
+    set_tags(config, run_id, tags or {})
+    return run_id
+
+
+def log_metrics(
+    config: TrackingConfig, run_id: str | None, metrics: Mapping[str, float], step: int = 0
+) -> None:
+    """Logs one value a name at a global step. NaN and infinities are left out: no store draws them."""
+    if run_id is None:
+        return
+    from mlflow.entities import Metric
+
+    now = int(time.time() * 1000)
+    batch = [
+        Metric(_legal_name(name), float(value), now, step)
+        for name, value in metrics.items()
+        if math.isfinite(value)
+    ]
+    client = _client(config)
+    for start in range(0, len(batch), METRICS_PER_CALL):
+        client.log_batch(run_id, metrics=batch[start : start + METRICS_PER_CALL])
+
+
+def set_tags(config: TrackingConfig, run_id: str | None, tags: Mapping[str, str]) -> None:
+    """Sets (overwrites) tags of a run."""
+    if run_id is None:
+        return
+    from mlflow.entities import RunTag
+
+    batch = [RunTag(_legal_name(key), _cut(value, TAG_LENGTH)) for key, value in tags.items()]
+    client = _client(config)
+    for start in range(0, len(batch), ENTRIES_PER_CALL):
+        client.log_batch(run_id, tags=batch[start : start + ENTRIES_PER_CALL])
+
+
+def log_artifacts(
+    config: TrackingConfig, run_id: str | None, path: str | Path, artifact_path: str | None = None
+) -> None:
+    """Uploads a local file, or everything below a local folder."""
+    if run_id is None:
+        return
+    client = _client(config)
+    if Path(path).is_dir():
+        client.log_artifacts(run_id, str(path), artifact_path)
+    else:
+        client.log_artifact(run_id, str(path), artifact_path)
+
+
+def finish(config: TrackingConfig, run_id: str | None, status: str = "FINISHED") -> None:
+    """Ends a run: `FINISHED`, `FAILED` or `KILLED`."""
+    if run_id is not None:
+        _client(config).set_terminated(run_id, status)
+
+
+def run_tags(config: TrackingConfig, run_id: str) -> dict[str, str]:
+    """All tags of a run.
+
+    Raises:
+        DataError: the store has no such run.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return dict(_client(config).get_run(run_id).data.tags)
+    except MlflowException as error:
+        raise DataError(config.uri, f"no run {run_id!r}", "the id of a run in this MLflow store") from error
+
+
+def download_artifacts(config: TrackingConfig, run_id: str, path: str, target: str | Path) -> Path:
+    """Copies artifact folder `path` of a run below `target`; returns the local folder."""
+    Path(target).mkdir(parents=True, exist_ok=True)
+    return Path(_client(config).download_artifacts(run_id, path, str(target)))
+
+
+def _client(config: TrackingConfig) -> MlflowClient:
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read by MLflow at import
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    for noisy in ("mlflow", "alembic"):  # a new sqlite store logs a line for each of its ~60 migrations
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    path = _sqlite_path(config.uri)
+    try:
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        return MlflowClient(tracking_uri=resolved(config).uri)
+    except (OSError, MlflowException) as error:
+        first_line = str(error).strip().splitlines()[0]
+        raise SettingError(
+            "tracking.uri", config.uri, f"an MLflow store that opens ({first_line})"
+        ) from error
+
+
+def _experiment(client: MlflowClient, config: TrackingConfig) -> str:
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(config.experiment)
+    if found is None:
+        path = _sqlite_path(config.uri)
+        location = None if path is None else (path.parent / "mlartifacts").as_uri()
+        try:
+            return str(client.create_experiment(config.experiment, artifact_location=location))
+        except MlflowException:  # another process made it in between
+            found = client.get_experiment_by_name(config.experiment)
+            if found is None:
+                raise
+    if found.lifecycle_stage != "active":
+        raise SettingError("tracking.experiment", config.experiment, "an experiment that was not deleted")
+    return str(found.experiment_id)
+
+
+def _log_params(client: MlflowClient, run_id: str, params: Mapping[str, Any], known: set[str]) -> None:
+    """Params are written once in MLflow: those that a found run already has stay as they are."""
+    from mlflow.entities import Param
+
+    flat = {_legal_name(k): _cut(v, PARAM_LENGTH) for k, v in flatten(canonical(params)).items()}
+    batch = [Param(key, value) for key, value in flat.items() if key not in known]
+    for start in range(0, len(batch), ENTRIES_PER_CALL):
+        client.log_batch(run_id, params=batch[start : start + ENTRIES_PER_CALL])
+
+
+def _legal_name(name: str) -> str:
+    """`name` within MLflow's alphabet; long names keep their distinguishing end."""
+    cleaned = re.sub(r"[^\w\-. /:]", "_", name)
+    cleaned = "/".join(part for part in cleaned.split("/") if part not in ("", ".", ".."))
+    return cleaned[-NAME_LENGTH:].lstrip("/") or "_"
+
+
+def _cut(value: object, length: int) -> str:
+    text = str(value)
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def _sqlite_path(uri: str) -> Path | None:
+    """Absolute file of a sqlite URI; None for any other store."""
+    return (
+        Path(uri.removeprefix("sqlite:///")).expanduser().absolute() if uri.startswith("sqlite:///") else None
+    )

@@ -1,0 +1,1 @@
+"""Training: batch order and resume, one worker's loop, Ray Train around it."""

@@ -1,0 +1,373 @@
+"""One worker of a training run: what Ray Train starts `num_workers` times.
+
+Every worker takes its contiguous piece of each global batch; DistributedDataParallel averages the
+gradients, which objectives/gather.py makes the single-process ones. About once a second all workers meet
+at a pulse: loss terms are averaged there (not every step, so a GPU is not waited for), and worker 0
+decides for all whether to save and when to meet next.
+
+Shape suffixes: B own rows, K negatives, V negatives that exist, L tokens, X = B + V texts, H W C pixels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import ray.train.torch
+import torch
+import torch.distributed as dist
+from ray.train.v2._internal.execution import context as ray_context
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from degla_ray.errors import DeglaError, SettingError
+from degla_ray.model.build import build
+from degla_ray.model.export import export
+from degla_ray.model.teacher import Teacher
+from degla_ray.model.text import encode_image, encode_text
+from degla_ray.objectives import Features, losses
+from degla_ray.shards import Storage, canonical
+from degla_ray.training import checkpoint
+from degla_ray.training.checkpoint import Parts
+from degla_ray.training.data import Feed, LocalBatch
+from degla_ray.training.decode import BatchSpec
+from degla_ray.training.job import (
+    ERROR,
+    EXPORT_STUDENT,
+    EXPORT_TEACHER,
+    PROGRESS,
+    PULSE_S,
+    REPORT_S,
+    TRACE,
+    Job,
+)
+from degla_ray.training.optimizer import build_optimizer, clamp_logit_scale, learning_rate, set_learning_rate
+from degla_ray.training.order import step_seed
+
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def train_worker(arguments: dict[str, Any]) -> None:
+    """Trains from the latest checkpoint, or the start, to the end; worker 0 exports the models.
+
+    A DeglaError is left in the run's folder as `error.json`, where the driver finds it. It would come again
+    after a restart, so a worker group that was started again after one ends at once.
+    """
+    # Ray 2.60 tells of every report at INFO, through a logger that is named after the file.
+    logging.getLogger(ray_context.__file__).setLevel(logging.WARNING)
+    job: Job = arguments["job"]
+    run = Storage(job.run_folder)
+    if run.exists(ERROR):
+        return
+    try:
+        _Worker(job, run).train()
+    except DeglaError as error:
+        run.write_json({"message": str(error)}, ERROR)
+        if ray.train.get_context().get_world_size() > 1:
+            raise  # the others may wait for this one: only Ray Train can end them
+
+
+class _Towers(nn.Module):
+    """Both towers in one forward pass, as DistributedDataParallel needs it."""
+
+    def __init__(self, clip: nn.Module) -> None:
+        super().__init__()
+        self.clip = clip
+
+    def forward(self, images_BCHW: Tensor, tokens_XL: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        scale = self.clip.logit_scale.exp()  # type: ignore[operator]
+        return encode_image(self.clip, images_BCHW), encode_text(self.clip, tokens_XL), scale
+
+
+class _Worker:
+    def __init__(self, job: Job, run: Storage) -> None:
+        self.job, self.run, self.config = job, run, job.config
+        context = ray.train.get_context()
+        self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
+        self.device = ray.train.torch.get_device()
+        if self.device.type == "cpu":
+            torch.set_num_threads(max(1, int(self.config.cpus_per_worker)))
+        torch.manual_seed(self.config.seed)
+        self.loaded = build(self.config.model)
+        student = self.loaded.model.to(self.device).train()
+        if getattr(student, "logit_bias", None) is not None:
+            student.logit_bias.requires_grad_(False)  # in no objective of ours
+        objective = self.config.objective
+        needs_teacher = objective.name == "degla" and (objective.lambda_tgc or objective.lambda_distill)
+        self.parts = Parts(
+            student=student,
+            teacher=Teacher(student, self.config.teacher) if needs_teacher else None,
+            optimizer=build_optimizer(student, self.config.optimizer, device=self.device),
+            scaler=torch.amp.GradScaler(self.device.type, enabled=self.config.precision == "fp16"),
+        )
+        self.done = 0  # steps: batches visited
+        self.applied = 0  # optimizer steps: fewer where the scaler skipped some
+        self.trace: list[str] = []  # JSON; a float's repr brings back the same float
+        self._restore()
+        towers = _Towers(student)
+        self.towers: nn.Module = towers
+        if self.world_size > 1:
+            on_gpu = self.device.type == "cuda"
+            self.towers = DistributedDataParallel(towers, device_ids=[self.device] if on_gpu else None)
+        mean, std = (torch.tensor(self.loaded.preprocess_cfg[k], device=self.device) for k in ("mean", "std"))
+        self.mean_C11, self.std_C11 = mean[:, None, None] * 255.0, std[:, None, None] * 255.0
+
+    def train(self) -> None:
+        config, total = self.config, self.job.total_steps
+        K = 0 if config.objective.name == "clip" else config.objective.negatives_per_caption
+        spec = BatchSpec(
+            order=self.job.order,
+            rank=self.rank,
+            world_size=self.world_size,
+            negatives=K,
+            size=self.loaded.preprocess_cfg["size"],
+            interpolation=self.loaded.preprocess_cfg["interpolation"],
+            crop_scale_min=config.data.crop_scale_min,
+            tokenizer=self.loaded.tokenizer,
+        )
+        self.feed = Feed(
+            self.job.samples,
+            spec,
+            first=self.done,
+            last=total,
+            decoders=self.job.decoders[self.rank],
+            prefetch=config.data.prefetch_batches,
+        )
+        pulse = _Pulse(self)
+        for batch in self.feed:
+            pulse.add(self._step(batch))
+            self.done += 1
+            if self.done == pulse.next:
+                pulse.meet()
+        if self.rank == 0:
+            self._export()
+
+    def _step(self, batch: LocalBatch) -> dict[str, Tensor | float]:
+        """One optimizer step; returns this worker's loss terms and what else the trace holds."""
+        config, parts = self.config, self.parts
+        # Set anew at every step: dropout, where a model has some, is then the same in a resumed run.
+        torch.manual_seed(step_seed(config.seed, batch.step, self.rank))
+        lr = learning_rate(config.optimizer, self.applied, self.job.total_steps)
+        set_learning_rate(parts.optimizer, lr)
+        parts.optimizer.zero_grad(set_to_none=True)
+        features, scale = self._features(batch)
+        terms = losses(features, scale, config.objective)
+        parts.scaler.scale(terms["loss"]).backward()
+        if config.optimizer.clip_grad_norm is not None:
+            parts.scaler.unscale_(parts.optimizer)
+            nn.utils.clip_grad_norm_(parts.student.parameters(), config.optimizer.clip_grad_norm)
+        if self._optimizer_step():
+            clamp_logit_scale(parts.student)
+            if parts.teacher is not None:
+                parts.teacher.update(parts.student, config.global_batch_size)
+            self.applied += 1
+        traced = {**terms, "logit_scale": scale.float().reshape(())}
+        return {**{name: value.detach() for name, value in traced.items()}, "lr": lr}
+
+    def _features(self, batch: LocalBatch) -> tuple[Features, Tensor]:
+        device, B = self.device, len(batch.tokens_BL)
+        images_BHWC = batch.images_BHWC.to(device, non_blocking=True)
+        images_BCHW = (images_BHWC.permute(0, 3, 1, 2).float() - self.mean_C11) / self.std_C11
+        # captions and those negatives that exist, in one forward pass of the text tower
+        tokens_XL = torch.cat([batch.tokens_BL, batch.negatives_BKL[batch.mask_BK]]).long().to(device)
+        mask_BK = batch.mask_BK.to(device)
+
+        def spread(txt_XD: Tensor) -> Tensor:
+            neg_BKD = txt_XD.new_zeros(*mask_BK.shape, txt_XD.shape[1])
+            neg_BKD[mask_BK] = txt_XD[B:]
+            return neg_BKD
+
+        dtype = _AUTOCAST.get(self.config.precision)
+        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+            img_BD, txt_XD, scale = self.towers(images_BCHW, tokens_XL)
+            taught: dict[str, Tensor] = {}
+            if self.parts.teacher is not None:
+                teacher_img_BD, teacher_txt_XD = self.parts.teacher.encode(images_BCHW, tokens_XL)
+                taught = {
+                    "teacher_img_BD": teacher_img_BD,
+                    "teacher_txt_BD": teacher_txt_XD[:B],
+                    "teacher_neg_BKD": spread(teacher_txt_XD),
+                }
+        features = Features(
+            img_BD=img_BD, txt_BD=txt_XD[:B], neg_BKD=spread(txt_XD), neg_mask_BK=mask_BK, **taught
+        )
+        return features, scale
+
+    def _optimizer_step(self) -> bool:
+        """False where the scaler found infinite gradients (on all workers alike) and skipped the step."""
+        scaler = self.parts.scaler
+        before = scaler.get_scale()
+        scaler.step(self.parts.optimizer)
+        scaler.update()
+        return scaler.get_scale() >= before
+
+    def _restore(self) -> None:
+        found = checkpoint.complete(self.run)
+        # worker 0's view counts: on some filesystems a listing lags
+        steps = self.broadcast([max(found, default=0)])[0]
+        if steps == 0:
+            return
+        name = checkpoint.folder_name(steps)
+        state, self.trace = checkpoint.load(self.run, name, self.parts)
+        if state["fingerprint"] != self.job.fingerprint:
+            raise SettingError(
+                "name", self.config.name, f"another name: {self.run.path(name)} is another run's"
+            )
+        self.done, self.applied = state["step"], state["applied"]
+        known = ray.train.get_checkpoint()
+        if known is None or Path(known.path).name != name:
+            # Saved, but Ray Train was killed before it wrote that down.
+            ray.train.report({"step": steps}, checkpoint=self._handle(name), **_HERE)
+
+    def save(self, metrics: dict[str, Any]) -> None:
+        name = checkpoint.folder_name(self.done)
+        if self.rank == 0:
+            state = {
+                "fingerprint": self.job.fingerprint,
+                "samples": self.done * self.config.global_batch_size,
+                "applied": self.applied,
+                "total_steps": self.job.total_steps,
+                "learning_rate": learning_rate(self.config.optimizer, self.applied, self.job.total_steps),
+                "order": canonical(self.job.order),
+                "rng": "torch is seeded at every step from (seed, step, worker)",
+                "config": canonical(self.config),
+                "versions": self.job.versions,
+                "activation": self.loaded.activation,
+            }
+            checkpoint.save(self.run, self.done, self.parts, state, self.trace)
+        ray.train.report(metrics, checkpoint=self._handle(name), checkpoint_dir_name=name, **_HERE)
+
+    def _handle(self, name: str) -> ray.train.Checkpoint | None:
+        if self.rank != 0:
+            return None
+        storage = ray.train.get_context().get_storage()
+        path = f"{storage.experiment_fs_path}/{name}"
+        return ray.train.Checkpoint(path, filesystem=storage.storage_filesystem)
+
+    def broadcast(self, numbers: list[int]) -> list[int]:
+        """Worker 0's numbers, on every worker."""
+        if self.world_size == 1:
+            return numbers
+        tensor = torch.tensor(numbers, dtype=torch.int64, device=self.device)
+        dist.broadcast(tensor, src=0)
+        return tensor.tolist()
+
+    def _export(self) -> None:
+        extra = {
+            "run": self.config.name,
+            "fingerprint": self.job.fingerprint,
+            "objective": canonical(self.config.objective),
+            "steps": self.done,
+        }
+        models = {EXPORT_STUDENT: self.parts.student}
+        if self.parts.teacher is not None:
+            models[EXPORT_TEACHER] = self.parts.teacher.model
+        for folder, model in models.items():
+            weights = folder.removeprefix("export_")
+            export(
+                dataclasses.replace(self.loaded, model=model),
+                f"{self.job.run_folder}/{folder}",
+                extra | {"weights": weights},
+            )
+
+
+_HERE: dict[str, Any] = {"checkpoint_upload_mode": ray.train.CheckpointUploadMode.NO_UPLOAD}
+"""For `ray.train.report`: the checkpoint lies where it belongs already."""
+
+
+class _Pulse:
+    """The workers' meetings: trace, progress, checkpoints, reports.
+
+    Attributes:
+        next: steps done at the next meeting, the same on all workers.
+    """
+
+    def __init__(self, worker: _Worker) -> None:
+        self.worker = worker
+        self.next = worker.done + 1
+        self._rows: list[dict[str, Tensor | float]] = []
+        now = time.monotonic()
+        self._met = self._saved = self._reported = now
+        self._waited = 0.0
+        self._distance: float | None = None
+
+    def add(self, row: dict[str, Tensor | float]) -> None:
+        self._rows.append(row)
+
+    def meet(self) -> None:
+        worker = self.worker
+        rows = self._average()
+        worker.trace += map(json.dumps, rows)
+        now = time.monotonic()
+        step_s = (now - self._met) / len(rows)
+        waited, self._waited = worker.feed.wait_s - self._waited, worker.feed.wait_s
+        last = worker.done == worker.job.total_steps
+        save, report, self.next = worker.broadcast(
+            [self._must_save(now, last), last or now - self._reported >= REPORT_S, self._following(step_s)]
+        )
+        if (save or report) and worker.parts.teacher is not None:
+            self._distance = worker.parts.teacher.distance(worker.parts.student)
+        progress = {
+            "step": worker.done,
+            "total_steps": worker.job.total_steps,
+            "terms": {k: sum(row[k] for row in rows) / len(rows) for k in rows[0] if k != "step"},
+            "samples_per_s": worker.config.global_batch_size / step_s,
+            "wait_share": min(1.0, waited / (step_s * len(rows))),
+            "wait_s": worker.feed.wait_s,
+            "first_wait_s": worker.feed.first_wait_s,
+            "teacher_distance": self._distance,
+            "eta_s": step_s * (worker.job.total_steps - worker.done),
+            "last_checkpoint": worker.done if save else None,
+        }
+        if worker.rank == 0:
+            worker.run.write_json(progress, PROGRESS)
+            if save or report:
+                worker.run.write_bytes(checkpoint.as_bytes(worker.trace), TRACE)
+        metrics = {"step": worker.done, **rows[-1], "samples_per_s": progress["samples_per_s"]}
+        if save:
+            worker.save(metrics)
+            self._saved = time.monotonic()
+        elif report:
+            ray.train.report(metrics)
+        if save or report:
+            self._reported = time.monotonic()
+        self._met = time.monotonic()
+
+    def _average(self) -> list[dict[str, float]]:
+        """The rows since the last meeting, averaged over the workers, as plain numbers."""
+        worker = self.worker
+        names = [k for k, v in self._rows[0].items() if isinstance(v, Tensor)]
+        stacked = torch.stack([torch.stack([row[k] for k in names]) for row in self._rows]).double()  # type: ignore[misc]
+        if worker.world_size > 1:
+            dist.all_reduce(stacked)
+            stacked /= worker.world_size
+        first = worker.done - len(self._rows) + 1
+        rows = []
+        for number, (row, values) in enumerate(zip(self._rows, stacked.tolist(), strict=True), start=first):
+            rows.append({"step": number, **dict(zip(names, values, strict=True)), "lr": float(row["lr"])})
+            if not math.isfinite(rows[-1]["loss"]) and worker.config.precision != "fp16":
+                rate = worker.config.optimizer.lr
+                raise SettingError(
+                    "optimizer.lr", rate, f"a lower one: the loss of step {number} is not finite"
+                )
+        self._rows = []
+        return rows
+
+    def _must_save(self, now: float, last: bool) -> bool:
+        settings = self.worker.config.checkpoint
+        by_step = settings.every_steps is not None and self.worker.done % settings.every_steps == 0
+        by_time = settings.every_minutes is not None and now - self._saved >= 60 * settings.every_minutes
+        return last or by_step or by_time
+
+    def _following(self, step_s: float) -> int:
+        worker = self.worker
+        following = worker.done + max(1, round(PULSE_S / step_s))
+        if every := worker.config.checkpoint.every_steps:
+            following = min(following, (worker.done // every + 1) * every)
+        return min(following, worker.job.total_steps)

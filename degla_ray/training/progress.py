@@ -1,0 +1,144 @@
+"""What a person sees while a run goes on, and what MLflow gets: read from the run's folder by the driver.
+
+Worker 0 writes `progress.json` once a second and `trace.jsonl` every few seconds; a thread of the driver
+reads them. So progress needs no further process and no report (a barrier for all workers), and works on
+any filesystem the run's folder may lie on. In a terminal a line is kept up to date in place; elsewhere a
+line is printed every ten seconds.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from degla_ray import tracking
+from degla_ray.config import TrackingConfig
+from degla_ray.errors import DataError
+from degla_ray.shards import Storage
+from degla_ray.training.job import PROGRESS, REPORT_S, TRACE
+
+POLL_S = 1.0
+LINE_S = 10.0
+SILENCE_S = 300.0
+"""Seconds without a new step after which the console says so, every time again."""
+POINTS = 500
+"""Points of a curve in MLflow, at most about; they lie at fixed steps, also in a resumed run."""
+
+
+class Monitor:
+    """Shows a run's progress and logs it while the `with` block lasts.
+
+    Args:
+        run: the run's folder.
+        name: of the run, for the console.
+        total_steps: of the run.
+        config: of MLflow.
+        run_id: MLflow's; none where tracking is off.
+    """
+
+    def __init__(
+        self, run: Storage, name: str, total_steps: int, config: TrackingConfig, run_id: str | None
+    ) -> None:
+        self.run, self.name, self.total_steps = run, name, total_steps
+        self.config, self.run_id = config, run_id
+        self.console = Console()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="training-progress", daemon=True)
+        self._logged = 0
+        self._shown_at = self._moved_at = self._logged_at = time.monotonic()
+        self._last: dict[str, Any] = {}
+        self._shown: dict[str, Any] = {}
+
+    def __enter__(self) -> Monitor:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        live = Live(console=self.console, auto_refresh=False) if self.console.is_terminal else None
+        if live is not None:
+            live.start()
+            live.update(Text(f"{self.name}: starting workers …"), refresh=True)
+        try:
+            while not self._stop.wait(POLL_S):
+                self._look(live)
+            self._look(live, last=True)
+        finally:
+            if live is not None:
+                live.stop()
+
+    def _look(self, live: Live | None, last: bool = False) -> None:
+        try:
+            progress = self.run.read_json(PROGRESS) if self.run.exists(PROGRESS) else {}
+        except (OSError, DataError):  # being replaced, on a filesystem without atomic rename
+            return
+        now = time.monotonic()
+        if progress != self._last:
+            self._last, self._moved_at = progress, now
+        elif now - self._moved_at > SILENCE_S:
+            self.console.print(f"{self.name}: no new step for {SILENCE_S:.0f} s")
+            self._moved_at = now
+        if progress and progress != self._shown:
+            self._show(progress, live, now, last)
+        if self.run_id is not None and (last or now - self._logged_at >= REPORT_S):
+            self._logged_at = now
+            try:
+                self._log(progress)
+            except Exception as error:  # the store being away must not end a training run
+                self.console.print(f"{self.name}: MLflow: {error}", markup=False)
+
+    def _show(self, progress: dict[str, Any], live: Live | None, now: float, last: bool) -> None:
+        if live is not None:
+            live.update(Text(describe(self.name, progress)), refresh=True)
+        elif last or now - self._shown_at >= LINE_S:
+            self.console.print(describe(self.name, progress), markup=False, highlight=False, soft_wrap=True)
+        else:
+            return
+        self._shown, self._shown_at = progress, now
+
+    def _log(self, progress: dict[str, Any]) -> None:
+        """Exact values at every n-th step, and the speed of the moment at the last of them."""
+        if not self.run.exists(TRACE) or not progress:
+            return
+        rows = [json.loads(line) for line in self.run.read_bytes(TRACE).splitlines()]
+        grid = max(1, self.total_steps // POINTS)
+        points = [row for row in rows if row["step"] % grid == 0 or row["step"] == self.total_steps]
+        new = [row for row in points if row["step"] > self._logged]
+        if not new:
+            return
+        moment = {k: progress[k] for k in ("samples_per_s", "wait_share", "wait_s", "teacher_distance")}
+        new[-1] |= {k: v for k, v in moment.items() if v is not None}
+        for row in new:
+            step = int(row.pop("step"))
+            tracking.log_metrics(self.config, self.run_id, {f"train/{k}": v for k, v in row.items()}, step)
+            self._logged = step
+
+
+def describe(name: str, progress: dict[str, Any]) -> str:
+    """One line: where a run is, how fast, and every loss term."""
+    terms = dict(progress["terms"])
+    lr, scale = terms.pop("lr"), terms.pop("logit_scale")
+    shown = " ".join(f"{k} {v:.4f}" for k, v in terms.items())
+    distance = progress["teacher_distance"]
+    taught = "" if distance is None else f" | teacher {distance:.4f} away"
+    return (
+        f"{name} {progress['step']}/{progress['total_steps']}"
+        f" | {progress['samples_per_s']:.0f} samples/s | {shown} | lr {lr:.2e} scale {scale:.2f}{taught}"
+        f" | waited {progress['wait_s']:.0f} s for data ({progress['wait_share']:.0%} now)"
+        f" | {_duration(progress['eta_s'])} left"
+    )
+
+
+def _duration(seconds: float) -> str:
+    minutes, s = divmod(round(seconds), 60)
+    hours, m = divmod(minutes, 60)
+    return f"{hours}:{m:02d}:{s:02d}"

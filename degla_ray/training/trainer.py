@@ -1,0 +1,306 @@
+"""The driver of a training run: what is trained, where its state lies, and Ray Train around it.
+
+A run's folder is `<output>/<name>-<fingerprint>`, where the fingerprint is that of everything that decides
+the result (data, model weights, objective, schedule, seed), and of nothing else: the number of workers,
+the cadence of checkpoints and the place of MLflow may change when a run goes on. So `train` with the same
+settings continues a run that was ended in any way, and returns at once where it is finished.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
+from ray.train.torch import TorchTrainer
+from ray.train.v2.api.exceptions import TrainingFailedError
+
+import degla_ray
+from degla_ray import ray_setup, tracking
+from degla_ray.config import ModelConfig, TrainConfig
+from degla_ray.errors import DeglaError, SettingError
+from degla_ray.shards import Storage, canonical, fingerprint, read_complete
+from degla_ray.training import checkpoint
+from degla_ray.training.data import DECODER_CPUS, end_decoders, start_decoders
+from degla_ray.training.job import ERROR, EXPORT_STUDENT, EXPORT_TEACHER, PROGRESS, TRACE, Job
+from degla_ray.training.order import BatchOrder
+from degla_ray.training.progress import Monitor
+from degla_ray.training.samples import load_samples
+
+CONFIG, RESULT = "config.json", "result.json"
+MAX_FAILURES = 2
+"""Times that Ray Train starts lost workers again before it gives up."""
+_LIBRARIES = ("torch", "open_clip_torch", "ray", "numpy", "pillow", "pyarrow")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """Where everything of a finished run lies.
+
+    Attributes:
+        run_folder: URI.
+        export_student: URI of a folder that `degla_ray.model.load` opens.
+        export_teacher: the same of the EMA teacher; none where the objective has no teacher.
+        steps: steps done.
+        mlflow_run_id: none where tracking is off.
+        trace_path: URI of the loss trace, JSON lines.
+    """
+
+    run_folder: str
+    export_student: str
+    export_teacher: str | None
+    steps: int
+    mlflow_run_id: str | None
+    trace_path: str
+
+
+def train(
+    config: TrainConfig, *, callbacks: Sequence[UserCallback] = (), parent_run_id: str | None = None
+) -> TrainResult:
+    """Trains, or continues, or returns the result of a finished run with the same settings.
+
+    Args:
+        config: of the run.
+        callbacks: of Ray Train, e.g. the one that reports to Ray Tune.
+        parent_run_id: MLflow run of the sweep that this run belongs to.
+
+    Raises:
+        SettingError: a setting that cannot work; a run that exists though `resume` is `never`; too few
+            CPUs; a loss that is not finite.
+        DataError: an input that cannot be used.
+    """
+    _require_files(config.model)
+    config = _absolute(config)
+    identity = run_identity(config)
+    mark = fingerprint(identity)
+    name = f"{config.name}-{mark}"
+    run = Storage(f"{config.output.rstrip('/')}/{name}")
+    if config.resume == "never" and run.exists(CONFIG):
+        raise SettingError("resume", "never", f"auto, or another name: {run.uri} exists")
+    if run.exists(RESULT):
+        print(f"{name}: finished already")
+        return TrainResult(**run.read_json(RESULT))
+
+    samples = load_samples(config.data, with_negatives=config.objective.name != "clip")
+    order = BatchOrder(seed=config.seed, num_rows=len(samples), batch_size=config.global_batch_size)
+    total_steps = config.max_steps or order.steps(config.epochs)
+    ray_setup.start(config.ray)
+    _require_cpus(config)
+    versions = {"degla_ray": degla_ray.__version__} | {lib: version(lib) for lib in _LIBRARIES}
+    run.write_json({"fingerprint": mark, "identity": identity, "config": canonical(config)}, CONFIG)
+    done = checkpoint.tidy(run)
+    for left in (ERROR, PROGRESS):
+        run.delete_file(left)
+    going_on = f"; continues after step {done}" if done else ""
+    print(f"{name}: {total_steps} steps of {config.global_batch_size}, {len(samples)} captions{going_on}")
+    decoders = start_decoders(config.num_workers, config.data.decode_tasks)
+    run_id = None
+    try:
+        run_id = tracking.find_or_create_run(
+            config.tracking,
+            name,
+            mark,
+            params={**canonical(config), "total_steps": total_steps},
+            tags={"stage": "train", "run_folder": run.uri},
+            parent_run_id=parent_run_id,
+        )
+        job = Job(
+            config=config,
+            fingerprint=mark,
+            run_folder=run.uri,
+            samples=ray.put(samples),
+            decoders=decoders,
+            order=order,
+            total_steps=total_steps,
+            versions=versions,
+        )
+        with Monitor(run, name, total_steps, config.tracking, run_id):
+            _fit(config, name, job, callbacks, run)
+    except BaseException:
+        tracking.finish(config.tracking, run_id, "FAILED")
+        raise
+    finally:
+        end_decoders(decoders)
+    teacher = f"{run.uri}/{EXPORT_TEACHER}"
+    result = TrainResult(
+        run_folder=run.uri,
+        export_student=f"{run.uri}/{EXPORT_STUDENT}",
+        export_teacher=teacher if run.exists(EXPORT_TEACHER) else None,
+        steps=total_steps,
+        mlflow_run_id=run_id,
+        trace_path=f"{run.uri}/{TRACE}",
+    )
+    _log_artifacts(config, run, run_id)
+    tracking.finish(config.tracking, run_id)
+    run.write_json(dataclasses.asdict(result), RESULT)
+    return result
+
+
+def run_identity(config: TrainConfig) -> dict[str, Any]:
+    """Everything that decides a run's result, as JSON; its fingerprint names the run's folder.
+
+    Raises:
+        DataError: a folder of inputs is missing, unfinished or of another stage.
+    """
+    _, prepared = read_complete(config.data.prepared, "prepare")
+    data = {
+        "prepared": prepared["fingerprint"],
+        "split": config.data.split,
+        "crop_scale_min": config.data.crop_scale_min,
+    }
+    if config.objective.name != "clip" and config.data.negatives is not None:
+        _, negatives = read_complete(config.data.negatives, "negatives")
+        data["negatives"] = negatives["fingerprint"]
+    length = {"epochs": config.epochs} if config.max_steps is None else {"max_steps": config.max_steps}
+    return canonical(
+        {
+            "data": data,
+            "model": _model_identity(config.model),
+            "objective": config.objective,
+            "teacher": config.teacher,
+            "optimizer": config.optimizer,
+            "global_batch_size": config.global_batch_size,
+            "precision": config.precision,
+            "seed": config.seed,
+            **length,
+        }
+    )
+
+
+def _model_identity(config: ModelConfig) -> dict[str, Any]:
+    """Names, and the SHA-256 of local files instead of their paths: a path may come to hold other weights."""
+    package = Path(degla_ray.__file__).parent / "model"
+    packaged = package / "configs" / f"{config.name}.json"
+    name: Any = _digests(packaged if packaged.exists() else Path(config.name)) or config.name
+    if config.name == "scenes-base":
+        name = _digests(package / "pretrained" / "scenes_base")
+    pretrained = config.pretrained and (_digests(Path(config.pretrained)) or config.pretrained)
+    return {"name": name, "pretrained": pretrained, "random_init": config.random_init}
+
+
+def _digests(source: Path) -> dict[str, str]:
+    """Of a file, or of all files of a folder; none where there is neither."""
+    files = [source] if source.is_file() else sorted(p for p in source.glob("*") if p.is_file())
+    digests = {}
+    for file in files:
+        with file.open("rb") as stream:
+            digests[file.name] = hashlib.file_digest(stream, "sha256").hexdigest()
+    return digests
+
+
+def _require_files(config: ModelConfig) -> None:
+    """Tells of a missing file before anything is started; all else about a model, a worker finds out."""
+    for setting, value, suffixes in (
+        ("model.name", config.name, (".json",)),
+        ("model.pretrained", config.pretrained or "", (".pt", ".pth", ".bin", ".safetensors")),
+    ):
+        if value.endswith(suffixes) and "://" not in value and not Path(value).expanduser().exists():
+            raise SettingError(setting, value, "a file that exists")
+
+
+def _absolute(config: TrainConfig) -> TrainConfig:
+    """Workers run in another working directory: local paths are made absolute."""
+
+    def path(value: str | None) -> str | None:
+        return (
+            str(Path(value).expanduser().absolute()) if value and Path(value).expanduser().exists() else value
+        )
+
+    data = dataclasses.replace(
+        config.data,
+        prepared=Storage(config.data.prepared).uri,
+        negatives=None if config.data.negatives is None else Storage(config.data.negatives).uri,
+    )
+    model = dataclasses.replace(
+        config.model, name=path(config.model.name) or "", pretrained=path(config.model.pretrained)
+    )
+    return dataclasses.replace(
+        config,
+        data=data,
+        model=model,
+        output=Storage(config.output).uri,
+        tracking=tracking.resolved(config.tracking),
+    )
+
+
+def _require_cpus(config: TrainConfig) -> None:
+    """Decoders need CPUs besides those that the workers hold, or the run would wait for ever.
+
+    A Ray started here has what it has; another cluster may still grow, so there it is only said.
+    """
+    each = config.cpus_per_worker + config.data.decode_tasks * DECODER_CPUS
+    needed, there = config.num_workers * each, ray.cluster_resources().get("CPU", 0.0)
+    if needed <= there:
+        return
+    expected = (
+        f"at most {int(there / each)}: each takes {each:g} CPUs (cpus_per_worker, and {DECODER_CPUS} for "
+        f"each of data.decode_tasks) of the cluster's {there:g}"
+    )
+    if ray_setup._temp_dir is not None:
+        raise SettingError("num_workers", config.num_workers, expected)
+    print(f"num_workers {config.num_workers} waits for the cluster to grow, or {expected}")
+
+
+class _Trainer(TorchTrainer):
+    """Without Ray 2.60's PlacementGroupCleaner where it cannot work.
+
+    It asks the dashboard every second whether the run still lives; where there is no dashboard it
+    prints a warning every second instead, and what it would clean goes with the driver anyway.
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        callbacks = super()._create_default_callbacks()
+        if ray._private.worker.get_dashboard_url():
+            return callbacks
+        return [c for c in callbacks if type(c).__name__ != "PlacementGroupCleanerCallback"]
+
+
+def _fit(config: TrainConfig, name: str, job: Job, callbacks: Sequence[UserCallback], run: Storage) -> None:
+    logging.getLogger("ray.train").setLevel(logging.WARNING)
+    trainer = _Trainer(
+        _work,
+        train_loop_config={"job": job},
+        scaling_config=ScalingConfig(
+            num_workers=config.num_workers,
+            use_gpu=config.use_gpu,
+            resources_per_worker={"CPU": config.cpus_per_worker, **({"GPU": 1} if config.use_gpu else {})},
+        ),
+        run_config=RunConfig(
+            name=name,
+            storage_path=config.output,
+            failure_config=FailureConfig(max_failures=MAX_FAILURES),
+            checkpoint_config=CheckpointConfig(num_to_keep=config.checkpoint.keep),
+            callbacks=list(callbacks),
+            logging_config=ray.train.LoggingConfig(log_level="WARNING"),
+        ),
+    )
+    failure: TrainingFailedError | None = None
+    try:
+        trainer.fit()
+    except TrainingFailedError as error:
+        failure = error
+    if run.exists(ERROR):
+        raise DeglaError(run.read_json(ERROR)["message"]) from failure
+    if failure is not None:
+        raise failure
+
+
+def _work(arguments: dict[str, Any]) -> None:
+    from degla_ray.training.loop import train_worker  # open_clip: seconds that the driver need not spend
+
+    train_worker(arguments)
+
+
+def _log_artifacts(config: TrainConfig, run: Storage, run_id: str | None) -> None:
+    """The small files only: weights stay in the run's folder, which the run's tag names."""
+    if run_id is None or "://" in run.uri:
+        return
+    for file in (CONFIG, TRACE):
+        tracking.log_artifacts(config.tracking, run_id, run.path(file))

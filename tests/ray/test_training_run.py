@@ -1,0 +1,194 @@
+"""Whole training runs on a local Ray: any number of workers, continued, refused, and what they leave."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from mlflow import MlflowClient
+
+from degla_ray.config import DataConfig, ObjectiveConfig, OptimizerConfig, TrackingConfig
+from degla_ray.errors import DeglaError, SettingError
+from degla_ray.model import load
+from degla_ray.shards import Storage
+from degla_ray.training.checkpoint import complete
+from degla_ray.training.trainer import TrainResult, train
+from tests.training_inputs import read_trace, train_config, write_inputs
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_inputs(tmp_path_factory.mktemp("training"))
+
+
+@pytest.fixture(scope="module")
+def tracking(folder: Path) -> TrackingConfig:
+    return TrackingConfig(uri=f"sqlite:///{folder}/mlflow.db", experiment="training")
+
+
+@pytest.fixture(scope="module")
+def reference(folder: Path, tracking: TrackingConfig, ray_cluster: None) -> TrainResult:
+    """40 steps on one worker."""
+    return train(train_config(folder, tracking=tracking))
+
+
+def assert_same_trace(left: TrainResult, right: TrainResult, tolerance: float) -> None:
+    ours, theirs = read_trace(left.trace_path), read_trace(right.trace_path)
+    assert [row["step"] for row in ours] == [row["step"] for row in theirs] == list(range(1, 41))
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.keys() == other.keys()
+        assert one == pytest.approx(other, abs=tolerance, rel=tolerance), one["step"]
+
+
+def test_train_two_workers_give_one_workers_losses(folder: Path, reference: TrainResult) -> None:
+    two = train(train_config(folder, name="two", num_workers=2))
+    assert_same_trace(two, reference, 1e-5)
+
+
+def test_train_trace_holds_every_term_and_the_loss_is_their_sum(reference: TrainResult) -> None:
+    objective = ObjectiveConfig()
+    for row in read_trace(reference.trace_path):
+        parts = row["base"] + objective.lambda_igc * row["igc"] + objective.lambda_tgc * row["tgc"]
+        assert row["loss"] == pytest.approx(parts + objective.lambda_distill * row["distill"], rel=1e-5)
+        assert {"lr", "logit_scale"} < row.keys()
+    assert row["distill"] > 0.0
+
+
+def test_train_last_checkpoints_are_kept(reference: TrainResult) -> None:
+    assert list(complete(Storage(reference.run_folder))) == [30, 40]
+
+
+def test_train_exports_are_the_last_checkpoints_models(reference: TrainResult) -> None:
+    saved = Path(reference.run_folder) / "checkpoint_000000040"
+    for export, file in ((reference.export_student, "student"), (reference.export_teacher, "teacher")):
+        assert export is not None
+        weights = safetensors.torch.load_file(saved / f"{file}.safetensors")
+        exported = load(export).model.state_dict()
+        assert exported.keys() == weights.keys()
+        assert all(torch.equal(exported[name], weights[name]) for name in weights)
+    student, teacher = (
+        load(e or "").model.state_dict() for e in (reference.export_student, reference.export_teacher)
+    )
+    assert any(not torch.equal(student[name], teacher[name]) for name in student)
+
+
+def test_train_run_in_mlflow_has_curves_params_and_files(
+    reference: TrainResult, tracking: TrackingConfig
+) -> None:
+    client = MlflowClient(tracking.uri)
+    run = client.get_run(reference.mlflow_run_id or "")
+    curve = client.get_metric_history(run.info.run_id, "train/loss")
+    trace = {row["step"]: row["loss"] for row in read_trace(reference.trace_path)}
+    assert {point.step: point.value for point in curve} == trace
+    assert run.info.status == "FINISHED"
+    assert run.data.params["optimizer.lr"] == "0.001"
+    assert {file.path for file in client.list_artifacts(run.info.run_id)} == {"config.json", "trace.jsonl"}
+
+
+def test_train_finished_run_again_does_nothing(
+    folder: Path, tracking: TrackingConfig, reference: TrainResult
+) -> None:
+    before = {p: p.stat().st_mtime_ns for p in Path(reference.run_folder).rglob("*")}
+    assert train(train_config(folder, tracking=tracking)) == reference
+    assert {p: p.stat().st_mtime_ns for p in Path(reference.run_folder).rglob("*")} == before
+
+
+def test_train_resume_never_refuses_an_existing_run(folder: Path, reference: TrainResult) -> None:
+    with pytest.raises(SettingError, match=r"resume: found 'never'.*exists"):
+        train(train_config(folder, resume="never"))
+
+
+def test_train_killed_worker_continues_after_its_last_checkpoint(
+    folder: Path, reference: TrainResult
+) -> None:
+    """SIGKILL of one of two workers: Ray Train starts both again, and the losses are as if nothing was."""
+    config = train_config(folder, name="killed-worker", num_workers=2)
+    killed: list[int] = []
+    stop = threading.Event()
+
+    def kill_one() -> None:
+        while not stop.is_set() and not killed:
+            if list((folder / "runs").glob("killed-worker-*/checkpoint_000000010/complete.json")):
+                pid = worker_pids()[-1]
+                os.kill(pid, signal.SIGKILL)
+                killed.append(pid)
+            time.sleep(0.005)
+
+    killer = threading.Thread(target=kill_one)
+    killer.start()
+    try:
+        result = train(config)
+    finally:
+        stop.set()
+        killer.join()
+    assert killed
+    assert_same_trace(result, reference, 1e-5)
+
+
+def worker_pids() -> list[int]:
+    """Processes of Ray Train workers below this one: their title begins with the actor's class."""
+    found = []
+    for status in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if status.read_bytes().startswith(b"ray::RayTrainWorker") and descends(int(status.parent.name)):
+                found.append(int(status.parent.name))
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return sorted(found)
+
+
+def descends(pid: int) -> bool:
+    while pid > 1:
+        if pid == os.getpid():
+            return True
+        pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    return False
+
+
+def test_train_plain_clip_needs_no_negatives_and_has_no_teacher(folder: Path) -> None:
+    config = train_config(
+        folder,
+        name="clip",
+        data=DataConfig(prepared=str(folder / "prepared"), decode_tasks=1),
+        objective=ObjectiveConfig(name="clip"),
+        optimizer=OptimizerConfig(lr=1e-3, warmup_steps=5, clip_grad_norm=1.0),
+        precision="bf16",
+        max_steps=5,
+    )
+    result = train(config)
+    assert result.export_teacher is None
+    assert set(read_trace(result.trace_path)[0]) == {"step", "loss", "base", "logit_scale", "lr"}
+
+
+def test_train_picture_that_does_not_decode_ends_the_run_and_is_named(tmp_path: Path) -> None:
+    folder = write_inputs(tmp_path, pictures=8, broken="img0006")
+    with pytest.raises(DeglaError, match=r"picture 'img0006' in .*UnidentifiedImageError"):
+        train(train_config(folder))
+
+
+def test_train_loss_that_is_not_finite_names_the_rate(folder: Path) -> None:
+    config = train_config(folder, name="wild", optimizer=OptimizerConfig(lr=1e30, warmup_steps=0))
+    with pytest.raises(DeglaError, match=r"optimizer\.lr: found 1e\+30; .* loss of step \d+ is not finite"):
+        train(config)
+
+
+def test_train_too_few_cpus_says_how_many_workers_fit(folder: Path) -> None:
+    config = train_config(folder, name="crowd", num_workers=8)
+    with pytest.raises(SettingError, match=r"num_workers: found 8; expected at most 5: .* cluster's 8"):
+        train(config)
+
+
+def test_train_unknown_model_is_told_of(folder: Path) -> None:
+    config = train_config(folder, name="unknown")
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, name="ViT-B-99"))
+    with pytest.raises(DeglaError, match=r"model\.name: found 'ViT-B-99'.*near: ViT-B"):
+        train(config)

@@ -1,0 +1,132 @@
+"""degla_ray.tracking against a real sqlite store."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from degla_ray import tracking
+from degla_ray.config import EvaluateConfig, ModelConfig, TrackingConfig
+from degla_ray.errors import DataError, SettingError
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> TrackingConfig:
+    """One store for the module (making it takes seconds); tests differ by fingerprint."""
+    folder = tmp_path_factory.mktemp("store")
+    return TrackingConfig(uri=f"sqlite:///{folder}/deep/er/mlflow.db", experiment="tests")
+
+
+def client_of(store: TrackingConfig) -> MlflowClient:
+    return MlflowClient(tracking_uri=store.uri)
+
+
+def test_tracking_new_store_makes_its_folder_and_keeps_artifacts_beside_it(store: TrackingConfig) -> None:
+    run_id = tracking.find_or_create_run(store, "one", "fp-new", {"a": 1})
+    assert run_id is not None
+    folder = Path(store.uri.removeprefix("sqlite:///")).parent
+    assert (folder / "mlflow.db").is_file()
+    (folder / "x.txt").write_text("hello")
+    tracking.log_artifacts(store, run_id, folder / "x.txt", "texts")
+    assert (folder / "mlartifacts" / run_id / "artifacts" / "texts" / "x.txt").read_text() == "hello"
+    copy = tracking.download_artifacts(store, run_id, "texts", folder / "copy")
+    assert (copy / "x.txt").read_text() == "hello"
+
+
+def test_tracking_same_fingerprint_after_restart_finds_the_same_run(store: TrackingConfig) -> None:
+    first = tracking.find_or_create_run(store, "two", "fp-same", {"a": 1}, {"label": "x"})
+    tracking.finish(store, first, "FAILED")
+    second = tracking.find_or_create_run(store, "two", "fp-same", {"a": 1, "b": 2}, {"label": "y"})
+    assert second == first
+    run = client_of(store).get_run(str(first))
+    assert run.info.status == "RUNNING"
+    assert run.data.params == {"a": "1", "b": "2"}
+    assert run.data.tags["label"] == "y"
+    assert tracking.find_or_create_run(store, "two", "fp-other", {}) != first
+
+
+def test_tracking_children_of_two_parents_are_two_runs(store: TrackingConfig) -> None:
+    parents = [tracking.find_or_create_run(store, f"p{i}", f"fp-parent-{i}", {}) for i in range(2)]
+    children = [tracking.find_or_create_run(store, "c", "fp-child", {}, parent_run_id=p) for p in parents]
+    again = tracking.find_or_create_run(store, "c", "fp-child", {}, parent_run_id=parents[1])
+    assert children[0] != children[1]
+    assert again == children[1]
+    assert tracking.find_or_create_run(store, "c", "fp-child", {}) not in children  # a run of its own
+    assert tracking.run_tags(store, str(again))[tracking.PARENT_TAG] == parents[1]
+
+
+def test_tracking_metrics_beyond_one_batch_arrive_without_nan_and_inf(store: TrackingConfig) -> None:
+    run_id = tracking.find_or_create_run(store, "many", "fp-many", {})
+    values = {f"m/{i}": i / 7 for i in range(2301)} | {"bad/nan": float("nan"), "bad/inf": float("-inf")}
+    tracking.log_metrics(store, run_id, values, step=5)
+    tracking.log_metrics(store, run_id, {"m/0": 9.0}, step=6)
+    logged = client_of(store).get_run(str(run_id)).data.metrics
+    assert len(logged) == 2301
+    assert logged["m/2300"] == 2300 / 7
+    assert [(m.step, m.value) for m in client_of(store).get_metric_history(str(run_id), "m/0")] == [
+        (5, 0.0),
+        (6, 9.0),
+    ]
+
+
+def test_tracking_params_nested_long_and_illegal_are_logged_legally(store: TrackingConfig) -> None:
+    config = EvaluateConfig(model=ModelConfig(), output="out", suite="s")
+    params = {"evaluate": config, "long": "x" * 9000, "odd name?(μ)": 1, "up/../and/down": 2}
+    params |= {f"p{i}": i for i in range(250)}
+    run_id = tracking.find_or_create_run(store, "params", "fp-params", params)
+    logged = client_of(store).get_run(str(run_id)).data.params
+    assert logged["evaluate.model.name"] == "scenes-base"
+    assert logged["p249"] == "249"
+    assert logged["long"] == "x" * 5999 + "…"
+    assert logged["up/and/down"] == "2"
+    assert len(logged) == len(params) - 1 + len(tracking.flatten(tracking.canonical(config)))
+
+
+def test_tracking_disabled_does_nothing_and_makes_no_store(tmp_path: Path) -> None:
+    off = TrackingConfig(enabled=False, uri=f"sqlite:///{tmp_path}/none/mlflow.db")
+    assert tracking.find_or_create_run(off, "x", "y", {}) is None
+    tracking.log_metrics(off, None, {"a": 1.0})
+    tracking.log_artifacts(off, None, tmp_path)
+    tracking.finish(off, None)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_tracking_unusable_store_is_one_line_naming_the_setting(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for uri in (f"sqlite:///{tmp_path}/file/mlflow.db", "nonsense://host/x"):
+        with pytest.raises(SettingError, match=r"tracking\.uri") as caught:
+            tracking.find_or_create_run(TrackingConfig(uri=uri), "x", "y", {})
+        assert "\n" not in str(caught.value)
+
+
+def test_tracking_deleted_experiment_and_unknown_run_are_named(store: TrackingConfig) -> None:
+    import dataclasses
+
+    gone = dataclasses.replace(store, experiment="gone")
+    tracking.find_or_create_run(gone, "x", "y", {})
+    client = client_of(store)
+    client.delete_experiment(client.get_experiment_by_name("gone").experiment_id)
+    with pytest.raises(SettingError, match=r"tracking\.experiment"):
+        tracking.find_or_create_run(gone, "x", "y", {})
+    with pytest.raises(DataError, match="no run '0123abc'"):
+        tracking.run_tags(store, "0123abc")
+
+
+def test_tracking_relative_store_resolved_is_absolute_and_quiet(tmp_path: Path) -> None:
+    code = (
+        "from degla_ray import tracking; from degla_ray.config import TrackingConfig\n"
+        "c = tracking.resolved(TrackingConfig()); tracking.find_or_create_run(c, 'n', 'f', {}); print(c.uri)"
+    )
+    env = dict(os.environ, PYTHONPATH=str(Path(__file__).parents[2]))
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == f"sqlite:///{tmp_path}/runs/mlflow.db"
+    assert "alembic" not in done.stderr
+    assert "INFO" not in done.stderr
+    assert (tmp_path / "runs" / "mlflow.db").is_file()

@@ -1,0 +1,133 @@
+"""Checkpoints: everything comes back, and nothing half-written is ever taken for one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from degla_ray.config import OptimizerConfig, TeacherConfig
+from degla_ray.errors import DataError
+from degla_ray.model.teacher import Teacher
+from degla_ray.shards import Storage
+from degla_ray.training import checkpoint
+from degla_ray.training.checkpoint import RAY_SNAPSHOT, Parts
+from degla_ray.training.optimizer import build_optimizer
+
+
+def parts_of(seed: int, steps: int = 0) -> Parts:
+    torch.manual_seed(seed)
+    student = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 1))
+    parts = Parts(
+        student=student,
+        teacher=Teacher(student, TeacherConfig(decay=0.5)),
+        optimizer=build_optimizer(student, OptimizerConfig(lr=0.1), device=torch.device("cpu")),
+        scaler=torch.amp.GradScaler("cpu", enabled=False),
+    )
+    train(parts, steps)
+    return parts
+
+
+def train(parts: Parts, steps: int) -> None:
+    assert parts.teacher is not None
+    for step in range(steps):
+        parts.optimizer.zero_grad()
+        parts.student(torch.full((2, 3), float(step + 1))).square().mean().backward()
+        parts.optimizer.step()
+        parts.teacher.update(parts.student, 64)
+
+
+def weights(parts: Parts) -> dict[str, torch.Tensor]:
+    assert parts.teacher is not None
+    return {**parts.student.state_dict(), **{f"t.{k}": v for k, v in parts.teacher.state_dict().items()}}
+
+
+def test_checkpoint_saved_and_loaded_training_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    run = Storage(str(tmp_path))
+    original = parts_of(seed=0, steps=3)
+    trace = [json.dumps({"step": s, "loss": 1 / 3 + s}) for s in range(1, 4)]
+    name = checkpoint.save(run, 3, original, {"applied": 3, "fingerprint": "f"}, trace)
+    restored = parts_of(seed=1)
+    state, back = checkpoint.load(run, name, restored)
+    assert (state["step"], state["applied"], state["fingerprint"]) == (3, 3, "f")
+    assert back == trace
+    for parts in (original, restored):
+        train(parts, 2)
+    for key, value in weights(original).items():
+        assert torch.equal(value, weights(restored)[key]), key
+
+
+def test_checkpoint_holds_no_pickle(tmp_path: Path) -> None:
+    name = checkpoint.save(Storage(str(tmp_path)), 1, parts_of(0, 1), {}, [])
+    suffixes = {path.suffix for path in (tmp_path / name).iterdir()}
+    assert suffixes == {".safetensors", ".json", ".jsonl"}
+
+
+@pytest.mark.parametrize("damage", ["no_receipt", "missing_file", "short_file"])
+def test_checkpoint_not_whole_is_never_picked_up(tmp_path: Path, damage: str) -> None:
+    run = Storage(str(tmp_path))
+    parts = parts_of(0, 1)
+    checkpoint.save(run, 1, parts, {}, [])
+    folder = tmp_path / checkpoint.save(run, 2, parts, {}, [])
+    if damage == "no_receipt":
+        (folder / "complete.json").unlink()
+    elif damage == "missing_file":
+        (folder / "teacher.safetensors").unlink()
+    else:
+        data = (folder / "student.safetensors").read_bytes()
+        (folder / "student.safetensors").write_bytes(data[:-1])
+    assert list(checkpoint.complete(run)) == [1]
+    assert checkpoint.tidy(run) == 1
+    assert not folder.exists()
+
+
+def test_checkpoint_with_other_bytes_refused(tmp_path: Path) -> None:
+    run = Storage(str(tmp_path))
+    name = checkpoint.save(run, 2, parts_of(0, 1), {}, [])
+    file = tmp_path / name / "student.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(DataError, match=r"student\.safetensors: found other bytes than were written"):
+        checkpoint.load(run, name, parts_of(0))
+
+
+def test_checkpoint_saved_over_a_torn_one_is_whole(tmp_path: Path) -> None:
+    run = Storage(str(tmp_path))
+    torn = tmp_path / checkpoint.folder_name(2)
+    torn.mkdir()
+    (torn / "old.bin").write_bytes(b"left by a killed run")
+    checkpoint.save(run, 2, parts_of(0, 1), {}, [])
+    assert list(checkpoint.complete(run)) == [2]
+    assert not (torn / "old.bin").exists()
+
+
+def snapshot(*steps: int) -> str:
+    results = [{"checkpoint_dir_name": checkpoint.folder_name(s), "metrics": {}} for s in steps]
+    return json.dumps({"checkpoint_results": results, "latest_checkpoint_result": results[-1]})
+
+
+def test_tidy_record_of_ray_that_fits_is_kept_with_the_latest(tmp_path: Path) -> None:
+    run = Storage(str(tmp_path))
+    for step in (1, 2, 3, 4):
+        checkpoint.save(run, step, parts_of(0, 1), {}, [])
+    (tmp_path / RAY_SNAPSHOT).write_text(snapshot(2, 3))
+    assert checkpoint.tidy(run) == 4
+    assert list(checkpoint.complete(run)) == [2, 3, 4]
+    assert (tmp_path / RAY_SNAPSHOT).exists()
+
+
+@pytest.mark.parametrize("record", ['{"checkpoint_results": [', "", snapshot(7), "[]"])
+def test_tidy_record_of_ray_that_is_broken_or_stale_is_removed(tmp_path: Path, record: str) -> None:
+    run = Storage(str(tmp_path))
+    checkpoint.save(run, 5, parts_of(0, 1), {}, [])
+    (tmp_path / RAY_SNAPSHOT).write_text(record)
+    assert checkpoint.tidy(run) == 5
+    assert not (tmp_path / RAY_SNAPSHOT).exists()
+
+
+def test_tidy_empty_folder_gives_none(tmp_path: Path) -> None:
+    assert checkpoint.tidy(Storage(str(tmp_path / "new"))) is None

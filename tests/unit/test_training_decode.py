@@ -1,0 +1,121 @@
+"""Local batches: a function of the step, cut out of the global batch, cropped as torchvision does."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torchvision.transforms.v2 import RandomResizedCrop
+
+from degla_ray.config import DataConfig
+from degla_ray.errors import DataError
+from degla_ray.training.decode import BatchReader, BatchSpec, PictureReader, crop_box
+from degla_ray.training.order import BatchOrder
+from degla_ray.training.samples import Samples, load_samples
+from tests.training_inputs import write_inputs
+
+
+def letters(texts: list[str]) -> torch.Tensor:
+    """A tokenizer without a model: character codes, padded to 60."""
+    codes = [[ord(c) for c in text[:60]] for text in texts]
+    return torch.tensor([row + [0] * (60 - len(row)) for row in codes], dtype=torch.int64).reshape(-1, 60)
+
+
+def text_of(tokens_L: np.ndarray) -> str:
+    return "".join(chr(c) for c in tokens_L if c)
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory: pytest.TempPathFactory) -> Samples:
+    folder = write_inputs(tmp_path_factory.mktemp("inputs"))
+    config = DataConfig(prepared=str(folder / "prepared"), negatives=str(folder / "negatives"))
+    return load_samples(config, with_negatives=True)
+
+
+@pytest.fixture
+def spec(samples: Samples) -> BatchSpec:
+    return BatchSpec(
+        order=BatchOrder(seed=5, num_rows=len(samples), batch_size=16),
+        rank=0,
+        world_size=1,
+        negatives=4,
+        size=(24, 24),
+        interpolation="bicubic",
+        crop_scale_min=0.5,
+        tokenizer=letters,
+    )
+
+
+def test_batch_of_two_workers_is_that_of_one(samples: Samples, spec: BatchSpec) -> None:
+    whole = BatchReader(samples, spec).read(6)
+    halves = [BatchReader(samples, dataclasses.replace(spec, rank=r, world_size=2)).read(6) for r in range(2)]
+    for name, array in whole.items():
+        assert np.concatenate([h[name] for h in halves]).tobytes() == array.tobytes()
+
+
+def test_batch_captions_and_negatives_belong_together(samples: Samples, spec: BatchSpec) -> None:
+    batch = BatchReader(samples, spec).read(2)
+    rows = spec.order.batch(2).row_B
+    for i, row in enumerate(rows):
+        own = samples.negative[samples.first_negative[row] : samples.first_negative[row + 1]].to_pylist()
+        drawn = [text_of(t) for t in batch["negatives"][i][batch["mask"][i]]]
+        assert text_of(batch["tokens"][i]) == samples.caption[int(row)].as_py()
+        assert len(drawn) == min(4, len(own))
+        assert set(drawn) <= set(own)
+    assert not batch["negatives"][~batch["mask"]].any()
+
+
+def test_batch_without_negatives_has_none(samples: Samples, spec: BatchSpec) -> None:
+    batch = BatchReader(samples, dataclasses.replace(spec, negatives=0)).read(0)
+    assert batch["negatives"].shape == (16, 0, 60)
+
+
+def test_batch_read_twice_or_after_others_same_bytes(samples: Samples, spec: BatchSpec) -> None:
+    reader = BatchReader(samples, spec)
+    first = reader.read(3)
+    reader.read(0)
+    again = reader.read(3)
+    assert all(first[name].tobytes() == again[name].tobytes() for name in first)
+
+
+def test_batch_whole_picture_where_crop_is_off(samples: Samples, spec: BatchSpec) -> None:
+    """Square pictures with scale 1: only the ratio could cut, and then the fallback takes the middle."""
+    batch = BatchReader(samples, dataclasses.replace(spec, crop_scale_min=1.0, size=(32, 32))).read(0)
+    picture = PictureReader(samples).open(int(samples.image[spec.order.batch(0).row_B[0]]))
+    assert np.abs(batch["images"][0].astype(int) - np.asarray(picture).astype(int)).mean() < 1.0
+
+
+def test_pictures_small_cache_same_pictures(samples: Samples) -> None:
+    large, small = PictureReader(samples), PictureReader(samples, cache_bytes=1)
+    for number in (0, 29, 3, 0, 17):
+        assert large.open(number).tobytes() == small.open(number).tobytes()
+    assert len(small._groups) == 1
+
+
+def test_picture_that_does_not_decode_is_named(tmp_path: Path, spec: BatchSpec) -> None:
+    folder = write_inputs(tmp_path, broken="img0004")
+    config = DataConfig(prepared=str(folder / "prepared"), negatives=str(folder / "negatives"))
+    samples = load_samples(config, with_negatives=True)
+    epoch = dataclasses.replace(spec, order=dataclasses.replace(spec.order, batch_size=len(samples)))
+    with pytest.raises(DataError, match=r"picture 'img0004' in .*part-0000\d-of-00002"):
+        BatchReader(samples, epoch).read(0)
+
+
+@pytest.mark.parametrize(("width", "height"), [(64, 64), (640, 480), (20, 200), (300, 30)])
+def test_crop_box_distribution_is_torchvisions(width: int, height: int) -> None:
+    torch.manual_seed(0)
+    theirs_transform = RandomResizedCrop(8, scale=(0.3, 1.0))
+    blank = torch.zeros(3, height, width)
+    theirs = [theirs_transform.make_params([blank]) for _ in range(3000)]
+    theirs_boxes = np.array([[p["left"], p["top"], p["width"], p["height"]] for p in theirs])
+    drawn = np.random.default_rng(0).random((3000, 22))
+    ours = np.array([crop_box(width, height, u, 0.3) for u in drawn])
+    assert (ours[:, :2] >= 0).all()
+    assert (ours[:, 0] + ours[:, 2] <= width).all()
+    assert (ours[:, 1] + ours[:, 3] <= height).all()
+    extent = np.array([width, height, width, height])
+    assert np.abs((ours.mean(axis=0) - theirs_boxes.mean(axis=0)) / extent).max() < 0.02
+    assert np.abs((ours.std(axis=0) - theirs_boxes.std(axis=0)) / extent).max() < 0.02

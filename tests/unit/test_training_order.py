@@ -1,0 +1,110 @@
+"""The order of visits: the same on any number of workers, whole, and fixed for all time."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from degla_ray.training.order import (
+    BatchOrder,
+    Visits,
+    draw_negatives,
+    permutation,
+    step_seed,
+    uniforms,
+)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4, 8])
+@pytest.mark.parametrize("num_rows", [1, 7, 64, 1000])
+def test_order_any_number_of_workers_same_bytes(workers: int, num_rows: int) -> None:
+    order = BatchOrder(seed=3, num_rows=num_rows, batch_size=16)
+    for step in (0, 1, 5, 100):
+        whole = order.batch(step)
+        pieces = [order.batch(step, rank, workers) for rank in range(workers)]
+        assert np.concatenate([p.row_B for p in pieces]).tobytes() == whole.row_B.tobytes()
+        assert np.concatenate([p.epoch_B for p in pieces]).tobytes() == whole.epoch_B.tobytes()
+
+
+@pytest.mark.parametrize(("num_rows", "batch_size"), [(10, 4), (64, 16), (5, 12), (1, 3)])
+def test_order_epochs_end_to_end_every_row_once_an_epoch(num_rows: int, batch_size: int) -> None:
+    order = BatchOrder(seed=0, num_rows=num_rows, batch_size=batch_size)
+    batches = [order.batch(step) for step in range(num_rows)]  # num_rows * batch_size visits: whole epochs
+    rows, epochs = (np.concatenate([getattr(b, f) for b in batches]) for f in ("row_B", "epoch_B"))
+    assert (epochs == np.repeat(np.arange(batch_size), num_rows)).all()
+    for epoch in range(batch_size):
+        assert sorted(rows[epochs == epoch]) == list(range(num_rows))
+
+
+def test_order_other_seed_or_epoch_other_permutation() -> None:
+    base = permutation(0, 0, 1000)
+    assert (base != permutation(0, 1, 1000)).mean() > 0.9
+    assert (base != permutation(1, 0, 1000)).mean() > 0.9
+
+
+def test_order_permutation_is_the_recorded_one() -> None:
+    """Golden: a run begun with one version of numpy must go on in the same order with another."""
+    assert permutation(42, 0, 10).tolist() == [1, 5, 2, 6, 7, 3, 0, 8, 4, 9]
+    assert permutation(42, 1, 10).tolist() == [7, 2, 9, 6, 8, 5, 4, 3, 0, 1]
+
+
+def test_order_batch_that_does_not_divide_raises() -> None:
+    with pytest.raises(ValueError, match="does not divide among 3"):
+        BatchOrder(seed=0, num_rows=10, batch_size=4).batch(0, 0, 3)
+
+
+@pytest.mark.parametrize(("epochs", "steps"), [(1.0, 3), (2.0, 5), (0.1, 1), (0.0, 1)])
+def test_order_steps_of_epochs_rounded_up(epochs: float, steps: int) -> None:
+    assert BatchOrder(seed=0, num_rows=10, batch_size=4).steps(epochs) == steps
+
+
+def test_negatives_drawn_without_repetition_and_masked_where_too_few() -> None:
+    count_B = np.array([0, 2, 4, 9])
+    visits = Visits(epoch_B=np.zeros(4, np.int64), row_B=np.arange(4))
+    index_BK, mask_BK = draw_negatives(7, visits, count_B, 4)
+    assert mask_BK.sum(axis=1).tolist() == [0, 2, 4, 4]
+    for index_K, mask_K, count in zip(index_BK, mask_BK, count_B, strict=True):
+        drawn = index_K[mask_K]
+        assert len(set(drawn)) == len(drawn)
+        assert all(0 <= i < count for i in drawn)
+
+
+def test_negatives_draw_depends_on_epoch_and_row_not_on_company() -> None:
+    rows = np.array([5, 6, 7, 8])
+    alike = np.full(4, 10)
+    first = Visits(epoch_B=np.zeros(4, np.int64), row_B=rows)
+    index_BK, _ = draw_negatives(1, first, alike, 3)
+    alone = Visits(epoch_B=np.zeros(1, np.int64), row_B=rows[2:3])
+    assert draw_negatives(1, alone, alike[:1], 3)[0].tolist() == index_BK[2:3].tolist()
+    later = Visits(epoch_B=np.ones(4, np.int64), row_B=rows)
+    assert draw_negatives(1, later, alike, 3)[0].tolist() != index_BK.tolist()
+
+
+def test_negatives_over_many_epochs_each_drawn_equally_often() -> None:
+    epochs = 4000
+    visits = Visits(epoch_B=np.arange(epochs), row_B=np.zeros(epochs, np.int64))
+    index_BK, _ = draw_negatives(0, visits, np.full(epochs, 5), 2)
+    share = np.bincount(index_BK.ravel(), minlength=5) / index_BK.size
+    assert np.abs(share - 0.2).max() < 0.02  # 5 standard deviations
+
+
+def test_negatives_none_asked_for_gives_empty() -> None:
+    visits = Visits(epoch_B=np.zeros(2, np.int64), row_B=np.arange(2))
+    index_BK, mask_BK = draw_negatives(0, visits, np.array([3, 0]), 0)
+    assert index_BK.shape == mask_BK.shape == (2, 0)
+
+
+def test_uniforms_even_and_independent_of_purpose() -> None:
+    visits = Visits(epoch_B=np.zeros(5000, np.int64), row_B=np.arange(5000))
+    crop, other = (uniforms(0, purpose, visits, 2) for purpose in ("crop", "flip"))
+    assert crop.min() >= 0.0
+    assert crop.max() < 1.0
+    assert abs(crop.mean() - 0.5) < 0.02
+    assert abs(np.corrcoef(crop[:, 0], crop[:, 1])[0, 1]) < 0.07
+    assert abs(np.corrcoef(crop[:, 0], other[:, 0])[0, 1]) < 0.07
+
+
+def test_step_seed_differs_by_step_and_worker() -> None:
+    seeds = {step_seed(0, step, rank) for step in range(50) for rank in range(4)}
+    assert len(seeds) == 200
+    assert all(0 <= s < 2**63 for s in seeds)

@@ -1,0 +1,78 @@
+"""Samples: addressable by row, independent of the parts they lay in, and complete."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from degla_ray.config import DataConfig
+from degla_ray.errors import DataError, SettingError
+from degla_ray.training.samples import Samples, load_samples
+from tests.training_inputs import write_inputs
+
+
+def config_of(folder: Path, **settings: object) -> DataConfig:
+    return DataConfig(prepared=str(folder / "prepared"), negatives=str(folder / "negatives"), **settings)  # type: ignore[arg-type]
+
+
+def negatives_of(samples: Samples, row: int) -> list[str]:
+    return samples.negative[samples.first_negative[row] : samples.first_negative[row + 1]].to_pylist()
+
+
+def test_samples_other_number_of_shards_same_rows(tmp_path: Path) -> None:
+    one, five = (
+        load_samples(config_of(write_inputs(tmp_path / str(n), num_shards=n)), with_negatives=True)
+        for n in (1, 5)
+    )
+    assert one.sample_id == five.sample_id
+    assert one.caption == five.caption
+    assert [negatives_of(one, r) for r in range(len(one))] == [
+        negatives_of(five, r) for r in range(len(five))
+    ]
+    pictures = [[s.image_id[int(i)].as_py() for i in s.image] for s in (one, five)]
+    assert pictures[0] == pictures[1]
+
+
+def test_samples_addresses_lead_to_the_captions_pictures(tmp_path: Path) -> None:
+    folder = write_inputs(tmp_path, num_shards=3)
+    samples = load_samples(config_of(folder), with_negatives=False)
+    for row in range(len(samples)):
+        part, group, place = samples.address[samples.image[row]]
+        with pq.ParquetFile(folder / "prepared" / "images" / samples.parts[part]) as file:
+            image_id = file.read_row_group(int(group))["image_id"][int(place)].as_py()
+        assert samples.sample_id[row].as_py().startswith(image_id + "#")
+
+
+def test_samples_negatives_belong_to_their_caption(tmp_path: Path) -> None:
+    samples = load_samples(config_of(write_inputs(tmp_path)), with_negatives=True)
+    counts = {samples.sample_id[r].as_py(): len(negatives_of(samples, r)) for r in range(len(samples))}
+    assert counts["img0000#0"] == 0
+    assert counts["img0005#1"] == 5
+    assert sum(counts.values()) == len(samples.negative)
+
+
+def test_samples_unknown_split_names_those_there(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match=r"data\.split: found 'dev'.*\['train'\]"):
+        load_samples(config_of(write_inputs(tmp_path), split="dev"), with_negatives=False)
+
+
+def test_samples_missing_picture_names_it(tmp_path: Path) -> None:
+    folder = write_inputs(tmp_path, num_shards=1)
+    part = next((folder / "prepared" / "images").iterdir())
+    table = pq.read_table(part)
+    pq.write_table(table.filter(pa.array([i != "img0003" for i in table["image_id"].to_pylist()])), part)
+    with pytest.raises(DataError, match=r"no picture 'img0003' \(caption 'img0003#0'\)"):
+        load_samples(config_of(folder), with_negatives=False)
+
+
+def test_samples_negatives_of_other_captions_refused(tmp_path: Path) -> None:
+    folder = write_inputs(tmp_path, num_shards=1)
+    part = next((folder / "negatives" / "negatives").iterdir())
+    table = pq.read_table(part)
+    strange = pa.array([f"other-{i}" for i in table["sample_id"].to_pylist()])
+    pq.write_table(table.set_column(0, "sample_id", strange), part)
+    with pytest.raises(DataError, match="no negatives for split 'train'"):
+        load_samples(config_of(folder), with_negatives=True)
