@@ -1,0 +1,124 @@
+"""What every benchmark provides, and how a decision is made from scores.
+
+A benchmark names the pictures and texts it needs; somebody encodes each distinct one once, over all
+benchmarks of a call; the benchmark turns the features into one row an item. Scoring is a pure function.
+
+Decisions are made on the float32 numbers that are stored, so the `scores` dataset alone reproduces them.
+
+Shapes: N pictures or items, M texts, K candidates of an item, D feature dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+import numpy as np
+import pyarrow as pa
+
+from degla_ray.schema import SCORES
+
+
+class Rule(StrEnum):
+    """When the true candidate, number 0, counts as chosen."""
+
+    STRICT = "strict"  # greater than every other: a tie is wrong (SugarCrepe, VALSE, ARO relations)
+    FIRST_ARGMAX = "first_argmax"  # the first of the greatest: a tie is correct (ARO order)
+
+
+def decide(scores_NK: np.ndarray, rule: Rule) -> np.ndarray:
+    """Whether candidate 0 is chosen: bool [N] from float32 [N, K], K >= 2. NaN is never correct."""
+    true_N, best_foil_N = scores_NK[:, 0], scores_NK[:, 1:].max(axis=1)
+    return true_N > best_foil_N if rule is Rule.STRICT else true_N >= best_foil_N
+
+
+def image_key(source: str, image_id: str) -> str:
+    """Name of a picture over all of a call's image folders, whose ids may collide."""
+    return f"{source}:{image_id}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Features:
+    """L2-normalised float32 features of a call's distinct pictures and texts."""
+
+    img_ND: np.ndarray
+    """One row a picture that could be read."""
+    txt_MD: np.ndarray
+    """One row a distinct text."""
+    image_row: Mapping[str, int]
+    """`image_key` -> row of img_ND; a picture that could not be read is not in it."""
+    text_row: Mapping[str, int]
+    """Text -> row of txt_MD."""
+
+    def images(self, keys: Iterable[str]) -> np.ndarray:
+        return self.img_ND[[self.image_row[key] for key in keys]]
+
+    def texts(self, texts: Iterable[str]) -> np.ndarray:
+        return self.txt_MD[[self.text_row[text] for text in texts]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """What a benchmark makes of features."""
+
+    scores: pa.Table
+    """Schema SCORES, one row an item that could be scored."""
+    missing: Mapping[str, int]
+    """Subset -> items left out because their picture could not be read; subsets with none may be absent."""
+
+
+class Benchmark(Protocol):
+    """A test set."""
+
+    @property
+    def name(self) -> str:
+        """Unique within a call."""
+
+    @property
+    def subsets(self) -> Sequence[str]:
+        """Every subset it reports, also one that has no items."""
+
+    def image_keys(self) -> set[str]:
+        """`image_key` of every picture it needs."""
+
+    def texts(self) -> set[str]:
+        """Every distinct text it needs."""
+
+    def chance(self, subset: str) -> float | None:
+        """Accuracy of guessing, 0 to 1; None where there is no such number or no item."""
+
+    def score(self, features: Features) -> Scored:
+        """Per-item scores and decisions; pure."""
+
+
+def dot_NK(img_ND: np.ndarray, txt_NKD: np.ndarray) -> np.ndarray:
+    """Similarity of each item's picture with its own candidates, float32 [N, K].
+
+    Summed elementwise in float64, not by a matrix product: BLAS may add the columns of one product in
+    different orders, and then equal candidates would not tie.
+    """
+    product_NKD = img_ND[:, None, :].astype(np.float64) * txt_NKD
+    return product_NKD.sum(axis=-1).astype(np.float32)
+
+
+def scores_table(
+    benchmark: str,
+    subsets: Sequence[str],
+    item_ids: Sequence[str],
+    candidate_scores: Sequence[np.ndarray] | np.ndarray,
+    correct: np.ndarray,
+) -> pa.Table:
+    """Rows of schema SCORES."""
+    lengths = np.fromiter((len(row) for row in candidate_scores), dtype=np.int64, count=len(item_ids))
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    flat = np.concatenate(candidate_scores) if len(item_ids) else np.zeros(0)
+    columns = [
+        pa.array([benchmark] * len(item_ids), pa.string()),
+        pa.array(subsets, pa.string()),
+        pa.array(item_ids, pa.string()),
+        pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat.astype(np.float32))),
+        pa.array(np.asarray(correct, dtype=bool)),
+    ]
+    return pa.Table.from_arrays(columns, names=SCORES.names).cast(SCORES)

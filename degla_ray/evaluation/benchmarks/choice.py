@@ -1,0 +1,108 @@
+"""The true caption of a picture against foils: SugarCrepe's, VALSE's and ARO's form.
+
+Items come from a CHOICE_ITEMS table whose first text is the true one; items of one benchmark may have
+different numbers of foils.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from degla_ray.errors import DataError
+from degla_ray.evaluation.benchmarks.base import (
+    Features,
+    Rule,
+    Scored,
+    decide,
+    dot_NK,
+    image_key,
+    scores_table,
+)
+
+CHUNK = 4096  # items scored at once: bounds the float64 product at CHUNK * K * D * 8 bytes
+
+
+class Choice:
+    """One choice benchmark.
+
+    Args:
+        name: benchmark name.
+        items: CHOICE_ITEMS rows of this benchmark only.
+        rule: what a tie is.
+        source: image folder that the items' image_id refers to.
+        subsets: subsets to report even if empty; none means those that occur, in order of appearance.
+        where: file that the items came from, for error messages.
+
+    Raises:
+        DataError: an item without a foil, with a null, or with the (subset, item_id) of another.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        items: pa.Table,
+        rule: Rule,
+        source: str,
+        subsets: Sequence[str] | None = None,
+        where: str = "choices",
+    ) -> None:
+        self.name, self.rule = name, rule
+        columns = items.to_pydict()
+        self._subset: list[str] = columns["subset"]
+        self._item_id: list[str] = columns["item_id"]
+        self._texts: list[list[str]] = columns["texts"]
+        self._key = [image_key(source, image_id) for image_id in columns["image_id"]]
+        self.subsets = tuple(subsets) if subsets is not None else tuple(dict.fromkeys(self._subset))
+        self._validate(where, columns["image_id"])
+
+    def _validate(self, where: str, image_ids: list[str | None]) -> None:
+        seen: set[tuple[str, str]] = set()
+        for subset, item_id, image_id, texts in zip(
+            self._subset, self._item_id, image_ids, self._texts, strict=True
+        ):
+            row = f"{where}, {self.name}/{subset}, item {item_id!r}"
+            if not subset or not item_id or not image_id:
+                raise DataError(row, "an empty subset, item_id or image_id", "all three")
+            if texts is None or len(texts) < 2 or any(not text for text in texts):
+                raise DataError(row, f"texts {texts!r}", "the true caption and at least one foil, none empty")
+            if (subset, item_id) in seen:
+                raise DataError(row, "the same item twice", "each item_id once in a subset")
+            seen.add((subset, item_id))
+
+    def image_keys(self) -> set[str]:
+        return set(self._key)
+
+    def texts(self) -> set[str]:
+        return {text for texts in self._texts for text in texts}
+
+    def chance(self, subset: str) -> float | None:
+        odds = [1 / len(t) for s, t in zip(self._subset, self._texts, strict=True) if s == subset]
+        return sum(odds) / len(odds) if odds else None
+
+    def score(self, features: Features) -> Scored:
+        """candidate_scores: similarity of each text, the true one first."""
+        scored = [i for i, key in enumerate(self._key) if key in features.image_row]
+        missing = Counter(self._subset[i] for i, key in enumerate(self._key) if key not in features.image_row)
+        rows: dict[int, np.ndarray] = {}
+        correct: dict[int, bool] = {}
+        for count in sorted({len(self._texts[i]) for i in scored}):
+            same = [i for i in scored if len(self._texts[i]) == count]
+            for start in range(0, len(same), CHUNK):
+                chunk = same[start : start + CHUNK]
+                txt = features.texts(text for i in chunk for text in self._texts[i])
+                txt_NKD = txt.reshape(len(chunk), count, -1)
+                scores_NK = dot_NK(features.images(self._key[i] for i in chunk), txt_NKD)
+                rows.update(zip(chunk, scores_NK, strict=True))
+                correct.update(zip(chunk, decide(scores_NK, self.rule).tolist(), strict=True))
+        table = scores_table(
+            self.name,
+            [self._subset[i] for i in scored],
+            [self._item_id[i] for i in scored],
+            [rows[i] for i in scored],
+            np.array([correct[i] for i in scored], dtype=bool),
+        )
+        return Scored(scores=table, missing=missing)

@@ -1,0 +1,113 @@
+"""Retrieval both ways: recall at 1, 5 and 10, without ever holding the full N x M matrix.
+
+Truth goes by text: a caption that two pictures share, word for word, is right for both, and stands once
+among the candidates. An item is correct at k if fewer than k wrong candidates score as high as its best
+true one or higher (a tie counts against). Memory is CHUNK * max(N, M) doubles.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from degla_ray.evaluation.benchmarks.base import Features, Scored, image_key, scores_table
+
+RANKS = (1, 5, 10)
+CHUNK = 512  # queries scored at once
+
+
+class Retrieval:
+    """Retrieval over pictures and their captions.
+
+    Subsets are `i2t_r1 … i2t_r10` (a picture finds one of its captions; item = image_id) and
+    `t2i_r1 … t2i_r10` (a distinct caption finds one of its pictures; item = the caption).
+
+    Args:
+        name: benchmark name.
+        captions: CAPTIONS rows.
+        source: image folder that image_id refers to.
+    """
+
+    subsets = tuple(f"{way}_r{k}" for way in ("i2t", "t2i") for k in RANKS)
+
+    def __init__(self, name: str, captions: pa.Table, source: str) -> None:
+        self.name = name
+        self._texts_of: dict[str, list[str]] = defaultdict(list)  # image_id -> distinct captions
+        self._images_of: dict[str, list[str]] = defaultdict(list)  # caption -> image_ids
+        self._key: dict[str, str] = {}
+        for image_id, caption in zip(
+            captions["image_id"].to_pylist(), captions["caption"].to_pylist(), strict=True
+        ):
+            self._key[image_id] = image_key(source, image_id)
+            if caption not in self._texts_of[image_id]:
+                self._texts_of[image_id].append(caption)
+                self._images_of[caption].append(image_id)
+
+    def image_keys(self) -> set[str]:
+        return set(self._key.values())
+
+    def texts(self) -> set[str]:
+        return set(self._images_of)
+
+    def chance(self, subset: str) -> float | None:
+        return None
+
+    def score(self, features: Features) -> Scored:
+        """candidate_scores: [best true, k-th best wrong]; [best true] if there are fewer than k wrong."""
+        images = [i for i in self._texts_of if self._key[i] in features.image_row]
+        texts = [
+            t
+            for t, owners in self._images_of.items()
+            if any(self._key[i] in features.image_row for i in owners)
+        ]
+        img_ND, txt_MD = features.images(self._key[i] for i in images), features.texts(texts)
+        image_at = {image_id: row for row, image_id in enumerate(images)}
+        text_at = {text: row for row, text in enumerate(texts)}
+        true_texts = [[text_at[t] for t in self._texts_of[i]] for i in images]
+        true_images = [[image_at[i] for i in self._images_of[t] if i in image_at] for t in texts]
+        parts = [
+            *_direction(self.name, "i2t", images, img_ND, txt_MD, true_texts),
+            *_direction(self.name, "t2i", texts, txt_MD, img_ND, true_images),
+        ]
+        lost = {"i2t": len(self._texts_of) - len(images), "t2i": len(self._images_of) - len(texts)}
+        missing: Mapping[str, int] = {subset: lost[subset[:3]] for subset in self.subsets}
+        return Scored(scores=pa.concat_tables(parts), missing=missing)
+
+
+def _direction(
+    benchmark: str,
+    way: str,
+    items: Sequence[str],
+    query_QD: np.ndarray,
+    candidate_CD: np.ndarray,
+    truth: Sequence[Sequence[int]],
+) -> list[pa.Table]:
+    """SCORES rows of one direction, one table a rank. `truth[q]` are the rows of q's true candidates."""
+    candidate_CD = candidate_CD.astype(np.float64)
+    best_true = np.empty(len(items), dtype=np.float32)
+    keep = min(max(RANKS), len(candidate_CD))
+    best_wrong_QK = np.empty((len(items), keep), dtype=np.float32)  # descending; -inf where there are no more
+    for start in range(0, len(items), CHUNK):
+        stop = min(start + CHUNK, len(items))
+        # float64, then rounded: BLAS orders sums by position, and equal candidates must still tie
+        scores = (query_QD[start:stop].astype(np.float64) @ candidate_CD.T).astype(np.float32)
+        rows = np.repeat(np.arange(stop - start), [len(t) for t in truth[start:stop]])
+        columns = np.concatenate([np.asarray(t, dtype=np.int64) for t in truth[start:stop]])
+        true = np.full(stop - start, -np.inf, dtype=np.float32)
+        np.maximum.at(true, rows, scores[rows, columns])
+        scores[rows, columns] = -np.inf
+        best_true[start:stop] = true
+        top = np.partition(scores, scores.shape[1] - keep, axis=1)[:, scores.shape[1] - keep :]
+        best_wrong_QK[start:stop] = np.sort(top, axis=1)[:, ::-1]
+    tables = []
+    for k in RANKS:
+        rival = best_wrong_QK[:, k - 1] if k <= keep else np.full(len(items), -np.inf, dtype=np.float32)
+        shown = [
+            np.array([t, r] if np.isfinite(r) else [t], dtype=np.float32)
+            for t, r in zip(best_true, rival, strict=True)
+        ]
+        tables.append(scores_table(benchmark, [f"{way}_r{k}"] * len(items), items, shown, best_true > rival))
+    return tables

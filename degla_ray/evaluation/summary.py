@@ -1,0 +1,196 @@
+"""What an evaluation comes to: accuracies of subsets and named averages, with intervals. Pure.
+
+An average is never silently taken over what is left: it is absent where a member has no result, and
+marked partial where a member lost items to unreadable pictures.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from degla_ray.errors import DataError
+from degla_ray.evaluation.benchmarks import suite
+from degla_ray.evaluation.benchmarks.base import Benchmark, Scored
+from degla_ray.evaluation.benchmarks.negatives import NAME as NEGATIVES
+from degla_ray.evaluation.statistics import bootstrap_means, interval
+from degla_ray.shards import Storage, read_complete
+
+STAGE = "evaluate"
+SUMMARY = "summary.json"
+ARTIFACTS = "evaluation"  # folder among the artifacts of an evaluation's MLflow run
+FOLDER_TAG = "degla.folder"  # tag of such a run: URI of the evaluation folder
+PREPARED_RETRIEVAL = "prepared_retrieval"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """One subset's accuracy, or a named average's."""
+
+    name: str
+    """`benchmark/subset`, or the average's name."""
+    value: float | None
+    """Accuracy, 0 to 1; none where there is no item, or an average lacks a member."""
+    low: float | None
+    """Lower end of the bootstrap 95 % interval."""
+    high: float | None
+    """Upper end."""
+    n: int
+    """Items scored."""
+    missing: int
+    """Items left out because their picture could not be read."""
+    chance: float | None = None
+    """Accuracy of guessing, for a subset where there is one."""
+    of: tuple[str, ...] = ()
+    """Members of an average, unweighted."""
+
+    @property
+    def partial(self) -> bool:
+        return self.missing > 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """Everything `summary.json` holds."""
+
+    label: str
+    """Name in tables."""
+    model: Mapping[str, Any]
+    """`name`, `source`, `identity` (a hash of weights, preprocessing, tokenizer), `folder` if it has one."""
+    inputs: Mapping[str, Any]
+    """What was evaluated on: identity of suite, prepared and negatives folder, split."""
+    fingerprint: str
+    """Of the evaluation folder."""
+    partial: bool
+    """Whether any item is missing."""
+    subsets: tuple[Score, ...]
+    averages: tuple[Score, ...]
+    missing_images: Mapping[str, str]
+    """Picture -> why it could not be read."""
+
+    def score(self, name: str) -> Score | None:
+        """The subset or average of that name."""
+        return next((s for s in (*self.averages, *self.subsets) if s.name == name), None)
+
+    def metrics(self) -> dict[str, float]:
+        """Flat name -> value, of those that have one."""
+        return {s.name: s.value for s in (*self.subsets, *self.averages) if s.value is not None}
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Summary:
+        fields = dict(value)
+        for name in ("subsets", "averages"):
+            fields[name] = tuple(Score(**{**s, "of": tuple(s["of"])}) for s in fields[name])
+        return cls(**fields)
+
+
+def _members(benchmarks: Sequence[Benchmark]) -> dict[str, tuple[str, ...]]:
+    """Average -> the subsets it is the unweighted mean of, for the benchmarks that were run."""
+    names = {b.name: b for b in benchmarks}
+    members: dict[str, tuple[str, ...]] = {}
+    if "scenes" in names or "scenes_order" in names:
+        members["composition"] = (*(f"scenes/{s}" for s in suite.SCENES_SUBSETS), "scenes_order/order")
+    if "scenes_zeroshot" in names:
+        members["zero_shot"] = ("scenes_zeroshot/top1",)
+    for retrieval in (suite.RETRIEVAL, PREPARED_RETRIEVAL):  # the first that was run
+        if retrieval in names:
+            members["retrieval"] = (f"{retrieval}/i2t_r1", f"{retrieval}/t2i_r1")
+            break
+    if NEGATIVES in names:
+        members["negatives"] = tuple(f"{NEGATIVES}/{kind}" for kind in names[NEGATIVES].subsets)
+    return members
+
+
+def summarise(
+    *,
+    label: str,
+    model: Mapping[str, Any],
+    inputs: Mapping[str, Any],
+    fingerprint: str,
+    benchmarks: Sequence[Benchmark],
+    scored: Sequence[Scored],
+    missing_images: Mapping[str, str],
+    bootstrap_samples: int,
+) -> Summary:
+    """Accuracies of every subset, their intervals and the named averages.
+
+    An average's interval resamples each of its subsets on its own (stratified bootstrap).
+    """
+    subsets: dict[str, Score] = {}
+    means: dict[str, np.ndarray] = {}
+    for benchmark, result in zip(benchmarks, scored, strict=True):
+        for subset in benchmark.subsets:
+            name, correct = f"{benchmark.name}/{subset}", _correct(result.scores, subset)
+            value = low = high = None
+            if len(correct):
+                means[name] = bootstrap_means(correct, bootstrap_samples, name)
+                value, (low, high) = float(correct.mean()), interval(means[name])
+            subsets[name] = Score(
+                name=name,
+                value=value,
+                low=low,
+                high=high,
+                n=len(correct),
+                missing=result.missing.get(subset, 0),
+                chance=benchmark.chance(subset),
+            )
+    averages = [_average(name, of, subsets, means) for name, of in _members(benchmarks).items()]
+    return Summary(
+        label=label,
+        model=model,
+        inputs=inputs,
+        fingerprint=fingerprint,
+        partial=any(s.partial for s in subsets.values()),
+        subsets=tuple(subsets.values()),
+        averages=tuple(averages),
+        missing_images=missing_images,
+    )
+
+
+def _average(
+    name: str, of: tuple[str, ...], subsets: Mapping[str, Score], means: Mapping[str, np.ndarray]
+) -> Score:
+    present = [subsets[m] for m in of if m in subsets]
+    n, missing = sum(s.n for s in present), sum(s.missing for s in present)
+    if any(m not in means for m in of):
+        return Score(name=name, value=None, low=None, high=None, n=n, missing=missing, of=of)
+    low, high = interval(np.mean([means[m] for m in of], axis=0))
+    value = float(np.mean([s.value for s in present]))
+    return Score(name=name, value=value, low=low, high=high, n=n, missing=missing, of=of)
+
+
+def _correct(scores: pa.Table, subset: str) -> np.ndarray:
+    """bool [n] of one subset of a SCORES table."""
+    return np.array(scores.filter(pc.equal(scores["subset"], subset))["correct"].to_pylist(), dtype=bool)
+
+
+def read_summary(storage: Storage) -> Summary:
+    """The summary of an evaluation folder, or of such a folder's copy among MLflow's artifacts.
+
+    Raises:
+        DataError: it is absent or does not read.
+    """
+    where, expected = storage.path(SUMMARY), "the summary that `jobs/evaluate.py` wrote"
+    try:
+        return Summary.from_json(storage.read_json(SUMMARY))
+    except (KeyError, TypeError, FileNotFoundError) as error:
+        raise DataError(where, f"no summary that reads ({error})", expected) from error
+
+
+def read_evaluation(uri: str) -> tuple[Storage, Summary]:
+    """A finished evaluation folder.
+
+    Raises:
+        DataError: another kind of folder, or an unfinished or broken one.
+    """
+    storage, _ = read_complete(uri, STAGE)
+    return storage, read_summary(storage)

@@ -1,0 +1,337 @@
+"""Evaluation end to end on Ray: parity with plain encoding, resume, broken pictures, refusals."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import ray
+import torch
+from mlflow import MlflowClient
+from PIL import Image
+
+from degla_ray.config import CompareConfig, EvaluateConfig, ModelConfig, TrackingConfig
+from degla_ray.errors import DataError, FingerprintMismatch, SettingError
+from degla_ray.evaluation import encode as encoding
+from degla_ray.evaluation.benchmarks.base import image_key
+from degla_ray.evaluation.compare import compare
+from degla_ray.evaluation.run import evaluate
+from degla_ray.evaluation.summary import read_evaluation
+from degla_ray.model.build import LoadedModel, build
+from degla_ray.schema import CAPTIONS, NEGATIVES, SCORES
+from degla_ray.shards import StageFolder, Storage
+from tests.evaluation_suite import PART, choice_rows, images_table, png, write_model_config, write_suite
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+OFF = TrackingConfig(enabled=False)
+ITEMS = 24
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A suite and two model configs."""
+    root = tmp_path_factory.mktemp("evaluation")
+    write_suite(root / "suite", ITEMS)
+    write_model_config(root / "tiny.json")
+    write_model_config(root / "wide.json", width=48)
+    return root
+
+
+def config_of(root: Path, output: Path, model: str = "tiny", **changes: Any) -> EvaluateConfig:
+    config = EvaluateConfig(
+        model=ModelConfig(name=str(root / f"{model}.json")),
+        output=str(output),
+        suite=str(root / "suite"),
+        label=model,
+        bootstrap_samples=100,
+        tracking=OFF,
+    )
+    return dataclasses.replace(config, **changes)
+
+
+def loaded_of(root: Path) -> LoadedModel:
+    torch.manual_seed(0)
+    loaded = build(ModelConfig(name=str(root / "tiny.json")))
+    loaded.model.eval()
+    return loaded
+
+
+def rows_of(output: Path) -> dict[tuple[str, str, str], dict[str, Any]]:
+    rows = Storage(str(output)).read_dataset("scores", SCORES).to_pylist()
+    return {(r["benchmark"], r["subset"], r["item_id"]): r for r in rows}
+
+
+def plain_features(loaded: LoadedModel, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Features of img-0 … img-11 and of the texts by open_clip's own methods, one at a time."""
+    from io import BytesIO
+
+    transform = encoding.eval_transform(loaded.preprocess_cfg)
+    with torch.no_grad():
+        img = [loaded.model.encode_image(transform(Image.open(BytesIO(png(i))))[None]) for i in range(12)]
+        txt = [loaded.model.encode_text(loaded.tokenizer([text])) for text in texts]
+    both = [torch.nn.functional.normalize(torch.cat(x), dim=-1).numpy() for x in (img, txt)]
+    return both[0], both[1]
+
+
+@pytest.fixture(scope="module")
+def whole(folder: Path, ray_cluster: None) -> Path:
+    """The evaluation of the tiny model, once for the module."""
+    evaluate(config_of(folder, folder / "whole", batch_size=7))
+    return folder / "whole"
+
+
+def test_evaluate_decisions_equal_plain_encoding_item_by_item(folder: Path, whole: Path) -> None:
+    _, summary = read_evaluation(str(whole))
+    items = choice_rows(ITEMS)
+    texts = sorted({text for item in items for text in item["texts"]})
+    img, txt = plain_features(loaded_of(folder), texts)
+    rows = rows_of(whole)
+    right: dict[str, list[bool]] = {}
+    for item in items:
+        row = rows[item["benchmark"], item["subset"], item["item_id"]]
+        image = img[int(str(item["image_id"]).removeprefix("img-"))]
+        own: list[str] = item["texts"]
+        expected = [float(image @ txt[texts.index(text)]) for text in own]
+        np.testing.assert_allclose(row["candidate_scores"], expected, atol=1e-5)
+        tied = own[0] in own[1:]
+        best = all(expected[0] > s for s, text in zip(expected[1:], own[1:], strict=True) if text != own[0])
+        assert row["correct"] == (best and (item["benchmark"] == "scenes_order" or not tied))
+        right.setdefault(f"{item['benchmark']}/{item['subset']}", []).append(bool(row["correct"]))
+    for name, decisions in right.items():
+        score = summary.score(name)
+        assert score is not None
+        assert (score.value, score.n, score.missing) == (np.mean(decisions), ITEMS, 0)
+    composition = summary.score("composition")
+    assert composition is not None
+    assert composition.value == pytest.approx(np.mean([np.mean(d) for d in right.values()]))
+    manifest = Storage(str(whole)).read_json("manifest.json")
+    assert manifest["counts"]["items"] == manifest["counts"]["scored"] == len(rows)
+
+
+def test_evaluate_same_features_for_any_number_of_actors_and_batch_size(
+    folder: Path, whole: Path, tmp_path: Path
+) -> None:
+    evaluate(config_of(folder, tmp_path / "three", num_actors=3, batch_size=3))
+    one, three = rows_of(whole), rows_of(tmp_path / "three")
+    assert one.keys() == three.keys()
+    for key, row in one.items():
+        other = three[key]["candidate_scores"]
+        np.testing.assert_allclose(row["candidate_scores"], other, atol=1e-5)
+
+
+def test_evaluate_rerun_does_nothing_and_another_model_is_refused(folder: Path, tmp_path: Path) -> None:
+    config = config_of(folder, tmp_path / "out", benchmarks=["scenes_zeroshot"])
+    first = evaluate(config)
+    assert [s.name for s in first.subsets] == ["scenes_zeroshot/top1"]
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*") if p.is_file()}
+    assert evaluate(config) == first
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*") if p.is_file()} == before
+    assert evaluate(dataclasses.replace(config, label="renamed")).label == "renamed"
+    with pytest.raises(FingerprintMismatch, match=r"identity\.model"):
+        evaluate(config_of(folder, tmp_path / "out", "wide", benchmarks=["scenes_zeroshot"]))
+    with pytest.raises(FingerprintMismatch, match=r"identity\.benchmarks"):
+        evaluate(dataclasses.replace(config, benchmarks=["all"]))
+
+
+def test_evaluate_broken_and_absent_pictures_are_named_and_make_it_partial(
+    folder: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = {"img-3": png(3)[:60], "img-4": b"", "img-5": b"no picture"}
+    write_suite(tmp_path / "suite", ITEMS, pictures=broken)
+    storage = Storage(str(tmp_path / "suite"))
+    pictures = {f"img-{i}": broken.get(f"img-{i}", png(i)) for i in range(12) if i != 6}
+    storage.write_table(images_table(pictures), "images", PART, row_group_rows=5)
+    config = dataclasses.replace(config_of(folder, tmp_path / "out"), suite=str(tmp_path / "suite"))
+    summary = evaluate(config)
+    assert summary.partial
+    assert set(summary.missing_images) == {f"suite:img-{i}" for i in (3, 4, 5, 6)}
+    assert summary.missing_images["suite:img-6"] == "not in the images dataset"
+    assert "UnidentifiedImageError" in summary.missing_images["suite:img-5"]
+    for score in summary.subsets:
+        assert score.missing == (4 if "zeroshot" in score.name or "i2t" in score.name else score.missing)
+        assert score.missing > 0
+    composition = summary.score("composition")
+    assert composition is not None
+    assert composition.partial
+    kept, before = rows_of(tmp_path / "out"), rows_of(whole)
+    for key, row in kept.items():
+        if key[0] in ("scenes", "scenes_order"):  # what is left is scored as before
+            np.testing.assert_allclose(row["candidate_scores"], before[key]["candidate_scores"], atol=1e-5)
+    counts = Storage(str(tmp_path / "out")).read_json("manifest.json")["counts"]
+    assert counts["items"] == counts["scored"] + counts["missing"]
+    assert counts["scored"] == len(kept)
+    printed = capsys.readouterr().out
+    assert "partial" in printed
+    assert "suite:img-3" in printed
+
+
+def write_prepared(root: Path) -> tuple[Path, Path]:
+    """A prepared folder of two shards and a negatives folder."""
+    prepared = StageFolder(str(root / "prepared"), "prepare", {"made": "by hand"}, num_shards=2)
+    negatives = StageFolder(str(root / "negatives"), "negatives", {"made": "by hand"}, num_shards=2)
+    for shard in (0, 1):
+        ids = [f"img-{i}" for i in range(12) if i % 2 == shard]
+        captions, made = [], []
+        for n, i in enumerate(ids):
+            split = "val" if n % 3 else "train"
+            captions.append({"sample_id": f"{i}#0", "image_id": i, "caption": f"this is {i}", "split": split})
+            for kind in ("swap_nouns", "reshuffle"):
+                made.append({"sample_id": f"{i}#0", "kind": kind, "negative": f"{kind} of {i}", "attempt": 0})
+        pictures = images_table({i: png(int(i[4:])) for i in ids})
+        prepared.write_part("images", shard, pictures, row_group_rows=2)
+        prepared.write_part("captions", shard, pa.Table.from_pylist(captions, schema=CAPTIONS))
+        negatives.write_part("negatives", shard, pa.Table.from_pylist(made, schema=NEGATIVES))
+        for stage in (prepared, negatives):
+            stage.write_receipt(shard, {})
+    prepared.finish()
+    negatives.finish()
+    return root / "prepared", root / "negatives"
+
+
+def test_evaluate_prepared_and_negatives_add_their_benchmarks(folder: Path, tmp_path: Path) -> None:
+    prepared, negatives = write_prepared(tmp_path)
+    config = dataclasses.replace(
+        config_of(folder, tmp_path / "out"), suite=None, prepared=str(prepared), negatives=str(negatives)
+    )
+    summary = evaluate(config)
+    assert {a.name for a in summary.averages} == {"retrieval", "negatives"}
+    rows = rows_of(tmp_path / "out")
+    assert {key[1] for key in rows if key[0] == "negatives"} == {"reshuffle", "swap_nouns"}
+    assert sum(key[0] == "negatives" for key in rows) == 2 * 8  # 8 of 12 captions are in split val
+    assert sum(key[:2] == ("prepared_retrieval", "i2t_r1") for key in rows) == 8
+    texts = ["this is img-2", "swap_nouns of img-2"]
+    img, txt = plain_features(loaded_of(folder), texts)
+    row = next(r for k, r in rows.items() if k[1] == "swap_nouns" and k[2].startswith("img-2#0/"))
+    np.testing.assert_allclose(row["candidate_scores"], txt @ img[2], atol=1e-5)
+    for changes, message in (
+        ({"split": "nowhere"}, "split"),
+        ({"benchmarks": ["mystery"]}, "prepared_retrieval, negatives"),
+        ({"benchmarks": []}, "benchmarks"),
+    ):
+        with pytest.raises(SettingError, match=message):
+            evaluate(dataclasses.replace(config, output=str(tmp_path / "x"), **changes))
+    no = str(tmp_path / "no")
+    wrong: list[dict[str, Any]] = [
+        {"prepared": str(negatives)},
+        {"negatives": str(prepared)},
+        {"prepared": no},
+    ]
+    for changes in wrong:
+        with pytest.raises(DataError):
+            evaluate(dataclasses.replace(config, output=str(tmp_path / "x"), **changes))
+
+
+def test_evaluate_logs_one_mlflow_run_also_after_a_crash(folder: Path, tmp_path: Path) -> None:
+    store = TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db", experiment="evaluation")
+    config = config_of(folder, tmp_path / "out", tracking=store)
+    summary = evaluate(config)
+    manifest = tmp_path / "out" / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"complete": False}))
+    assert evaluate(config) == summary
+    client = MlflowClient(tracking_uri=store.uri)
+    runs = client.search_runs([client.get_experiment_by_name("evaluation").experiment_id])
+    assert len(runs) == 1
+    assert runs[0].data.metrics == pytest.approx(summary.metrics())
+    assert {"composition", "zero_shot", "retrieval", "scenes/replace_obj"} <= runs[0].data.metrics.keys()
+    assert runs[0].data.tags["degla.label"] == "tiny"
+    assert runs[0].data.params["evaluate.batch_size"] == "128"
+    assert {a.path for a in client.list_artifacts(runs[0].info.run_id, "evaluation")} == {
+        "evaluation/summary.json", "evaluation/scores",
+    }  # fmt: skip
+
+
+def test_compare_models_with_a_suite_evaluates_them_first(folder: Path, tmp_path: Path) -> None:
+    config = CompareConfig(
+        evaluations=[str(folder / "tiny.json"), str(folder / "wide.json")],
+        output=str(tmp_path / "out"),
+        suite=str(folder / "suite"),
+        tracking=OFF,
+    )
+    models = json.loads((compare(config) / "comparison.json").read_text())
+    assert [m["model"]["name"] for m in models] == config.evaluations
+    assert models[1]["same_inputs_as_first"]
+    assert models[1]["results"]["composition"]["test"] is not None
+
+
+def test_encode_each_distinct_picture_and_text_is_in_one_batch(folder: Path) -> None:
+    keys = {image_key("suite", f"img-{i}") for i in range(11)}
+    folders = {"suite": str(folder / "suite"), "again": str(folder / "suite")}
+    batches, missing = encoding._picture_batches(folders, keys | {"again:img-1", "suite:none"}, 4)
+    flat = [key for batch in batches for key in batch["keys"]]
+    assert sorted(flat) == sorted(keys | {"again:img-1"})
+    assert list(missing) == ["suite:none"]
+    assert max(len(batch["keys"]) for batch in batches) == 4
+    read = encoding._read_pictures(batches[1]["part"], batches[1]["rows"])
+    assert read == [png(int(key.removeprefix("suite:img-"))) for key in batches[1]["keys"]]
+
+
+def test_encode_nothing_asked_needs_no_actor(folder: Path) -> None:
+    pool = encoding.Pool(num_actors=1, cpus_per_actor=1, use_gpu=False, batch_size=4, stall_seconds=60)
+    encoded = encoding.encode(loaded_of(folder), {}, [], [], pool)
+    assert encoded.features.image_row == {}
+    assert encoded.missing == {}
+
+
+def test_encode_model_with_nan_is_refused(folder: Path) -> None:
+    loaded = loaded_of(folder)
+    with torch.no_grad():
+        next(loaded.model.get_submodule("visual").parameters()).fill_(float("nan"))
+    pool = encoding.Pool(num_actors=1, cpus_per_actor=1, use_gpu=False, batch_size=4, stall_seconds=60)
+    with pytest.raises(DataError, match="not finite"):
+        encoding.encode(loaded, {"suite": str(folder / "suite")}, ["suite:img-0"], [], pool)
+
+
+def test_encode_identity_follows_weights_and_not_their_file(folder: Path) -> None:
+    first, second = loaded_of(folder), loaded_of(folder)
+    assert encoding.model_identity(first) == encoding.model_identity(second)
+    with torch.no_grad():
+        second.model.get_parameter("logit_scale").add_(1e-3)
+    assert encoding.model_identity(first) != encoding.model_identity(second)
+    third = loaded_of(folder)
+    third.preprocess_cfg["mean"] = (0.5, 0.5, 0.5)
+    assert encoding.model_identity(first) != encoding.model_identity(third)
+
+
+def test_encode_impossible_resources_are_refused_by_setting(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="cpus_per_actor"):
+        evaluate(config_of(folder, tmp_path / "a", cpus_per_actor=64.0))
+    if not torch.cuda.is_available():
+        with pytest.raises(SettingError, match="use_gpu"):
+            evaluate(config_of(folder, tmp_path / "b", use_gpu=True))
+
+
+def test_job_wrong_suite_is_one_line_and_exit_2(repo: Path, tmp_path: Path) -> None:
+    settings = ["--suite", str(tmp_path / "none"), "--output", str(tmp_path / "out")]
+    done = subprocess.run(
+        [sys.executable, str(repo / "jobs" / "evaluate.py"), *settings],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(repo)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "no such folder" in done.stderr
+
+
+def test_encode_cluster_whose_cpus_are_taken_ends_with_a_deadline(folder: Path) -> None:
+    class Hog:
+        def ready(self) -> bool:
+            return True
+
+    hog = ray.remote(num_cpus=8)(Hog).remote()
+    ray.get(hog.ready.remote())
+    pool = encoding.Pool(num_actors=1, cpus_per_actor=1, use_gpu=False, batch_size=4, stall_seconds=3)
+    try:
+        with pytest.raises(DataError, match="no progress for 3 s after 0 of 1 batches"):
+            encoding.encode(loaded_of(folder), {"suite": str(folder / "suite")}, [], ["a text"], pool)
+    finally:
+        ray.kill(hog)

@@ -1,0 +1,249 @@
+"""Comparisons, their tables and pages, made from evaluation folders written by hand; MLflow for real."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import xml.etree.ElementTree as ElementTree
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from mlflow import MlflowClient
+
+from degla_ray import tracking
+from degla_ray.config import CompareConfig, TrackingConfig
+from degla_ray.errors import DataError, SettingError
+from degla_ray.evaluation.benchmarks.base import Scored, scores_table
+from degla_ray.evaluation.benchmarks.suite import SCENES_SUBSETS
+from degla_ray.evaluation.compare import compare
+from degla_ray.evaluation.curves import training_curve
+from degla_ray.evaluation.statistics import mcnemar
+from degla_ray.evaluation.summary import ARTIFACTS, FOLDER_TAG, STAGE, SUMMARY, summarise
+from degla_ray.shards import StageFolder
+
+ITEMS = 60
+
+
+class Fixed:
+    """A benchmark of which only name, subsets and chance matter."""
+
+    def __init__(self, name: str, subsets: tuple[str, ...]) -> None:
+        self.name, self.subsets = name, subsets
+
+    def chance(self, subset: str) -> float | None:
+        return 0.5
+
+
+BENCHMARKS = [
+    Fixed("scenes", SCENES_SUBSETS),
+    Fixed("scenes_order", ("order",)),
+    Fixed("scenes_zeroshot", ("top1",)),
+]
+
+
+def decisions(skill: float, name: str) -> np.ndarray:
+    """Right on the easiest items, the same ones for every model, but for a few of its own."""
+    rng = np.random.default_rng(len(name))
+    return rng.random(ITEMS) + 0.1 * np.random.default_rng(int(skill * 1000)).normal(size=ITEMS) < skill
+
+
+def write_evaluation(folder: Path, label: str, skill: float, suite: str = "s", **changes: object) -> str:
+    scored = []
+    for benchmark in BENCHMARKS:
+        tables = []
+        for subset in benchmark.subsets:
+            ids, right = [f"{subset}-{i}" for i in range(ITEMS)], decisions(skill, subset)
+            tables.append(scores_table(benchmark.name, [subset] * ITEMS, ids, np.ones((ITEMS, 2)), right))
+        missing = changes.get("missing", {})
+        scored.append(Scored(scores=pa.concat_tables(tables), missing=missing))  # type: ignore[arg-type]
+    stage = StageFolder(str(folder), STAGE, {"label": label, "suite": suite}, num_shards=1)
+    summary = summarise(
+        label=label,
+        model={"name": label, "source": "", "identity": "0", "folder": changes.get("model_folder")},
+        inputs={"suite": suite},
+        fingerprint=stage.fingerprint,
+        benchmarks=BENCHMARKS,  # type: ignore[arg-type]
+        scored=scored,
+        missing_images={"suite:<b>x</b>": "OSError: broken"} if "missing" in changes else {},
+        bootstrap_samples=200,
+    )
+    stage.write_part("scores", 0, pa.concat_tables([s.scores for s in scored]))
+    stage.storage.write_json(summary.to_json(), SUMMARY)
+    stage.write_receipt(0, {})
+    stage.finish()
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> TrackingConfig:
+    return TrackingConfig(uri=f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db", experiment="compare")
+
+
+OFF = TrackingConfig(enabled=False)
+
+
+class Page(HTMLParser):
+    """Text, table cells and references of an HTML page; fails on tags that do not match."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        self.text, self.references, self._open = "", [], []  # type: ignore[var-annotated]
+        self.feed(source)
+        assert self._open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.references += [
+            v for k, v in attrs if k in ("src", "href", "xlink:href") and not str(v).startswith("#")
+        ]
+        if tag not in ("meta", "link", "br", "img"):
+            self._open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_compare_writes_tables_whose_numbers_are_the_evaluations(tmp_path: Path) -> None:
+    folders = [
+        write_evaluation(tmp_path / n, n, s) for n, s in (("base", 0.5), ("clip", 0.52), ("degla", 0.9))
+    ]
+    output = compare(CompareConfig(evaluations=folders, output=str(tmp_path / "out"), tracking=OFF))
+    result = {m["label"]: m["results"] for m in json.loads((output / "comparison.json").read_text())}
+    names = [f"scenes/{s}" for s in SCENES_SUBSETS] + ["scenes_order/order"]
+    subset = {n: n.split("/")[1] for n in names}
+    skills = {"base": 0.5, "degla": 0.9}
+    accuracy = {k: [decisions(skill, subset[n]).mean() for n in names] for k, skill in skills.items()}
+    degla = result["degla"]["composition"]
+    assert degla["score"]["value"] == pytest.approx(np.mean(accuracy["degla"]))
+    assert degla["delta"] == pytest.approx(np.mean(accuracy["degla"]) - np.mean(accuracy["base"]))
+    pooled = [np.concatenate([decisions(skill, subset[n]) for n in names]) for skill in (0.5, 0.9)]
+    assert degla["test"]["p_value"] == pytest.approx(mcnemar(*pooled).p_value)
+    assert result["base"]["composition"]["delta"] is None
+
+    shown = f"{100 * np.mean(accuracy['degla']):.1f}"
+    markdown = (output / "report.md").read_text()
+    page = Page((output / "report.html").read_text())
+    assert shown in markdown
+    assert shown in page.text
+    assert "\\*\\*\\*" in markdown
+    assert page.references == []
+    for name in re.findall(r"!\[.*?\]\((.*?)\)", markdown):
+        ElementTree.parse(output / name)
+    assert {p.name for p in (output / "plots").iterdir()} == {
+        "accuracy_by_kind.svg", "composition_against_retention.svg",
+    }  # fmt: skip
+
+
+def test_compare_hostile_labels_stay_text_and_equal_labels_are_told_apart(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels = ["<script>x</script>", "a|b $x_{$ [bold]", "_hidden", "same", "same"]
+    folders = [write_evaluation(tmp_path / str(i), label, 0.5 + i / 20) for i, label in enumerate(labels)]
+    output = compare(CompareConfig(evaluations=folders, output=str(tmp_path / "out"), tracking=OFF))
+    source = (output / "report.html").read_text()
+    assert "<script" not in source
+    assert "same (2)" in source
+    assert "a\\|b" in (output / "report.md").read_text()
+    assert "[bold]" in capsys.readouterr().out
+    for plot in (output / "plots").iterdir():
+        ElementTree.parse(plot)
+
+
+def test_compare_partial_and_other_test_sets_are_marked(tmp_path: Path) -> None:
+    folders = [
+        write_evaluation(tmp_path / "a", "a", 0.5),
+        write_evaluation(tmp_path / "b", "b", 0.6, missing={"swap_att": 2}),
+        write_evaluation(tmp_path / "c", "c", 0.6, suite="other"),
+    ]
+    output = compare(CompareConfig(evaluations=folders, output=str(tmp_path / "out"), tracking=OFF))
+    page, markdown = Page((output / "report.html").read_text()).text, (output / "report.md").read_text()
+    assert "b is partial" in page
+    assert "<b>x</b>" in page  # as text: the page would not have matched its tags otherwise
+    assert "†" in markdown
+    assert "c ‡" in markdown
+    third = json.loads((output / "comparison.json").read_text())[2]["results"]["composition"]
+    assert third["test"] is None
+    assert third["delta"] is not None
+
+
+def test_compare_one_evaluation_alone_and_stale_plots_are_cleared(tmp_path: Path) -> None:
+    folder = write_evaluation(tmp_path / "a", "a", 0.5)
+    (tmp_path / "out" / "plots").mkdir(parents=True)
+    (tmp_path / "out" / "plots" / "training_losses.svg").write_text("old")
+    output = compare(CompareConfig(evaluations=[folder], output=str(tmp_path / "out"), tracking=OFF))
+    assert not (output / "plots" / "training_losses.svg").exists()
+    assert "Comparison of 1 model<" in (output / "report.html").read_text()
+
+
+def test_compare_draws_the_trace_of_the_run_that_made_the_model(tmp_path: Path) -> None:
+    run = tmp_path / "train" / "degla-0123"
+    (run / "export_student").mkdir(parents=True)
+    rows = [{"step": s, "loss": 4 / s, "igc": None if s == 1 else 1 / s} for s in (1, 2, 3, 3, 4)]
+    (run / "trace.jsonl").write_text("\n".join(json.dumps(r) for r in rows) + '\n{"step": 5, "lo')
+    curve = training_curve(str(run / "export_student"))
+    assert curve is not None
+    assert curve["step"] == [1, 2, 3, 4]
+    assert curve["loss"] == [4, 2, 4 / 3, 1]
+    assert curve["igc"][1:] == [1 / 2, 1 / 3, 1 / 4]
+    assert training_curve(str(tmp_path)) is None
+    folders = [
+        write_evaluation(tmp_path / "a", "a", 0.5),
+        write_evaluation(tmp_path / "b", "b", 0.6, model_folder=str(run / "export_student")),
+    ]
+    output = compare(CompareConfig(evaluations=folders, output=str(tmp_path / "out"), tracking=OFF))
+    assert (output / "plots" / "training_losses.svg").is_file()
+
+
+def test_compare_mlflow_runs_by_folder_or_by_artifacts_once_the_folder_is_gone(
+    tmp_path: Path, store: TrackingConfig
+) -> None:
+    runs = []
+    for label, skill in (("base", 0.5), ("degla", 0.8)):
+        folder = Path(write_evaluation(tmp_path / label, label, skill))
+        fingerprint = json.loads((folder / "manifest.json").read_text())["fingerprint"]
+        run_id = tracking.find_or_create_run(store, label, fingerprint, {}, {FOLDER_TAG: str(folder)})
+        tracking.log_artifacts(store, run_id, folder / SUMMARY, ARTIFACTS)
+        tracking.log_artifacts(store, run_id, folder / "scores", f"{ARTIFACTS}/scores")
+        runs.append(str(run_id))
+    config = CompareConfig(evaluations=runs, output=str(tmp_path / "out"), tracking=store)
+    before = json.loads((compare(config) / "comparison.json").read_text())
+    shutil.rmtree(tmp_path / "degla")
+    after = json.loads((compare(config) / "comparison.json").read_text())
+    assert after == before
+    client = MlflowClient(tracking_uri=store.uri)
+    found = client.search_runs(
+        [client.get_experiment_by_name("compare").experiment_id], "tags.`degla.stage` = 'compare'"
+    )
+    assert len(found) == 1  # the second call found the first one's run
+    assert found[0].data.metrics["degla/composition"] == before[1]["results"]["composition"]["score"]["value"]
+    names = {a.path for a in client.list_artifacts(found[0].info.run_id)}
+    assert names == {"report.html", "report.md", "comparison.json", "plots"}
+
+
+def test_compare_entry_that_is_no_evaluation_is_one_line(tmp_path: Path, store: TrackingConfig) -> None:
+    StageFolder(str(tmp_path / "other"), "negatives", {"a": 1}, num_shards=1)
+    (tmp_path / "plain").mkdir()
+    StageFolder(str(tmp_path / "unfinished"), STAGE, {"a": 1}, num_shards=1)
+    broken = write_evaluation(tmp_path / "broken", "b", 0.5)
+    (tmp_path / "broken" / SUMMARY).write_text("{}")
+    training = tracking.find_or_create_run(store, "train", "fp-train", {}, {"degla.stage": "train"})
+    for entry, message in {
+        str(tmp_path / "absent"): "no such folder",
+        str(tmp_path / "plain"): "without manifest.json",
+        str(tmp_path / "other"): "stage 'negatives'",
+        str(tmp_path / "unfinished"): "an unfinished run",
+        broken: "no summary that reads",
+        "0" * 32: "no run",
+        str(training): "a run of stage 'train'",
+    }.items():
+        with pytest.raises(DataError, match=message) as caught:
+            compare(CompareConfig(evaluations=[entry], output=str(tmp_path / "out"), tracking=store))
+        assert "\n" not in str(caught.value)
+    with pytest.raises(SettingError, match="evaluations"):
+        compare(CompareConfig(evaluations=[], output=str(tmp_path / "out"), tracking=store))
