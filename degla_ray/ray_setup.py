@@ -44,8 +44,6 @@ _PROCESS_ENV = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # Ray 2.60 warns once a worker about how it will treat CUDA_VISIBLE_DEVICES; "0" is its new behaviour.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    # Else Ray Data replaces an exception by a generic one, whose cause is lost on the way to the driver.
-    "RAY_DATA_RAISE_ORIGINAL_MAP_EXCEPTION": "1",
     # Lines from workers that alarm without cause: Train's cleaner asks a State API that only runs with the
     # dashboard, and its preemption watcher is started with an argument that Ray's own core complains of.
     "RAY_DEDUP_LOGS_SKIP_REGEX": "State API may be temporarily unavailable|'PreemptionWatcher' and ID",
@@ -80,14 +78,14 @@ def start(config: RayConfig, *, include_dashboard: bool = False) -> None:
 
         if not ray.is_initialized():
             _join(given, in_job="RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ)
-        _quieten()
+        _configure_data()
         return
     import ray
 
     if not ray.is_initialized():
         _demand_token()
         _start_local(config, include_dashboard)
-    _quieten()  # also inside a worker that runs a stage, such as a sweep's trial
+    _configure_data()  # also inside a worker that runs a stage, such as a sweep's trial
 
 
 def stop() -> None:
@@ -161,15 +159,18 @@ def _start_local(config: RayConfig, include_dashboard: bool) -> None:
     atexit.register(stop)
 
 
-def _quieten() -> None:
-    """Leaves Ray Data its warnings, not its plans and progress bars: jobs report their own progress."""
+def _configure_data() -> None:
+    """Ray Data's errors as they were raised; its warnings, but not its plans and progress bars."""
     import ray.data  # sets up its logging when it is imported
 
+    context = ray.data.DataContext.get_current()
+    # Else it replaces an exception by a generic one, whose cause is lost on the way to the driver.
+    context.raise_original_map_exception = True
+    context.enable_progress_bars = False  # jobs report their own progress
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     for name in ("exceptions", "_internal.execution.streaming_executor_state", "_internal.progress"):
         # What these log, the exception that reaches us says again (or they advertise progress bars).
         logging.getLogger(f"ray.data.{name}").setLevel(logging.CRITICAL)
-    ray.data.DataContext.get_current().enable_progress_bars = False
 
 
 def _python_path() -> str:

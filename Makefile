@@ -1,0 +1,71 @@
+# One .venv, pinned by constraints.txt; every target sets itself up. `make demo` and `make test` are all
+# that a newcomer needs. Where packages come from is pip's own configuration, never written here.
+
+SHELL := bash
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+QUICK := not slow and not gpu and not network_namespace
+
+.PHONY: help install demo test test-full lint format constraints clean
+
+help:
+	@echo "make demo        the whole chain in miniature on data it makes itself"
+	@echo "make test        the quick tests"
+	@echo "make test-full   every test; those whose hardware or rights are missing are skipped"
+	@echo "make lint        formatting, style, types, spelling, cluster.yaml"
+	@echo "make install     only the environment in $(VENV)"
+	@echo "make format      put the code into shape"
+	@echo "make constraints renew constraints.txt from pyproject.toml"
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@if ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
+		for python in $(PYTHON) python3.11 python3.12 python3.13 python3; do \
+			if "$$python" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then \
+				found="$$python"; break; \
+			fi; \
+		done; \
+		if [ -z "$${found:-}" ]; then \
+			echo "error: no Python >= 3.11 with the modules venv and ensurepip was found (tried: $(PYTHON) python3.11 python3.12 python3.13 python3); install one, or name it: make install PYTHON=/path/to/python3" >&2; \
+			exit 1; \
+		fi; \
+		echo "creating $(VENV) with $$("$$found" --version)"; \
+		"$$found" -m venv --clear $(VENV) || exit 1; \
+	fi
+	$(BIN)/python -m pip install --no-input -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(INSTALLED)
+	@$(BIN)/python jobs/chain.py --config jobs/configs/demo.yaml $(ARGS)
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest -m "$(QUICK)" tests $(ARGS)
+
+test-full: $(INSTALLED)
+	$(BIN)/python -m pytest tests $(ARGS)
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy degla_ray jobs tune_spaces
+	$(BIN)/codespell
+	$(BIN)/python -m degla_ray.cluster_config cluster.yaml
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# In an environment of its own, so that nothing tried out in .venv slips in.
+constraints:
+	@set -euo pipefail; fresh=$$(mktemp -d); trap 'rm -rf "$$fresh"' EXIT; \
+	python=$(BIN)/python; [ -x "$$python" ] || python=python3; \
+	"$$python" -m venv "$$fresh/venv"; \
+	"$$fresh/venv/bin/python" -m pip install --no-input -e '.[dev]' torch==2.14.1 torchvision==0.29.1; \
+	{ echo "# What resolved together on $$(date -u +%Y-%m-%d), Python 3.11, Linux x86-64. Renew: make constraints"; \
+	  "$$fresh/venv/bin/python" -m pip freeze --exclude-editable; } > constraints.txt
+
+clean:
+	rm -rf build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find degla_ray jobs tests tune_spaces benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,135 @@
+"""Checks a cluster file without a cloud account: `python -m degla_ray.cluster_config cluster.yaml`.
+
+Ray's schema, the parameters of EC2's RunInstances for each node type (Ray's schema leaves them open), and
+this project's rules on access: no address range of the whole world, tokens on, the dashboard on loopback.
+What it cannot see is whether the account has such images, types and quotas. Takes 2 s, no network.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import yaml
+
+from degla_ray.errors import DataError, DeglaError
+
+_WHOLE_WORLD = ("0.0.0.0", "::/0")
+_TOKEN_FILE = ".ray/auth_token"
+
+
+def check(path: str) -> None:
+    """Checks a cluster file.
+
+    Args:
+        path: YAML file as `ray up` takes it.
+
+    Raises:
+        DataError: the first thing that is wrong with it.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            cluster = yaml.safe_load(file)
+    except FileNotFoundError:
+        raise DataError(path, "no such file", "a cluster file for `ray up`") from None
+    except yaml.YAMLError as error:
+        raise DataError(path, " ".join(str(error).split()), "YAML") from error
+    if not isinstance(cluster, dict):
+        raise DataError(path, type(cluster).__name__, "settings such as cluster_name and provider")
+    _check_ray_schema(path, cluster)
+    if cluster["provider"]["type"] == "aws":
+        _check_ec2(path, cluster)
+    _check_access(path, cluster)
+
+
+def _check_ray_schema(path: str, cluster: dict[str, Any]) -> None:
+    # Private to Ray (pyproject holds Ray to one minor version); `ray up` runs the same two.
+    from jsonschema import ValidationError
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    level = logging.getLogger("ray").level
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    try:
+        validate_config(prepare_config(_copy(cluster)))
+    except ValidationError as error:
+        where = ".".join(str(part) for part in error.absolute_path) or "top level"
+        raise DataError(path, f"{where}: {error.message}", "what Ray's cluster schema allows") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise DataError(path, f"{type(error).__name__}: {error}", "what `ray up` accepts") from error
+    finally:
+        logging.getLogger("ray").setLevel(level)
+
+
+def _check_ec2(path: str, cluster: dict[str, Any]) -> None:
+    from botocore.session import get_session
+    from botocore.validate import ParamValidator
+
+    request = get_session().get_service_model("ec2").operation_model("RunInstances").input_shape
+    for name, node_type in cluster.get("available_node_types", {}).items():
+        parameters = {"MinCount": 1, "MaxCount": 1, **node_type.get("node_config", {})}
+        problems = ParamValidator().validate(parameters, request)
+        if problems.has_errors():
+            found = " ".join(problems.generate_report().split())
+            raise DataError(path, f"available_node_types.{name}.node_config: {found}", "EC2 RunInstances")
+
+
+def _check_access(path: str, cluster: dict[str, Any]) -> None:
+    for where, text in _strings(cluster, ""):
+        if any(world in text for world in _WHOLE_WORLD):
+            raise DataError(path, f"{where}: {text!r}", "nothing that is open to every address")
+    if cluster["provider"]["type"] == "aws":
+        for name, node_type in cluster.get("available_node_types", {}).items():
+            if not node_type.get("node_config", {}).get("SecurityGroupIds"):
+                raise DataError(
+                    path,
+                    f"available_node_types.{name}.node_config: no SecurityGroupIds",
+                    "a security group of your own (the one that Ray makes opens SSH to every address)",
+                )
+    for field in ("head_start_ray_commands", "worker_start_ray_commands"):
+        for command in cluster.get(field, []):
+            if "ray start" in command and "RAY_AUTH_MODE=token" not in command:
+                raise DataError(path, f"{field}: {command!r}", "RAY_AUTH_MODE=token before `ray start`")
+    if not any("ray start" in command for command in cluster.get("head_start_ray_commands", [])):
+        # Ray's own default start commands have the dashboard listen on every interface, without a token.
+        raise DataError(path, "head_start_ray_commands: no `ray start`", "one with RAY_AUTH_MODE=token")
+    if not any(target.endswith(_TOKEN_FILE) for target in cluster.get("file_mounts", {})):
+        raise DataError(path, "file_mounts: no token file", f"one that ends in {_TOKEN_FILE}, for every node")
+
+
+def _strings(value: object, where: str) -> Iterator[tuple[str, str]]:
+    """Every string below `value`, with the dotted place where it stands."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _strings(inner, f"{where}.{key}" if where else str(key))
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            yield from _strings(inner, f"{where}[{index}]")
+    elif isinstance(value, str):
+        yield where, value
+
+
+def _copy(cluster: dict[str, Any]) -> dict[str, Any]:
+    """A copy without shared parts: YAML anchors share them, and Ray fills in what it is given."""
+    return yaml.safe_load(yaml.dump(cluster, Dumper=_NoAliases))
+
+
+class _NoAliases(yaml.SafeDumper):
+    def ignore_aliases(self, data: object) -> bool:
+        return True
+
+
+def main() -> None:
+    """Checks the files named on the command line; exit status 2 and one line at the first fault."""
+    try:
+        for path in sys.argv[1:]:
+            check(path)
+    except DeglaError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    print(f"valid: {' '.join(sys.argv[1:])}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""A Ray head in processes of its own, as `ray start` makes it, to which jobs are submitted."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+RAY = str(Path(sys.executable).with_name("ray"))
+START_TIMEOUT_S = 90
+
+
+@dataclass(frozen=True)
+class Head:
+    """A running Ray head.
+
+    Attributes:
+        dashboard: URL to submit jobs to.
+        env: environment of a client: address and token.
+    """
+
+    dashboard: str
+    env: dict[str, str]
+
+    def submit(self, repo: Path, *job: str, timeout: float = 280) -> subprocess.CompletedProcess[str]:
+        """`ray job submit --working-dir . -- python JOB...` in the repository; waits for the job's end."""
+        command = [RAY, "job", "submit", "--working-dir", ".", "--", "python", *job]
+        return subprocess.run(
+            command, cwd=repo, env=self.env, capture_output=True, text=True, timeout=timeout
+        )
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@contextmanager
+def running_head() -> Iterator[Head]:
+    """A Ray head on loopback with a dashboard and a token, ended by the ids of its own processes."""
+    temp_dir = Path(tempfile.mkdtemp(prefix="degla-head-", dir="/tmp"))
+    port = _free_port()
+    dashboard = f"http://127.0.0.1:{port}"
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "PYTEST_"))} | {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        # A job's `python` is the one on the head's path, as where the environment is activated.
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }
+    ports = ("--port", "--ray-client-server-port", "--dashboard-agent-listen-port", "--metrics-export-port")
+    command = [RAY, "start", "--head", "--block", "--num-cpus=8", f"--temp-dir={temp_dir}"]
+    command += ["--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", f"--dashboard-port={port}"]
+    command += [f"{option}={_free_port()}" for option in ports]
+    log = (temp_dir / "head.log").open("w")
+    process = subprocess.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        _wait_for(dashboard, env["RAY_AUTH_TOKEN"], process, temp_dir / "head.log")
+        yield Head(dashboard, env | {"RAY_API_SERVER_ADDRESS": dashboard})
+    finally:
+        _end(process)
+        log.close()
+        shutil.rmtree(temp_dir, ignore_errors=True)
+
+
+def _wait_for(dashboard: str, token: str, process: subprocess.Popen, log: Path) -> None:
+    request = urllib.request.Request(f"{dashboard}/api/jobs/", headers={"Authorization": f"Bearer {token}"})
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while True:
+        try:
+            with urllib.request.urlopen(request, timeout=10) as answer:
+                assert answer.status == 200
+                return
+        except OSError as error:
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"no Ray head at {dashboard} ({error}):\n{log.read_text()}") from error
+            process_wait(process, 0.2)
+
+
+def process_wait(process: subprocess.Popen, seconds: float) -> None:
+    """Returns when the process has ended, or after so many seconds."""
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return
+
+
+def _end(process: subprocess.Popen) -> None:
+    """Ends a process and all that it has started, and nothing else."""
+    try:
+        family = psutil.Process(process.pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        family = []
+    process.terminate()
+    process_wait(process, 20)
+    family = [each for each in family if each.is_running()]
+    for each in family:
+        each.kill()
+    psutil.wait_procs(family, timeout=10)
+    if process.poll() is None:
+        process.kill()
+        process.wait()

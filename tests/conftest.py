@@ -1,0 +1,47 @@
+"""Shared by all tests: where things are, and which tests this machine cannot run."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def repo() -> Path:
+    """Root of the repository."""
+    return REPO
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Folder of real datasets: $DEGLA_DATA, else ../shared/data beside the repository; skips if absent."""
+    folder = Path(os.environ.get("DEGLA_DATA", REPO.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no real data at {folder} (set DEGLA_DATA to a folder that holds flickr8k/)")
+    return folder
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skips, with the reason, what needs hardware or rights that are not here."""
+    for marker, reason in (("gpu", _why_no_gpu), ("network_namespace", _why_no_network_namespace)):
+        marked = [item for item in items if item.get_closest_marker(marker)]
+        why = reason() if marked else None
+        for item in marked if why else ():
+            item.add_marker(pytest.mark.skip(reason=why or ""))
+
+
+def _why_no_gpu() -> str | None:
+    import torch
+
+    return None if torch.cuda.is_available() else "no CUDA device"
+
+
+def _why_no_network_namespace() -> str | None:
+    if os.geteuid() != 0:
+        return "network namespaces need root"
+    return None if shutil.which("ip") else "network namespaces need the `ip` command (iproute2)"

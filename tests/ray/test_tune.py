@@ -1,0 +1,131 @@
+"""A sweep on a local Ray: real trainings and evaluations of a tiny model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from degla_ray.config import (
+    CheckpointConfig,
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    TrackingConfig,
+    TrainConfig,
+    TuneConfig,
+)
+from degla_ray.errors import DeglaError, SettingError
+from degla_ray.tuning import Trial, tune
+from tests.evaluation_suite import write_suite
+from tests.training_inputs import write_inputs
+
+pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(600)]
+
+
+def _config(folder: Path, space: str, **settings: object) -> TuneConfig:
+    file = folder / "space.py"
+    file.write_text(f"from ray import tune\n\ndef space():\n    return {space}\n")
+    train = TrainConfig(
+        name="tiny",
+        data=DataConfig(
+            prepared=str(folder / "prepared"), negatives=str(folder / "negatives"), decode_tasks=1
+        ),
+        output=str(folder / "runs"),
+        model=ModelConfig(name=str(folder / "model.json")),
+        optimizer=OptimizerConfig(lr=1e-3, warmup_steps=1),
+        checkpoint=CheckpointConfig(every_minutes=None),
+        tracking=TrackingConfig(uri=f"sqlite:///{folder}/mlflow.db", experiment="sweep"),
+        global_batch_size=8,
+        max_steps=3,
+    )
+    return TuneConfig(train=train, suite=str(folder / "suite"), space=str(file), **settings)
+
+
+def _children(config: TuneConfig) -> dict[str | None, list[str]]:
+    """MLflow parent run -> its child runs; parents themselves stand under None."""
+    client = MlflowClient(config.train.tracking.uri)
+    experiment = client.get_experiment_by_name("sweep")
+    assert experiment is not None
+    families: dict[str | None, list[str]] = {}
+    for run in client.search_runs([experiment.experiment_id]):
+        families.setdefault(run.data.tags.get("mlflow.parentRunId"), []).append(run.info.run_id)
+    return families
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = write_inputs(tmp_path_factory.mktemp("tune"))
+    write_suite(folder / "suite")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def swept(folder: Path, ray_cluster: None) -> tuple[TuneConfig, Trial]:
+    space = '{"objective.lambda_igc": tune.loguniform(0.01, 1.0), "optimizer.lr": tune.choice([1e-3, 1e-4])}'
+    config = _config(folder, space, num_trials=3, max_concurrent_trials=2, max_zero_shot_loss=1.0)
+    return config, tune(config)
+
+
+def test_tune_trials_are_trained_evaluated_and_the_best_is_the_rules(swept: tuple[TuneConfig, Trial]) -> None:
+    config, best = swept
+    [file] = (Path(config.train.output)).glob("sweep-tiny-*/trials.json")
+    trials = json.loads(file.read_text())
+    assert len(trials) == 3
+    assert len({trial["settings"]["objective.lambda_igc"] for trial in trials}) == 3
+    for trial in trials:
+        made = json.loads(Path(trial["run_folder"], "config.json").read_text())["config"]
+        assert made["objective"]["lambda_igc"] == trial["settings"]["objective.lambda_igc"]
+        assert made["optimizer"]["lr"] == trial["settings"]["optimizer.lr"]
+    # Every zero-shot loss is allowed here, so the rule is the highest composition.
+    assert best.composition == max(trial["composition"] for trial in trials)
+
+
+def test_tune_mlflow_has_a_parent_and_a_child_for_each_trial(swept: tuple[TuneConfig, Trial]) -> None:
+    config, best = swept
+    families = _children(config)
+    [parent] = families[None]
+    assert len(families[parent]) == 3
+    assert best.run_id in families[parent]
+    client = MlflowClient(config.train.tracking.uri)
+    run = client.get_run(parent)
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["best_run"] == best.run_id
+    assert run.data.metrics["best/composition"] == best.composition
+    for child in families[parent]:
+        assert "eval/composition" in client.get_run(child).data.metrics
+
+
+def test_tune_again_adds_nothing_and_finds_the_same_best(swept: tuple[TuneConfig, Trial]) -> None:
+    config, best = swept
+    before = _children(config)
+    again = tune(config)
+    assert again == best
+    assert _children(config) == before
+
+
+def test_tune_failing_trial_is_reported_and_the_others_count(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = _config(folder, '{"optimizer.lr": tune.grid_search([1e-3, 1e30])}', num_trials=1)
+    best = tune(config)
+    assert best.settings == {"optimizer.lr": 1e-3}
+    assert "failed" in capsys.readouterr().out
+
+
+def test_tune_space_that_does_not_fit_is_refused_before_anything_runs(folder: Path) -> None:
+    with pytest.raises(SettingError) as caught:
+        tune(_config(folder, '{"objective.lambda_xyz": tune.uniform(0, 1)}'))
+    assert "objective.lambda_xyz" in str(caught.value)
+
+
+def test_tune_more_trials_at_once_than_cpus_is_refused(folder: Path) -> None:
+    with pytest.raises(SettingError, match="max_concurrent_trials"):
+        tune(_config(folder, "{}", max_concurrent_trials=40))
+
+
+def test_tune_every_trial_fails_names_the_reason(folder: Path) -> None:
+    with pytest.raises(DeglaError, match="none of 1 trials came to a result"):
+        tune(_config(folder, '{"optimizer.lr": tune.choice([1e30])}', num_trials=1))

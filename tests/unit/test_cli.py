@@ -1,0 +1,237 @@
+"""What a user sees of the command line, on a small config and on the real ones."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from degla_ray.cli import from_settings, parse, run, user_error
+from degla_ray.errors import DataError, DeglaError, FingerprintMismatch, SettingError, TooManyRejects
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inner:
+    """Inner settings."""
+
+    size: int = 3
+    """Side in pixels."""
+
+    def __post_init__(self) -> None:
+        if self.size < 0:
+            raise SettingError("inner.size", self.size, "at least 0 pixels")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outer:
+    """Outer settings."""
+
+    name: str
+    """Name of the thing."""
+    inner: Inner = field(default_factory=Inner)
+    limit: int | None = None
+    """Rows, at most."""
+
+
+def _exit(
+    capsys: pytest.CaptureFixture[str], argv: list[str], job: Callable[[Outer], object] = print
+) -> tuple:
+    """Exit status (0 if `run` returned), stdout, stderr."""
+    code: object = 0
+    try:
+        run(Outer, job, "Does a thing.", argv)
+    except SystemExit as stopped:
+        code = stopped.code
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def _write(tmp_path: Path, text: str | bytes) -> str:
+    path = tmp_path / "config.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return str(path)
+
+
+def test_cli_file_and_overrides_the_later_wins(tmp_path: Path) -> None:
+    file = _write(tmp_path, "name: a\ninner: {size: 5}\nlimit: 9\n")
+    assert parse(Outer, "", ["--config", file, "--inner.size", "7", "--limit", "null"]) == Outer(
+        name="a", inner=Inner(size=7)
+    )
+    assert parse(Outer, "", ["--name", "b", "--config", file]).name == "a"
+
+
+@pytest.mark.parametrize(
+    ("argv", "named"),
+    [
+        ([], "name"),
+        (["--nam", "x"], "--nam"),
+        (["--name", "x", "--inner.sides", "3"], "--inner.sides"),
+        (["--name", "x", "--inner.size", "wide"], "inner.size"),
+        (["--name", "x", "--inner.size", "1.5"], "inner.size"),
+        (["--name", "x", "--inner.size", "-1"], "inner.size: found -1; expected at least 0 pixels"),
+        (["--name", "x", "--limit", "ten"], "limit: expected one of int, null. Got value: ten"),
+        (["--name", "x", "stray"], "stray"),
+        (["--config", "/does/not/exist.yaml"], "/does/not/exist.yaml"),
+        (["--config", "/"], "'/'"),
+        (["--config"], "--config"),
+    ],
+)
+def test_cli_wrong_option_exits_2_with_one_line(
+    capsys: pytest.CaptureFixture[str], argv: list[str], named: str
+) -> None:
+    code, out, err = _exit(capsys, argv)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert len(err.splitlines()) == 1
+    assert named in err
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("name: x\ntitle: y\n", "title: no such setting"),
+        ("name: x\ninner: {sides: 3}\n", "inner.sides: no such setting"),
+        ("name: x\ninner: {size: wide}\n", "inner.size: expected type int. Got value: wide"),
+        ("name: x\ninner: {size: -2}\n", "inner.size: found -2"),
+        ("name: x\ninner: [1\n", "line 3"),
+        ("", "holds no settings"),
+        ("- name\n", "holds no settings"),
+        (b"\xff\xfe\x00", "config"),
+    ],
+)
+def test_cli_wrong_file_exits_2_with_one_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, text: str | bytes, named: str
+) -> None:
+    code, out, err = _exit(capsys, ["--config", _write(tmp_path, text)])
+    assert (code, out) == (2, "")
+    assert len(err.splitlines()) == 1
+    assert named in err
+
+
+def test_cli_help_states_meaning_and_default_of_nested_settings(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = _exit(capsys, ["--help"])
+    assert code == 0
+    assert "Does a thing." in out
+    assert "Side in pixels. (type: int, default: 3)" in " ".join(out.split())
+
+
+def test_cli_print_config_can_be_read_back(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    code, out, _ = _exit(capsys, ["--name", "x", "--inner.size", "8", "--print_config"])
+    assert code == 0
+    assert parse(Outer, "", ["--config", _write(tmp_path, out)]) == Outer(name="x", inner=Inner(size=8))
+
+
+def test_cli_user_error_in_job_exits_2_with_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def job(config: Outer) -> None:
+        raise DataError("captions.txt, line 3", "no comma", "image,caption\nand this is advice")
+
+    assert _exit(capsys, ["--name", "x"], job) == (
+        2,
+        "",
+        "error: captions.txt, line 3: found no comma; expected image,caption\n",
+    )
+
+
+def test_cli_fault_of_ours_keeps_its_traceback() -> None:
+    def job(config: Outer) -> None:
+        raise KeyError("a bug")
+
+    with pytest.raises(KeyError, match="a bug"):
+        run(Outer, job, "", ["--name", "x"])
+
+
+def test_cli_interrupt_exits_130(capsys: pytest.CaptureFixture[str]) -> None:
+    def job(config: Outer) -> None:
+        raise KeyboardInterrupt
+
+    assert _exit(capsys, ["--name", "x"], job) == (130, "", "interrupted\n")
+
+
+def test_cli_from_settings_names_the_section() -> None:
+    assert from_settings(Outer, {"name": "x", "inner": {"size": 4}}, "part") == Outer(
+        name="x", inner=Inner(size=4)
+    )
+    for wrong, named in (
+        ({"name": "x", "inner": {"sides": 4}}, "part.inner.sides"),
+        ({"name": "x", "inner": {"size": "wide"}}, "part.inner.size"),
+        ({"name": "x", "inner": {"size": -4}}, "part.inner.size"),
+        ({}, "part.name"),
+    ):
+        with pytest.raises(DeglaError) as caught:
+            from_settings(Outer, wrong, "part")
+        assert named in str(caught.value)
+
+
+def test_user_error_behind_a_chain_of_causes_is_found() -> None:
+    setting = SettingError("a.b", 1, "2")
+    wrapped = RuntimeError("outer")
+    wrapped.__cause__ = ValueError("middle")
+    wrapped.__cause__.__cause__ = setting
+    assert user_error(wrapped) is setting
+    assert user_error(RuntimeError("ours")) is None
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        DeglaError("a"),
+        SettingError("a.b", 1, "2"),
+        DataError("file", "x", "y"),
+        FingerprintMismatch("folder", {"a.b": (1, 2)}),
+        TooManyRejects("folder", "x", "y"),
+    ],
+)
+def test_errors_survive_pickling_with_message_and_attributes(error: DeglaError) -> None:
+    copy = pickle.loads(pickle.dumps(error))
+    assert type(copy) is type(error)
+    assert str(copy) == str(error)
+    assert vars(copy) == vars(error)
+
+
+def _job_files() -> list[Path]:
+    return sorted((Path(__file__).parents[2] / "jobs").glob("*.py"))
+
+
+def test_jobs_are_there() -> None:
+    names = {path.stem for path in _job_files()}
+    assert {"prepare", "negatives", "train", "evaluate", "compare", "tune", "chain"} <= names
+
+
+@pytest.mark.parametrize("job", _job_files(), ids=lambda path: path.stem)
+def test_job_help_answers_fast_and_wrong_setting_is_one_line(job: Path, tmp_path: Path) -> None:
+    # From another folder, as a user may: the package is installed, not found by the working directory.
+    shown = subprocess.run(
+        [sys.executable, str(job), "--help"], capture_output=True, text=True, cwd=tmp_path, timeout=60
+    )
+    assert shown.returncode == 0, shown.stderr
+    assert "--print_config" in shown.stdout
+    assert "default:" in shown.stdout
+    wrong = subprocess.run(
+        [sys.executable, str(job), "--no_such_setting", "1"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        timeout=60,
+    )
+    assert wrong.returncode == 2
+    assert wrong.stdout == ""
+    assert wrong.stderr == "error: --no_such_setting: no such setting (in: --no_such_setting 1)\n"
+
+
+def test_job_help_does_not_import_torch_ray_or_mlflow() -> None:
+    # Held by what is imported rather than by seconds, which a busy machine stretches.
+    for job in _job_files():
+        code = (
+            "import runpy, sys\n"
+            f"sys.argv = [{str(job)!r}, '--help']\n"
+            "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
+            "except SystemExit: pass\n"
+            "print('HEAVY', sorted({'torch', 'ray', 'mlflow', 'open_clip'} & set(sys.modules)))\n"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+        assert done.stdout.splitlines()[-1] == "HEAVY []", f"{job.name}: {done.stdout.splitlines()[-1]}"

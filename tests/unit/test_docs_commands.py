@@ -1,0 +1,88 @@
+"""The commands in the README and the docs parse, and the files they name are there."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import runpy
+import shlex
+from pathlib import Path
+
+import pytest
+
+from degla_ray.cli import parse
+
+REPO = Path(__file__).parents[2]
+PAGES = [
+    REPO / "README.md",
+    REPO / "CONTRIBUTING.md",
+    *sorted((REPO / "docs").glob("*.md")),
+    REPO / "cluster.yaml",
+]
+PLACEHOLDER = re.compile(r"jobs/configs/FILE\.yaml")
+
+
+def _commands() -> list[tuple[str, list[str]]]:
+    """(page, words after `python`) of each `python jobs/...` that is a command: it has options."""
+    found = []
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+        for match in re.finditer(r"python (jobs/\w+\.py --[^\n`#]+)", text):
+            if not PLACEHOLDER.search(match[1]):
+                found.append((page.name, shlex.split(match[1])))
+    return found
+
+
+def test_docs_commands_are_found() -> None:
+    jobs = {words[0] for page, words in _commands() if page == "README.md"}
+    assert {
+        f"jobs/{name}.py" for name in ("prepare", "negatives", "train", "evaluate", "compare", "tune")
+    } <= jobs
+
+
+def _parse(words: list[str], monkeypatch: pytest.MonkeyPatch) -> object:
+    """The config that a job builds from a command line; the job itself is not run.
+
+    In this process: an interpreter for each command would take longer than all they do.
+    """
+    parsed = []
+    monkeypatch.chdir(REPO)
+    monkeypatch.setattr(
+        "degla_ray.cli.run", lambda config, job, text: parsed.append(parse(config, text, words[1:]))
+    )
+    runpy.run_path(words[0], run_name="__main__")
+    return parsed[0]
+
+
+@pytest.mark.parametrize(("page", "words"), _commands(), ids=lambda value: str(value)[:60])
+def test_docs_command_parses(page: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert dataclasses.is_dataclass(_parse(words, monkeypatch)), page
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_docs_files_that_are_named_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    named = set(re.findall(r"(?:degla_ray|jobs|tune_spaces|tests|docs)/[\w/]+\.(?:py|yaml|md|txt)", text))
+    missing = sorted(name for name in named if not (REPO / name).exists() and not PLACEHOLDER.search(name))
+    assert not missing, f"{page.name} names files that are not there: {missing}"
+
+
+def test_docs_make_targets_that_are_named_exist() -> None:
+    targets = set(re.findall(r"^([\w-]+):", (REPO / "Makefile").read_text(), re.MULTILINE))
+    for page in PAGES:
+        for target in re.findall(r"(?:^|`)make ([\w-]+)", page.read_text(encoding="utf-8"), re.MULTILINE):
+            assert target in targets, f"{page.name}: make {target}"
+
+
+def test_docs_every_config_is_named_in_a_command_that_parses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each file in jobs/configs: a comment of its own, or a job's docstring, says what runs it."""
+    configs = sorted((REPO / "jobs" / "configs").glob("*.yaml"))
+    assert configs
+    jobs = "\n".join(job.read_text(encoding="utf-8") for job in (REPO / "jobs").glob("*.py"))
+    for config in configs:
+        name = re.escape(f"jobs/configs/{config.name}")
+        text = config.read_text(encoding="utf-8") + jobs
+        commands = re.findall(rf"python (jobs/\w+\.py --config {name})", text)
+        assert commands, f"{config.name}: no command `python jobs/... --config jobs/configs/{config.name}`"
+        for command in set(commands):
+            assert dataclasses.is_dataclass(_parse(shlex.split(command), monkeypatch)), command

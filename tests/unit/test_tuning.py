@@ -1,0 +1,78 @@
+"""The sweep's pure parts: spaces, settings, the rule."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from degla_ray.config import DataConfig, ObjectiveConfig, TrainConfig
+from degla_ray.errors import DeglaError, SettingError
+from degla_ray.tuning import Trial, best_trial, load_space, with_settings
+
+TRAIN = TrainConfig(name="x", data=DataConfig(prepared="p", negatives="n"))
+
+
+def _trial(composition: float | None, zero_shot: float | None, **rest: object) -> Trial:
+    return Trial(settings={}, composition=composition, zero_shot=zero_shot, **rest)
+
+
+def test_with_settings_dotted_names_replace_only_those() -> None:
+    changed = with_settings(TRAIN, {"objective.lambda_igc": 0.5, "seed": 7})
+    assert changed.objective == ObjectiveConfig(lambda_igc=0.5)
+    assert changed.seed == 7
+    assert with_settings(changed, {"objective.lambda_igc": 0.1, "seed": 42}) == TRAIN
+
+
+@pytest.mark.parametrize(
+    "name", ["objective.lambda_xyz", "objektive.lambda_igc", "seed.deeper", "data.prepared.x"]
+)
+def test_with_settings_unknown_name_is_refused(name: str) -> None:
+    with pytest.raises(SettingError) as caught:
+        with_settings(TRAIN, {name: 1})
+    assert name in str(caught.value)
+
+
+def test_with_settings_impossible_value_is_refused() -> None:
+    with pytest.raises(SettingError, match="negatives_per_caption"):
+        with_settings(TRAIN, {"objective.negatives_per_caption": -1})
+
+
+def test_best_trial_highest_composition_among_those_that_keep_zero_shot() -> None:
+    trials = [_trial(0.70, 0.90), _trial(0.80, 0.88), _trial(0.95, 0.879), _trial(None, None, error="lost")]
+    assert best_trial(trials, base_zero_shot=0.90, max_loss=0.02) is trials[1]
+    assert best_trial(trials, base_zero_shot=0.90, max_loss=0.05) is trials[2]
+
+
+def test_best_trial_none_keeps_zero_shot_the_highest_zero_shot() -> None:
+    trials = [_trial(0.70, 0.60), _trial(0.60, 0.70), _trial(0.95, 0.50)]
+    assert best_trial(trials, base_zero_shot=0.90, max_loss=0.02) is trials[1]
+
+
+def test_best_trial_no_result_names_the_reasons() -> None:
+    with pytest.raises(DeglaError, match="none of 2 trials came to a result: no space left"):
+        best_trial([_trial(None, None, error="no space left")] * 2, 0.9, 0.02)
+
+
+def test_load_space_committed_ones_fit_job_train() -> None:
+    spaces = sorted((Path(__file__).parents[2] / "tune_spaces").glob("*.py"))
+    assert spaces
+    for file in spaces:
+        space = load_space(str(file))
+        drawn = {name: domain.sample() for name, domain in space.items()}
+        changed = with_settings(TRAIN, drawn)
+        assert changed != TRAIN
+        assert all(domain.is_valid(drawn[name]) for name, domain in space.items())
+
+
+def test_load_space_missing_file_or_function_is_refused(tmp_path: Path) -> None:
+    empty = tmp_path / "empty.py"
+    empty.write_text("spaces = {}\n")
+    for path, named in (
+        (tmp_path / "absent.py", "absent.py"),
+        (tmp_path, "space"),
+        (empty, "function `space`"),
+    ):
+        with pytest.raises(SettingError) as caught:
+            load_space(str(path))
+        assert named in str(caught.value)
