@@ -63,12 +63,23 @@ class ScenesConfig:
     """Same seed, same bytes."""
 
     def __post_init__(self) -> None:
-        _require(1 <= self.min_objects <= self.max_objects <= 4, "scenes.min_objects", self.min_objects,
-                 "1 <= min_objects <= max_objects <= 4")
+        _require(
+            1 <= self.min_objects <= self.max_objects <= 4,
+            "scenes.min_objects",
+            self.min_objects,
+            "1 <= min_objects <= max_objects <= 4",
+        )
         _require(self.image_size >= 32, "scenes.image_size", self.image_size, "at least 32 pixels")
         _require(self.num_images >= 1, "scenes.num_images", self.num_images, "at least 1")
-        _require(self.captions_per_image >= 1, "scenes.captions_per_image", self.captions_per_image, "at least 1")
-        _require(self.num_validation_images >= 0, "scenes.num_validation_images", self.num_validation_images, ">= 0")
+        _require(
+            self.captions_per_image >= 1, "scenes.captions_per_image", self.captions_per_image, "at least 1"
+        )
+        _require(
+            self.num_validation_images >= 0,
+            "scenes.num_validation_images",
+            self.num_validation_images,
+            ">= 0",
+        )
         _require(self.test_items >= 0, "scenes.test_items", self.test_items, ">= 0")
 
 
@@ -87,7 +98,7 @@ class CocoConfig:
     """COCO captions, 2014 or 2017, as the official JSON or Karpathy's split file."""
 
     images: str = ""
-    """Folder that holds the pictures (train2014/, val2014/, train2017/ ... below it, or the files themselves)."""
+    """Folder that holds the pictures, or train2014/, val2014/, train2017/ ... with them."""
     annotations: dict[str, str] = field(default_factory=dict)
     """Official captions_*.json of each split, e.g. {train: captions_train2014.json}."""
     karpathy: str | None = None
@@ -119,10 +130,16 @@ class PrepareConfig:
 
     def __post_init__(self) -> None:
         _require(self.num_shards >= 1, "num_shards", self.num_shards, "at least 1")
-        _require(0 <= self.max_reject_fraction <= 1, "max_reject_fraction", self.max_reject_fraction, "0 to 1")
+        _require(
+            0 <= self.max_reject_fraction <= 1, "max_reject_fraction", self.max_reject_fraction, "0 to 1"
+        )
         _require(self.limit is None or self.limit >= 1, "limit", self.limit, "at least 1, or none")
-        _require(self.short_side is None or self.short_side >= 1, "short_side", self.short_side,
-                 "at least 1 pixel, or none")
+        _require(
+            self.short_side is None or self.short_side >= 1,
+            "short_side",
+            self.short_side,
+            "at least 1 pixel, or none",
+        )
         _require(self.max_image_pixels >= 1, "max_image_pixels", self.max_image_pixels, "at least 1")
 
 
@@ -178,12 +195,17 @@ class ObjectiveConfig:
     tgc_temperature: float = 10.0
     """Inverse temperature of text-grounded contrast."""
     tgc_negatives: Literal["own", "released"] = "own"
-    """Whose negatives text-grounded contrast sees: the caption's own (paper) or the released code's columns."""
+    """Whose negatives text-grounded contrast sees: the caption's own (paper) or as the released code."""
     distill_reduction: Literal["mean", "sum"] = "mean"
     """`mean` keeps its meaning at any batch size; `sum` is the released code's."""
 
     def __post_init__(self) -> None:
-        _require(self.negatives_per_caption >= 0, "objective.negatives_per_caption", self.negatives_per_caption, ">= 0")
+        _require(
+            self.negatives_per_caption >= 0,
+            "objective.negatives_per_caption",
+            self.negatives_per_caption,
+            ">= 0",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -287,10 +309,18 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _require(self.num_workers >= 1, "num_workers", self.num_workers, "at least 1")
-        _require(self.global_batch_size % self.num_workers == 0, "global_batch_size", self.global_batch_size,
-                 f"a multiple of num_workers ({self.num_workers})")
-        _require(self.objective.name == "clip" or self.data.negatives is not None, "data.negatives", None,
-                 f"a folder that `negatives` wrote: objective {self.objective.name!r} needs negatives")
+        _require(
+            self.global_batch_size % self.num_workers == 0,
+            "global_batch_size",
+            self.global_batch_size,
+            f"a multiple of num_workers ({self.num_workers})",
+        )
+        _require(
+            self.objective.name == "clip" or self.data.negatives is not None,
+            "data.negatives",
+            None,
+            f"a folder that `negatives` wrote: objective {self.objective.name!r} needs negatives",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -328,10 +358,18 @@ class EvaluateConfig:
     ray: RayConfig = field(default_factory=RayConfig)
 
     def __post_init__(self) -> None:
-        _require(self.suite is not None or self.prepared is not None, "suite", None,
-                 "a folder of test sets, or `prepared`: there is nothing to evaluate on")
-        _require(self.negatives is None or self.prepared is not None, "prepared", None,
-                 "the folder that `negatives` was made from")
+        _require(
+            self.suite is not None or self.prepared is not None,
+            "suite",
+            None,
+            "a folder of test sets, or `prepared`: there is nothing to evaluate on",
+        )
+        _require(
+            self.negatives is None or self.prepared is not None,
+            "prepared",
+            None,
+            "the folder that `negatives` was made from",
+        )
         for setting in ("num_actors", "batch_size", "bootstrap_samples"):
             _require(getattr(self, setting) >= 1, setting, getattr(self, setting), "at least 1")
         _require(self.cpus_per_actor > 0, "cpus_per_actor", self.cpus_per_actor, "more than 0")
@@ -343,7 +381,7 @@ class CompareConfig:
     """Job `compare`: one table, plots and HTML over several evaluations."""
 
     evaluations: list[str]
-    """Folders that `evaluate` wrote, MLflow ids of its runs, or, with `suite`, models; the first is the base."""
+    """Folders that `evaluate` wrote, MLflow ids of its runs, or, with `suite`, models; first the base."""
     output: str = "runs/compare"
     """Folder for report.md, report.html and the plots."""
     suite: str | None = None
@@ -375,20 +413,22 @@ class TuneConfig:
 
     def __post_init__(self) -> None:
         _require(self.num_trials >= 1, "num_trials", self.num_trials, "at least 1")
-        _require(self.max_concurrent_trials >= 1, "max_concurrent_trials", self.max_concurrent_trials, "at least 1")
+        _require(
+            self.max_concurrent_trials >= 1, "max_concurrent_trials", self.max_concurrent_trials, "at least 1"
+        )
         _require(0 <= self.max_zero_shot_loss <= 1, "max_zero_shot_loss", self.max_zero_shot_loss, "0 to 1")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ChainConfig:
-    """Job `chain`: every stage in order; the chain wires their folders, each section holds a stage's settings."""
+    """Job `chain`: every stage in order; a section holds a stage's settings, the chain wires the folders."""
 
     output: str
     """Folder of everything the chain writes; each seed gets its own subfolder."""
     prepare: dict[str, Any]
     """Settings of job `prepare`, without `output`."""
     fine_tune: dict[str, dict[str, Any]]
-    """Settings of job `train` for each fine-tune, by its label, without data folders, `model` and `output`."""
+    """Settings of job `train` for each fine-tune, by label, without data folders, `model` and `output`."""
     negatives: dict[str, Any] = field(default_factory=dict)
     """Settings of job `negatives`, without folders."""
     base_model: dict[str, Any] = field(default_factory=dict)

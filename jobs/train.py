@@ -1,8 +1,7 @@
 #!/usr/bin/env python
 """Trains (fine-tunes) a model on prepared pictures, captions and negatives.
 
-    python jobs/train.py --config jobs/configs/demo.yaml --name first --data.prepared runs/prepared \\
-        --data.negatives runs/negatives
+    python jobs/train.py --name first --data.prepared runs/scenes --data.negatives runs/scenes-negatives
 
 Ended in any way and called again with the same settings, it continues after its last checkpoint. Two
 workers on a CPU are up in about 15 s. `--print_config` shows every setting.

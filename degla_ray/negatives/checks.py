@@ -252,20 +252,27 @@ def _reads_as_compound(caption: Sentence, negative: Sentence, language: Language
 def _bonds(tokens: Sequence[Token], lexicon: Lexicon) -> Counter[tuple[str, str, str]]:
     """Adjectives and prepositions beside a noun, on either side, with only its own words between."""
     found: Counter[tuple[str, str, str]] = Counter()
-    within = (Tag.ADJ, Tag.DET, Tag.NUM, Tag.MEASURE, Tag.VERB, Tag.ADV)
     for head, token in enumerate(tokens):
         if token.tag is not Tag.NOUN:
             continue
         noun = _folded(token, lexicon)
         for step in (-1, 1):
             i = head + step
-            while 0 <= i < len(tokens) and (tokens[i].tag in within or tokens[i].lemma in ("and", ",")):
+            while 0 <= i < len(tokens) and _is_inside(tokens[i]):
                 if tokens[i].tag is Tag.ADJ:
                     found[("adjective", _folded(tokens[i], lexicon), noun)] += 1
                 i += step
             if 0 <= i < len(tokens) and tokens[i].tag is Tag.PREP:
                 found[("preposition", tokens[i].lemma, noun)] += 1
     return found
+
+
+def _is_inside(token: Token) -> bool:
+    """Whether a token may stand between a noun and its adjective or preposition."""
+    if token.tag is Tag.VERB:
+        return token.detail in ("VVG", "VVN")  # a white running dog
+    inside = (Tag.ADJ, Tag.DET, Tag.NUM, Tag.MEASURE, Tag.ADV)
+    return token.tag in inside or token.lemma in ("and", ",")
 
 
 def _folded(token: Token, lexicon: Lexicon) -> str:

@@ -121,7 +121,7 @@ def train(
             total_steps=total_steps,
             versions=versions,
         )
-        with Monitor(run, name, total_steps, config.tracking, run_id):
+        with Monitor(run, name, total_steps, config.tracking, run_id, done or 0):
             _fit(config, name, job, callbacks, run)
     except BaseException:
         tracking.finish(config.tracking, run_id, "FAILED")

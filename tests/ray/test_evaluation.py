@@ -51,6 +51,7 @@ def config_of(root: Path, output: Path, model: str = "tiny", **changes: Any) -> 
         output=str(output),
         suite=str(root / "suite"),
         label=model,
+        num_actors=1,
         bootstrap_samples=100,
         tracking=OFF,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import signal
 import threading
@@ -192,3 +193,16 @@ def test_train_unknown_model_is_told_of(folder: Path) -> None:
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, name="ViT-B-99"))
     with pytest.raises(DeglaError, match=r"model\.name: found 'ViT-B-99'.*near: ViT-B"):
         train(config)
+
+
+def test_train_step_that_fp16_skips_moves_neither_weights_nor_teacher_nor_schedule(folder: Path) -> None:
+    """The scaler begins at 65,536, where this model's gradients overflow: the only step is skipped."""
+    result = train(train_config(folder, name="fp16", precision="fp16", max_steps=1))
+    saved = Path(result.run_folder) / "checkpoint_000000001"
+    state = json.loads((saved / "state.json").read_text())
+    assert (state["step"], state["applied"], state["samples"]) == (1, 0, 16)
+    assert state["scaler"]["scale"] == 32768.0
+    student, teacher = (
+        safetensors.torch.load_file(saved / f"{w}.safetensors") for w in ("student", "teacher")
+    )
+    assert all(torch.equal(student[name], teacher[name]) for name in student)

@@ -24,7 +24,7 @@ from degla_ray.training import checkpoint
 from degla_ray.training.trainer import TrainResult, train
 from tests.training_inputs import read_trace, train_config, write_inputs
 
-STEPS = 400
+STEPS = 240
 DEADLINE_S = 240.0
 
 
@@ -41,10 +41,11 @@ def short_temp() -> Iterator[Path]:
     shutil.rmtree(path, ignore_errors=True)
 
 
+@pytest.mark.timeout(900)
 def test_train_job_killed_at_a_random_step_then_rerun_equals_uninterrupted(
     folder: Path, short_temp: Path, repo: Path, ray_cluster: None
 ) -> None:
-    """The same losses to 1e-6 and the same final weights; also when it goes on with two workers (1e-5)."""
+    """The same losses to 1e-6 and the same final weights; with two workers from there, to 1e-5."""
     settings = {"max_steps": STEPS}
     seed = random.randrange(10**6)
     kill_at = random.Random(seed).randrange(30, STEPS - 60)
@@ -79,7 +80,7 @@ def test_train_job_killed_at_a_random_step_then_rerun_equals_uninterrupted(
 
     two = train(train_config(folder, output=str(folder / "torn"), num_workers=2, **settings))
     assert two.run_folder == str(copy)
-    compare(whole, two, 1e-4)
+    compare(whole, two, 1e-5)
 
 
 def compare(whole: TrainResult, other: TrainResult, tolerance: float) -> None:

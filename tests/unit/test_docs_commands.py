@@ -19,7 +19,7 @@ PAGES = [
     *sorted((REPO / "docs").glob("*.md")),
     REPO / "cluster.yaml",
 ]
-PLACEHOLDER = re.compile(r"jobs/configs/FILE\.yaml")
+PLACEHOLDER = re.compile(r"\bFILE\.yaml")
 
 
 def _commands() -> list[tuple[str, list[str]]]:

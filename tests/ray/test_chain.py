@@ -1,0 +1,98 @@
+"""The whole chain, as `make demo` and the flickr8k recipe run it, with few pictures and steps."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from mlflow import MlflowClient
+
+from degla_ray.chain import run_chain
+from degla_ray.cli import from_settings
+from degla_ray.config import ChainConfig
+from degla_ray.errors import DeglaError
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+def recipe(repo: Path, name: str, output: Path) -> dict[str, Any]:
+    """A committed recipe, cut down, with its output and its MLflow store in `output`."""
+    settings = yaml.safe_load((repo / "jobs" / "configs" / f"{name}.yaml").read_text())
+    settings["output"] = str(output)
+    settings["tracking"] = {"uri": f"sqlite:///{output}/mlflow.db"}
+    settings["evaluate"] = {"bootstrap_samples": 50}
+    return settings
+
+
+def cut(section: dict[str, Any], steps: int, batch: int = 16) -> dict[str, Any]:
+    optimizer = section["optimizer"] | {"warmup_steps": 2}
+    return section | {"max_steps": steps, "global_batch_size": batch, "optimizer": optimizer}
+
+
+def scores(output: Path, label: str) -> dict[str, float]:
+    summary = json.loads((output / "seed0" / "evaluate" / label / "summary.json").read_text())
+    return {score["name"]: score["value"] for score in summary["averages"]}
+
+
+def test_chain_demo_recipe_makes_report_and_runs_and_does_nothing_twice(repo, tmp_path, capsys):
+    settings = recipe(repo, "demo", tmp_path)
+    small = {"num_images": 60, "num_validation_images": 10, "test_items": 8}
+    settings["prepare"] = {
+        "source": "scenes",
+        "scenes": settings["prepare"]["scenes"] | small,
+        "num_shards": 2,
+    }
+    settings["negatives"]["num_shards"] = 2
+    settings["fine_tune"] = {label: cut(section, 3) for label, section in settings["fine_tune"].items()}
+    config = from_settings(ChainConfig, settings, "demo")
+    folder = run_chain(config)
+
+    page = (folder / "report.html").read_text()
+    for label in ("base", "clip", "degla"):
+        assert label in page
+        assert 0 <= scores(tmp_path, label)["composition"] <= 1
+    assert scores(tmp_path, "clip") != scores(tmp_path, "base")
+    client = MlflowClient(settings["tracking"]["uri"])
+    experiment = client.get_experiment_by_name("degla-ray")
+    runs = {run.info.run_id for run in client.search_runs([experiment.experiment_id])}
+
+    capsys.readouterr()
+    made = {
+        path: path.stat().st_mtime_ns for path in (tmp_path / "seed0" / "train").rglob("*") if path.is_file()
+    }
+    run_chain(config)
+    assert made == {path: path.stat().st_mtime_ns for path in made}
+    again = {run.info.run_id for run in client.search_runs([experiment.experiment_id])}
+    assert {r for r in again - runs if client.get_run(r).data.tags.get("stage") == "train"} == set()
+    assert capsys.readouterr().out.count("finished already") == 2
+
+
+def test_chain_unknown_setting_in_a_section_names_it(repo, tmp_path):
+    settings = recipe(repo, "demo", tmp_path)
+    settings["negatives"] = {"per_kidn": 2}
+    with pytest.raises(DeglaError, match=r"negatives.*per_kidn"):
+        run_chain(from_settings(ChainConfig, settings, "demo"))
+
+
+def test_chain_flickr8k_recipe_runs_twenty_steps_from_random_weights(repo, real_data, tmp_path):
+    settings = recipe(repo, "flickr8k", tmp_path)
+    folder = real_data / "flickr8k"
+    settings["prepare"] |= {"limit": 120, "num_shards": 2}
+    settings["prepare"]["flickr8k"] = {
+        "images": str(folder / "Images"),
+        "captions": {"train": str(folder / "captions_train.txt"), "val": str(folder / "captions_val.txt")},
+    }
+    settings["negatives"]["num_shards"] = 2
+    settings["pretrain"] = cut(settings["pretrain"], 20)
+    settings["fine_tune"] = {"degla": cut(settings["fine_tune"]["degla"], 2)}
+    run_chain(from_settings(ChainConfig, settings, "flickr8k"))
+
+    before, after = scores(tmp_path, "base"), scores(tmp_path, "degla")
+    assert before["negatives"] != after["negatives"]
+    trace = next((tmp_path / "seed0" / "train").glob("base-*/trace.jsonl")).read_text().splitlines()
+    losses = [json.loads(line)["loss"] for line in trace]
+    assert len(losses) == 20
+    assert sum(losses[-5:]) < sum(losses[:5])

@@ -1,0 +1,115 @@
+"""Stage `negatives` on a local Ray, from scenes that `prepare` made."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from degla_ray.config import NegativesConfig, PrepareConfig, ScenesConfig
+from degla_ray.errors import FingerprintMismatch
+from degla_ray.negatives.pipeline import generate
+from degla_ray.schema import CAPTIONS, NEGATIVES, SCENE_GRAPHS, Kind
+from degla_ray.shards import read_complete, shard_of
+from degla_ray.sources.prepare import prepare
+from degla_ray.sources.scenes.truth import is_true
+from degla_ray.sources.scenes.world import scene_from_json
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+REPO = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def prepared(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = str(tmp_path_factory.mktemp("prepared") / "scenes")
+    scenes = ScenesConfig(num_images=40, num_validation_images=5, test_items=2)
+    prepare(PrepareConfig(source="scenes", output=folder, scenes=scenes, num_shards=2))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(prepared: str, tmp_path_factory: pytest.TempPathFactory) -> NegativesConfig:
+    config = NegativesConfig(
+        prepared=prepared, output=str(tmp_path_factory.mktemp("negatives") / "out"), num_shards=3
+    )
+    generate(config)
+    return config
+
+
+def parts(folder: str) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(Path(folder).glob("*/*.parquet"))}
+
+
+def test_generate_scenes_writes_false_captions_in_their_shards(finished: NegativesConfig) -> None:
+    source, _ = read_complete(finished.prepared, "prepare")
+    captions = {r["sample_id"]: r for r in source.read_dataset("captions", CAPTIONS).to_pylist()}
+    graphs = {r["image_id"]: r["graph"] for r in source.read_dataset("graphs", SCENE_GRAPHS).to_pylist()}
+    storage, manifest = read_complete(finished.output, "negatives")
+    counts = manifest["counts"]
+    assert counts["captions"] == len(captions) == 135
+    rows = storage.read_dataset("negatives", NEGATIVES).to_pylist()
+    assert {Kind(r["kind"]) for r in rows} == set(Kind)
+    for row in rows:
+        caption = captions[row["sample_id"]]
+        scene = scene_from_json(graphs[caption["image_id"]])
+        assert is_true(caption["caption"], scene) is True
+        assert is_true(row["negative"], scene) is not True
+    for shard in range(3):
+        part = storage.open_parquet("negatives", f"part-{shard:05d}-of-00003.parquet").read()
+        assert {shard_of(sample_id, 3) for sample_id in part["sample_id"].to_pylist()} == {shard}
+    for kind in Kind:
+        states = (counts.get(f"captions.{kind}.{s}", 0) for s in ("ok", "rejected", "not_applicable"))
+        assert sum(states) == 135
+
+
+def test_generate_continued_run_gives_the_bytes_of_an_uninterrupted_one(
+    finished: NegativesConfig, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    shutil.copytree(finished.output, output)
+    whole = parts(finished.output)
+    for part in output.glob("*/part-00001-of-00003.parquet"):
+        part.unlink()
+    (output / "receipts" / "00001.json").unlink()
+    manifest = output / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"complete": true', '"complete": false'))
+    kept = (output / "negatives" / "part-00000-of-00003.parquet").stat().st_mtime_ns
+    generate(NegativesConfig(prepared=finished.prepared, output=str(output), num_shards=3))
+    assert parts(str(output)) == whole
+    assert (output / "negatives" / "part-00000-of-00003.parquet").stat().st_mtime_ns == kept
+
+
+def test_generate_other_settings_in_the_same_folder_are_refused(finished: NegativesConfig) -> None:
+    other = NegativesConfig(prepared=finished.prepared, output=finished.output, num_shards=3, per_kind=1)
+    with pytest.raises(FingerprintMismatch, match=r"identity\.per_kind: 2 there, 1 asked"):
+        generate(other)
+
+
+def test_negatives_job_on_a_finished_folder_starts_no_ray(finished: NegativesConfig) -> None:
+    command = [sys.executable, "jobs/negatives.py", "--prepared", finished.prepared]
+    command += ["--output", finished.output, "--num_shards", "3", "--ray.address", "127.0.0.1:1"]
+    environment = {**os.environ, "PYTHONPATH": str(REPO)}
+    done = subprocess.run(command, cwd=REPO, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert "is finished: nothing to do" in done.stdout
+    assert "swap_nouns:" in done.stdout
+
+
+def test_negatives_job_without_prepared_folder_is_one_line(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "jobs/negatives.py",
+        "--prepared",
+        str(tmp_path),
+        "--output",
+        str(tmp_path / "o"),
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(REPO)}
+    done = subprocess.run(command, cwd=REPO, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert len(done.stderr.strip().splitlines()) == 1

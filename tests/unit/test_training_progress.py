@@ -1,0 +1,48 @@
+"""The console's line, and what reaches MLflow."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mlflow import MlflowClient
+
+from degla_ray import tracking
+from degla_ray.config import TrackingConfig
+from degla_ray.shards import Storage
+from degla_ray.training.job import PROGRESS, TRACE
+from degla_ray.training.progress import Monitor, describe
+
+MOMENT: dict[str, Any] = {
+    "step": 120,
+    "total_steps": 2000,
+    "terms": {"loss": 1.25, "base": 1.0, "lr": 1e-4, "logit_scale": 14.3},
+    "samples_per_s": 431.7,
+    "wait_share": 0.031,
+    "wait_s": 2.4,
+    "teacher_distance": None,
+    "eta_s": 3725.0,
+}
+
+
+def test_describe_says_everything_of_the_moment() -> None:
+    assert describe("run", MOMENT) == (
+        "run 120/2000 | 432 samples/s | loss 1.2500 base 1.0000 | lr 1.00e-04 scale 14.30"
+        " | waited 2 s for data (3% now) | 1:02:05 left"
+    )
+    assert "| teacher 0.5000 away |" in describe("run", MOMENT | {"teacher_distance": 0.5})
+
+
+def test_monitor_logs_exact_values_at_fixed_steps_and_the_last(tmp_path: Path) -> None:
+    config = TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db")
+    run_id = tracking.find_or_create_run(config, "run", "f", {})
+    assert run_id is not None
+    run = Storage(str(tmp_path / "run"))
+    lines = "".join(f'{{"step": {s}, "loss": {s / 3!r}, "lr": 0.1}}\n' for s in range(1, 506))
+    run.write_bytes(lines.encode(), TRACE)
+    run.write_json(MOMENT, PROGRESS)
+    with Monitor(run, "run", 505, config, run_id):
+        pass
+    curve = MlflowClient(config.uri).get_metric_history(run_id, "train/loss")
+    assert {point.step: point.value for point in curve} == {s: s / 3 for s in [*range(3, 505, 3), 505]}
+    assert MlflowClient(config.uri).get_run(run_id).data.metrics["train/samples_per_s"] == 431.7
