@@ -196,8 +196,9 @@ def test_train_unknown_model_is_told_of(folder: Path) -> None:
 
 
 def test_train_step_that_fp16_skips_moves_neither_weights_nor_teacher_nor_schedule(folder: Path) -> None:
-    """The scaler begins at 65,536, where this model's gradients overflow: the only step is skipped."""
-    result = train(train_config(folder, name="fp16", precision="fp16", max_steps=1))
+    """The scaler begins at 65,536, where a loss times 1e4 overflows: the only step is skipped."""
+    steep = ObjectiveConfig(lambda_igc=1e4)
+    result = train(train_config(folder, name="fp16", precision="fp16", objective=steep, max_steps=1))
     saved = Path(result.run_folder) / "checkpoint_000000001"
     state = json.loads((saved / "state.json").read_text())
     assert (state["step"], state["applied"], state["samples"]) == (1, 0, 16)
