@@ -172,8 +172,6 @@ def _run(loaded: LoadedModel, batches: list[dict[str, Any]], pool: Pool) -> Iter
         raise SettingError(
             "cpus_per_actor", pool.cpus_per_actor, f"at most the cluster's {total.get('CPU', 0):g} CPUs"
         )
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False  # the caller shows progress
     actors = min(pool.num_actors, fitting, len(batches))
     results = (
         ray.data.from_items(batches, override_num_blocks=len(batches))
@@ -292,7 +290,8 @@ def _read_pictures(part: str, rows: Sequence[int]) -> list[bytes | None]:
 
 def _with_deadline(rows: Iterator[Any], seconds: float, total: int) -> Iterator[Any]:
     """Passes rows on; no row for `seconds` raises. Ray Data itself waits for ever."""
-    handed: queue.Queue[tuple[bool, Any]] = queue.Queue(maxsize=8)
+    handed: queue.Queue[tuple[bool, Any]] = queue.Queue()
+    others = set(threading.enumerate())
 
     def pull() -> None:
         try:
@@ -309,6 +308,7 @@ def _with_deadline(rows: Iterator[Any], seconds: float, total: int) -> Iterator[
         except queue.Empty:
             found = f"no progress for {seconds:g} s after {done} of {total} batches"
             expected = "a batch sooner: are the cluster's CPUs or GPUs taken? (`ray status`)"
+            _stop_execution(others)
             raise DataError("encoding", found, expected) from None
         if is_row:
             yield value
@@ -316,6 +316,17 @@ def _with_deadline(rows: Iterator[Any], seconds: float, total: int) -> Iterator[
             return
         else:
             raise value
+
+
+def _stop_execution(others: set[threading.Thread]) -> None:
+    """Ends the Ray Data execution that began after `others` were running.
+
+    Nothing public does: an execution that nobody reads any more goes on waiting for its actors, and starts
+    a Ray of its own once ours has ended.
+    """
+    for thread in set(threading.enumerate()) - others:
+        if type(thread).__name__ == "StreamingExecutor":
+            thread.shutdown(force=True)  # type: ignore[attr-defined]
 
 
 def _chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -334,5 +335,7 @@ def test_encode_cluster_whose_cpus_are_taken_ends_with_a_deadline(folder: Path) 
     try:
         with pytest.raises(DataError, match="no progress for 3 s after 0 of 1 batches"):
             encoding.encode(loaded_of(folder), {"suite": str(folder / "suite")}, [], ["a text"], pool)
+        left = {type(thread).__name__ for thread in threading.enumerate()}
+        assert "StreamingExecutor" not in left
     finally:
         ray.kill(hog)
