@@ -15,7 +15,7 @@ from degla_ray.cli import from_settings
 from degla_ray.config import ChainConfig
 from degla_ray.errors import DeglaError
 
-pytestmark = pytest.mark.usefixtures("ray_cluster")
+pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(1200)]
 
 
 def recipe(repo: Path, name: str, output: Path) -> dict[str, Any]:
