@@ -179,8 +179,10 @@ def _run_trials(
         param_space=dict(space),
         tune_config=ray_tune.TuneConfig(
             num_samples=config.num_trials,
-            max_concurrent_trials=config.max_concurrent_trials,
-            search_alg=BasicVariantGenerator(random_state=config.seed),
+            # Given beside a generator of its own, Ray ignores TuneConfig's max_concurrent_trials.
+            search_alg=BasicVariantGenerator(
+                max_concurrent=config.max_concurrent_trials, random_state=config.seed
+            ),
         ),
         run_config=ray_tune.RunConfig(name="tune", storage_path=sweep.uri, verbose=0),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -65,7 +66,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def swept(folder: Path, ray_cluster: None) -> tuple[TuneConfig, Trial]:
     space = '{"objective.lambda_igc": tune.loguniform(0.01, 1.0), "optimizer.lr": tune.choice([1e-3, 1e-4])}'
-    config = _config(folder, space, num_trials=3, max_concurrent_trials=2, max_zero_shot_loss=1.0)
+    config = _config(folder, space, num_trials=3, max_concurrent_trials=1, max_zero_shot_loss=1.0)
     return config, tune(config)
 
 
@@ -96,6 +97,15 @@ def test_tune_mlflow_has_a_parent_and_a_child_for_each_trial(swept: tuple[TuneCo
     assert run.data.metrics["best/composition"] == best.composition
     for child in families[parent]:
         assert "eval/composition" in client.get_run(child).data.metrics
+
+
+def test_tune_one_trial_at_a_time_trainings_do_not_overlap(swept: tuple[TuneConfig, Trial]) -> None:
+    config, _ = swept
+    families = _children(config)
+    client = MlflowClient(config.train.tracking.uri)
+    children = [client.get_run(child).info for child in families[families[None][0]]]
+    times = sorted((child.start_time, child.end_time) for child in children)
+    assert all(end <= start for (_, end), (start, _) in itertools.pairwise(times))
 
 
 def test_tune_again_adds_nothing_and_finds_the_same_best(swept: tuple[TuneConfig, Trial]) -> None:
