@@ -3,7 +3,8 @@
     python jobs/pretrain_scenes.py --config jobs/configs/pretrain_scenes.yaml
 
 It is meant to have CLIP's own fault: it knows shapes and colours (zero-shot, retrieval) and is near chance
-where only relation or order differs, because captions that mostly say a part seldom need them.
+where only relation or order differs, because captions that mostly say a part seldom need them, and because
+its image tower averages over places while it learns. What is exported keeps the places (model/towers.py).
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from degla_ray.evaluation.run import evaluate
 from degla_ray.model.build import load
 from degla_ray.model.export import export
 from degla_ray.model.tokenizer import train_tokenizer
+from degla_ray.model.towers import with_grid
 from degla_ray.schema import CAPTIONS
 from degla_ray.shards import Storage
 from degla_ray.sources.prepare import prepare
@@ -77,7 +79,7 @@ def pretrain_scenes(config: PretrainScenesConfig) -> str:
         "objective": dataclasses.asdict(ObjectiveConfig(name="clip")),
         "scores": scores,
     }
-    model = dataclasses.replace(load(result.export_student), source="random weights")
+    model = dataclasses.replace(with_grid(load(result.export_student)), source="random weights")
     export(model, config.export, made)
     return config.export
 
@@ -86,7 +88,7 @@ def _architecture(config: PretrainScenesConfig, prepared: str) -> str:
     """A copy of the tower's JSON beside a tokenizer made from the captions to train on."""
     folder = Path(config.output) / "architecture"
     target = folder / ARCHITECTURE.name
-    if not target.exists():
+    if not target.exists() or target.read_bytes() != ARCHITECTURE.read_bytes():
         captions = Storage(prepared).read_dataset("captions", CAPTIONS)["caption"].to_pylist()
         tokenizer = json.loads(ARCHITECTURE.read_text())["text_cfg"]["hf_tokenizer_name"]
         size = json.loads(ARCHITECTURE.read_text())["text_cfg"]["vocab_size"]

@@ -11,6 +11,7 @@ This is the one file that reads and sets Ray's environment variables.
 from __future__ import annotations
 
 import atexit
+import fcntl
 import importlib
 import logging
 import os
@@ -18,7 +19,7 @@ import secrets
 import shutil
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from degla_ray.errors import SettingError
 
@@ -49,7 +50,10 @@ _PROCESS_ENV = {
     "RAY_DEDUP_LOGS_SKIP_REGEX": "State API may be temporarily unavailable|'PreemptionWatcher' and ID",
 }
 
+_PREFIX, _LOCK = "degla-", "owner.lock"
+
 _temp_dir: Path | None = None
+_lock: IO[str] | None = None
 
 
 def set_environment() -> None:
@@ -88,15 +92,21 @@ def start(config: RayConfig, *, include_dashboard: bool = False) -> None:
     _configure_data()  # also inside a worker that runs a stage, such as a sweep's trial
 
 
+def is_local() -> bool:
+    """Whether this process runs a Ray that `start` started, which cannot grow."""
+    return _temp_dir is not None
+
+
 def stop() -> None:
     """Leaves the cluster; ends a Ray that `start` started and removes its temporary folder."""
-    global _temp_dir
+    global _temp_dir, _lock
     import ray
 
     ray.shutdown()
-    if _temp_dir is not None:
+    if _temp_dir is not None and _lock is not None:
         shutil.rmtree(_temp_dir, ignore_errors=True)
-        _temp_dir = None
+        _lock.close()
+        _temp_dir = _lock = None
 
 
 def _check_address(address: str, setting: str) -> None:
@@ -132,12 +142,17 @@ def _demand_token() -> None:
 
 
 def _start_local(config: RayConfig, include_dashboard: bool) -> None:
-    global _temp_dir
+    global _temp_dir, _lock
     import ray
 
     # Under /tmp and not $TMPDIR where that is long: a socket's path may not exceed 107 bytes.
     parent = tempfile.gettempdir() if len(tempfile.gettempdir()) <= 20 else "/tmp"
-    _temp_dir = Path(tempfile.mkdtemp(prefix="degla-", dir=parent))
+    remove_abandoned(Path(parent))
+    _temp_dir = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
+    starting = _temp_dir / "starting"
+    _lock = starting.open("w")
+    fcntl.flock(_lock, fcntl.LOCK_EX)
+    starting.rename(_temp_dir / _LOCK)  # under this name only once it is held
     # Handed down by inheritance: a runtime_env would cost every kind of worker a start of its own.
     changed = WORKER_ENV | {"PYTHONPATH": _python_path()}
     before = {name: os.environ.get(name) for name in changed}
@@ -157,6 +172,21 @@ def _start_local(config: RayConfig, include_dashboard: bool) -> None:
             else:
                 os.environ[name] = value
     atexit.register(stop)
+
+
+def remove_abandoned(parent: Path) -> None:
+    """Removes the temporary folders of processes that were killed: those whose lock nobody holds.
+
+    Args:
+        parent: folder in which the temporary folders lie.
+    """
+    for lock in parent.glob(f"{_PREFIX}*/{_LOCK}"):
+        try:
+            with lock.open("r+") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(lock.parent, ignore_errors=True)
+        except OSError:  # in use, or another user's, or gone in the meantime: none of ours to remove
+            continue
 
 
 def _configure_data() -> None:

@@ -279,7 +279,7 @@ def _report(
 ) -> None:
     names = sorted(trials[0].settings)
     table = Table(title=f"{len(trials)} trials of {config.train.name}", title_justify="left")
-    for column in ("", *names, COMPOSITION, ZERO_SHOT, "MLflow run"):
+    for column in ("", *(name.rpartition(".")[2] for name in names), COMPOSITION, ZERO_SHOT, "MLflow run"):
         table.add_column(column)
     table.add_row(
         "base",
@@ -298,7 +298,7 @@ def _report(
             *drawn,
             _percent(trial.composition),
             _percent(trial.zero_shot),
-            trial.error or trial.run_id or "",
+            trial.error or (trial.run_id or "")[:8],
         )
     console.print(table)
     rule = f"highest composition of those that lose at most {100 * config.max_zero_shot_loss:g} points of"

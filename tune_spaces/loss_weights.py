@@ -1,6 +1,6 @@
-"""The weights of DeGLA's three terms beside the base loss, around the published 0.1, 0.1 and 1.28.
+"""The weights of DeGLA's three terms beside the base loss, from the published 0.1, 0.1 and 1.28 upwards.
 
-Log-uniform over a factor of 100: what matters of a weight is its order of magnitude. Searching all three
+Short runs on small data want larger ones (docs/log.md). Log-uniform over a factor of 100: what matters of a weight is its order of magnitude. Searching all three
 at once costs no more than one alone where one of them hardly matters.
 """
 
@@ -14,7 +14,7 @@ from ray import tune
 def space() -> dict[str, Any]:
     """Dotted settings of job `train` -> Ray Tune domains."""
     return {
-        "objective.lambda_igc": tune.loguniform(0.01, 1.0),
+        "objective.lambda_igc": tune.loguniform(0.1, 10.0),
         "objective.lambda_tgc": tune.loguniform(0.01, 1.0),
         "objective.lambda_distill": tune.loguniform(0.128, 12.8),
     }

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from degla_ray.config import ModelConfig
 from degla_ray.errors import DataError, SettingError
 from degla_ray.model import activation as guard
+from degla_ray.model import towers  # noqa: F401 - registers our tower in timm
 from degla_ray.model.activation import Activation
 from degla_ray.model.weights import load_weights, read_state_dict
 from degla_ray.shards import Storage

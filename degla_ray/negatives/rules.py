@@ -21,10 +21,10 @@ from degla_ray.negatives.siblings import Mentioned
 from degla_ray.negatives.tagging import Sentence, Tag, load_tagger, tagger_name
 from degla_ray.schema import Kind
 
-RULES_VERSION = 1
+RULES_VERSION = 2
 """Part of a negatives folder's identity: raise it when a rule writes something else than before."""
 
-SCRAMBLES = 6
+SCRAMBLES = 18
 """Scrambled word orders tried for a caption, at most."""
 
 

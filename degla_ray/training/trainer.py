@@ -243,7 +243,7 @@ def _require_cpus(config: TrainConfig) -> None:
         f"at most {int(there / each)}: each takes {each:g} CPUs (cpus_per_worker, and {DECODER_CPUS} for "
         f"each of data.decode_tasks) of the cluster's {there:g}"
     )
-    if ray_setup._temp_dir is not None:
+    if ray_setup.is_local():
         raise SettingError("num_workers", config.num_workers, expected)
     print(f"num_workers {config.num_workers} waits for the cluster to grow, or {expected}")
 

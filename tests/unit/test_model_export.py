@@ -29,6 +29,7 @@ TOPS = {
     "clip": {},
     "quickgelu": {"quick_gelu": True},
     "custom_text": {"custom_text": True},
+    "nfnet_grid": {"vision_cfg": {"image_size": 32, "timm_model_name": "nfnet_grid", "timm_pool": ""}},
     "clip_tokenizer": {"text": {"hf_tokenizer_name": None, "vocab_size": 49408}},
 }
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+from pathlib import Path
 
 import pytest
 
@@ -15,3 +17,17 @@ def test_set_environment_keeps_what_the_user_has_set(monkeypatch: pytest.MonkeyP
     ray_setup.set_environment()
     assert os.environ["RAY_USAGE_STATS_ENABLED"] == "1"
     assert os.environ["RAY_TRAIN_V2_ENABLED"] == "1"
+
+
+def test_remove_abandoned_folders_of_living_processes_stay(tmp_path: Path) -> None:
+    folders = {
+        name: tmp_path / name for name in ("degla-killed", "degla-alive", "degla-starting", "other-killed")
+    }
+    for name, folder in folders.items():
+        (folder / "session").mkdir(parents=True)
+        if name != "degla-starting":
+            (folder / "owner.lock").touch()
+    with (folders["degla-alive"] / "owner.lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        ray_setup.remove_abandoned(tmp_path)
+    assert {name for name, folder in folders.items() if folder.exists()} == folders.keys() - {"degla-killed"}

@@ -48,7 +48,7 @@ def describe(scene: Scene, rng: np.random.Generator, mentions: int | None = None
         mentions = int(rng.choice([1, 2, 3, 4], p=[0.2, 0.55, 0.2, 0.05]))
     mentions = min(mentions, available)
     pairs = stated_relations(scene.objects)
-    if mentions == 2 and pairs and rng.random() < 0.65:
+    if mentions == 2 and pairs and rng.random() < 0.8:
         return describe_relation(scene, rng)
     if mentions == 3 and rng.random() < 0.65:
         sentence = describe_two_relations(scene, rng)

@@ -1,0 +1,66 @@
+"""The image tower of `scenes-base`, under a name that open_clip's configs can use.
+
+timm's smallest norm-free net, with its last map kept as 2 x 2 cells in place of their average. From an average
+what is left of what can only be learned the long way round; cells from the start learn every shape four times
+(docs/log.md has the comparison). So a model is trained with the average and gets its cells afterwards, without
+a change of its features (`with_grid`). No batch statistics: the maths are the same at any number of workers.
+
+Importing this module registers `nfnet_grid` in timm. open_clip alone opens an exported folder of such a model
+after `import degla_ray.model`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from timm import create_model
+from timm.models import register_model
+from timm.models.nfnet import NormFreeNet, model_cfgs
+from torch import Tensor, nn
+from torch.nn.functional import adaptive_avg_pool2d
+
+if TYPE_CHECKING:
+    from degla_ray.model.build import LoadedModel
+
+AVERAGED, WITH_GRID = "test_nfnet", "nfnet_grid"
+CELLS = 2  # along each side
+
+
+class GridNormFreeNet(NormFreeNet):
+    """`forward`: float (B, 3, H, W) -> float (B, C * CELLS²), each channel's cells beside each other."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(model_cfgs[AVERAGED], num_classes=0, **kwargs)
+        self.num_features *= CELLS**2
+        self.pretrained_cfg = self.default_cfg = {}  # open_clip looks into it
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Keeps the cells: open_clip calls this to put its own projection in place of a classifier."""
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        return adaptive_avg_pool2d(x, CELLS).flatten(1)
+
+
+@register_model
+def nfnet_grid(pretrained: bool = False, **kwargs: Any) -> GridNormFreeNet:
+    """timm's `test_nfnet` (0.2 M parameters, stride 32) with cells for its average; random weights."""
+    given_by_timm = ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
+    return GridNormFreeNet(**{k: v for k, v in kwargs.items() if k not in given_by_timm})
+
+
+def with_grid(loaded: LoadedModel) -> LoadedModel:
+    """The model with cells in place of the average of its image tower, which must be `test_nfnet`.
+
+    Its features stay the same: each cell starts with a quarter of the average's weight in the projection.
+    The given model is not to be used any more.
+    """
+    tower: Any = loaded.model.visual
+    averaged, tower.trunk = tower.trunk, create_model(WITH_GRID)
+    tower.trunk.load_state_dict(averaged.state_dict())
+    projection_DC = tower.head.proj.weight.detach()
+    cells_DC = projection_DC.repeat_interleave(CELLS**2, dim=1) / CELLS**2
+    tower.head.proj = nn.Linear(cells_DC.shape[1], cells_DC.shape[0], bias=False)
+    tower.head.proj.weight = nn.Parameter(cells_DC)
+    vision_cfg = loaded.model_cfg["vision_cfg"] | {"timm_model_name": WITH_GRID, "timm_pool": ""}
+    return replace(loaded, model_cfg=loaded.model_cfg | {"vision_cfg": vision_cfg})
