@@ -1,7 +1,8 @@
 """The weights of DeGLA's three terms beside the base loss, from the published 0.1, 0.1 and 1.28 upwards.
 
-Short runs on small data want larger ones (docs/log.md). Log-uniform over a factor of 100: what matters of a weight is its order of magnitude. Searching all three
-at once costs no more than one alone where one of them hardly matters.
+Short runs on small data want larger ones (docs/log.md). Log-uniform over a factor of 100: what matters of a
+weight is its order of magnitude. Searching all three at once costs no more than one alone where one of them
+hardly matters.
 """
 
 from __future__ import annotations

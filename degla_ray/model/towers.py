@@ -1,12 +1,13 @@
 """The image tower of `scenes-base`, under a name that open_clip's configs can use.
 
-timm's smallest norm-free net, with its last map kept as 2 x 2 cells in place of their average. From an average
-what is left of what can only be learned the long way round; cells from the start learn every shape four times
-(docs/log.md has the comparison). So a model is trained with the average and gets its cells afterwards, without
-a change of its features (`with_grid`). No batch statistics: the maths are the same at any number of workers.
+timm's smallest norm-free net, with its last map kept as 2 x 2 cells in place of their average. From an
+average what is left of what can only be learned the long way round; cells from the start learn every shape
+four times (docs/log.md has the comparison). So a model is trained with the average and gets its cells
+afterwards, without a change of its features (`with_grid`). No batch statistics: the maths are the same at any
+number of workers.
 
-Importing this module registers `nfnet_grid` in timm. open_clip alone opens an exported folder of such a model
-after `import degla_ray.model`.
+Importing this module registers `nfnet_grid` in timm. open_clip alone opens an exported folder of such a
+model after `import degla_ray.model`.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class GridNormFreeNet(NormFreeNet):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(model_cfgs[AVERAGED], num_classes=0, **kwargs)
         self.num_features *= CELLS**2
-        self.pretrained_cfg = self.default_cfg = {}  # open_clip looks into it
+        self.default_cfg: dict[str, Any] = {}  # open_clip looks into it
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Keeps the cells: open_clip calls this to put its own projection in place of a classifier."""
