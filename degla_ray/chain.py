@@ -65,7 +65,8 @@ def run_chain(config: ChainConfig) -> Path:
         result = train(_section(TrainConfig, "pretrain", config.pretrain, {"name": "base", **data, **wired}))
         base_model = {"name": result.export_student}
 
-    models: dict[str, Mapping[str, Any]] = {"base": base_model}
+    models = {"base": base_model}
+    folders = {"base": "base" if config.pretrain is None else Path(result.run_folder).name}
     for name, settings in config.fine_tune.items():
         _announce(f"train {name}", f"{root}/train")
         data = {"data": {"prepared": prepared, "negatives": negatives}}
@@ -78,13 +79,14 @@ def run_chain(config: ChainConfig) -> Path:
             )
         )
         models[name] = {"name": run.export_student}
+        folders[name] = Path(run.run_folder).name  # with its fingerprint: another recipe, another folder
 
     on_scenes = prepare_config.source == "scenes"
     tests = {"suite": f"{prepared}/tests"} if on_scenes else {"prepared": prepared, "negatives": negatives}
     evaluations = []
     for label, model in models.items():
-        _announce(f"evaluate {label}", f"{root}/evaluate/{label}")
-        output = f"{root}/evaluate/{label}"
+        output = f"{root}/evaluate/{folders[label]}"
+        _announce(f"evaluate {label}", output)
         evaluate(
             _section(
                 EvaluateConfig,

@@ -17,9 +17,11 @@ from typing import Any, NoReturn, TypeVar
 
 import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
+from jsonargparse.typing import register_type
 
 from degla_ray import ray_setup
 from degla_ray.errors import DeglaError
+from degla_ray.schema import Kind
 
 ConfigT = TypeVar("ConfigT")
 
@@ -27,6 +29,15 @@ EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+
+def _kind(value: str) -> Kind:
+    if value not in list(Kind):
+        raise ValueError(f"expected one of {', '.join(Kind)}. Got value: {value}")
+    return Kind(value)
+
+
+register_type(Kind, serializer=str, deserializer=_kind)  # by value, as data files have it, not by member name
 
 
 class _Parser(ArgumentParser):
@@ -142,6 +153,7 @@ def _plain(message: str) -> str:
 _REWORDED = (
     (r'^Parser key "([^"]*)": ?', r"\1: "),
     (r"<class '(?:\w+\.)*(\w+)'>", r"\1"),
+    (r"Not of type \w+: expected", "expected"),
     (r"Expected a typing\.Literal\[([^\]]*)\]", r"expected one of \1"),
     (
         r"Does not validate against any .*? Subtypes: \[([^\]]*)\] .* Given value: (.*)",

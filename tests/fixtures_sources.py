@@ -5,12 +5,10 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 from PIL import Image
 
 from degla_ray.config import CocoConfig, Flickr8kConfig, PrepareConfig
@@ -113,11 +111,3 @@ def contents(folder: Path, *below: str) -> dict[str, str]:
         for path in sorted((folder / name).rglob("*"))
         if path.is_file()
     }
-
-
-def real_data(name: str) -> Path:
-    """A folder of the real test data; skips the test where it is absent."""
-    root = Path(os.environ.get("DEGLA_DATA", Path(__file__).resolve().parents[1] / "../shared/data"))
-    if not (root / name).is_dir():
-        pytest.skip(f"no real data at {root / name} (set DEGLA_DATA)")
-    return (root / name).resolve()

@@ -25,7 +25,6 @@ from tests.fixtures_sources import (
     karpathy_entry,
     noise,
     prepare_config,
-    real_data,
     write_coco,
     write_flickr8k,
     write_karpathy,
@@ -324,8 +323,8 @@ def test_prepare_job_wrong_setting_is_one_line_and_exit_2(
     assert not (tmp_path / "out").exists()
 
 
-def test_prepare_real_flickr8k_of_50_pictures(tmp_path: Path) -> None:
-    folder = real_data("flickr8k")
+def test_prepare_real_flickr8k_of_50_pictures(real_data: Path, tmp_path: Path) -> None:
+    folder = (real_data / "flickr8k").resolve()
     captions = {split: str(folder / f"captions_{split}.txt") for split in ("train", "val")}
     config = Flickr8kConfig(images=str(folder / "Images"), captions=captions)
     counts = prepare(prepare_config(config, tmp_path / "out", limit=50, max_reject_fraction=0.0))

@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from degla_ray.cli import from_settings, parse, run, user_error
+from degla_ray.config import NegativesConfig
 from degla_ray.errors import DataError, DeglaError, FingerprintMismatch, SettingError, TooManyRejects
+from degla_ray.schema import Kind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,6 +167,14 @@ def test_cli_from_settings_names_the_section() -> None:
         with pytest.raises(DeglaError) as caught:
             from_settings(Outer, wrong, "part")
         assert named in str(caught.value)
+
+
+def test_cli_kinds_are_named_as_in_the_data() -> None:
+    folders = {"prepared": "a", "output": "b"}
+    config = from_settings(NegativesConfig, folders | {"kinds": ["swap_nouns"]}, "negatives")
+    assert config.kinds == [Kind.SWAP_NOUNS]
+    with pytest.raises(DeglaError, match=r"kinds: expected one of reshuffle, swap_nouns, .*: SWAP_NOUNS"):
+        from_settings(NegativesConfig, folders | {"kinds": ["SWAP_NOUNS"]}, "negatives")
 
 
 def test_user_error_behind_a_chain_of_causes_is_found() -> None:

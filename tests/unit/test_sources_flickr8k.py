@@ -13,7 +13,7 @@ from degla_ray.schema import RejectReason
 from degla_ray.sources.base import Record, Refusal, Reject, Unit
 from degla_ray.sources.flickr8k import Flickr8kSource, parse_csv
 from degla_ray.sources.prepare import Listing, list_rows
-from tests.fixtures_sources import encode, noise, real_data, write_flickr8k
+from tests.fixtures_sources import encode, noise, write_flickr8k
 
 
 def rows(text: str | bytes) -> list[tuple[str, str] | Refusal]:
@@ -225,8 +225,8 @@ def test_flickr8k_wrong_setting_is_named(tmp_path: Path, changes: dict[str, obje
     assert caught.value.setting == setting
 
 
-def test_flickr8k_real_folder_is_listed_without_rejects() -> None:
-    folder = real_data("flickr8k")
+def test_flickr8k_real_folder_is_listed_without_rejects(real_data: Path) -> None:
+    folder = real_data / "flickr8k"
     captions = {split: str(folder / f"captions_{split}.txt") for split in ("train", "val")}
     listing = listed(Flickr8kConfig(images=str(folder / "Images"), captions=captions))
     assert (listing.images_in, listing.captions_in, listing.rejects) == (7000, 35000, [])
