@@ -5,8 +5,9 @@ of the workers' losses is then the single-process loss, and since every column k
 backward pass brings it home to its owner (summed over the workers), DDP's average over the workers is the
 single-process gradient of every parameter, logit_scale included.
 
-Cost: one all-gather of B*(2+K)*D floats forward and one reduce-scatter of the same size backward; the
-N x N(1+K) logits are never made on one worker, only B x N(1+K).
+Cost: one all-gather of B*(2+K)*D floats forward and its reduce-scatter backward, nothing else: which
+negatives exist is read off their features, and teacher features stay where they were made. The N x N(1+K)
+logits are never made on one worker, only B x N(1+K).
 
 Shape suffixes: N global batch, B own rows, K negatives per caption, D feature dimension.
 """
@@ -60,12 +61,13 @@ def gather(own: Features, *, negatives: bool = True) -> GlobalBatch:
         )
 
     packed_NX = _AllGather.apply(torch.cat([own.img_BD, own.txt_BD, neg_BKD.flatten(1)], dim=1))
-    mask_NK = _all_gather(mask_BK.byte()).bool() if K else mask_BK.new_ones(B * workers, 0)
+    neg_NKD = packed_NX[:, 2 * D :].unflatten(1, (K, D)) if K else packed_NX.new_zeros(B * workers, 0, D)
     return GlobalBatch(
         img_ND=packed_NX[:, :D],
         txt_ND=packed_NX[:, D : 2 * D],
-        neg_NKD=packed_NX[:, 2 * D :].unflatten(1, (K, D)) if K else packed_NX.new_zeros(B * workers, 0, D),
-        neg_mask_NK=mask_NK,
+        neg_NKD=neg_NKD,
+        # Features are 0 where a negative is missing and have norm 1 elsewhere.
+        neg_mask_NK=(neg_NKD.detach() != 0).any(dim=-1),
         own_B=torch.arange(B, device=own.img_BD.device) + dist.get_rank() * B,
     )
 

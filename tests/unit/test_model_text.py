@@ -18,7 +18,15 @@ TOWERS = {
     "last_pool": {"text": {"pool_type": "last"}, "custom_text": True},
     "class_token": {"text": {"embed_cls": True}, "custom_text": True},
 }
-CUT = {"clip", "custom_text", "quick_gelu", "eos_pool", "eos_pool_clip", "linear_projection", "no_projection"}
+PACKED = {
+    "clip",
+    "custom_text",
+    "quick_gelu",
+    "eos_pool",
+    "eos_pool_clip",
+    "linear_projection",
+    "no_projection",
+}
 
 
 @pytest.fixture(params=TOWERS)
@@ -48,21 +56,24 @@ def test_encode_text_any_tower_equals_open_clip(tower):
 
 
 @torch.no_grad()
-def test_encode_text_causal_tower_computes_only_the_longest_caption(tower):
+def test_encode_text_causal_tower_computes_only_real_tokens(tower):
     name, model, tokens_BL = tower
-    longest = int((tokens_BL != 0).sum(dim=1).max())
-    assert longest < tokens_BL.shape[1]
-    lengths = []
-    transformer = model.transformer if hasattr(model, "transformer") else model.text.transformer
-    hook = transformer.register_forward_pre_hook(lambda _, args: lengths.append(args[0].shape[1]))
+    text = model if hasattr(model, "transformer") else model.text
+    computed = []
+    hook = text.transformer.resblocks[-1].mlp.register_forward_pre_hook(
+        lambda _, args: computed.append(args[0][..., 0].numel())
+    )
     encode_text(model, tokens_BL)
     hook.remove()
-    full = tokens_BL.shape[1] + (name == "class_token")
-    assert lengths == [longest if name in CUT else full]
+    real, every = int((tokens_BL != 0).sum()), len(tokens_BL) * (tokens_BL.shape[1] + (name == "class_token"))
+    assert real < every
+    assert computed == [real if name in PACKED else every]
 
 
-def test_encode_text_gradients_equal_open_clip(tower):
+@pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
+def test_encode_text_gradients_equal_open_clip(tower, recompute):
     _, model, tokens_BL = tower
+    model.set_grad_checkpointing(recompute)
     gradients = []
     for encode in (encode_text, lambda m, t: m.encode_text(t, normalize=True)):
         model.zero_grad()
@@ -74,7 +85,7 @@ def test_encode_text_gradients_equal_open_clip(tower):
         assert torch.allclose(ours[name], gradient, rtol=1e-4, atol=1e-6), name
 
 
-@pytest.mark.parametrize("tower", sorted(CUT), indirect=True)
+@pytest.mark.parametrize("tower", sorted(PACKED), indirect=True)
 @torch.no_grad()
 def test_encode_text_already_cut_tokens_equal_full_length(tower):
     _, model, tokens_BL = tower

@@ -1,6 +1,7 @@
 """Real gloo processes under DistributedDataParallel: values and every gradient equal one process's."""
 
 import json
+import math
 import multiprocessing
 import os
 import socket
@@ -11,6 +12,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.profiler import profile
 
 from degla_ray.config import ObjectiveConfig
 from degla_ray.objectives import Features, losses
@@ -78,12 +80,29 @@ def step(model: nn.Module, name: str, rank: int, workers: int) -> dict[str, Tens
     return results | {f"grad {key}": p.grad.clone() for key, p in plain.named_parameters()}
 
 
+def bytes_sent(rank: int, workers: int, name: str) -> dict[str, int]:
+    """Bytes that this worker hands to each kind of collective in one forward and backward, without DDP."""
+    model, sent = Towers(), {}
+    rows, mask_NK = global_batch(name)
+    own = slice(rank * N // workers, (rank + 1) * N // workers)
+    with profile(record_shapes=True) as recorded:
+        features, scale = model({key: value[own] for key, value in rows.items()}, mask_NK[own])
+        losses(features, scale, CONFIGS[name])["loss"].backward()
+    for event in recorded.events():
+        if event.name.startswith("gloo:"):
+            numbers = sum(math.prod(shape) for shape in event.input_shapes)
+            sent[event.name] = sent.get(event.name, 0) + 4 * numbers
+    return sent
+
+
 def worker(rank: int, workers: int, port: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=workers)
     model = nn.parallel.DistributedDataParallel(Towers())
     results = {name: step(model, name, rank, workers) for name in CONFIGS}
     torch.save(results, os.path.join(folder, f"{workers}-{rank}.pt"))
+    with open(os.path.join(folder, f"{workers}-{rank}.json"), "w") as file:
+        json.dump({name: bytes_sent(rank, workers, name) for name in CONFIGS}, file)
     dist.destroy_process_group()
 
 
@@ -112,3 +131,9 @@ def test_losses_under_ddp_equal_the_single_process_with_every_gradient(workers, 
                 differences[f"{name} {key}"] = difference.item()
         too_far = {key: difference for key, difference in differences.items() if difference > 1e-5}
         assert not too_far, json.dumps(too_far, indent=1)
+        sent = json.loads((tmp_path / f"{workers}-{rank}.json").read_text())
+        for name in CONFIGS:
+            features_of_base = 2 + global_batch(name)[1].shape[1] * (name != "clip")
+            of_own_rows = N // workers * features_of_base * D * torch.float32.itemsize
+            # gloo makes the backward's reduce-scatter of an all-reduce over everybody's rows
+            assert sent[name] == {"gloo:all_gather": of_own_rows, "gloo:all_reduce": workers * of_own_rows}
