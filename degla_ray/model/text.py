@@ -92,7 +92,7 @@ def _encode_packed(tower: OpenClipModel, pool_type: str, end_id: int, tokens_BL:
     end_B = (tokens_BL if pool_type == "argmax" else (tokens_BL == end_id).int()).argmax(dim=-1)
     position_L = torch.arange(int(end_B.max()) + 1, device=tokens_BL.device)
     real_BL = position_L <= end_B[:, None]
-    packing = _Packing(shape=tuple(real_BL.shape), place_T=real_BL.flatten().nonzero()[:, 0])
+    packing = _Packing(shape=(len(tokens_BL), len(position_L)), place_T=real_BL.flatten().nonzero()[:, 0])
     tokens_T = packing.pack(tokens_BL[:, : len(position_L)])
     position_T = packing.pack(position_L.expand(packing.shape))
 
