@@ -7,7 +7,7 @@ Environment variables are read nowhere here.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from degla_ray.errors import SettingError
@@ -178,42 +178,94 @@ class ModelConfig:
     """Load weights made with QuickGELU into a GELU model, or the reverse, anyway."""
 
 
+ABLATIONS: dict[str, dict[str, Any]] = {
+    "degla_no_igc": {"lambda_igc": 0.0},
+    "degla_no_tgc": {"lambda_tgc": 0.0},
+    "degla_no_distill": {"lambda_distill": 0.0},
+    "degla_frozen_teacher": {},  # TeacherConfig.kind, set by TrainConfig
+    "degla_released": {"tgc_negatives": "released", "distill_reduction": "sum", "lambda_distill": 0.005},
+}
+"""Objectives that are `degla` but for these settings, which they override."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig:
-    """What is minimised. The defaults are the published DeGLA setting."""
+    """What is minimised. The defaults are the published settings of each method."""
 
-    name: Literal["clip", "degla"] = "degla"
-    """`clip`: symmetric cross-entropy without negatives."""
-    negatives_per_caption: int = 4
-    """K: negatives drawn for a caption at each visit."""
+    name: Literal[
+        "clip",
+        "negclip",
+        "ceclip",
+        "degla",
+        "degla_no_igc",
+        "degla_no_tgc",
+        "degla_no_distill",
+        "degla_frozen_teacher",
+        "degla_released",
+    ] = "degla"
+    """`clip` has no negatives; `degla_...` are ablations, which override the settings that they name."""
+    negatives_per_caption: int | None = None
+    """K: negatives drawn for a caption at each visit; none: 0 with clip, 1 with negclip, else 4."""
     lambda_igc: float = 0.1
-    """Weight of image-grounded contrast."""
+    """Weight of image-grounded contrast (degla)."""
     lambda_tgc: float = 0.1
-    """Weight of text-grounded contrast."""
+    """Weight of text-grounded contrast (degla)."""
     lambda_distill: float = 1.28
-    """Weight of the distance to the teacher (mean form; 1.28 = the released 0.005 * 256)."""
+    """Weight of the distance to the teacher (degla, mean form; 1.28 = the released 0.005 * 256)."""
     tgc_temperature: float = 10.0
     """Inverse temperature of text-grounded contrast."""
     tgc_negatives: Literal["own", "released"] = "own"
     """Whose negatives text-grounded contrast sees: the caption's own (paper) or as the released code."""
     distill_reduction: Literal["mean", "sum"] = "mean"
     """`mean` keeps its meaning at any batch size; `sum` is the released code's."""
+    focal_gamma: float = 0.0
+    """Focal exponent of image- and text-grounded contrast; 0 is plain cross-entropy (degla)."""
+    label_smoothing: float = 0.0
+    """Share of the target spread over caption and own negatives in both contrasts, 0 to 1 (degla)."""
+    lambda_cmr: float = 0.2
+    """Weight of the cross-modal ranking hinge (ceclip)."""
+    lambda_imc: float = 0.3
+    """Weight of the intra-modal contrast (ceclip)."""
+    cmr_threshold_max: float = 10.0
+    """Largest adaptive margin of the hinge, in logits (ceclip)."""
+    imc_target: Literal["paper", "released"] = "paper"
+    """What intra-modal contrast aims at: the pair, or the first negative as the released code (ceclip)."""
 
     def __post_init__(self) -> None:
+        for setting, value in ABLATIONS.get(self.name, {}).items():
+            object.__setattr__(self, setting, value)
+        if self.negatives_per_caption is None:
+            object.__setattr__(self, "negatives_per_caption", {"clip": 0, "negclip": 1}.get(self.name, 4))
+        K = self.negatives_per_caption
+        _require(K is not None and K >= 0, "objective.negatives_per_caption", K, ">= 0")
         _require(
-            self.negatives_per_caption >= 0,
+            self.name != "clip" or K == 0,
             "objective.negatives_per_caption",
-            self.negatives_per_caption,
-            ">= 0",
+            K,
+            "0, or another objective: clip has no negatives",
         )
+        _require(0 <= self.label_smoothing <= 1, "objective.label_smoothing", self.label_smoothing, "0 to 1")
+        _require(self.focal_gamma >= 0, "objective.focal_gamma", self.focal_gamma, ">= 0")
+
+    @property
+    def family(self) -> Literal["clip", "negclip", "ceclip", "degla"]:
+        """The method; ablations belong to `degla`."""
+        return "degla" if self.name in ABLATIONS else self.name  # type: ignore[return-value]
+
+    @property
+    def wants_teacher(self) -> bool:
+        """Whether a term with a weight needs the teacher's features."""
+        return self.family == "degla" and bool(self.lambda_tgc or self.lambda_distill)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherConfig:
-    """The EMA teacher."""
+    """The teacher that DeGLA holds its student to."""
 
+    kind: Literal["ema", "frozen", "none"] = "ema"
+    """`ema` follows the student; `frozen` stays at its starting weights; `none` where no term needs one."""
     decay: float = 0.9996
-    """Decay per `reference_batch` samples."""
+    """Decay per `reference_batch` samples (ema)."""
     reference_batch: int = 256
     """Samples to which `decay` refers."""
 
@@ -294,6 +346,8 @@ class TrainConfig:
     """Passes over the split; ignored where `max_steps` is set."""
     max_steps: int | None = None
     """Optimizer steps of the whole run, schedule included."""
+    accumulation_steps: int = 1
+    """Pieces that a worker's rows of a step go through the model in: less memory, the same gradients."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Autocast type; losses are always fp32."""
     seed: int = 42
@@ -315,11 +369,27 @@ class TrainConfig:
             self.global_batch_size,
             f"a multiple of num_workers ({self.num_workers})",
         )
+        pieces = self.num_workers * self.accumulation_steps
+        _require(self.accumulation_steps >= 1, "accumulation_steps", self.accumulation_steps, "at least 1")
         _require(
-            self.objective.name == "clip" or self.data.negatives is not None,
+            self.global_batch_size % pieces == 0,
+            "accumulation_steps",
+            self.accumulation_steps,
+            f"a divisor of global_batch_size / num_workers ({self.global_batch_size // self.num_workers})",
+        )
+        _require(
+            self.objective.negatives_per_caption == 0 or self.data.negatives is not None,
             "data.negatives",
             None,
             f"a folder that `negatives` wrote: objective {self.objective.name!r} needs negatives",
+        )
+        if self.objective.name == "degla_frozen_teacher":
+            object.__setattr__(self, "teacher", replace(self.teacher, kind="frozen"))
+        _require(
+            self.teacher.kind != "none" or not self.objective.wants_teacher,
+            "teacher.kind",
+            "none",
+            "ema or frozen, or objective.lambda_tgc = objective.lambda_distill = 0",
         )
 
 

@@ -16,8 +16,7 @@ from degla_ray.config import ChainConfig
 def job(config: ChainConfig) -> None:
     from degla_ray.chain import run_chain
 
-    folder = run_chain(config)
-    print(f"report: {folder.absolute() / 'report.html'}")
+    run_chain(config)
     if config.tracking.enabled:
         print(f"runs:   mlflow ui --backend-store-uri {config.tracking.uri}")
 

@@ -3,7 +3,8 @@
 Starts as a copy of the student's starting weights. After every optimizer step
 θ̂ ← α^(b/256)·θ̂ + (1 − α^(b/256))·θ with α = 0.9996 and b the samples of that step, so that the decay
 per epoch does not depend on the batch size. Buffers are copied. A step that the gradient scaler skipped
-must not call `update`. Memory: one more copy of the weights, no gradients, no optimizer state.
+must not call `update`. A frozen teacher keeps its starting weights. Memory: one more copy of the weights,
+no gradients, no optimizer state.
 """
 
 from __future__ import annotations
@@ -38,7 +39,12 @@ class Teacher:
 
     @torch.no_grad()
     def update(self, student: nn.Module, samples: int) -> None:
-        """Moves towards `student` after an optimizer step over `samples` samples (the global batch)."""
+        """Moves towards `student` after an optimizer step over `samples` samples (the global batch).
+
+        A frozen one stays.
+        """
+        if self.config.kind == "frozen":
+            return
         decay_log = math.log(self.config.decay) * samples / self.config.reference_batch
         step = -math.expm1(decay_log)  # 1 - α^(b/256) without the cancellation that subtraction has near 1
         torch._foreach_lerp_(_parameters(self.model), _parameters(student), step)

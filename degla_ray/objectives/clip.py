@@ -1,6 +1,7 @@
 """Plain CLIP: symmetric cross-entropy over the global batch, no negatives, no teacher.
 
-It is DeGLA's L_base with K = 0, so the two share one definition.
+It is DeGLA's L_base with K = 0, so the two share one definition; so it is SigLIP's loss for a model with a
+`logit_bias`.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ from degla_ray.objectives.features import Features
 from degla_ray.objectives.gather import gather
 
 
-def losses(features: Features, logit_scale: Tensor, config: ObjectiveConfig) -> dict[str, Tensor]:
+def losses(
+    features: Features, logit_scale: Tensor, config: ObjectiveConfig, logit_bias: Tensor | None = None
+) -> dict[str, Tensor]:
     """`loss` and `base`, which are the same; negatives and teacher features are ignored if given."""
     del config  # plain CLIP has no settings
     with torch.autocast(features.img_BD.device.type, enabled=False):
-        loss = base(features, gather(features, negatives=False), logit_scale.float())
+        loss = base(features, gather(features, negatives=False), logit_scale.float(), logit_bias)
     return {"loss": loss, "base": loss}

@@ -13,6 +13,8 @@ All features are L2-normalised float32. A negative whose mask is False does not 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -22,31 +24,64 @@ from degla_ray.objectives.features import Features
 from degla_ray.objectives.gather import GlobalBatch, gather
 
 
-def base(own: Features, batch: GlobalBatch, scale: Tensor) -> Tensor:
+@dataclass(frozen=True, kw_only=True)
+class Softening:
+    """How own-negative contrast treats what it is sure of (FSC-CLIP, arXiv 2410.05210).
+
+    −Σ_c y_c (1 − p_c)^γ log p_c over the candidates c (the positive and the existing negatives), with
+    y = (1 − β) on the positive and β spread evenly over all. γ = β = 0 is cross-entropy.
+
+    Attributes:
+        gamma: γ of the focal factor.
+        smoothing: β of the labels.
+    """
+
+    gamma: float = 0.0
+    smoothing: float = 0.0
+
+
+PLAIN = Softening()
+
+
+def base(own: Features, batch: GlobalBatch, scale: Tensor, bias: Tensor | None = None) -> Tensor:
     """L_base = ½ [ mean_i CE( s·v_i·U , t_i ) + mean_i CE( s·t_i·{v_1..v_N} , v_i ) ].
 
     Images see every text of the global batch, negatives included; captions (not negatives) see the images.
+    A model with a `logit_bias` b was trained on pairs (SigLIP, arXiv 2303.15343), and goes on so:
+    L_base = −mean_i Σ_{u ∈ U} log σ( ±(s·v_i·u + b) ), + for u = t_i and − for every other text.
 
     Args:
         own: this worker's rows.
         batch: the global batch.
         scale: s, already exponentiated.
+        bias: b, of a SigLIP-style model.
     """
     texts_UD = torch.cat([batch.txt_ND, batch.neg_NKD.flatten(0, 1)])
     exists_U = torch.cat([batch.neg_mask_NK.new_ones(len(batch.txt_ND)), batch.neg_mask_NK.flatten()])
-    image_to_text_BU = (scale * own.img_BD @ texts_UD.T).masked_fill(~exists_U, -torch.inf)
+    image_to_text_BU = scale * own.img_BD @ texts_UD.T
+    if bias is not None:
+        sign_BU = torch.full_like(image_to_text_BU, -1.0).scatter(1, batch.own_B[:, None], 1.0)
+        pairs_BU = F.softplus(-sign_BU * (image_to_text_BU + bias)).masked_fill(~exists_U, 0.0)
+        return pairs_BU.sum(dim=1).mean()
+    image_to_text_BU = image_to_text_BU.masked_fill(~exists_U, -torch.inf)
     text_to_image_BN = scale * own.txt_BD @ batch.img_ND.T
     return (
         F.cross_entropy(image_to_text_BU, batch.own_B) + F.cross_entropy(text_to_image_BN, batch.own_B)
     ) / 2
 
 
-def igc(own: Features, scale: Tensor) -> Tensor:
+def igc(own: Features, scale: Tensor, softening: Softening = PLAIN) -> Tensor:
     """L_IGC = mean_i −log  e^{s v_i·t_i} / ( e^{s v_i·t_i} + Σ_k e^{s v_i·n_ik} ), own negatives only."""
-    return _contrast(own.img_BD, own.txt_BD, own.neg_BKD, own.neg_mask_BK, scale)
+    return _contrast(own.img_BD, own.txt_BD, own.neg_BKD, own.neg_mask_BK, scale, softening)
 
 
-def tgc(own: Features, batch: GlobalBatch, temperature: float, negatives: str = "own") -> Tensor:
+def tgc(
+    own: Features,
+    batch: GlobalBatch,
+    temperature: float,
+    negatives: str = "own",
+    softening: Softening = PLAIN,
+) -> Tensor:
     """L_TGC = mean_i −log  e^{τ t_i·t̂_i} / ( e^{τ t_i·t̂_i} + Σ_k e^{τ t_i·n_ik} ).
 
     Anchor: student caption; positive: the teacher's embedding of the same caption; negatives: student.
@@ -57,6 +92,7 @@ def tgc(own: Features, batch: GlobalBatch, temperature: float, negatives: str = 
         temperature: τ.
         negatives: `own`, the paper; or `released`, the code's mask: of the N·K negatives laid out at
             i·K+k, it opens the columns i+m·N for row i (N = 256, K = 4: right in 4 of 1024 pairs).
+        softening: of the cross-entropy.
     """
     assert own.teacher_txt_BD is not None
     neg_BKD, mask_BK = own.neg_BKD, own.neg_mask_BK
@@ -64,7 +100,7 @@ def tgc(own: Features, batch: GlobalBatch, temperature: float, negatives: str = 
         N, K = batch.neg_mask_NK.shape
         column_BK = batch.own_B[:, None] + N * torch.arange(K, device=batch.own_B.device)
         neg_BKD, mask_BK = batch.neg_NKD.flatten(0, 1)[column_BK], batch.neg_mask_NK.flatten()[column_BK]
-    return _contrast(own.txt_BD, own.teacher_txt_BD, neg_BKD, mask_BK, temperature)
+    return _contrast(own.txt_BD, own.teacher_txt_BD, neg_BKD, mask_BK, temperature, softening)
 
 
 def distill(own: Features) -> Tensor:
@@ -78,29 +114,33 @@ def distill(own: Features) -> Tensor:
     return (img_B + txt_B + neg_B).mean()
 
 
-def losses(features: Features, logit_scale: Tensor, config: ObjectiveConfig) -> dict[str, Tensor]:
+def losses(
+    features: Features, logit_scale: Tensor, config: ObjectiveConfig, logit_bias: Tensor | None = None
+) -> dict[str, Tensor]:
     """The four terms and their weighted sum, of which DDP's average over workers is the global one.
 
     Args:
         features: this worker's rows, teacher included unless λ_tgc and λ_distill are 0.
         logit_scale: s, already exponentiated.
         config: weights and variants.
+        logit_bias: b, of a SigLIP-style model; only L_base has it, in a contrast it cancels.
 
     Returns:
         Scalars `loss`, `base`, `igc`, `tgc`, `distill`; only `loss` is weighted.
     """
-    if features.teacher_img_BD is None and (config.lambda_tgc or config.lambda_distill):
+    if features.teacher_img_BD is None and config.wants_teacher:
         raise ValueError(
             "objective degla needs the teacher's features unless lambda_tgc = lambda_distill = 0"
         )
+    softening = Softening(gamma=config.focal_gamma, smoothing=config.label_smoothing)
     with torch.autocast(features.img_BD.device.type, enabled=False):
         scale = logit_scale.float()
         batch = gather(features)
-        terms = {"base": base(features, batch, scale), "igc": igc(features, scale)}
+        terms = {"base": base(features, batch, scale, logit_bias), "igc": igc(features, scale, softening)}
         if features.teacher_img_BD is None:
             terms["tgc"] = terms["distill"] = terms["base"].new_zeros(())
         else:
-            terms["tgc"] = tgc(features, batch, config.tgc_temperature, config.tgc_negatives)
+            terms["tgc"] = tgc(features, batch, config.tgc_temperature, config.tgc_negatives, softening)
             terms["distill"] = distill(features)
             if config.distill_reduction == "sum":
                 terms["distill"] = terms["distill"] * len(batch.img_ND)
@@ -114,11 +154,24 @@ def losses(features: Features, logit_scale: Tensor, config: ObjectiveConfig) -> 
 
 
 def _contrast(
-    anchor_BD: Tensor, positive_BD: Tensor, neg_BKD: Tensor, mask_BK: Tensor, scale: Tensor | float
+    anchor_BD: Tensor,
+    positive_BD: Tensor,
+    neg_BKD: Tensor,
+    mask_BK: Tensor,
+    scale: Tensor | float,
+    softening: Softening,
 ) -> Tensor:
     """mean_i −log e^{s a_i·p_i} / ( e^{s a_i·p_i} + Σ_k e^{s a_i·n_ik} ); a row without negatives gives 0."""
     positive_B1 = (anchor_BD * positive_BD).sum(dim=-1, keepdim=True)
     negative_BK = torch.einsum("bd,bkd->bk", anchor_BD, neg_BKD)
     # Masked after scaling: -inf times the scale would give the scale a gradient of 0 * -inf = NaN.
     logits = torch.cat([scale * positive_B1, (scale * negative_BK).masked_fill(~mask_BK, -torch.inf)], dim=1)
-    return F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long, device=logits.device))
+    if softening == PLAIN:
+        return F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long, device=logits.device))
+    exists = torch.cat([mask_BK.new_ones(len(mask_BK), 1), mask_BK], dim=1)
+    log_p = F.log_softmax(logits, dim=1).masked_fill(~exists, 0.0)
+    target = exists * (softening.smoothing / exists.sum(dim=1, keepdim=True))
+    target[:, 0] += 1.0 - softening.smoothing
+    # 1 - p of a certain candidate is 0, where the power has no gradient for an exponent below 1
+    doubt = (1.0 - log_p.exp()).clamp(min=torch.finfo(log_p.dtype).tiny) ** softening.gamma
+    return -(target * doubt * log_p).sum(dim=1).mean()

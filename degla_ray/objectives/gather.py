@@ -72,6 +72,14 @@ def gather(own: Features, *, negatives: bool = True) -> GlobalBatch:
     )
 
 
+def sum_over_workers(values: Tensor) -> Tensor:
+    """`values` summed over all workers, without gradient; without a process group, a copy."""
+    total = values.detach().clone()
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(total)
+    return total
+
+
 def _all_gather(rows_BX: Tensor) -> Tensor:
     rows_NX = rows_BX.new_empty(rows_BX.shape[0] * dist.get_world_size(), *rows_BX.shape[1:])
     dist.all_gather_single(rows_NX, rows_BX.contiguous())

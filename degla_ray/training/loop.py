@@ -1,11 +1,9 @@
 """One worker of a training run: what Ray Train starts `num_workers` times.
 
-Every worker takes its contiguous piece of each global batch; DistributedDataParallel averages the
-gradients, which objectives/gather.py makes the single-process ones. About once a second all workers meet
-at a pulse: loss terms are averaged there (not every step, so a GPU is not waited for), and worker 0
-decides for all whether to save and when to meet next.
-
-Shape suffixes: B own rows, K negatives, V negatives that exist, L tokens, X = B + V texts, H W C pixels.
+Every worker takes its contiguous piece of each global batch; `gradients.py` computes its gradients and
+DistributedDataParallel averages them, which objectives/gather.py makes the single-process ones. About once
+a second all workers meet at a pulse: loss terms are averaged there (not every step, so a GPU is not waited
+for), and worker 0 decides for all whether to save and when to meet next.
 """
 
 from __future__ import annotations
@@ -24,19 +22,18 @@ import torch
 import torch.distributed as dist
 from ray.train.v2._internal.execution import context as ray_context
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from degla_ray.errors import DeglaError, SettingError
 from degla_ray.model.build import build
 from degla_ray.model.export import export
 from degla_ray.model.teacher import Teacher
-from degla_ray.model.text import encode_image, encode_text
-from degla_ray.objectives import Features, losses
+from degla_ray.objectives import State
 from degla_ray.shards import Storage, canonical
 from degla_ray.training import checkpoint
 from degla_ray.training.checkpoint import Parts
 from degla_ray.training.data import Feed, LocalBatch
 from degla_ray.training.decode import BatchSpec
+from degla_ray.training.gradients import Gradients
 from degla_ray.training.job import (
     ERROR,
     EXPORT_STUDENT,
@@ -49,8 +46,6 @@ from degla_ray.training.job import (
 )
 from degla_ray.training.optimizer import build_optimizer, clamp_logit_scale, learning_rate, set_learning_rate
 from degla_ray.training.order import step_seed
-
-_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def train_worker(arguments: dict[str, Any]) -> None:
@@ -73,18 +68,6 @@ def train_worker(arguments: dict[str, Any]) -> None:
             raise  # the others may wait for this one: only Ray Train can end them
 
 
-class _Towers(nn.Module):
-    """Both towers in one forward pass, as DistributedDataParallel needs it."""
-
-    def __init__(self, clip: nn.Module) -> None:
-        super().__init__()
-        self.clip = clip
-
-    def forward(self, images_BCHW: Tensor, tokens_XL: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        scale = self.clip.logit_scale.exp()  # type: ignore[operator]
-        return encode_image(self.clip, images_BCHW), encode_text(self.clip, tokens_XL), scale
-
-
 class _Worker:
     def __init__(self, job: Job, run: Storage) -> None:
         self.job, self.run, self.config = job, run, job.config
@@ -96,36 +79,27 @@ class _Worker:
         torch.manual_seed(self.config.seed)
         self.loaded = build(self.config.model)
         student = self.loaded.model.to(self.device).train()
-        if getattr(student, "logit_bias", None) is not None:
-            student.logit_bias.requires_grad_(False)  # in no objective of ours
-        objective = self.config.objective
-        needs_teacher = objective.name == "degla" and (objective.lambda_tgc or objective.lambda_distill)
+        wants_teacher = self.config.objective.wants_teacher
         self.parts = Parts(
             student=student,
-            teacher=Teacher(student, self.config.teacher) if needs_teacher else None,
+            teacher=Teacher(student, self.config.teacher) if wants_teacher else None,
             optimizer=build_optimizer(student, self.config.optimizer, device=self.device),
             scaler=torch.amp.GradScaler(self.device.type, enabled=self.config.precision == "fp16"),
         )
         self.done = 0  # steps: batches visited
         self.applied = 0  # optimizer steps: fewer where the scaler skipped some
         self.trace: list[str] = []  # JSON; a float's repr brings back the same float
-        self._restore()
-        towers = _Towers(student)
-        self.towers: nn.Module = towers
-        if self.world_size > 1:
-            on_gpu = self.device.type == "cuda"
-            self.towers = DistributedDataParallel(towers, device_ids=[self.device] if on_gpu else None)
-        mean, std = (torch.tensor(self.loaded.preprocess_cfg[k], device=self.device) for k in ("mean", "std"))
-        self.mean_C11, self.std_C11 = mean[:, None, None] * 255.0, std[:, None, None] * 255.0
+        objective_state = self._restore()
+        self.gradients = Gradients(student, self.parts.teacher, self.config, self.loaded.preprocess_cfg)
+        self.gradients.state = objective_state
 
     def train(self) -> None:
         config, total = self.config, self.job.total_steps
-        K = 0 if config.objective.name == "clip" else config.objective.negatives_per_caption
         spec = BatchSpec(
             order=self.job.order,
             rank=self.rank,
             world_size=self.world_size,
-            negatives=K,
+            negatives=config.objective.negatives_per_caption or 0,
             size=self.loaded.preprocess_cfg["size"],
             interpolation=self.loaded.preprocess_cfg["interpolation"],
             crop_scale_min=config.data.crop_scale_min,
@@ -151,14 +125,13 @@ class _Worker:
     def _step(self, batch: LocalBatch) -> dict[str, Tensor | float]:
         """One optimizer step; returns this worker's loss terms and what else the trace holds."""
         config, parts = self.config, self.parts
-        # Set anew at every step: dropout, where a model has some, is then the same in a resumed run.
-        torch.manual_seed(step_seed(config.seed, batch.step, self.rank))
         lr = learning_rate(config.optimizer, self.applied, self.job.total_steps)
         set_learning_rate(parts.optimizer, lr)
         parts.optimizer.zero_grad(set_to_none=True)
-        features, scale = self._features(batch)
-        terms = losses(features, scale, config.objective)
-        parts.scaler.scale(terms["loss"]).backward()
+        if self.job.order.begins_epoch(batch.step):
+            self.gradients.state = {}
+        # Seeded anew at every step: dropout, where a model has some, is then the same in a resumed run.
+        terms = self.gradients.compute(batch, parts.scaler, step_seed(config.seed, batch.step, self.rank))
         if config.optimizer.clip_grad_norm is not None:
             parts.scaler.unscale_(parts.optimizer)
             nn.utils.clip_grad_norm_(parts.student.parameters(), config.optimizer.clip_grad_norm)
@@ -167,37 +140,7 @@ class _Worker:
             if parts.teacher is not None:
                 parts.teacher.update(parts.student, config.global_batch_size)
             self.applied += 1
-        traced = {**terms, "logit_scale": scale.float().reshape(())}
-        return {**{name: value.detach() for name, value in traced.items()}, "lr": lr}
-
-    def _features(self, batch: LocalBatch) -> tuple[Features, Tensor]:
-        device, B = self.device, len(batch.tokens_BL)
-        images_BHWC = batch.images_BHWC.to(device, non_blocking=True)
-        images_BCHW = (images_BHWC.permute(0, 3, 1, 2).float() - self.mean_C11) / self.std_C11
-        # captions and those negatives that exist, in one forward pass of the text tower
-        tokens_XL = torch.cat([batch.tokens_BL, batch.negatives_BKL[batch.mask_BK]]).long().to(device)
-        mask_BK = batch.mask_BK.to(device)
-
-        def spread(txt_XD: Tensor) -> Tensor:
-            neg_BKD = txt_XD.new_zeros(*mask_BK.shape, txt_XD.shape[1])
-            neg_BKD[mask_BK] = txt_XD[B:]
-            return neg_BKD
-
-        dtype = _AUTOCAST.get(self.config.precision)
-        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
-            img_BD, txt_XD, scale = self.towers(images_BCHW, tokens_XL)
-            taught: dict[str, Tensor] = {}
-            if self.parts.teacher is not None:
-                teacher_img_BD, teacher_txt_XD = self.parts.teacher.encode(images_BCHW, tokens_XL)
-                taught = {
-                    "teacher_img_BD": teacher_img_BD,
-                    "teacher_txt_BD": teacher_txt_XD[:B],
-                    "teacher_neg_BKD": spread(teacher_txt_XD),
-                }
-        features = Features(
-            img_BD=img_BD, txt_BD=txt_XD[:B], neg_BKD=spread(txt_XD), neg_mask_BK=mask_BK, **taught
-        )
-        return features, scale
+        return {**terms, "lr": lr}
 
     def _optimizer_step(self) -> bool:
         """False where the scaler found infinite gradients (on all workers alike) and skipped the step."""
@@ -207,12 +150,13 @@ class _Worker:
         scaler.update()
         return scaler.get_scale() >= before
 
-    def _restore(self) -> None:
+    def _restore(self) -> State:
+        """Goes back to the latest checkpoint, if any; returns the objective's state."""
         found = checkpoint.complete(self.run)
         # worker 0's view counts: on some filesystems a listing lags
         steps = self.broadcast([max(found, default=0)])[0]
         if steps == 0:
-            return
+            return {}
         name = checkpoint.folder_name(steps)
         state, self.trace = checkpoint.load(self.run, name, self.parts)
         if state["fingerprint"] != self.job.fingerprint:
@@ -224,6 +168,7 @@ class _Worker:
         if known is None or Path(known.path).name != name:
             # Saved, but Ray Train was killed before it wrote that down.
             ray.train.report({"step": steps}, checkpoint=self._handle(name), **_HERE)
+        return {k: torch.tensor(v, device=self.device) for k, v in state["objective_state"].items()}
 
     def save(self, metrics: dict[str, Any]) -> None:
         name = checkpoint.folder_name(self.done)
@@ -235,6 +180,7 @@ class _Worker:
                 "total_steps": self.job.total_steps,
                 "learning_rate": learning_rate(self.config.optimizer, self.applied, self.job.total_steps),
                 "order": canonical(self.job.order),
+                "objective_state": {k: v.tolist() for k, v in self.gradients.state.items()},
                 "rng": "torch is seeded at every step from (seed, step, worker)",
                 "config": canonical(self.config),
                 "versions": self.job.versions,
@@ -266,7 +212,7 @@ class _Worker:
             "steps": self.done,
         }
         models = {EXPORT_STUDENT: self.parts.student}
-        if self.parts.teacher is not None:
+        if self.parts.teacher is not None and self.config.teacher.kind == "ema":
             models[EXPORT_TEACHER] = self.parts.teacher.model
         for folder, model in models.items():
             weights = folder.removeprefix("export_")

@@ -73,6 +73,10 @@ class BatchOrder:
             row_B[here] = permutation(self.seed, int(epoch), self.num_rows)[place_B[here]]
         return Visits(epoch_B=epoch_B, row_B=row_B)
 
+    def begins_epoch(self, step: int) -> bool:
+        """Whether an epoch's first row is visited in global batch `step`."""
+        return -step * self.batch_size % self.num_rows < self.batch_size
+
     def steps(self, epochs: float) -> int:
         """Global batches that visit every row at least `epochs` times (rounded up, at least 1)."""
         return max(1, math.ceil(epochs * self.num_rows / self.batch_size))

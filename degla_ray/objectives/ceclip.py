@@ -1,0 +1,106 @@
+"""CE-CLIP (arXiv 2306.08832): L = L_base + λ_cmr·CMR + λ_imc·IMC.
+
+    S_i = s·v_i·t_i,  D_ik = s·v_i·n_ik,  m_ik = 1 where the negative exists
+
+CMR ranks each pair above its own negatives by a margin th_k that follows how far apart they lie by now; IMC
+pushes captions away from all negatives of the global batch. The margins are the objective's only state:
+those that one step leaves are the next one's, and each epoch begins with 0. In the released code, IMC drops
+the positive and aims at the first negative, in every row: `imc_target: released`.
+
+Shape suffixes as in degla.py; J = N·K all negatives of the global batch.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from degla_ray.config import ObjectiveConfig
+from degla_ray.objectives.degla import base
+from degla_ray.objectives.features import Features
+from degla_ray.objectives.gather import GlobalBatch, gather, sum_over_workers
+
+
+def cmr(own: Features, scale: Tensor, threshold_K: Tensor) -> Tensor:
+    """CMR = 1/(N·K) Σ_ik m_ik · relu( th_k + D_ik − S_i ); entries without a negative count as 0.
+
+    Args:
+        own: this worker's rows.
+        scale: s, already exponentiated.
+        threshold_K: th, in logits, without gradient.
+    """
+    pair_B, neg_BK = _logits(own, scale)
+    hinge_BK = F.relu(threshold_K + neg_BK - pair_B[:, None]) * own.neg_mask_BK
+    return hinge_BK.sum() / max(1, hinge_BK.numel())
+
+
+def imc(own: Features, batch: GlobalBatch, scale: Tensor, target: str = "paper") -> Tensor:
+    """IMC = −mean_i log e^{S_i} / ( e^{S_i} + Σ_{j,k} e^{s t_i·n_jk} ) over all negatives of the batch.
+
+    Args:
+        own: this worker's rows.
+        batch: the global batch.
+        scale: s, already exponentiated.
+        target: `paper`; or `released`: −mean_i log e^{s t_i·n_0} / Σ_{j,k} e^{s t_i·n_jk}, where n_0 is the
+            batch's first negative.
+    """
+    exists_J = batch.neg_mask_NK.flatten()
+    negative_BJ = scale * own.txt_BD @ batch.neg_NKD.flatten(0, 1)[exists_J].T
+    if target == "paper":
+        pair_B, _ = _logits(own, scale)
+        logits = torch.cat([pair_B[:, None], negative_BJ], dim=1)
+    elif negative_BJ.shape[1]:
+        logits = negative_BJ
+    else:
+        return negative_BJ.sum()  # no negatives at all: 0, and still part of the graph
+    return F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long, device=logits.device))
+
+
+@torch.no_grad()
+def next_threshold(own: Features, logit_scale: Tensor, largest: float) -> Tensor:
+    """th_k = clamp( mean_i S_i − Σ_i D_ik / #{i: m_ik}, 0, `largest` ) [K], over the global batch.
+
+    A column in which nothing exists gets the mean of S alone, as the released code's 0/0 does not.
+    """
+    pair_B, neg_BK = _logits(own, logit_scale.float())
+    sums = torch.cat([pair_B.sum()[None], (neg_BK * own.neg_mask_BK).sum(0), own.neg_mask_BK.sum(0).float()])
+    sums = sum_over_workers(torch.cat([sums, pair_B.new_full((1,), len(pair_B))]))
+    K = neg_BK.shape[1]
+    return (sums[0] / sums[-1] - sums[1 : K + 1] / sums[K + 1 : -1].clamp(min=1.0)).clamp(0.0, largest)
+
+
+def losses(
+    features: Features,
+    logit_scale: Tensor,
+    config: ObjectiveConfig,
+    logit_bias: Tensor | None = None,
+    threshold_K: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """`loss` and the unweighted terms `base`, `cmr` and `imc`.
+
+    Args:
+        features: this worker's rows; teacher features are ignored if given.
+        logit_scale: s, already exponentiated.
+        config: weights and variants.
+        logit_bias: b, of a SigLIP-style model; only L_base has it, in the others it cancels.
+        threshold_K: margins that the step before left (`next_threshold`); none means 0.
+    """
+    with torch.autocast(features.img_BD.device.type, enabled=False):
+        scale = logit_scale.float()
+        batch = gather(features)
+        if threshold_K is None:
+            threshold_K = features.neg_BKD.new_zeros(features.neg_BKD.shape[1])
+        terms = {
+            "base": base(features, batch, scale, logit_bias),
+            "cmr": cmr(features, scale, threshold_K),
+            "imc": imc(features, batch, scale, config.imc_target),
+        }
+        loss = terms["base"] + config.lambda_cmr * terms["cmr"] + config.lambda_imc * terms["imc"]
+    return {"loss": loss, **terms}
+
+
+def _logits(own: Features, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """S_B and D_BK."""
+    pair_B = scale * (own.img_BD * own.txt_BD).sum(dim=-1)
+    return pair_B, scale * torch.einsum("bd,bkd->bk", own.img_BD, own.neg_BKD)

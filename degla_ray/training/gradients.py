@@ -1,0 +1,189 @@
+"""One step's gradients: both towers forward, the objective, backward; whole, or in pieces.
+
+In pieces (`accumulation_steps`), features are cached as in GradCache (arXiv 2101.06983): all pieces go
+through the towers without a graph, the objective is computed once on the features of the whole batch and
+gives their gradients, and each piece goes through the towers again to carry them on. So m pieces have
+exactly the gradients of one batch, of `logit_scale` too, at one piece's memory and one more forward pass
+(a third more time).
+
+Shape suffixes: B own rows, K negatives, V negatives that exist, L tokens, X = B + V texts, H W C pixels.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from degla_ray.config import TrainConfig
+from degla_ray.model.teacher import Teacher
+from degla_ray.model.text import encode_image, encode_text
+from degla_ray.objectives import Features, State, losses, next_state
+from degla_ray.training.data import LocalBatch
+
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class _Towers(nn.Module):
+    """Both towers in one forward pass, as DistributedDataParallel needs it."""
+
+    def __init__(self, clip: nn.Module) -> None:
+        super().__init__()
+        self.clip = clip
+
+    def forward(self, images_BCHW: Tensor, tokens_XL: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        scale = self.clip.logit_scale.exp()  # type: ignore[operator]
+        bias = getattr(self.clip, "logit_bias", None)
+        # a copy: DistributedDataParallel returns tensors, not parameters
+        bias = None if bias is None else bias.clone()
+        return encode_image(self.clip, images_BCHW), encode_text(self.clip, tokens_XL), scale, bias
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Piece:
+    """Rows that go through the towers at once."""
+
+    images_BCHW: Tensor
+    tokens_XL: Tensor
+    """Captions, then those negatives that exist."""
+    mask_BK: Tensor
+
+    def rows(self, txt_XD: Tensor) -> tuple[Tensor, Tensor]:
+        """txt_BD and neg_BKD."""
+        B, K = self.mask_BK.shape
+        neg_BKD = txt_XD.new_zeros(B, K, txt_XD.shape[1])
+        neg_BKD[self.mask_BK] = txt_XD[B:]
+        return txt_XD[:B], neg_BKD
+
+
+class Gradients:
+    """Computes them into the student's parameters.
+
+    Attributes:
+        state: what the objective carries to the next step.
+    """
+
+    def __init__(
+        self, student: nn.Module, teacher: Teacher | None, config: TrainConfig, preprocess: dict[str, Any]
+    ) -> None:
+        """`student`: the open_clip model on its device; `preprocess`: open_clip's, for mean and std."""
+        self.config, self.teacher = config, teacher
+        self.state: State = {}
+        self.device = next(student.parameters()).device
+        towers = _Towers(student)
+        self._towers: nn.Module = towers
+        if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+            on_gpu = self.device.type == "cuda"
+            self._towers = DistributedDataParallel(towers, device_ids=[self.device] if on_gpu else None)
+        mean, std = (torch.tensor(preprocess[k], device=self.device) for k in ("mean", "std"))
+        self._mean_C11, self._std_C11 = mean[:, None, None] * 255.0, std[:, None, None] * 255.0
+
+    def compute(self, batch: LocalBatch, scaler: torch.amp.GradScaler, seed: int) -> dict[str, Tensor]:
+        """Adds the gradients of a step to the parameters'.
+
+        Args:
+            batch: this worker's rows.
+            scaler: the loss is scaled by it before the backward pass.
+            seed: of torch's generators, for a model with dropout; a piece is the same each time.
+
+        Returns:
+            The objective's terms of own rows, and `logit_scale`, without gradient.
+        """
+        pieces = [self._piece(p) for p in _split(batch, self.config.accumulation_steps)]
+        compute = self._whole if len(pieces) == 1 else self._in_pieces
+        terms, features, scale = compute(pieces, scaler, seed)
+        self.state = next_state(features, scale, self.config.objective)
+        return {name: value.detach() for name, value in {**terms, "logit_scale": scale.float()}.items()}
+
+    def _whole(
+        self, pieces: list[_Piece], scaler: torch.amp.GradScaler, seed: int
+    ) -> tuple[dict[str, Tensor], Features, Tensor]:
+        student, taught, scale, bias = self._forward(self._towers, pieces[0], seed)
+        features = Features(**student, neg_mask_BK=pieces[0].mask_BK, **taught)
+        terms = self._losses(features, scale, bias)
+        scaler.scale(terms["loss"]).backward()
+        return terms, features, scale.detach().reshape(())
+
+    def _in_pieces(
+        self, pieces: list[_Piece], scaler: torch.amp.GradScaler, seed: int
+    ) -> tuple[dict[str, Tensor], Features, Tensor]:
+        plain = getattr(self._towers, "module", self._towers)
+        with torch.no_grad():
+            seen = [self._forward(plain, piece, seed + i) for i, piece in enumerate(pieces)]
+        leaves = {name: torch.cat([s[0][name] for s in seen]).requires_grad_() for name in seen[0][0]}
+        taught = {name: torch.cat([s[1][name] for s in seen]) for name in seen[0][1]}
+        _, _, scale, bias = seen[0]
+        scalars = [x.detach().requires_grad_() for x in (scale, bias) if x is not None]
+        features = Features(**leaves, neg_mask_BK=torch.cat([p.mask_BK for p in pieces]), **taught)
+        terms = self._losses(features, scalars[0], scalars[1] if bias is not None else None)
+        scaler.scale(terms["loss"]).backward()
+
+        first = 0
+        for i, piece in enumerate(pieces):
+            own = slice(first, first := first + len(piece.mask_BK))
+            last = i == len(pieces) - 1
+            # Workers' gradients are averaged once, with the last piece.
+            quiet = not last and isinstance(self._towers, DistributedDataParallel)
+            with self._towers.no_sync() if quiet else nullcontext():  # type: ignore[operator]
+                student, _, *found = self._forward(self._towers, piece, seed + i, teach=False)
+                tensors = [student[name] for name in leaves]
+                gradients = [_gradient(leaf)[own] for leaf in leaves.values()]
+                if last:
+                    tensors += [scalar for scalar in found if scalar is not None]
+                    gradients += [_gradient(leaf) for leaf in scalars]
+                torch.autograd.backward(tensors, gradients)
+        return terms, features, scale.detach().reshape(())
+
+    def _losses(self, features: Features, scale: Tensor, bias: Tensor | None) -> dict[str, Tensor]:
+        return losses(features, scale, self.config.objective, logit_bias=bias, state=self.state)
+
+    def _forward(
+        self, towers: nn.Module, piece: _Piece, seed: int, teach: bool = True
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor, Tensor | None]:
+        """Features of the student, those of the teacher, logit_scale and logit_bias."""
+        torch.manual_seed(seed)
+        dtype = _AUTOCAST.get(self.config.precision)
+        with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
+            img_BD, txt_XD, scale, bias = towers(piece.images_BCHW, piece.tokens_XL)
+            taught: dict[str, Tensor] = {}
+            if teach and self.teacher is not None:
+                teacher_img_BD, teacher_txt_XD = self.teacher.encode(piece.images_BCHW, piece.tokens_XL)
+                teacher_txt_BD, teacher_neg_BKD = piece.rows(teacher_txt_XD)
+                taught = {
+                    "teacher_img_BD": teacher_img_BD,
+                    "teacher_txt_BD": teacher_txt_BD,
+                    "teacher_neg_BKD": teacher_neg_BKD,
+                }
+        txt_BD, neg_BKD = piece.rows(txt_XD)
+        return {"img_BD": img_BD, "txt_BD": txt_BD, "neg_BKD": neg_BKD}, taught, scale, bias
+
+    def _piece(self, batch: LocalBatch) -> _Piece:
+        images_BHWC = batch.images_BHWC.to(self.device, non_blocking=True)
+        tokens_XL = torch.cat([batch.tokens_BL, batch.negatives_BKL[batch.mask_BK]])
+        return _Piece(
+            images_BCHW=(images_BHWC.permute(0, 3, 1, 2).float() - self._mean_C11) / self._std_C11,
+            tokens_XL=tokens_XL.long().to(self.device),
+            mask_BK=batch.mask_BK.to(self.device),
+        )
+
+
+def _gradient(leaf: Tensor) -> Tensor:
+    return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
+
+
+def _split(batch: LocalBatch, pieces: int) -> list[LocalBatch]:
+    rows = zip(
+        batch.images_BHWC.chunk(pieces),
+        batch.tokens_BL.chunk(pieces),
+        batch.negatives_BKL.chunk(pieces),
+        batch.mask_BK.chunk(pieces),
+        strict=True,
+    )
+    return [
+        LocalBatch(step=batch.step, images_BHWC=i, tokens_BL=t, negatives_BKL=n, mask_BK=m)
+        for i, t, n, m in rows
+    ]

@@ -1,0 +1,102 @@
+"""A step in pieces against the same step at once: values and the gradient of every parameter."""
+
+import pytest
+import torch
+from tiny_models import CAPTIONS, write_config
+from torch import Tensor
+
+from degla_ray.config import DataConfig, ModelConfig, ObjectiveConfig, TeacherConfig, TrainConfig
+from degla_ray.model import LoadedModel, Teacher, build
+from degla_ray.training.data import LocalBatch
+from degla_ray.training.gradients import Gradients
+
+B, K = 12, 3
+MODELS = {"clip": {}, "siglip": {"init_logit_bias": -3.0}}
+OBJECTIVES = ["clip", "negclip", "ceclip", "degla", "degla_released"]
+
+
+@pytest.fixture(params=["clip", "siglip"])
+def loaded(request, tmp_path) -> LoadedModel:
+    torch.manual_seed(0)
+    return build(ModelConfig(name=write_config(tmp_path, **MODELS[request.param])))
+
+
+def a_batch(loaded: LoadedModel) -> LocalBatch:
+    generator = torch.Generator().manual_seed(0)
+    words = " ".join(CAPTIONS).split()
+    texts = [
+        " ".join(words[int(i)] for i in torch.randint(len(words), (3 + n % 5,), generator=generator))
+        for n in range(B * (1 + K))
+    ]
+    tokens_XL = loaded.tokenizer(texts)
+    return LocalBatch(
+        step=0,
+        images_BHWC=torch.randint(256, (B, 32, 32, 3), dtype=torch.uint8, generator=generator),
+        tokens_BL=tokens_XL[:B],
+        negatives_BKL=tokens_XL[B:].unflatten(0, (B, K)),
+        mask_BK=torch.rand(B, K, generator=generator) < 0.7,
+    )
+
+
+def of_step(loaded: LoadedModel, objective: str, pieces: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Terms and gradients of the second of two steps whose weights stay: CE-CLIP's margins are then not 0."""
+    config = TrainConfig(
+        name="x",
+        data=DataConfig(prepared="", negatives=""),
+        objective=ObjectiveConfig(name=objective),
+        accumulation_steps=pieces,
+        global_batch_size=B,
+    )
+    student = loaded.model.train()
+    teacher = None
+    if config.objective.wants_teacher:
+        teacher = Teacher(student, TeacherConfig())
+        with torch.no_grad():  # so that distillation has gradients
+            for parameter in teacher.model.parameters():
+                parameter.mul_(0.9)
+    gradients = Gradients(student, teacher, config, loaded.preprocess_cfg)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    for step in range(2):
+        student.zero_grad()
+        terms = gradients.compute(a_batch(loaded), scaler, seed=step)
+    return terms, {n: p.grad.clone() for n, p in student.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("pieces", [2, 4, 12])
+def test_gradients_in_pieces_equal_those_at_once(loaded, objective, pieces):
+    terms, whole = of_step(loaded, objective, 1)
+    terms_in_pieces, in_pieces = of_step(loaded, objective, pieces)
+    assert terms.keys() == terms_in_pieces.keys()
+    for name, value in terms.items():
+        assert terms_in_pieces[name].item() == pytest.approx(value.item(), rel=1e-5), name
+    assert whole.keys() == in_pieces.keys() == dict(loaded.model.named_parameters()).keys()
+    for name, gradient in whole.items():
+        assert gradient.norm() > 0 or name.endswith("attn.in_proj_bias"), name
+        # a key's bias changes no attention: its gradient is rounding
+        assert torch.allclose(
+            in_pieces[name], gradient, rtol=1e-4, atol=1e-5 * whole["logit_scale"].norm()
+        ), name
+
+
+def test_gradients_a_model_with_dropout_drops_the_same_in_both_passes(tmp_path):
+    torch.manual_seed(0)
+    loaded = build(ModelConfig(name=write_config(tmp_path)))
+    loaded.model.visual.patch_dropout = torch.nn.Dropout(0.5)
+    images = []
+    loaded.model.visual.patch_dropout.register_forward_hook(lambda *call: images.append(call[2].detach()))
+    of_step(loaded, "clip", 2)
+    first, second, first_again, second_again = images[4:]
+    assert torch.equal(first, first_again)
+    assert torch.equal(second, second_again)
+    assert (first == 0).any()
+
+
+def test_gradients_frozen_teacher_stays_and_ema_moves(loaded):
+    for kind, moves in (("frozen", False), ("ema", True)):
+        teacher = Teacher(loaded.model, TeacherConfig(kind=kind, decay=0.5))
+        with torch.no_grad():
+            loaded.model.logit_scale.add_(0.5)
+        before = teacher.model.logit_scale.item()
+        teacher.update(loaded.model, 256)
+        assert (teacher.model.logit_scale.item() != before) == moves
