@@ -295,6 +295,32 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AdaptConfig:
+    """Which weights are trained, and how fast; the default is all alike."""
+
+    freeze: Literal["none", "image", "text"] = "none"
+    """Tower whose weights stay."""
+    freeze_image_blocks: int = 0
+    """First blocks of the image tower that stay, with the embedding before them."""
+    freeze_text_blocks: int = 0
+    """First blocks of the text tower that stay, with the embedding before them."""
+    layer_decay: float = 1.0
+    """Factor of the learning rate from each block to the one below it; 1 is the same rate everywhere."""
+    lora_rank: int = 0
+    """Rank of LoRA adapters on attention and MLPs; all else but logit_scale then stays. 0 trains in full."""
+    lora_alpha: float | None = None
+    """An adapter's product counts alpha / rank times; none means alpha = rank."""
+    lora_rate: float = 10.0
+    """Factor of the learning rate for adapters."""
+
+    def __post_init__(self) -> None:
+        for setting in ("freeze_image_blocks", "freeze_text_blocks", "lora_rank"):
+            _require(getattr(self, setting) >= 0, f"adapt.{setting}", getattr(self, setting), ">= 0")
+        _require(0 < self.layer_decay <= 1, "adapt.layer_decay", self.layer_decay, "above 0, at most 1")
+        _require(self.lora_rate > 0, "adapt.lora_rate", self.lora_rate, "above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """What is trained on."""
 
@@ -337,6 +363,7 @@ class TrainConfig:
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    adapt: AdaptConfig = field(default_factory=AdaptConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     ray: RayConfig = field(default_factory=RayConfig)

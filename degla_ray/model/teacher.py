@@ -9,7 +9,6 @@ no gradients, no optimizer state.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping
 
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from degla_ray.config import TeacherConfig
+from degla_ray.model.adapt import merged, plain_state
 from degla_ray.model.text import encode_image, encode_text
 
 
@@ -28,9 +28,13 @@ class Teacher:
     """
 
     def __init__(self, student: nn.Module, config: TeacherConfig) -> None:
-        """Copies `student` (the open_clip model itself, not a DistributedDataParallel wrapper)."""
+        """Copies `student` (the open_clip model itself, not a DistributedDataParallel wrapper).
+
+        Of a student with LoRA adapters it follows the weights that they make, not the adapters: the average
+        of two factors is not that of their products.
+        """
         self.config = config
-        self.model = copy.deepcopy(student).eval().requires_grad_(False)
+        self.model = merged(student).eval().requires_grad_(False)
 
     @torch.no_grad()
     def encode(self, images_BCHW: Tensor, tokens_XL: Tensor) -> tuple[Tensor, Tensor]:
@@ -47,14 +51,14 @@ class Teacher:
             return
         decay_log = math.log(self.config.decay) * samples / self.config.reference_batch
         step = -math.expm1(decay_log)  # 1 - α^(b/256) without the cancellation that subtraction has near 1
-        torch._foreach_lerp_(_parameters(self.model), _parameters(student), step)
+        torch._foreach_lerp_(*self._beside(student), step)
         for mine, theirs in zip(self.model.buffers(), student.buffers(), strict=True):
             mine.copy_(theirs)
 
     @torch.no_grad()
     def distance(self, student: nn.Module) -> float:
         """L2 norm of all parameters' differences."""
-        difference = torch._foreach_sub(_parameters(self.model), _parameters(student))
+        difference = torch._foreach_sub(*self._beside(student))
         return float(torch.stack(torch._foreach_norm(difference)).norm())
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -65,6 +69,8 @@ class Teacher:
         """Continues from `state_dict()`; every name must be there."""
         self.model.load_state_dict(state, strict=True)
 
-
-def _parameters(model: nn.Module) -> list[Tensor]:
-    return [p.detach() for p in model.parameters()]
+    def _beside(self, student: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+        """The teacher's parameters, and those of the student in the same order."""
+        theirs = plain_state(student)
+        mine = dict(self.model.named_parameters())
+        return [p.detach() for p in mine.values()], [theirs[name] for name in mine]

@@ -29,7 +29,6 @@ from torch import Tensor, nn
 from degla_ray.errors import DataError
 from degla_ray.shards import Storage
 from degla_ray.training.job import TRACE
-from degla_ray.training.optimizer import optimizer_names
 
 if TYPE_CHECKING:
     from degla_ray.model.teacher import Teacher
@@ -186,7 +185,7 @@ def _stored(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _flat_optimizer(student: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    names = optimizer_names(student)
+    names = _names(student, optimizer)
     return {
         f"{key}/{names[number]}": torch.as_tensor(value)
         for number, entries in optimizer.state_dict()["state"].items()
@@ -195,9 +194,15 @@ def _flat_optimizer(student: nn.Module, optimizer: torch.optim.Optimizer) -> dic
 
 
 def _restore_optimizer(student: nn.Module, optimizer: torch.optim.Optimizer, flat: dict[str, Tensor]) -> None:
-    number = {name: i for i, name in enumerate(optimizer_names(student))}
+    number = {name: i for i, name in enumerate(_names(student, optimizer))}
     state: dict[int, dict[str, Tensor]] = {}
     for key, tensor in flat.items():
         kind, _, name = key.partition("/")
         state.setdefault(number[name], {})[kind] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _names(student: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
+    """Parameter names in the order in which the optimizer numbers them."""
+    name = {id(parameter): name for name, parameter in student.named_parameters()}
+    return [name[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]

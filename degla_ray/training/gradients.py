@@ -135,7 +135,8 @@ class Gradients:
                 if last:
                     tensors += [scalar for scalar in found if scalar is not None]
                     gradients += [_gradient(leaf) for leaf in scalars]
-                torch.autograd.backward(tensors, gradients)
+                carried = [(t, g) for t, g in zip(tensors, gradients, strict=True) if t.requires_grad]
+                torch.autograd.backward(*map(list, zip(*carried, strict=True)))  # a tower may be frozen
         return terms, features, scale.detach().reshape(())
 
     def _losses(self, features: Features, scale: Tensor, bias: Tensor | None) -> dict[str, Tensor]:

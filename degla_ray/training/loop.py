@@ -24,6 +24,7 @@ from ray.train.v2._internal.execution import context as ray_context
 from torch import Tensor, nn
 
 from degla_ray.errors import DeglaError, SettingError
+from degla_ray.model.adapt import adapt, merged
 from degla_ray.model.build import build
 from degla_ray.model.export import export
 from degla_ray.model.teacher import Teacher
@@ -79,11 +80,12 @@ class _Worker:
         torch.manual_seed(self.config.seed)
         self.loaded = build(self.config.model)
         student = self.loaded.model.to(self.device).train()
+        adapt(student, self.config.adapt)
         wants_teacher = self.config.objective.wants_teacher
         self.parts = Parts(
             student=student,
             teacher=Teacher(student, self.config.teacher) if wants_teacher else None,
-            optimizer=build_optimizer(student, self.config.optimizer, device=self.device),
+            optimizer=build_optimizer(student, self.config.optimizer, self.config.adapt, device=self.device),
             scaler=torch.amp.GradScaler(self.device.type, enabled=self.config.precision == "fp16"),
         )
         self.done = 0  # steps: batches visited
@@ -211,7 +213,7 @@ class _Worker:
             "objective": canonical(self.config.objective),
             "steps": self.done,
         }
-        models = {EXPORT_STUDENT: self.parts.student}
+        models = {EXPORT_STUDENT: merged(self.parts.student)}
         if self.parts.teacher is not None and self.config.teacher.kind == "ema":
             models[EXPORT_TEACHER] = self.parts.teacher.model
         for folder, model in models.items():

@@ -1,4 +1,4 @@
-"""AdamW in two groups, linear warm-up then cosine to 0, and the bound on logit_scale.
+"""AdamW in groups, linear warm-up then cosine to 0, and the bound on logit_scale.
 
 The learning rate is a function of the step number, not a scheduler with a state: a resumed run asks for
 its step and gets the same rate.
@@ -11,20 +11,27 @@ import math
 import torch
 from torch import nn
 
-from degla_ray.config import OptimizerConfig
+from degla_ray.config import AdaptConfig, OptimizerConfig
+from degla_ray.model.adapt import rate_factor
 
 MAX_LOGIT_SCALE = math.log(100.0)
 
 
-def build_optimizer(model: nn.Module, config: OptimizerConfig, *, device: torch.device) -> torch.optim.AdamW:
+def build_optimizer(
+    model: nn.Module, config: OptimizerConfig, adapt: AdaptConfig | None = None, *, device: torch.device
+) -> torch.optim.AdamW:
     """AdamW over all trainable parameters; those with fewer than 2 dimensions get no weight decay.
 
-    Group 0 decays, group 1 (biases, norms, logit_scale) does not. The parameters' order is that of
-    `model.named_parameters()` within each group (`optimizer_names` tells it).
+    One group for each weight decay (first those that decay) and factor of the learning rate, `lr_factor`.
+    Within a group the order is that of `model.named_parameters()`.
     """
     groups = [
-        {"params": [p for _, p in named], "weight_decay": decay}
-        for named, decay in zip(_groups(model), (config.weight_decay, 0.0), strict=True)
+        {
+            "params": [p for _, p in named],
+            "weight_decay": config.weight_decay if decays else 0.0,
+            "lr_factor": factor,
+        }
+        for (decays, factor), named in _groups(model, adapt)
     ]
     return torch.optim.AdamW(
         groups,
@@ -33,11 +40,6 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig, *, device: torch.
         eps=config.eps,
         fused=device.type in ("cuda", "cpu"),
     )
-
-
-def optimizer_names(model: nn.Module) -> list[str]:
-    """Parameter names in the order in which the optimizer numbers them."""
-    return [name for named in _groups(model) for name, _ in named]
 
 
 def learning_rate(config: OptimizerConfig, step: int, total_steps: int) -> float:
@@ -53,7 +55,7 @@ def learning_rate(config: OptimizerConfig, step: int, total_steps: int) -> float
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group["lr_factor"]
 
 
 @torch.no_grad()
@@ -62,6 +64,13 @@ def clamp_logit_scale(model: nn.Module) -> None:
     model.logit_scale.clamp_(0.0, MAX_LOGIT_SCALE)  # type: ignore[operator]
 
 
-def _groups(model: nn.Module) -> tuple[list[tuple[str, nn.Parameter]], list[tuple[str, nn.Parameter]]]:
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    return [x for x in named if x[1].ndim >= 2], [x for x in named if x[1].ndim < 2]
+def _groups(
+    model: nn.Module, adapt: AdaptConfig | None
+) -> list[tuple[tuple[bool, float], list[tuple[str, nn.Parameter]]]]:
+    """((whether it decays, factor of the rate), its parameters by name), the decaying ones first."""
+    groups: dict[tuple[bool, float], list[tuple[str, nn.Parameter]]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            factor = 1.0 if adapt is None else rate_factor(model, name, adapt)
+            groups.setdefault((parameter.ndim >= 2, factor), []).append((name, parameter))
+    return sorted(groups.items(), key=lambda group: group[0], reverse=True)

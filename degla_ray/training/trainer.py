@@ -166,6 +166,7 @@ def run_identity(config: TrainConfig) -> dict[str, Any]:
             "objective": config.objective,
             "teacher": config.teacher,
             "optimizer": config.optimizer,
+            "adapt": config.adapt,
             "global_batch_size": config.global_batch_size,
             "precision": config.precision,
             "seed": config.seed,

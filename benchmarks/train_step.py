@@ -1,0 +1,305 @@
+#!/usr/bin/env python
+"""A training step of ours against one that does what the released code does: time and peak memory.
+
+    python benchmarks/train_step.py --batch 16 --steps 5
+
+Both train the same ViT-B-32-quickgelu from the same random weights on the same batch, K = 4 negatives, and
+their losses must agree before anything is timed. The reference computes 77 tokens of every text, N x N(1+K)
+logits with masks for both contrasts, and moves the teacher parameter by parameter; ours is the trainer's own
+step. Times are medians of steps that take turns in one process; memory is the peak resident size of a
+process of its own for each. Both get the allocator setting that the trainer sets for its CPU workers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import math
+import multiprocessing
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from degla_ray import ray_setup
+from degla_ray.config import (
+    DataConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    TeacherConfig,
+    TrainConfig,
+)
+from degla_ray.model import LoadedModel, Teacher, build
+from degla_ray.training.data import LocalBatch
+from degla_ray.training.gradients import Gradients
+from degla_ray.training.optimizer import build_optimizer, clamp_logit_scale
+
+K = 4
+Step = Callable[[LocalBatch], dict[str, float]]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--model", default="ViT-B-32-quickgelu", help="open_clip name")
+    parser.add_argument("--batch", type=int, default=16, help="samples of a step (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=5, help="timed steps of each (default: %(default)s)")
+    parser.add_argument("--device", default="cpu", help="torch device (default: %(default)s)")
+    parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"], help="autocast type")
+    options = parser.parse_args()
+    _set_allocator()
+    Benchmark(options).run()
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    options: argparse.Namespace
+
+    def run(self) -> None:
+        console = Console()
+        peak = {name: self._peak_gib(name) for name in SIDES}
+        loaded, batch = self._loaded(), self._batch()
+        flops, matmul = self._useful_flops(loaded, batch), self._matmul_flops_per_s()
+        steps = {
+            name: side(copy.deepcopy(loaded.model), loaded.preprocess_cfg, self.options)
+            for name, side in SIDES.items()
+        }
+        first = {name: step(batch) for name, step in steps.items()}  # also warms up
+        for term, value in first["reference"].items():
+            ours = first["ours"][term]
+            tolerance = 1e-4 if self.options.precision == "fp32" else 2e-2
+            if not math.isclose(ours, value, rel_tol=tolerance):
+                sys.exit(f"{term} differs: reference {value}, ours {ours}")
+        console.print(f"losses agree: {', '.join(f'{k} {v:.4f}' for k, v in first['ours'].items())}")
+        times: dict[str, list[float]] = {name: [] for name in SIDES}
+        for _ in range(self.options.steps):
+            for name, step in steps.items():
+                times[name].append(self._seconds(step, batch))
+        self._report(console, {n: statistics.median(t) for n, t in times.items()}, peak, flops / matmul)
+
+    def _report(
+        self, console: Console, seconds: dict[str, float], peak: dict[str, float], limit_s: float
+    ) -> None:
+        o = self.options
+        table = Table(title=f"{o.model}, batch {o.batch}, K = {K}, {o.precision} on {o.device}")
+        for column in ("step", "s", "samples/s", "peak GiB", "of the useful-FLOP limit"):
+            table.add_column(column, justify="left" if column == "step" else "right")
+        for name, s in seconds.items():
+            table.add_row(name, f"{s:.2f}", f"{o.batch / s:.2f}", f"{peak[name]:.2f}", f"{limit_s / s:.0%}")
+        faster, smaller = seconds["reference"] / seconds["ours"], peak["ours"] / peak["reference"]
+        table.add_row("ratio", "", f"{faster:.2f} x", f"{smaller:.2f} x", "")
+        console.print(table)
+
+    def _seconds(self, step: Step, batch: LocalBatch) -> float:
+        self._synchronise()
+        started = time.perf_counter()
+        step(batch)
+        self._synchronise()
+        return time.perf_counter() - started
+
+    def _synchronise(self) -> None:
+        if self.options.device != "cpu":
+            torch.cuda.synchronize()
+
+    def _peak_gib(self, name: str) -> float:
+        """Of a process that does two steps: the second finds the optimizer's state made."""
+        context = multiprocessing.get_context("spawn")
+        results = context.Queue()
+        child = context.Process(target=_measure_peak, args=(name, self.options, results))
+        child.start()
+        peak = results.get()
+        child.join()
+        return peak
+
+    def _loaded(self) -> LoadedModel:
+        torch.manual_seed(0)
+        return build(ModelConfig(name=self.options.model))
+
+    def _batch(self) -> LocalBatch:
+        """Random pictures, and random tokens of about the lengths of COCO's captions.
+
+        Those of SugarCrepe have 13.9 tokens with start and end on average, standard deviation 2.7.
+        """
+        rng, B = np.random.default_rng(0), self.options.batch
+        lengths = 10 + rng.gamma(2.2, 1.9, size=B * (1 + K)).astype(int)
+        tokens = np.zeros((B * (1 + K), 77), dtype=np.int32)
+        for row, length in zip(tokens, np.minimum(lengths, 77), strict=True):
+            row[:length] = [49406, *rng.integers(1, 49000, length - 2), 49407]
+        images = rng.integers(0, 256, (B, 224, 224, 3), dtype=np.uint8)
+        return LocalBatch(
+            step=0,
+            images_BHWC=torch.from_numpy(images),
+            tokens_BL=torch.from_numpy(tokens[:B]),
+            negatives_BKL=torch.from_numpy(tokens[B:]).unflatten(0, (B, K)),
+            mask_BK=torch.ones(B, K, dtype=torch.bool),
+        )
+
+    def _useful_flops(self, loaded: LoadedModel, batch: LocalBatch) -> float:
+        """Of the linear layers on pictures and real tokens: student forward and backward, teacher forward."""
+        model = loaded.model
+        visual, text = model.visual, model.transformer
+        patches = (model.visual.image_size[0] // model.visual.patch_size[0]) ** 2
+        real = int((batch.tokens_BL != 0).sum() + (batch.negatives_BKL != 0).sum())
+        images = self.options.batch * (patches + 1) * _weights(visual.transformer)
+        images += self.options.batch * patches * visual.conv1.weight.numel()
+        return 4 * 2.0 * (images + real * _weights(text))
+
+    def _matmul_flops_per_s(self) -> float:
+        size, best = (2048, math.inf)
+        a = torch.randn(size, size, device=self.options.device)
+        if self.options.precision == "bf16":
+            a = a.bfloat16()
+        for _ in range(5):
+            self._synchronise()
+            started = time.perf_counter()
+            a @ a
+            self._synchronise()
+            best = min(best, time.perf_counter() - started)
+        return 2 * size**3 / best
+
+
+def ours(student: nn.Module, preprocess: dict[str, Any], options: argparse.Namespace) -> Step:
+    """The trainer's step."""
+    student = student.to(options.device).train()
+    config = _config(options)
+    teacher = Teacher(student, config.teacher)
+    gradients = Gradients(student, teacher, config, preprocess)
+    optimizer = build_optimizer(student, config.optimizer, device=torch.device(options.device))
+    scaler = torch.amp.GradScaler(options.device, enabled=False)
+
+    def step(batch: LocalBatch) -> dict[str, float]:
+        optimizer.zero_grad(set_to_none=True)
+        terms = gradients.compute(batch, scaler, seed=0)
+        optimizer.step()
+        clamp_logit_scale(student)
+        teacher.update(student, options.batch)
+        return {name: terms[name].item() for name in ("loss", "base", "igc", "tgc", "distill")}
+
+    return step
+
+
+def reference(student: nn.Module, preprocess: dict[str, Any], options: argparse.Namespace) -> Step:
+    """What the released training step does, on one worker."""
+    config = _config(options)
+    student = student.to(options.device).train()
+    teacher = copy.deepcopy(student).eval().requires_grad_(False)
+    settings = config.optimizer
+    optimizer = torch.optim.AdamW(
+        [
+            {
+                "params": [p for p in student.parameters() if p.ndim >= 2],
+                "weight_decay": settings.weight_decay,
+            },
+            {"params": [p for p in student.parameters() if p.ndim < 2], "weight_decay": 0.0},
+        ],
+        lr=settings.lr,
+        betas=(settings.beta1, settings.beta2),
+        eps=settings.eps,
+    )
+    mean, std = (torch.tensor(preprocess[k], device=options.device) for k in ("mean", "std"))
+    alpha = config.teacher.decay ** (options.batch / config.teacher.reference_batch)
+
+    def encode(model: nn.Module, images: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.autocast(options.device, torch.bfloat16, enabled=options.precision == "bf16"):
+            image_features = model.encode_image(images, normalize=True)
+            text_features = model.encode_text(tokens, normalize=True)
+        return image_features.float(), text_features.float()
+
+    def step(batch: LocalBatch) -> dict[str, float]:
+        images = batch.images_BHWC.to(options.device).float().div(255)
+        images = ((images - mean) / std).permute(0, 3, 1, 2).contiguous()
+        tokens = torch.cat([batch.tokens_BL, batch.negatives_BKL.flatten(0, 1)]).long().to(options.device)
+        optimizer.zero_grad()
+        v, texts = encode(student, images, tokens)
+        with torch.no_grad():
+            v_hat, texts_hat = encode(teacher, images, tokens)
+        terms = _released_losses(v, texts, v_hat, texts_hat, student.logit_scale.exp(), config.objective)
+        terms["loss"].backward()
+        optimizer.step()
+        with torch.no_grad():
+            student.logit_scale.clamp_(0, math.log(100))
+            for mine, theirs in zip(teacher.parameters(), student.parameters(), strict=True):
+                mine.data.mul_(alpha).add_(theirs.data, alpha=1 - alpha)
+        return {name: value.item() for name, value in terms.items()}
+
+    return step
+
+
+def _released_losses(
+    v: Tensor, texts: Tensor, v_hat: Tensor, texts_hat: Tensor, scale: Tensor, config: ObjectiveConfig
+) -> dict[str, Tensor]:
+    """All pairs first, masks afterwards; TGC with the released pairing, distillation as a sum."""
+    N = len(v)
+    t, t_hat, negatives = texts[:N], texts_hat[:N], texts[N:]
+    own = torch.arange(N, device=v.device)
+    image_logits, text_logits = scale * v @ texts.T, scale * t @ v.T
+    base = (F.cross_entropy(image_logits, own) + F.cross_entropy(text_logits, own)) / 2
+
+    column = torch.arange(N * K, device=v.device)
+    own_negatives = column[None, :] // K == own[:, None]  # negatives lie at i*K + k
+    released_negatives = column[None, :] % N == own[:, None]  # the mask opens i + m*N
+    pairs = torch.eye(N, dtype=torch.bool, device=v.device)
+    igc_mask = torch.cat([pairs, own_negatives], dim=1)
+    igc = F.cross_entropy(image_logits.masked_fill(~igc_mask, -torch.inf), own)
+    tgc_logits = config.tgc_temperature * t @ torch.cat([t_hat, negatives]).T
+    tgc_mask = torch.cat([pairs, released_negatives], dim=1)
+    tgc = F.cross_entropy(tgc_logits.masked_fill(~tgc_mask, -torch.inf), own)
+    distill = (v - v_hat).square().sum() + (texts - texts_hat).square().sum()
+    loss = base + config.lambda_igc * igc + config.lambda_tgc * tgc + config.lambda_distill * distill
+    return {"loss": loss, "base": base, "igc": igc, "tgc": tgc, "distill": distill}
+
+
+SIDES = {"reference": reference, "ours": ours}
+
+
+def _config(options: argparse.Namespace) -> TrainConfig:
+    return TrainConfig(
+        name="benchmark",
+        data=DataConfig(prepared="", negatives=""),
+        objective=ObjectiveConfig(name="degla_released"),
+        optimizer=OptimizerConfig(lr=1e-6),
+        teacher=TeacherConfig(),
+        global_batch_size=options.batch,
+        precision=options.precision,
+    )
+
+
+def _weights(module: nn.Module) -> int:
+    """Of its matrices: a token meets each once."""
+    return sum(p.numel() for p in module.parameters() if p.ndim == 2)
+
+
+def _measure_peak(name: str, options: argparse.Namespace, results: multiprocessing.Queue) -> None:
+    benchmark = Benchmark(options)
+    loaded = benchmark._loaded()
+    step = SIDES[name](loaded.model, loaded.preprocess_cfg, options)
+    batch = benchmark._batch()
+    for _ in range(2):
+        step(batch)
+    if options.device == "cpu":
+        with open("/proc/self/status") as status:
+            [line] = [line for line in status if line.startswith("VmHWM")]
+        results.put(int(line.split()[1]) / 2**20)
+    else:
+        results.put(torch.cuda.max_memory_allocated() / 2**30)
+
+
+def _set_allocator() -> None:
+    """The setting has to be there when the process starts: starts it anew with it."""
+    wanted = ray_setup.WORKER_ENV
+    if any(os.environ.get(name) != value for name, value in wanted.items()):
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **wanted})
+
+
+if __name__ == "__main__":
+    main()
