@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import compress
 from typing import Any
 
 import torch
@@ -135,8 +136,8 @@ class Gradients:
                 if last:
                     tensors += [scalar for scalar in found if scalar is not None]
                     gradients += [_gradient(leaf) for leaf in scalars]
-                carried = [(t, g) for t, g in zip(tensors, gradients, strict=True) if t.requires_grad]
-                torch.autograd.backward(*map(list, zip(*carried, strict=True)))  # a tower may be frozen
+                trained = [t.requires_grad for t in tensors]  # a tower may be frozen
+                torch.autograd.backward(list(compress(tensors, trained)), list(compress(gradients, trained)))
         return terms, features, scale.detach().reshape(())
 
     def _losses(self, features: Features, scale: Tensor, bias: Tensor | None) -> dict[str, Tensor]:

@@ -5,8 +5,16 @@ import torch
 from tiny_models import CAPTIONS, write_config
 from torch import Tensor
 
-from degla_ray.config import DataConfig, ModelConfig, ObjectiveConfig, TeacherConfig, TrainConfig
+from degla_ray.config import (
+    AdaptConfig,
+    DataConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    TeacherConfig,
+    TrainConfig,
+)
 from degla_ray.model import LoadedModel, Teacher, build
+from degla_ray.model.adapt import adapt
 from degla_ray.training.data import LocalBatch
 from degla_ray.training.gradients import Gradients
 
@@ -77,6 +85,23 @@ def test_gradients_in_pieces_equal_those_at_once(loaded, objective, pieces):
         assert torch.allclose(
             in_pieces[name], gradient, rtol=1e-4, atol=1e-5 * whole["logit_scale"].norm()
         ), name
+
+
+@pytest.mark.parametrize(
+    "config", [AdaptConfig(freeze="image"), AdaptConfig(lora_rank=2)], ids=["frozen", "lora"]
+)
+def test_gradients_of_what_is_trained_in_pieces_equal_those_at_once(loaded, config):
+    adapt(loaded.model, config)
+    with torch.no_grad():  # adapters begin at 0
+        for parameter in loaded.model.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter) * parameter.requires_grad)
+    _, whole = of_step(loaded, "degla", 1)
+    _, in_pieces = of_step(loaded, "degla", 3)
+    trained = {name for name, p in loaded.model.named_parameters() if p.requires_grad}
+    assert whole.keys() == in_pieces.keys() == trained < dict(loaded.model.named_parameters()).keys()
+    for name, gradient in whole.items():
+        assert gradient.norm() > 0, name
+        assert (in_pieces[name] - gradient).norm() <= 1e-5 * gradient.norm(), name
 
 
 def test_gradients_a_model_with_dropout_drops_the_same_in_both_passes(tmp_path):
