@@ -488,6 +488,27 @@ class CompareConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class InterpolateConfig:
+    """Job `interpolate`: models on the line between two, each exported and evaluated (WiSE-FT)."""
+
+    first: str
+    """Model at alpha 0, usually the one that was started from: a name or an exported folder."""
+    second: str
+    """Model at alpha 1."""
+    suite: str
+    """Folder of test sets that every point is measured on."""
+    output: str = "runs/interpolate"
+    """Folder for the models, their evaluations and the report."""
+    alphas: list[float] = field(default_factory=lambda: [0.0, 0.25, 0.5, 0.75, 1.0])
+    """Points: weights are (1 - alpha) * first + alpha * second; the first point is the report's base."""
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    ray: RayConfig = field(default_factory=RayConfig)
+
+    def __post_init__(self) -> None:
+        _require(bool(self.alphas), "alphas", self.alphas, "at least one")
+
+
+@dataclass(frozen=True, kw_only=True)
 class TuneConfig:
     """Job `tune`: a Ray Tune sweep whose trials are Ray Train runs."""
 

@@ -1,0 +1,47 @@
+"""WiSE-FT (arXiv 2109.01903): weights between two models, θ = (1 − α)·θ₀ + α·θ₁.
+
+A model fine-tuned for one thing forgets another; a point between it and its start often keeps more of both.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+
+import torch
+
+from degla_ray.errors import DataError
+from degla_ray.model.build import LoadedModel
+
+
+@torch.no_grad()
+def interpolate(first: LoadedModel, second: LoadedModel, alpha: float) -> LoadedModel:
+    """`first` at α = 0, `second` at α = 1. Floating-point tensors are interpolated, `logit_scale` too.
+
+    Args:
+        first: the start, which also gives tokenizer and preprocessing.
+        second: a model of the same architecture, usually fine-tuned from it.
+        alpha: 0 to 1; beyond is extrapolation, and allowed.
+
+    Raises:
+        DataError: they are not of one architecture, activation or preprocessing.
+    """
+    for what in ("activation", "preprocess_cfg"):
+        mine, other = getattr(first, what), getattr(second, what)
+        if mine != other:
+            raise DataError(second.name, f"{what} {other}", f"that of {first.name}: {mine}")
+    start, end = first.model.state_dict(), second.model.state_dict()
+    shapes = [{name: tuple(t.shape) for name, t in state.items()} for state in (start, end)]
+    if shapes[0] != shapes[1]:
+        differ = sorted(dict(shapes[0].items() ^ shapes[1].items()))
+        raise DataError(
+            second.name, f"{len(differ)} tensors that differ ({differ[0]}, …)", f"the tensors of {first.name}"
+        )
+    between = {
+        n: torch.lerp(t, end[n].to(t), alpha) if t.is_floating_point() else t for n, t in start.items()
+    }
+    model = copy.deepcopy(first.model)
+    model.load_state_dict(between)
+    return dataclasses.replace(
+        first, model=model, source=f"{1 - alpha:g} * {first.name} + {alpha:g} * {second.name}"
+    )
