@@ -173,6 +173,7 @@ def ours(student: nn.Module, preprocess: dict[str, Any], options: argparse.Names
     student = student.to(options.device).train()
     config = _config(options)
     teacher = Teacher(student, config.teacher)
+    _move_away(student)
     gradients = Gradients(student, teacher, config, preprocess)
     optimizer = build_optimizer(student, config.optimizer, device=torch.device(options.device))
     scaler = torch.amp.GradScaler(options.device, enabled=False)
@@ -193,6 +194,7 @@ def reference(student: nn.Module, preprocess: dict[str, Any], options: argparse.
     config = _config(options)
     student = student.to(options.device).train()
     teacher = copy.deepcopy(student).eval().requires_grad_(False)
+    _move_away(student)
     settings = config.optimizer
     optimizer = torch.optim.AdamW(
         [
@@ -260,6 +262,15 @@ def _released_losses(
 
 
 SIDES = {"reference": reference, "ours": ours}
+
+
+@torch.no_grad()
+def _move_away(student: nn.Module) -> None:
+    """From its teacher, so that there is something to distil: 1 % noise, the same on both sides."""
+    generator = torch.Generator().manual_seed(1)
+    for parameter in student.parameters():
+        noise = torch.randn(parameter.shape, generator=generator).to(parameter.device)
+        parameter.mul_(1 + 0.01 * noise)
 
 
 def _config(options: argparse.Namespace) -> TrainConfig:

@@ -230,7 +230,7 @@ class _Encoder:
         self.tokenizer = loaded.tokenizer
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        from degla_ray.model.text import encode_image, encode_text
+        from degla_ray.model.encode import encode_image, encode_text
 
         torch, keys = _torch(), list(row["keys"])
         features = NO_PIXELS

@@ -45,7 +45,7 @@ class LoadedModel:
     """A model ready to encode, on the CPU, in train mode as open_clip leaves it.
 
     Attributes:
-        model: open_clip CLIP or CustomTextCLIP; encode through `degla_ray.model.text`.
+        model: open_clip CLIP or CustomTextCLIP; encode through `degla_ray.model.encode`.
         tokenizer: list of B captions -> int64 [B, context_length].
         preprocess_cfg: open_clip's: size (height, width), mean, std, interpolation, resize_mode, …
         activation: what the model computes with.

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from degla_ray.config import TeacherConfig
 from degla_ray.model.adapt import merged, plain_state
-from degla_ray.model.text import encode_image, encode_text
+from degla_ray.model.encode import encode_image, encode_text
 
 
 class Teacher:

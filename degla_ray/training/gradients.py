@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from degla_ray.config import TrainConfig
+from degla_ray.model.encode import encode_image, encode_text
 from degla_ray.model.teacher import Teacher
-from degla_ray.model.text import encode_image, encode_text
 from degla_ray.objectives import Features, State, losses, next_state
 from degla_ray.training.data import LocalBatch
 

@@ -26,11 +26,13 @@ TEXT["hf_tokenizer_name"] = "tokenizer"  # type: ignore[assignment]
 VISION = {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 16}
 
 
-def write_config(folder: Path, *, text: dict[str, Any] | None = None, **top: Any) -> str:
+def write_config(
+    folder: Path, *, text: dict[str, Any] | None = None, vision: dict[str, Any] | None = None, **top: Any
+) -> str:
     """An open_clip JSON config with a tokenizer of its own beside it; returns its path."""
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copytree(_tokenizer(), folder / "tokenizer")
-    config = {"embed_dim": 16, "vision_cfg": VISION, "text_cfg": TEXT | (text or {}), **top}
+    config = {"embed_dim": 16, "vision_cfg": VISION | (vision or {}), "text_cfg": TEXT | (text or {}), **top}
     path = folder / "tiny.json"
     path.write_text(json.dumps(config))
     return str(path)
