@@ -488,6 +488,17 @@ class CompareConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """Job `export`: a model in another program's form."""
+
+    model: ModelConfig
+    output: str
+    """Folder to write."""
+    format: Literal["open_clip", "huggingface", "mlflow"] = "open_clip"
+    """`open_clip` opens as local-dir:FOLDER, `huggingface` as CLIPModel, `mlflow` as a pyfunc."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class InterpolateConfig:
     """Job `interpolate`: models on the line between two, each exported and evaluated (WiSE-FT)."""
 

@@ -4,8 +4,8 @@
     loaded = load("runs/train/my-run/export_student")
 
 A `name` is an open_clip name, an open_clip JSON config (a file, or one of ours: `scenes-tiny`, …), a folder
-that `export` wrote, or `scenes-base`. Building ViT-B/32 on a CPU takes about 2 s, most of it initialising
-weights that are then overwritten.
+that `export` wrote or that holds a Hugging Face `CLIPModel`, or `scenes-base`. Building ViT-B/32 on a CPU
+takes about 2 s, most of it initialising weights that are then overwritten.
 """
 
 from __future__ import annotations
@@ -29,7 +29,10 @@ from torch import Tensor, nn
 from degla_ray.config import ModelConfig
 from degla_ray.errors import DataError, SettingError
 from degla_ray.model import activation as guard
-from degla_ray.model import towers  # noqa: F401 - registers our tower in timm
+from degla_ray.model import (
+    huggingface,
+    towers,  # noqa: F401 - registers our tower in timm
+)
 from degla_ray.model.activation import Activation
 from degla_ray.model.weights import load_weights, read_state_dict
 from degla_ray.shards import Storage
@@ -75,6 +78,8 @@ class _Architecture:
     """Where a Hugging Face tokenizer's files lie, if not on the hub."""
     weights: Path | None = None
     """The folder's own weights."""
+    huggingface: bool = False
+    """Whether the weights have the names of Hugging Face's CLIPModel."""
 
 
 def load(path_or_name: str) -> LoadedModel:
@@ -144,8 +149,20 @@ def _architecture(name: str, stack: ExitStack) -> _Architecture:
 
 
 def _folder_architecture(folder: Path, name: str) -> _Architecture:
+    if huggingface.is_clip_folder(folder):
+        model_cfg, preprocess_cfg = huggingface.read_config(folder)
+        paths = [folder / file for file in huggingface.WEIGHTS_FILES]
+        return _Architecture(
+            model_cfg=model_cfg,
+            preprocess_cfg=preprocess_cfg,
+            tokenizer_folder=folder,
+            weights=next((p for p in paths if p.is_file()), paths[0]),
+            huggingface=True,
+        )
     if not (folder / CONFIG_FILE).is_file():
-        raise DataError(name, f"no {CONFIG_FILE}", f"a folder with {CONFIG_FILE} and {WEIGHTS_FILE}")
+        raise DataError(
+            name, f"no {CONFIG_FILE}", f"a folder with {CONFIG_FILE} and {WEIGHTS_FILE}, or CLIPModel's"
+        )
     arch = _json_architecture(folder / CONFIG_FILE)
     arch.tokenizer_folder = folder
     arch.weights = folder / WEIGHTS_FILE
@@ -199,6 +216,8 @@ def _from_file(
     if path.is_dir():
         path = path / WEIGHTS_FILE
     weights = read_state_dict(path)  # before the model is built: a broken file is told of at once
+    if arch.huggingface and config.pretrained is None:
+        weights = huggingface.from_huggingface(weights)
     if not config.allow_activation_mismatch:
         stated = guard.of_file(path)
         if stated is not None:

@@ -1,7 +1,7 @@
-"""Writes a model as a folder that open_clip opens by itself, as `local-dir:FOLDER`.
+"""Writes a model as a folder that open_clip opens by itself, as `local-dir:FOLDER`, or transformers.
 
-The folder holds `open_clip_config.json`, `open_clip_model.safetensors`, the tokenizer's files where it is not
-CLIP's own, and `degla.json`, which says what open_clip has no place for: activation, objective, whether the
+open_clip's holds `open_clip_config.json`, `open_clip_model.safetensors`, the tokenizer's files where it is
+not CLIP's own; `degla.json` in both says what they have no place for: activation, objective, whether the
 weights are the student's or the teacher's, and the versions that made them.
 """
 
@@ -20,11 +20,13 @@ from safetensors.torch import save
 from torch import Tensor
 
 import degla_ray
+from degla_ray.model import huggingface
 from degla_ray.model.activation import METADATA_KEY
 from degla_ray.model.build import CONFIG_FILE, WEIGHTS_FILE, LoadedModel
 from degla_ray.shards import Storage, canonical
 
 DEGLA_FILE = "degla.json"
+_OF_THE_EXPORT = ("activation", "preprocess", "source", "dtype", "versions")
 _LIBRARIES = ("torch", "open_clip_torch", "timm", "transformers")
 
 
@@ -60,21 +62,50 @@ def export(
             storage.write_bytes(path.read_bytes(), path.name)
     # One entry of metadata only: safetensors writes several in an order that changes between runs.
     storage.write_bytes(save(weights, metadata={METADATA_KEY: model.activation}), WEIGHTS_FILE)
-    storage.write_json(
-        {
-            "activation": model.activation,
-            "preprocess": canonical(model.preprocess_cfg),
-            "source": model.source,
-            "dtype": dtype,
-            "versions": {"degla_ray": degla_ray.__version__} | {name: version(name) for name in _LIBRARIES},
-            **canonical(extra or {}),
-        },
-        DEGLA_FILE,
-    )
+    storage.write_json(_degla_json(model, dtype, extra), DEGLA_FILE)
     # Last: a folder without it is no model, so one whose writing broke off is never taken for whole.
     storage.write_json(
         {"model_cfg": model_cfg, "preprocess_cfg": canonical(model.preprocess_cfg)}, CONFIG_FILE
     )
+
+
+def export_huggingface(model: LoadedModel, folder: str, extra: dict[str, Any] | None = None) -> None:
+    """Writes `model` as a folder of Hugging Face's `CLIPModel`, with tokenizer, preprocessing and degla.json.
+
+    Args:
+        model: what to write.
+        folder: where to, a path or any URI pyarrow opens.
+        extra: what `degla.json` shall say besides.
+
+    Raises:
+        DataError: `CLIPModel` cannot hold it.
+    """
+    storage = Storage(folder)
+    files = huggingface.files(model)
+    config = files.pop(huggingface.CONFIG_FILE)
+    for name, content in files.items():
+        storage.write_bytes(content, name)
+    storage.write_json(_degla_json(model, "float32", extra), DEGLA_FILE)
+    storage.write_bytes(config, huggingface.CONFIG_FILE)  # last, as above
+
+
+def said_besides(folder: str) -> dict[str, Any]:
+    """What an exported folder's `degla.json` says of how the model came about: the next one's `extra`."""
+    storage = Storage(folder)
+    if not storage.exists(DEGLA_FILE):
+        return {}
+    return {key: value for key, value in storage.read_json(DEGLA_FILE).items() if key not in _OF_THE_EXPORT}
+
+
+def _degla_json(model: LoadedModel, dtype: str, extra: dict[str, Any] | None) -> dict[str, Any]:
+    return {
+        "activation": model.activation,
+        "preprocess": canonical(model.preprocess_cfg),
+        "source": model.source,
+        "dtype": dtype,
+        "versions": {"degla_ray": degla_ray.__version__} | {name: version(name) for name in _LIBRARIES},
+        **canonical(extra or {}),
+    }
 
 
 def _stored(tensor: Tensor, dtype: str) -> Tensor:

@@ -1,0 +1,261 @@
+"""To and from Hugging Face's `CLIPModel`: the same tensors under other names.
+
+`CLIPModel` keeps queries, keys and values apart where torch's attention has one matrix, and projections
+transposed. Towers that it cannot hold (timm, average pooling, SigLIP's bias) are refused by the name of the
+first tensor that has no place.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
+from safetensors.torch import save
+from torch import Tensor
+
+from degla_ray.errors import DataError
+
+if TYPE_CHECKING:
+    from degla_ray.model.build import LoadedModel
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin")
+CLIP_VOCABULARY = 49408
+_ARGMAX_EOS = 2
+"""transformers' sign for CLIP's first configs: the pooled token is the one with the largest number."""
+
+_NAMES = {
+    "logit_scale": "logit_scale",
+    "token_embedding.weight": "text_model.embeddings.token_embedding.weight",
+    "positional_embedding": "text_model.embeddings.position_embedding.weight",
+    "ln_final.weight": "text_model.final_layer_norm.weight",
+    "ln_final.bias": "text_model.final_layer_norm.bias",
+    "text_projection": "text_projection.weight",
+    "visual.class_embedding": "vision_model.embeddings.class_embedding",
+    "visual.positional_embedding": "vision_model.embeddings.position_embedding.weight",
+    "visual.conv1.weight": "vision_model.embeddings.patch_embedding.weight",
+    "visual.ln_pre.weight": "vision_model.pre_layrnorm.weight",  # sic
+    "visual.ln_pre.bias": "vision_model.pre_layrnorm.bias",
+    "visual.ln_post.weight": "vision_model.post_layernorm.weight",
+    "visual.ln_post.bias": "vision_model.post_layernorm.bias",
+    "visual.proj": "visual_projection.weight",
+}
+_IN_BLOCK = {
+    "ln_1": "layer_norm1",
+    "ln_2": "layer_norm2",
+    "mlp.c_fc": "mlp.fc1",
+    "mlp.c_proj": "mlp.fc2",
+    "attn.out_proj": "self_attn.out_proj",
+}
+_RESAMPLE = {"bilinear": 2, "bicubic": 3}  # PIL's numbers
+_TRANSPOSED = ("text_projection", "visual.proj")
+_BLOCK = re.compile(r"(visual\.)?transformer\.resblocks\.(\d+)\.(.+?)([._](?:weight|bias))")
+_HF_BLOCK = re.compile(r"(text|vision)_model\.encoder\.layers\.(\d+)\.(.+)\.(weight|bias)")
+
+
+def is_clip_folder(folder: Path) -> bool:
+    """Whether `folder` holds a `CLIPModel`."""
+    try:
+        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and config.get("model_type") == "clip"
+
+
+def read_config(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """open_clip's model config and preprocessing of a `CLIPModel` folder.
+
+    Raises:
+        DataError: towers whose MLPs compute with different or other activations.
+    """
+    from transformers import CLIPConfig
+
+    config = CLIPConfig.from_pretrained(folder)
+    vision, text = config.vision_config, config.text_config
+    activations = {vision.hidden_act, text.hidden_act}
+    if activations not in ({"gelu"}, {"quick_gelu"}):
+        raise DataError(str(folder), f"hidden_act {sorted(activations)}", "gelu or quick_gelu in both towers")
+    text_cfg = {
+        "context_length": text.max_position_embeddings,
+        "vocab_size": text.vocab_size,
+        "width": text.hidden_size,
+        "heads": text.num_attention_heads,
+        "layers": text.num_hidden_layers,
+        "mlp_ratio": text.intermediate_size / text.hidden_size,
+    }
+    if text.eos_token_id not in (_ARGMAX_EOS, text.vocab_size - 1):
+        text_cfg |= {"pool_type": "eos", "eos_id": text.eos_token_id}
+    if text.vocab_size != CLIP_VOCABULARY:
+        text_cfg["hf_tokenizer_name"] = "."
+    model_cfg = {
+        "embed_dim": config.projection_dim,
+        "quick_gelu": activations == {"quick_gelu"},
+        "vision_cfg": {
+            "image_size": vision.image_size,
+            "patch_size": vision.patch_size,
+            "width": vision.hidden_size,
+            "layers": vision.num_hidden_layers,
+            "head_width": vision.hidden_size // vision.num_attention_heads,
+            "mlp_ratio": vision.intermediate_size / vision.hidden_size,
+        },
+        "text_cfg": text_cfg,
+    }
+    return model_cfg, _preprocess(folder, vision.image_size)
+
+
+def from_huggingface(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A `CLIPModel`'s state dict under open_clip's names; unknown names stay as they are."""
+    ours = {theirs: name for name, theirs in _NAMES.items()}
+    parts = {theirs: name for name, theirs in _IN_BLOCK.items()}
+    found: dict[str, Tensor] = {}
+    attention: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in state.items():
+        if name.endswith("position_ids"):  # buffers of older versions
+            continue
+        if name in ours:
+            found[ours[name]] = tensor.T if ours[name] in _TRANSPOSED else tensor
+        elif block := _HF_BLOCK.fullmatch(name):
+            tower, number, part, kind = block.groups()
+            prefix = f"{'visual.' if tower == 'vision' else ''}transformer.resblocks.{number}"
+            if part in parts:
+                found[f"{prefix}.{parts[part]}.{kind}"] = tensor
+            else:
+                attention.setdefault(f"{prefix}.attn.in_proj_{kind}", {})[part.removeprefix("self_attn.")] = (
+                    tensor
+                )
+        else:
+            found[name] = tensor
+    for name, qkv in attention.items():
+        found[name] = torch.cat([qkv[part] for part in ("q_proj", "k_proj", "v_proj")])
+    return {name: tensor.contiguous() for name, tensor in found.items()}
+
+
+def to_huggingface(state: dict[str, Tensor], where: str) -> dict[str, Tensor]:
+    """open_clip's state dict under `CLIPModel`'s names.
+
+    Raises:
+        DataError: a tensor that it has no place for; `where` names the model.
+    """
+    found: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        name = name.removeprefix("text.")  # CustomTextCLIP
+        block = _BLOCK.fullmatch(name)
+        if name in _NAMES:
+            found[_NAMES[name]] = tensor.T if name in _TRANSPOSED else tensor
+        elif block and (block[3] in _IN_BLOCK or block[3] == "attn.in_proj"):
+            tower = "vision" if block[1] else "text"
+            prefix, kind = f"{tower}_model.encoder.layers.{block[2]}", block[4][1:]
+            if block[3] in _IN_BLOCK:
+                found[f"{prefix}.{_IN_BLOCK[block[3]]}.{kind}"] = tensor
+                continue
+            for part, third in zip(("q", "k", "v"), tensor.chunk(3), strict=True):
+                found[f"{prefix}.self_attn.{part}_proj.{kind}"] = third
+        else:
+            raise DataError(where, f"a tensor {name!r}", "CLIP's own two transformers, which CLIPModel holds")
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in found.items()}
+
+
+def files(model: LoadedModel) -> dict[str, bytes]:
+    """Name -> content of a folder that `CLIPModel`, `CLIPImageProcessor` and `AutoTokenizer` open.
+
+    Raises:
+        DataError: `CLIPModel` cannot hold the model, or this preprocessing.
+    """
+    from transformers import CLIPImageProcessor
+
+    preprocess = model.preprocess_cfg
+    height, width = preprocess["size"]
+    if height != width:
+        raise DataError(model.name, f"pictures of {height} x {width} pixels", "square ones")
+    weights = to_huggingface(model.model.state_dict(), model.name)
+    content = {
+        WEIGHTS_FILES[0]: save(weights, metadata={"format": "pt"}),
+        CONFIG_FILE: _config(model.model_cfg, height, model.name).to_json_string().encode(),
+    }
+    with tempfile.TemporaryDirectory(prefix="degla-") as folder:
+        CLIPImageProcessor(
+            size={"shortest_edge": height},
+            crop_size={"height": height, "width": width},
+            image_mean=list(preprocess["mean"]),
+            image_std=list(preprocess["std"]),
+            resample=_RESAMPLE[preprocess["interpolation"]],
+        ).save_pretrained(folder)
+        _hf_tokenizer(model.tokenizer).save_pretrained(folder)
+        content |= {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}
+    return content
+
+
+def _config(model_cfg: dict[str, Any], image_size: int, where: str) -> Any:
+    from transformers import CLIPConfig
+
+    vision, text = model_cfg["vision_cfg"], model_cfg["text_cfg"]
+    plain = (
+        vision.get("pool_type", "tok") == "tok"
+        and isinstance(vision["layers"], int)
+        and text.get("pool_type", "argmax") in ("argmax", "eos")
+        and not text.get("no_causal_mask")
+    )
+    if not plain:
+        raise DataError(where, "towers pooled or masked otherwise", "CLIP's own, which CLIPModel holds")
+    activation = "quick_gelu" if model_cfg.get("quick_gelu") else "gelu"
+    eos = text.get("eos_id", _ARGMAX_EOS) if text.get("pool_type") == "eos" else _ARGMAX_EOS
+    return CLIPConfig(
+        projection_dim=model_cfg["embed_dim"],
+        architectures=["CLIPModel"],
+        vision_config={
+            "hidden_size": vision["width"],
+            "intermediate_size": int(vision["width"] * vision.get("mlp_ratio", 4.0)),
+            "num_hidden_layers": vision["layers"],
+            "num_attention_heads": vision["width"] // vision.get("head_width", 64),
+            "image_size": image_size,
+            "patch_size": vision["patch_size"],
+            "hidden_act": activation,
+            "projection_dim": model_cfg["embed_dim"],
+        },
+        text_config={
+            "hidden_size": text["width"],
+            "intermediate_size": int(text["width"] * text.get("mlp_ratio", 4.0)),
+            "num_hidden_layers": text["layers"],
+            "num_attention_heads": text["heads"],
+            "max_position_embeddings": text.get("context_length", 77),
+            "vocab_size": text.get("vocab_size", CLIP_VOCABULARY),
+            "hidden_act": activation,
+            "eos_token_id": eos,
+            "projection_dim": model_cfg["embed_dim"],
+        },
+    )
+
+
+def _hf_tokenizer(tokenizer: Any) -> Any:
+    if isinstance(tokenizer, HFTokenizer):
+        return tokenizer.tokenizer
+    from transformers import CLIPTokenizer
+
+    assert isinstance(tokenizer, SimpleTokenizer)
+    special = {tokenizer.sot_token_id: "<|startoftext|>", tokenizer.eot_token_id: "<|endoftext|>"}
+    merges = sorted(tokenizer.bpe_ranks, key=tokenizer.bpe_ranks.__getitem__)
+    return CLIPTokenizer(
+        vocab={special.get(number, token): number for token, number in tokenizer.encoder.items()},
+        merges=merges,
+        model_max_length=tokenizer.context_length,
+    )
+
+
+def _preprocess(folder: Path, image_size: int) -> dict[str, Any]:
+    """open_clip's preprocess config; {} (CLIP's own) where the folder says nothing."""
+    path = folder / "preprocessor_config.json"
+    if not path.is_file():
+        return {}
+    stated = json.loads(path.read_text(encoding="utf-8"))
+    found = {"size": image_size, "resize_mode": "shortest"}
+    for ours, theirs in (("mean", "image_mean"), ("std", "image_std")):
+        if theirs in stated:
+            found[ours] = stated[theirs]
+    names = {number: name for name, number in _RESAMPLE.items()}
+    found["interpolation"] = names.get(stated.get("resample"), "bicubic")
+    return found
