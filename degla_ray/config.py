@@ -328,6 +328,8 @@ class DataConfig:
     """Folder that `prepare` wrote."""
     negatives: str | None = None
     """Folder that `negatives` wrote; may be none only for objectives without negatives."""
+    neighbours: str | None = None
+    """Folder that `neighbours` wrote: adds a hard-negative picture to each (objective negclip)."""
     split: str = "train"
     """Split of the captions to train on."""
     crop_scale_min: float = 0.9
@@ -409,6 +411,12 @@ class TrainConfig:
             "data.negatives",
             None,
             f"a folder that `negatives` wrote: objective {self.objective.name!r} needs negatives",
+        )
+        _require(
+            self.data.neighbours is None or self.objective.family == "negclip",
+            "data.neighbours",
+            self.data.neighbours,
+            f"none: objective {self.objective.name!r} has no hard-negative pictures (negclip has)",
         )
         if self.objective.name == "degla_frozen_teacher":
             object.__setattr__(self, "teacher", replace(self.teacher, kind="frozen"))
@@ -496,6 +504,34 @@ class ExportConfig:
     """Folder to write."""
     format: Literal["open_clip", "huggingface", "mlflow"] = "open_clip"
     """`open_clip` opens as local-dir:FOLDER, `huggingface` as CLIPModel, `mlflow` as a pyfunc."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeighboursConfig:
+    """Job `neighbours`: each picture's nearest other ones, as NegCLIP's hard-negative images."""
+
+    prepared: str
+    """Folder that `prepare` wrote."""
+    output: str
+    """Folder to write, any URI pyarrow opens."""
+    model: ModelConfig
+    """What decides which pictures are near."""
+    split: str = "train"
+    """Split whose pictures are compared."""
+    count: int = 3
+    """Neighbours of each picture."""
+    num_actors: int = 2
+    """Ray Data actors that encode."""
+    cpus_per_actor: float = 1.0
+    """Logical CPUs of an actor."""
+    use_gpu: bool = False
+    """One GPU for each actor."""
+    batch_size: int = 128
+    """Pictures encoded at a time."""
+    ray: RayConfig = field(default_factory=RayConfig)
+
+    def __post_init__(self) -> None:
+        _require(self.count >= 1, "count", self.count, "at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)

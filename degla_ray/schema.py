@@ -74,6 +74,7 @@ REJECTS = pa.schema(
         ("detail", pa.string()),
     ]
 )
+NEIGHBOURS = pa.schema([("image_id", pa.string()), ("neighbours", pa.list_(pa.string()))])  # nearest first
 SCORES = pa.schema(
     [
         ("benchmark", pa.string()),

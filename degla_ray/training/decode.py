@@ -68,11 +68,15 @@ class BatchReader:
     def read(self, step: int) -> dict[str, NDArray[Any]]:
         """images uint8 [B, H, W, C], tokens int32 [B, L], negatives int32 [B, K, L], mask bool [B, K].
 
+        With hard-negative pictures, B is twice the worker's rows: behind these, a neighbour of each.
+
         Raises:
             DataError: a picture cannot be decoded; names its image_id.
         """
         spec = self.spec
         visits = spec.order.batch(step, spec.rank, spec.world_size)
+        if self.samples.neighbour.shape[1]:
+            visits = with_hard_negatives(visits, self.samples, spec.order.seed)
         tokens, negatives, mask_BK = self._text(visits)
         return {"images": self._images(visits), "tokens": tokens, "negatives": negatives, "mask": mask_BK}
 
@@ -99,6 +103,18 @@ class BatchReader:
         negatives_BKL = np.zeros((*mask_BK.shape, tokens_XL.shape[1]), np.int32)
         negatives_BKL[mask_BK] = tokens_XL[len(captions) :]
         return tokens_XL[: len(captions)], negatives_BKL, mask_BK
+
+
+def with_hard_negatives(visits: Visits, samples: Samples, seed: int) -> Visits:
+    """The visits, and behind them one for each: a caption of a neighbour of its picture, both drawn."""
+    which_B, caption_B = uniforms(seed, "neighbour", visits, 2).T
+    neighbours_BM = samples.neighbour[samples.image[visits.row_B]]
+    picture_B = neighbours_BM[np.arange(len(which_B)), (which_B * neighbours_BM.shape[1]).astype(np.int64)]
+    first_B, end_B = samples.first_row[picture_B], samples.first_row[picture_B + 1]
+    row_B = samples.row_of[first_B + (caption_B * (end_B - first_B)).astype(np.int64)]
+    return Visits(
+        epoch_B=np.concatenate([visits.epoch_B, visits.epoch_B]), row_B=np.concatenate([visits.row_B, row_B])
+    )
 
 
 class PictureReader:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from degla_ray.config import DataConfig
 from degla_ray.errors import DataError, SettingError
-from degla_ray.schema import CAPTIONS, NEGATIVES
+from degla_ray.schema import CAPTIONS, NEGATIVES, NEIGHBOURS
 from degla_ray.shards import Storage, read_complete
 
 
@@ -35,6 +35,10 @@ class Samples:
         address: [I, 3] int32: part, row group, row in the row group.
         negative: [G] large_string, those of row r at `first_negative[r]:first_negative[r + 1]`.
         first_negative: [N + 1] int64.
+        neighbour: [I, M] int64, each picture's neighbours as indices into the pictures, -1 where there is
+            none; M = 0 without hard-negative pictures.
+        row_of: [N] int64, the rows ordered by picture: those of picture i at `first_row[i]:first_row[i + 1]`.
+        first_row: [I + 1] int64.
     """
 
     folder: str
@@ -46,6 +50,9 @@ class Samples:
     address: NDArray[np.int32]
     negative: pa.LargeStringArray
     first_negative: NDArray[np.int64]
+    neighbour: NDArray[np.int64]
+    row_of: NDArray[np.int64]
+    first_row: NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.caption)
@@ -76,16 +83,20 @@ def load_samples(config: DataConfig, *, with_negatives: bool) -> Samples:
         )
     sample_id = _large(chosen["sample_id"])
     negative, first_negative = _negatives(config, sample_id) if with_negatives else _none(len(sample_id))
+    image = picture.to_numpy(zero_copy_only=False).astype(np.int64)
     return Samples(
         folder=storage.uri,
         parts=parts,
         sample_id=sample_id,
         caption=_large(chosen["caption"]),
-        image=picture.to_numpy(zero_copy_only=False).astype(np.int64),
+        image=image,
         image_id=image_id,
         address=address,
         negative=negative,
         first_negative=first_negative,
+        neighbour=_neighbours(config, image_id, image),
+        row_of=np.argsort(image, kind="stable"),
+        first_row=np.searchsorted(np.sort(image), np.arange(len(image_id) + 1)).astype(np.int64),
     )
 
 
@@ -122,6 +133,28 @@ def _negatives(
     row = table["row"].to_numpy()
     first = np.searchsorted(row, np.arange(len(sample_id) + 1)).astype(np.int64)
     return _large(table["negative"]), first
+
+
+def _neighbours(
+    config: DataConfig, image_id: pa.LargeStringArray, image: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    if config.neighbours is None:
+        return np.empty((len(image_id), 0), dtype=np.int64)
+    storage, _ = read_complete(config.neighbours, "neighbours")
+    table = storage.read_dataset("neighbours", NEIGHBOURS)
+    row = pc.index_in(_large(table["image_id"]), value_set=image_id)
+    lists = table["neighbours"].combine_chunks()
+    found = pc.index_in(_large(pa.chunked_array([lists.flatten()])), value_set=image_id)
+    missing = set(np.unique(image)) - set(row.drop_null().to_numpy())
+    if row.null_count or found.null_count or missing:
+        raise DataError(
+            config.neighbours,
+            f"other pictures than split {config.split!r} of {config.prepared} has",
+            "the neighbours of this very prepared folder and split",
+        )
+    neighbour = np.full((len(image_id), len(lists[0])), -1, dtype=np.int64)
+    neighbour[row.to_numpy()] = found.to_numpy().reshape(len(table), -1)
+    return neighbour
 
 
 def _none(rows: int) -> tuple[pa.LargeStringArray, NDArray[np.int64]]:

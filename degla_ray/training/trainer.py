@@ -158,6 +158,9 @@ def run_identity(config: TrainConfig) -> dict[str, Any]:
     if config.objective.negatives_per_caption and config.data.negatives is not None:
         _, negatives = read_complete(config.data.negatives, "negatives")
         data["negatives"] = negatives["fingerprint"]
+    if config.data.neighbours is not None:
+        _, neighbours = read_complete(config.data.neighbours, "neighbours")
+        data["neighbours"] = neighbours["fingerprint"]
     length = {"epochs": config.epochs} if config.max_steps is None else {"max_steps": config.max_steps}
     return canonical(
         {
@@ -218,6 +221,7 @@ def _absolute(config: TrainConfig) -> TrainConfig:
         config.data,
         prepared=Storage(config.data.prepared).uri,
         negatives=None if config.data.negatives is None else Storage(config.data.negatives).uri,
+        neighbours=None if config.data.neighbours is None else Storage(config.data.neighbours).uri,
     )
     model = dataclasses.replace(
         config.model, name=path(config.model.name) or "", pretrained=path(config.model.pretrained)

@@ -120,12 +120,9 @@ def test_export_huggingface_of_another_tower_names_what_has_no_place(tmp_path):
 def test_export_job_carries_on_what_the_folder_says(tmp_path):
     name = write_config(tmp_path / "config")
     export(build(ModelConfig(name=name)), str(tmp_path / "run"), {"objective": {"name": "degla"}, "steps": 7})
-    for kind in ("open_clip", "huggingface", "mlflow"):
-        command = ["--model.name", tmp_path / "run", "--format", kind, "--output", tmp_path / kind]
-        subprocess.run([sys.executable, REPO / "jobs" / "export.py", *command], check=True, timeout=300)
-        # an MLflow model brings the package's code, and with it a model of its own
-        [path] = [p for p in (tmp_path / kind).rglob("degla.json") if "code" not in p.parts]
-        said = json.loads(path.read_text())
-        assert (said["objective"], said["steps"]) == ({"name": "degla"}, 7)
-        assert said["activation"] == "gelu"
-        assert said["preprocess"]["size"] == [32, 32]
+    command = ["--model.name", tmp_path / "run", "--format", "huggingface", "--output", tmp_path / "hf"]
+    subprocess.run([sys.executable, REPO / "jobs" / "export.py", *command], check=True, timeout=300)
+    said = json.loads((tmp_path / "hf" / "degla.json").read_text())
+    assert (said["objective"], said["steps"]) == ({"name": "degla"}, 7)
+    assert said["activation"] == "gelu"
+    assert said["preprocess"]["size"] == [32, 32]

@@ -1,0 +1,193 @@
+#!/usr/bin/env python
+"""How long training waits for data: our decoders against torch's DataLoader with as many processes.
+
+    python benchmarks/data_wait.py --processes 2
+
+JPEGs of 640 x 480 pixels, decoded, cropped and resized to 224, captions tokenised. First each feeds a
+trainer that takes no time (throughput), then one whose step takes a third longer than the slower of the two
+needs for a batch (the share of time that it waits). The trainer sleeps, as one does whose work is on a GPU.
+The two take turns, three times; medians are shown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import ray
+import torch
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import v2
+
+from degla_ray import ray_setup
+from degla_ray.config import DataConfig, Flickr8kConfig, PrepareConfig, RayConfig
+from degla_ray.sources.prepare import prepare
+from degla_ray.training.data import Feed, end_decoders, start_decoders
+from degla_ray.training.decode import BatchSpec
+from degla_ray.training.order import BatchOrder
+from degla_ray.training.samples import load_samples
+
+MODEL, SIZE = "ViT-B-32-quickgelu", 224
+ROUNDS = 3
+Batches = Callable[[int], Iterator[Any]]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--pictures", type=int, default=512, help="JPEGs (default: %(default)s)")
+    parser.add_argument("--batch", type=int, default=32, help="samples of a step (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=20, help="steps of a round (default: %(default)s)")
+    parser.add_argument("--processes", type=int, default=2, help="that decode (default: %(default)s)")
+    options = parser.parse_args()
+    ray_setup.set_environment()
+    with tempfile.TemporaryDirectory(prefix="degla-") as folder:
+        root = Path(folder)
+        captions = _write_pictures(root, options.pictures)
+        ray_setup.start(RayConfig())
+        try:
+            _compare(
+                {"torch DataLoader": _loader(root, captions, options), "ours": _feed(root, options)}, options
+            )
+        finally:
+            ray.shutdown()
+
+
+def _compare(sides: dict[str, Batches], options: argparse.Namespace) -> None:
+    free = {name: [] for name in sides}  # type: dict[str, list[float]]
+    for _ in range(ROUNDS):
+        for name, batches in sides.items():
+            free[name].append(_run(batches, options.steps, 0.0)[0])
+    seconds = {name: statistics.median(found) for name, found in free.items()}
+    step_s = 4 / 3 * max(seconds.values())
+    shares = {name: [] for name in sides}  # type: dict[str, list[float]]
+    for _ in range(ROUNDS):
+        for name, batches in sides.items():
+            each, waited = _run(batches, options.steps, step_s)
+            shares[name].append(waited / each)
+    table = Table(title=f"{options.processes} processes, batches of {options.batch} JPEGs of 640 x 480")
+    for column in ("", "pictures/s", f"waiting at {step_s:.2f} s a step"):
+        table.add_column(column, justify="right" if column else "left")
+    for name in sides:
+        share = statistics.median(shares[name])
+        table.add_row(name, f"{options.batch / seconds[name]:.0f}", f"{share:.1%}")
+    table.add_row("ratio", f"{seconds['torch DataLoader'] / seconds['ours']:.2f} x", "")
+    Console().print(table)
+
+
+def _run(batches: Batches, steps: int, step_s: float) -> tuple[float, float]:
+    """Seconds a batch, and those of them waited; the first batch, which starts the processes, left out."""
+    following = batches(steps + 1)
+    next(following)
+    started, waited = time.perf_counter(), 0.0
+    for _ in range(steps):
+        time.sleep(step_s)
+        asked = time.perf_counter()
+        next(following)
+        waited += time.perf_counter() - asked
+    each = (time.perf_counter() - started) / steps
+    for _ in following:  # lets the iterator end its processes
+        pass
+    return each, waited / steps
+
+
+def _feed(root: Path, options: argparse.Namespace) -> Batches:
+    """The trainer's own way: prepared Parquet, decoders as Ray actors."""
+    source = Flickr8kConfig(images=str(root / "jpeg"), captions={"train": str(root / "captions.txt")})
+    prepared = str(root / "prepared")
+    prepare(PrepareConfig(source="flickr8k", output=prepared, flickr8k=source))
+    samples = load_samples(DataConfig(prepared=prepared), with_negatives=False)
+    spec = BatchSpec(
+        order=BatchOrder(seed=0, num_rows=len(samples), batch_size=options.batch),
+        rank=0,
+        world_size=1,
+        negatives=0,
+        size=(SIZE, SIZE),
+        interpolation="bicubic",
+        crop_scale_min=0.9,
+        tokenizer=open_clip.get_tokenizer(MODEL),
+    )
+    reference = ray.put(samples)
+
+    def batches(steps: int) -> Iterator[Any]:
+        decoders = start_decoders(1, options.processes)
+        window = 2 * options.processes  # as the DataLoader's prefetch_factor
+        yield from Feed(reference, spec, first=0, last=steps, decoders=decoders[0], prefetch=window)
+        end_decoders(decoders)
+
+    return batches
+
+
+class _Pictures(Dataset):
+    def __init__(self, root: Path, captions: list[str]) -> None:
+        self.root, self.captions = root, captions
+        self.crop = v2.RandomResizedCrop(SIZE, scale=(0.9, 1.0), interpolation=v2.InterpolationMode.BICUBIC)
+        self.to_tensor = v2.PILToTensor()
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    def __getitem__(self, number: int) -> tuple[torch.Tensor, str]:
+        with Image.open(self.root / "jpeg" / f"{number}.jpg") as picture:
+            return self.to_tensor(self.crop(picture.convert("RGB"))), self.captions[number]
+
+
+class _Collate:
+    def __init__(self) -> None:
+        self.tokenizer = open_clip.get_tokenizer(MODEL)
+
+    def __call__(self, rows: list[tuple[torch.Tensor, str]]) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.stack([picture for picture, _ in rows]), self.tokenizer([text for _, text in rows])
+
+
+def _loader(root: Path, captions: list[str], options: argparse.Namespace) -> Batches:
+    pictures, collate = _Pictures(root, captions), _Collate()
+
+    def batches(steps: int) -> Iterator[Any]:
+        sampler = torch.utils.data.RandomSampler(
+            pictures, num_samples=steps * options.batch, replacement=True
+        )
+        yield from DataLoader(
+            pictures,
+            batch_size=options.batch,
+            sampler=sampler,
+            num_workers=options.processes,
+            prefetch_factor=2,
+            collate_fn=collate,
+        )
+
+    return batches
+
+
+def _write_pictures(root: Path, count: int) -> list[str]:
+    """Smooth noise with grain, about 60 kB each as a photograph's JPEG; returns the captions."""
+    (root / "jpeg").mkdir()
+    rng = np.random.default_rng(0)
+    captions = [
+        f"a picture of {number} things that lie beside each other on a table" for number in range(count)
+    ]
+    for number in range(count):
+        colours = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8))
+        smooth = np.asarray(colours.resize((640, 480), Image.Resampling.BICUBIC), dtype=np.int16)
+        grain = rng.normal(0, 8, (480, 640, 1)).astype(np.int16)
+        picture = Image.fromarray(np.clip(smooth + grain, 0, 255).astype(np.uint8))
+        buffer = io.BytesIO()
+        picture.save(buffer, "JPEG", quality=85)
+        (root / "jpeg" / f"{number}.jpg").write_bytes(buffer.getvalue())
+    lines = [f"{number}.jpg,{caption}" for number, caption in enumerate(captions)]
+    (root / "captions.txt").write_text("\n".join(["image,caption", *lines]) + "\n")
+    return captions
+
+
+if __name__ == "__main__":
+    main()
