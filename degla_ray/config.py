@@ -234,15 +234,13 @@ class ObjectiveConfig:
     def __post_init__(self) -> None:
         for setting, value in ABLATIONS.get(self.name, {}).items():
             object.__setattr__(self, setting, value)
-        if self.negatives_per_caption is None:
-            object.__setattr__(self, "negatives_per_caption", {"clip": 0, "negclip": 1}.get(self.name, 4))
-        K = self.negatives_per_caption
-        _require(K is not None and K >= 0, "objective.negatives_per_caption", K, ">= 0")
+        K = self.num_negatives
+        _require(K >= 0, "objective.negatives_per_caption", K, ">= 0")
         _require(
             self.name != "clip" or K == 0,
             "objective.negatives_per_caption",
             K,
-            "0, or another objective: clip has no negatives",
+            "0, or another objective than clip",
         )
         _require(0 <= self.label_smoothing <= 1, "objective.label_smoothing", self.label_smoothing, "0 to 1")
         _require(self.focal_gamma >= 0, "objective.focal_gamma", self.focal_gamma, ">= 0")
@@ -251,6 +249,13 @@ class ObjectiveConfig:
     def family(self) -> Literal["clip", "negclip", "ceclip", "degla"]:
         """The method; ablations belong to `degla`."""
         return "degla" if self.name in ABLATIONS else self.name  # type: ignore[return-value]
+
+    @property
+    def num_negatives(self) -> int:
+        """K. Not set at construction: a default that depends on `name` must stay open until that is known."""
+        if self.negatives_per_caption is not None:
+            return self.negatives_per_caption
+        return {"clip": 0, "negclip": 1}.get(self.name, 4)
 
     @property
     def wants_teacher(self) -> bool:
@@ -407,7 +412,7 @@ class TrainConfig:
             f"a divisor of global_batch_size / num_workers ({self.global_batch_size // self.num_workers})",
         )
         _require(
-            self.objective.negatives_per_caption == 0 or self.data.negatives is not None,
+            self.objective.num_negatives == 0 or self.data.negatives is not None,
             "data.negatives",
             None,
             f"a folder that `negatives` wrote: objective {self.objective.name!r} needs negatives",

@@ -101,7 +101,7 @@ class _Worker:
             order=self.job.order,
             rank=self.rank,
             world_size=self.world_size,
-            negatives=config.objective.negatives_per_caption or 0,
+            negatives=config.objective.num_negatives,
             size=self.loaded.preprocess_cfg["size"],
             interpolation=self.loaded.preprocess_cfg["interpolation"],
             crop_scale_min=config.data.crop_scale_min,

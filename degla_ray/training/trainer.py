@@ -88,7 +88,7 @@ def train(
         print(f"{name}: finished already")
         return TrainResult(**run.read_json(RESULT))
 
-    samples = load_samples(config.data, with_negatives=bool(config.objective.negatives_per_caption))
+    samples = load_samples(config.data, with_negatives=config.objective.num_negatives > 0)
     order = BatchOrder(seed=config.seed, num_rows=len(samples), batch_size=config.global_batch_size)
     total_steps = config.max_steps or order.steps(config.epochs)
     ray_setup.start(config.ray)
@@ -155,7 +155,7 @@ def run_identity(config: TrainConfig) -> dict[str, Any]:
         "split": config.data.split,
         "crop_scale_min": config.data.crop_scale_min,
     }
-    if config.objective.negatives_per_caption and config.data.negatives is not None:
+    if config.objective.num_negatives and config.data.negatives is not None:
         _, negatives = read_complete(config.data.negatives, "negatives")
         data["negatives"] = negatives["fingerprint"]
     if config.data.neighbours is not None:

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_objectives_degla import features_of, minus_log_softmax, random_arrays
 
+from degla_ray.cli import from_settings
 from degla_ray.config import ABLATIONS, DataConfig, ObjectiveConfig, TeacherConfig, TrainConfig
 from degla_ray.errors import SettingError
 from degla_ray.objectives import losses, next_state
@@ -176,15 +177,18 @@ def test_objective_config_impossible_setting_is_named(settings_, setting):
         ObjectiveConfig(**settings_)
 
 
-def test_objective_config_default_negatives_are_the_methods():
-    assert [
-        ObjectiveConfig(name=n).negatives_per_caption for n in ("clip", "negclip", "ceclip", "degla")
-    ] == [
-        0,
-        1,
-        4,
-        4,
-    ]
+def from_file(objective: str) -> TrainConfig:
+    """The name alone is set, as in a user's YAML."""
+    data = {"prepared": "x", "negatives": "y"}
+    return from_settings(TrainConfig, {"name": "x", "data": data, "objective": {"name": objective}}, "train")
+
+
+def test_objective_named_in_a_file_has_its_own_defaults():
+    for name, expected in {"clip": 0, "negclip": 1, "ceclip": 4, "degla": 4, "degla_no_tgc": 4}.items():
+        assert from_file(name).objective.num_negatives == expected
+    assert from_file("degla_no_igc").objective.lambda_igc == 0
+    assert from_file("degla_released").objective.lambda_distill == 0.005
+    assert from_file("degla_frozen_teacher").teacher.kind == "frozen"
 
 
 def test_train_config_teacher_none_is_refused_where_a_term_needs_one():

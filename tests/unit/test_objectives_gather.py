@@ -52,7 +52,7 @@ class Towers(nn.Module):
 
 def global_batch(name: str) -> tuple[dict[str, Tensor], Tensor]:
     generator = torch.Generator().manual_seed(1)
-    k = CONFIGS[name].negatives_per_caption and K
+    k = K if CONFIGS[name].negatives_per_caption != 0 else 0
     rows = {
         "img": torch.randn(N, D_IN, generator=generator),
         "txt": torch.randn(N, D_IN, generator=generator),
