@@ -279,7 +279,7 @@ def _report(
 ) -> None:
     names = sorted(trials[0].settings)
     table = Table(title=f"{len(trials)} trials of {config.train.name}", title_justify="left")
-    for column in ("", *(name.rpartition(".")[2] for name in names), COMPOSITION, ZERO_SHOT, "MLflow run"):
+    for column in ("", *headings(names), COMPOSITION, ZERO_SHOT, "MLflow run"):
         table.add_column(column)
     table.add_row(
         "base",
@@ -317,6 +317,13 @@ def _report(
         file = Path(folder, RESULTS)
         file.write_text(json.dumps(rows, indent=1))
         tracking.log_artifacts(track, parent, file)
+
+
+def headings(names: Sequence[str]) -> list[str]:
+    """Of columns of dotted settings: the last word, the whole name where that is not unique; narrow."""
+    last = [name.rpartition(".")[2] for name in names]
+    short = [word if last.count(word) == 1 else name for name, word in zip(names, last, strict=True)]
+    return [word.replace(".", ".\n").replace("_", "_\n") for word in short]
 
 
 def _percent(accuracy: float | None) -> str:

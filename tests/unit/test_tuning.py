@@ -8,7 +8,7 @@ import pytest
 
 from degla_ray.config import DataConfig, ObjectiveConfig, TrainConfig
 from degla_ray.errors import DeglaError, SettingError
-from degla_ray.tuning import Trial, best_trial, load_space, with_settings
+from degla_ray.tuning import Trial, best_trial, headings, load_space, with_settings
 
 TRAIN = TrainConfig(name="x", data=DataConfig(prepared="p", negatives="n"))
 
@@ -76,3 +76,8 @@ def test_load_space_missing_file_or_function_is_refused(tmp_path: Path) -> None:
         with pytest.raises(SettingError) as caught:
             load_space(str(path))
         assert named in str(caught.value)
+
+
+def test_headings_are_narrow_and_tell_settings_apart():
+    assert headings(["objective.lambda_igc", "optimizer.lr"]) == ["lambda_\nigc", "lr"]
+    assert headings(["a.scale", "b.scale", "c"]) == ["a.\nscale", "b.\nscale", "c"]
