@@ -49,7 +49,7 @@ test-full: $(INSTALLED)
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy degla_ray jobs tune_spaces
+	$(BIN)/mypy degla_ray jobs tune_spaces benchmarks
 	$(BIN)/codespell
 	$(BIN)/python -m degla_ray.cluster_config cluster.yaml
 

@@ -41,6 +41,7 @@ from degla_ray.config import (
     TrainConfig,
 )
 from degla_ray.model import LoadedModel, Teacher, build
+from degla_ray.model.encode import OpenClipModel
 from degla_ray.training.data import LocalBatch
 from degla_ray.training.gradients import Gradients
 from degla_ray.training.optimizer import build_optimizer, clamp_logit_scale
@@ -146,7 +147,7 @@ class Benchmark:
 
     def _useful_flops(self, loaded: LoadedModel, batch: LocalBatch) -> float:
         """Of the linear layers on pictures and real tokens: student forward and backward, teacher forward."""
-        model = loaded.model
+        model: OpenClipModel = loaded.model
         visual, text = model.visual, model.transformer
         patches = (model.visual.image_size[0] // model.visual.patch_size[0]) ** 2
         real = int((batch.tokens_BL != 0).sum() + (batch.negatives_BKL != 0).sum())
@@ -168,7 +169,7 @@ class Benchmark:
         return 2 * size**3 / best
 
 
-def ours(student: nn.Module, preprocess: dict[str, Any], options: argparse.Namespace) -> Step:
+def ours(student: OpenClipModel, preprocess: dict[str, Any], options: argparse.Namespace) -> Step:
     """The trainer's step."""
     student = student.to(options.device).train()
     config = _config(options)
@@ -189,7 +190,7 @@ def ours(student: nn.Module, preprocess: dict[str, Any], options: argparse.Names
     return step
 
 
-def reference(student: nn.Module, preprocess: dict[str, Any], options: argparse.Namespace) -> Step:
+def reference(student: OpenClipModel, preprocess: dict[str, Any], options: argparse.Namespace) -> Step:
     """What the released training step does, on one worker."""
     config = _config(options)
     student = student.to(options.device).train()
@@ -211,7 +212,7 @@ def reference(student: nn.Module, preprocess: dict[str, Any], options: argparse.
     mean, std = (torch.tensor(preprocess[k], device=options.device) for k in ("mean", "std"))
     alpha = config.teacher.decay ** (options.batch / config.teacher.reference_batch)
 
-    def encode(model: nn.Module, images: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    def encode(model: OpenClipModel, images: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         with torch.autocast(options.device, torch.bfloat16, enabled=options.precision == "bf16"):
             image_features = model.encode_image(images, normalize=True)
             text_features = model.encode_text(tokens, normalize=True)
