@@ -1,7 +1,7 @@
 """An alpha sweep between two models in one report: `sweep(config)`, run by `jobs/interpolate.py`.
 
-Each point is exported, so that the best one is at hand, evaluated and compared; finished ones are not made
-again. On scenes-base and the scenes tests a point takes about 10 s on two cores.
+Each point is exported, so that the best one is at hand, evaluated and compared; finished evaluations are not
+made again. On scenes-base and the scenes tests a point takes about 10 s on two cores.
 """
 
 from __future__ import annotations

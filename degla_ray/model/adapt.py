@@ -30,33 +30,35 @@ def adapt(model: nn.Module, config: AdaptConfig) -> None:
     Raises:
         SettingError: more blocks to freeze than there are, or no blocks to adapt.
     """
-    for tower, blocks in (("image", config.freeze_image_blocks), ("text", config.freeze_text_blocks)):
-        found = _blocks(model, tower)
-        if blocks > found:
+    staying = {"image": config.freeze_image_blocks, "text": config.freeze_text_blocks, "": 0}
+    there = _blocks(model)
+    for tower, blocks in staying.items():
+        if blocks > there[tower]:
             raise SettingError(
-                f"adapt.freeze_{tower}_blocks", blocks, f"at most {found}, which the tower has"
+                f"adapt.freeze_{tower}_blocks", blocks, f"at most {there[tower]}, which the tower has"
             )
     if config.lora_rank:
         _add_lora(model, config)
     for name, parameter in model.named_parameters():
         tower = _tower(name)
-        blocks = {"image": config.freeze_image_blocks, "text": config.freeze_text_blocks}.get(tower, 0)
         # freezing the first blocks freezes what lies before them too
-        if tower == config.freeze or (blocks and _depth(name, _blocks(model, tower)) <= blocks):
+        if tower == config.freeze or (staying[tower] and _depth(name, there[tower]) <= staying[tower]):
             parameter.requires_grad_(False)
 
 
-def rate_factor(model: nn.Module, name: str, config: AdaptConfig) -> float:
-    """What the learning rate is multiplied with for parameter `name`.
+def rate_factors(model: nn.Module, config: AdaptConfig) -> dict[str, float]:
+    """What the learning rate is multiplied with, for each parameter's name.
 
     `layer_decay` to the power of the number of blocks that lie above it in its tower (the first embedding
     is one below the first block, what follows the last block and the logits' scalars have 1), and
     `lora_rate` for adapters.
     """
-    tower = _tower(name)
-    blocks = _blocks(model, tower)
-    above = 0 if tower == "" else blocks + 1 - _depth(name, blocks)
-    return config.layer_decay**above * (config.lora_rate if _is_adapter(name) else 1.0)
+    blocks, factors = _blocks(model), {}
+    for name, _ in model.named_parameters():
+        tower = _tower(name)
+        above = 0 if tower == "" else blocks[tower] + 1 - _depth(name, blocks[tower])
+        factors[name] = config.layer_decay**above * (config.lora_rate if _is_adapter(name) else 1.0)
+    return factors
 
 
 def plain_state(model: nn.Module) -> dict[str, Tensor]:
@@ -128,26 +130,18 @@ def _tower(name: str) -> str:
     return "image" if name.startswith("visual.") else "text"
 
 
-def _blocks(model: nn.Module, tower: str) -> int:
-    numbers = [
-        int(found[1]) + 1
-        for name, _ in model.named_parameters()
-        if _tower(name) == tower and (found := _BLOCK.search(name))
-    ]
-    return max(numbers, default=0)
+def _blocks(model: nn.Module) -> dict[str, int]:
+    """Blocks of each tower."""
+    blocks = {"image": 0, "text": 0, "": 0}
+    for name, _ in model.named_parameters():
+        if found := _BLOCK.search(name):
+            blocks[_tower(name)] = max(blocks[_tower(name)], int(found[1]) + 1)
+    return blocks
 
 
 def _depth(name: str, blocks: int) -> int:
     """0: before the first block; 1 to `blocks`: in one; one more: after the last."""
     if found := _BLOCK.search(name):
         return int(found[1]) + 1
-    embeds = (
-        "conv1",
-        "class_embedding",
-        "positional_embedding",
-        "ln_pre",
-        "token_embedding",
-        "stem",
-        "embed",
-    )
-    return 0 if any(part in name for part in embeds) else blocks + 1
+    before = ("conv1", "ln_pre", "stem", "embed")
+    return 0 if any(part in name for part in before) else blocks + 1

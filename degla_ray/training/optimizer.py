@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from degla_ray.config import AdaptConfig, OptimizerConfig
-from degla_ray.model.adapt import rate_factor
+from degla_ray.model.adapt import rate_factors
 
 MAX_LOGIT_SCALE = math.log(100.0)
 
@@ -68,9 +68,9 @@ def _groups(
     model: nn.Module, adapt: AdaptConfig | None
 ) -> list[tuple[tuple[bool, float], list[tuple[str, nn.Parameter]]]]:
     """((whether it decays, factor of the rate), its parameters by name), the decaying ones first."""
+    factors = rate_factors(model, adapt or AdaptConfig())
     groups: dict[tuple[bool, float], list[tuple[str, nn.Parameter]]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            factor = 1.0 if adapt is None else rate_factor(model, name, adapt)
-            groups.setdefault((parameter.ndim >= 2, factor), []).append((name, parameter))
+            groups.setdefault((parameter.ndim >= 2, factors[name]), []).append((name, parameter))
     return sorted(groups.items(), key=lambda group: group[0], reverse=True)
