@@ -1,0 +1,110 @@
+"""The few-shot examples: one file a kind, and each example what its kind and the project's checks ask for."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import degla_ray.negatives
+from degla_ray.negatives.checks import Candidate, Language, first_failure, normal_form
+from degla_ray.negatives.grammar import load_yaml
+from degla_ray.negatives.tagging import Tag, Token, load_tagger
+from degla_ray.schema import Kind
+
+FOLDER = Path(degla_ray.negatives.__file__).with_name("prompts")
+FEWEST = 20
+"""Examples that a file must hold at least."""
+
+ARTICLES = {"a", "an", "the"}
+SWAPS = (Kind.SWAP_NOUNS, Kind.SWAP_ADJECTIVES)
+REPLACEMENTS = (Kind.REPLACE_NOUNS, Kind.REPLACE_ADJECTIVES)
+
+
+def prompt(kind: Kind) -> dict[str, Any]:
+    return load_yaml(FOLDER / f"{kind.value}.yaml")
+
+
+def examples(*kinds: Kind) -> list[Any]:
+    """Kind, caption and negative of every example of these kinds."""
+    return [
+        pytest.param(kind, example["caption"], example["negative"], id=f"{kind.value}-{number}")
+        for kind in kinds
+        for number, example in enumerate(prompt(kind)["examples"], start=1)
+    ]
+
+
+def words(text: str) -> list[Token]:
+    """Tokens but articles and punctuation."""
+    tokens = load_tagger().analyse(text).tokens
+    return [t for t in tokens if t.lemma not in ARTICLES and t.tag is not Tag.PUNCT]
+
+
+def changed(caption: str, negative: str) -> list[tuple[Token, Token]]:
+    """The words that differ, in place."""
+    pairs = zip(words(caption), words(negative), strict=True)
+    return [(a, b) for a, b in pairs if a.text.lower() != b.text.lower()]
+
+
+def is_of_kind(kind: Kind, token: Token) -> bool:
+    """Whether a word is of the class that a swap or replacement of this kind moves."""
+    if kind in (Kind.SWAP_NOUNS, Kind.REPLACE_NOUNS):
+        return token.tag is Tag.NOUN
+    return load_tagger().lexicon.lists_adjective(token.text)  # colours are nouns too: a woman in red
+
+
+def test_prompts_there_is_one_file_for_each_kind() -> None:
+    assert {path.name for path in FOLDER.iterdir()} == {f"{kind.value}.yaml" for kind in Kind}
+
+
+@pytest.mark.parametrize("kind", Kind)
+def test_prompts_file_has_an_instruction_and_enough_examples(kind: Kind) -> None:
+    data = prompt(kind)
+    assert set(data) == {"instruction", "examples"}
+    assert isinstance(data["instruction"], str)
+    assert data["instruction"].strip()
+    assert len(data["examples"]) >= FEWEST
+    for example in data["examples"]:
+        assert set(example) == {"caption", "negative"}
+        assert all(isinstance(text, str) and text == text.strip() for text in example.values())
+
+
+def test_prompts_no_text_stands_twice() -> None:
+    texts = Counter(
+        normal_form(text)
+        for kind in Kind
+        for example in prompt(kind)["examples"]
+        for text in example.values()
+    )
+    assert [text for text, times in texts.items() if times > 1] == []
+
+
+@pytest.mark.parametrize(("kind", "caption", "negative"), examples(*Kind))
+def test_prompts_example_passes_the_checks(kind: Kind, caption: str, negative: str) -> None:
+    tagger = load_tagger()
+    candidate = Candidate(
+        caption=tagger.analyse(caption), negative=tagger.analyse(negative), accepted=frozenset()
+    )
+    assert first_failure(candidate, Language(grammar=tagger.grammar, lexicon=tagger.lexicon)) is None
+    assert caption.endswith(".") == negative.endswith(".")
+
+
+@pytest.mark.parametrize(("kind", "caption", "negative"), examples(Kind.RESHUFFLE, *SWAPS))
+def test_prompts_moving_kinds_keep_the_words(kind: Kind, caption: str, negative: str) -> None:
+    assert Counter(t.lemma for t in words(caption)) == Counter(t.lemma for t in words(negative))
+
+
+@pytest.mark.parametrize(("kind", "caption", "negative"), examples(*SWAPS))
+def test_prompts_swap_exchanges_two_words_of_its_class(kind: Kind, caption: str, negative: str) -> None:
+    (first, new_first), (second, new_second) = changed(caption, negative)
+    assert (first.lemma, second.lemma) == (new_second.lemma, new_first.lemma)
+    assert all(is_of_kind(kind, token) for token in (first, second, new_first, new_second))
+
+
+@pytest.mark.parametrize(("kind", "caption", "negative"), examples(*REPLACEMENTS))
+def test_prompts_replacement_changes_one_word_of_its_class(kind: Kind, caption: str, negative: str) -> None:
+    [(old, new)] = changed(caption, negative)
+    assert is_of_kind(kind, old)
+    assert is_of_kind(kind, new)
