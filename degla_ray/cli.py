@@ -13,6 +13,7 @@ import io
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from enum import StrEnum
 from typing import Any, NoReturn, TypeVar
 
 import yaml
@@ -21,7 +22,7 @@ from jsonargparse.typing import register_type
 
 from degla_ray import ray_setup
 from degla_ray.errors import DeglaError
-from degla_ray.schema import Kind
+from degla_ray.schema import Kind, RejectReason
 
 ConfigT = TypeVar("ConfigT")
 
@@ -31,13 +32,19 @@ EXIT_INTERRUPTED = 130
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 
-def _kind(value: str) -> Kind:
-    if value not in list(Kind):
-        raise ValueError(f"expected one of {', '.join(Kind)}. Got value: {value}")
-    return Kind(value)
+def _member(choices: type[StrEnum]) -> Callable[[str], StrEnum]:
+    """Reads a member by its value, as data files have it, not by its name."""
+
+    def read(value: str) -> StrEnum:
+        if value not in list(choices):
+            raise ValueError(f"expected one of {', '.join(choices)}. Got value: {value}")
+        return choices(value)
+
+    return read
 
 
-register_type(Kind, serializer=str, deserializer=_kind)  # by value, as data files have it, not by member name
+for _choices in (Kind, RejectReason):
+    register_type(_choices, serializer=str, deserializer=_member(_choices))
 
 
 class _Parser(ArgumentParser):

@@ -45,6 +45,19 @@ class RejectReason(StrEnum):
     SYNONYM = "synonym"
     DUPLICATE_NEGATIVE = "duplicate_negative"
     TRUE_OF_IMAGE = "true_of_image"
+    WRONG_KIND = "wrong_kind"  # another edit than was asked for
+    # answers of a language model
+    NO_TEXT = "no_text"
+    CUT_OFF = "cut_off"  # the answer reached its token limit
+    COMMENTARY = "commentary"  # a refusal, an explanation, a question
+    SEVERAL_SENTENCES = "several_sentences"
+    MARKUP = "markup"
+    WRONG_LANGUAGE = "wrong_language"
+    NON_PRINTABLE = "non_printable"
+    TOO_LONG = "too_long"  # far more words than the caption
+    # answers that never came
+    TIMEOUT = "timeout"
+    ENGINE_ERROR = "engine_error"
 
 
 IMAGES = pa.schema(
@@ -72,6 +85,23 @@ REJECTS = pa.schema(
         ("text", pa.string()),
         ("reason", pa.string()),
         ("detail", pa.string()),
+    ]
+)
+ATTEMPTS = pa.schema(  # every question put to a language model and what became of it: the ledger
+    [
+        ("key", pa.string()),  # of the caption's text: captions that read alike are asked for once
+        ("kind", pa.string()),
+        ("attempt", pa.int8()),
+        ("state", pa.string()),  # ok, rejected, error or not_applicable
+        ("text", pa.string()),  # the negative, the rejected answer, or the error's message
+        ("reason", pa.string()),
+        ("detail", pa.string()),
+        ("engine", pa.string()),
+        ("model", pa.string()),
+        ("prompt_tokens", pa.int32()),
+        ("completion_tokens", pa.int32()),
+        ("cached_tokens", pa.int32()),  # of the prompt, found in the prefix cache
+        ("seconds", pa.float32()),
     ]
 )
 NEIGHBOURS = pa.schema([("image_id", pa.string()), ("neighbours", pa.list_(pa.string()))])  # nearest first

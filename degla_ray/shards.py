@@ -293,6 +293,14 @@ class StageFolder:
                 total[key] = total.get(key, 0) + value
         return total
 
+    def reopen(self, shards: Iterable[int]) -> None:
+        """Makes finished shards pending again; their parts stay until they are written anew."""
+        for shard in (reopened := list(shards)):
+            self.storage.delete_file("receipts", f"{shard:05d}.json")
+        if reopened and self.complete:
+            self.manifest = {**self.manifest, "complete": False}
+            self.storage.write_json(self.manifest, MANIFEST)
+
     def finish(self, extra_counts: Mapping[str, int] | None = None) -> dict[str, int]:
         """Marks the folder complete and stores the summed counts in the manifest."""
         if self.pending():

@@ -20,7 +20,7 @@ from degla_ray.negatives.grammar import Grammar
 from degla_ray.negatives.lexicon import Entry, Lexicon, Number
 from degla_ray.negatives.phrases import NounPhrase, is_symmetric, noun_phrases
 from degla_ray.negatives.tagging import Sentence, Tag, Token
-from degla_ray.schema import RejectReason
+from degla_ray.schema import Kind, RejectReason
 
 CHECKS_VERSION = 1
 """Part of a negatives folder's identity: raise it when a check decides otherwise than before."""
@@ -48,12 +48,14 @@ class Candidate:
         caption, negative: both tagged.
         accepted: normal forms of the caption's negatives so far, of all kinds.
         scrambled: the words' order is free, so relations cannot be read off it.
+        kind: the edit that was asked for, of an engine that may have made another; else none.
     """
 
     caption: Sentence
     negative: Sentence
     accepted: frozenset[str]
     scrambled: bool = False
+    kind: Kind | None = None
 
 
 def normal_form(text: str) -> str:
@@ -71,6 +73,18 @@ def duplicate(candidate: Candidate, language: Language) -> RejectReason | None:
     """Equal to another negative of the caption."""
     seen = normal_form(candidate.negative.text) in candidate.accepted
     return RejectReason.DUPLICATE_NEGATIVE if seen else None
+
+
+def wrong_kind(candidate: Candidate, language: Language) -> RejectReason | None:
+    """Not the edit that was asked for, and no other: words exchanged, replaced, or only moved."""
+    if candidate.kind is None:
+        return None
+    before, after = (
+        [t for t in sentence.tokens if t.lemma not in _ARTICLES and t.tag is not Tag.PUNCT]
+        for sentence in (candidate.caption, candidate.negative)
+    )
+    fits = _EDITS[candidate.kind](before, after)
+    return None if fits else RejectReason.WRONG_KIND
 
 
 def synonym(candidate: Candidate, language: Language) -> RejectReason | None:
@@ -99,9 +113,52 @@ def same_meaning(candidate: Candidate, language: Language) -> RejectReason | Non
     return RejectReason.SAME_MEANING if same else None
 
 
+def _exchanged(tag: Tag) -> Callable[[Sequence[Token], Sequence[Token]], bool]:
+    """Two words of that class changed places, and nothing else changed but agreement."""
+
+    def fits(before: Sequence[Token], after: Sequence[Token]) -> bool:
+        if len(before) != len(after):
+            return False
+        pairs = [(a, b) for a, b in zip(before, after, strict=True) if a.lemma != b.lemma]
+        if len(pairs) != 2 or any(a.tag is not tag for a, _ in pairs):
+            return False
+        (a, b), (c, d) = pairs
+        return a.lemma == d.lemma and c.lemma == b.lemma
+
+    return fits
+
+
+def _replaced(tag: Tag) -> Callable[[Sequence[Token], Sequence[Token]], bool]:
+    """One word of that class became another of it, and nothing else changed but agreement."""
+
+    def fits(before: Sequence[Token], after: Sequence[Token]) -> bool:
+        if len(before) != len(after):
+            return False
+        pairs = [(a, b) for a, b in zip(before, after, strict=True) if a.lemma != b.lemma]
+        return len(pairs) == 1 and pairs[0][0].tag is pairs[0][1].tag is tag
+
+    return fits
+
+
+def _moved(before: Sequence[Token], after: Sequence[Token]) -> bool:
+    """The same content words in another order; small words may come and go with them."""
+    kept = [Counter(t.lemma for t in tokens if t.tag in _CONTENT) for tokens in (before, after)]
+    return kept[0] == kept[1] and [t.lemma for t in before] != [t.lemma for t in after]
+
+
+_CONTENT = (Tag.NOUN, Tag.NAME, Tag.ADJ, Tag.VERB, Tag.NUM)
+_EDITS: dict[Kind, Callable[[Sequence[Token], Sequence[Token]], bool]] = {
+    Kind.SWAP_NOUNS: _exchanged(Tag.NOUN),
+    Kind.SWAP_ADJECTIVES: _exchanged(Tag.ADJ),
+    Kind.REPLACE_NOUNS: _replaced(Tag.NOUN),
+    Kind.REPLACE_ADJECTIVES: _replaced(Tag.ADJ),
+    Kind.RESHUFFLE: _moved,
+}
+
 CHECKS: dict[str, Callable[[Candidate, Language], RejectReason | None]] = {
     "identity": identity,
     "duplicate": duplicate,
+    "kind": wrong_kind,
     "synonym": synonym,
     "same_meaning": same_meaning,
 }

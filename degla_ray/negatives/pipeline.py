@@ -12,18 +12,22 @@ import json
 import math
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pyarrow as pa
 
+from degla_ray import ray_setup
 from degla_ray.config import NegativesConfig
 from degla_ray.errors import DataError
+from degla_ray.negatives import rules
 from degla_ray.negatives.checks import CHECKS_VERSION
-from degla_ray.negatives.engine import ENGINES
+from degla_ray.negatives.engine import COMPLETERS, ENGINES
+from degla_ray.negatives.generation import Job, generate_pending, reopen
+from degla_ray.negatives.prompting import Prompt, load_prompts, prompt_sha
 from degla_ray.negatives.proposals import ORDER
 from degla_ray.negatives.shard import STAGE, ShardTask, captions_of, vocabulary, write_shard
-from degla_ray.schema import CAPTIONS, SCENE_GRAPHS
+from degla_ray.schema import CAPTIONS, SCENE_GRAPHS, Kind
 from degla_ray.shards import StageFolder, Storage, read_complete
 
 CAPTIONS_PER_ACTOR = 4000
@@ -44,38 +48,76 @@ def generate(config: NegativesConfig) -> dict[str, int]:
     """
     source, manifest = read_complete(config.prepared, "prepare")
     kinds = tuple(kind for kind in ORDER if kind in config.kinds)
+    by_model = config.engine in COMPLETERS
+    prompts = load_prompts(kinds, config.generation.shots, config.seed) if by_model else {}
     identity = {
         "prepared": manifest["fingerprint"],
-        "engine": {"name": config.engine, **ENGINES[config.engine].identity()},
+        "engine": {"name": config.engine, **_engine_identity(config, prompts)},
         "checks": CHECKS_VERSION,
         "kinds": kinds,
         "per_kind": config.per_kind,
         "seed": config.seed,
     }
     folder = StageFolder(config.output, STAGE, identity, config.num_shards)
+    if by_model and config.generation.retry_failed:
+        reopen(folder, config.generation.retry_reasons)
     if folder.complete:
         print(f"{config.output} is finished: nothing to do")
         _report(folder.manifest["counts"])
         return dict(folder.manifest["counts"])
-    task = ShardTask(folder=folder, kinds=kinds, per_kind=config.per_kind, seed=config.seed)
     if pending := folder.pending():
-        _write_pending(config, task, pending, source)
+        captions, graphs = _read(source)
+        ray_setup.start(config.ray)
+        if by_model:
+            job = Job(
+                config=config,
+                folder=folder,
+                kinds=kinds,
+                prompts=prompts,
+                prompt_sha=prompt_sha(prompts),
+                model=COMPLETERS[config.engine].model(config),
+            )
+            if not generate_pending(job, pending, captions, graphs):
+                print("stopped: generation.max_gpu_hours are used up; the same command goes on")
+                return folder.counts()
+        else:
+            task = ShardTask(folder=folder, kinds=kinds, per_kind=config.per_kind, seed=config.seed)
+            _write_pending(config, task, pending, (captions, graphs))
     counts = folder.counts()
     _report(counts)
     _check_ledger(config, counts)
     return folder.finish()
 
 
-def _write_pending(config: NegativesConfig, task: ShardTask, pending: list[int], source: Storage) -> None:
-    from degla_ray import ray_setup
+def _engine_identity(config: NegativesConfig, prompts: Mapping[Kind, Prompt]) -> dict[str, Any]:
+    """What decides an engine's output beside the settings that all engines share."""
+    if config.engine in ENGINES:
+        return ENGINES[config.engine].identity()
+    asked = config.generation
+    decides = ("shots", "temperature", "top_p", "max_tokens", "attempts", "fill_with_rules")
+    return {
+        **COMPLETERS[config.engine].identity(config),
+        **{name: getattr(asked, name) for name in decides},
+        "prompt_sha": prompt_sha(prompts),
+        "words": rules.identity(),  # the checks' words, and the rules' that fill in
+    }
 
-    columns = ["sample_id", "image_id", "caption"]
-    captions = source.read_dataset("captions", CAPTIONS, columns)
-    graphs = (
-        source.read_dataset("graphs", SCENE_GRAPHS) if source.names("graphs") else SCENE_GRAPHS.empty_table()
-    )
+
+def _read(source: Storage) -> tuple[pa.Table, dict[str, str]]:
+    """Captions, and the scene graph of each image that has one."""
+    captions = source.read_dataset("captions", CAPTIONS, ["sample_id", "image_id", "caption"])
+    if not source.names("graphs"):
+        return captions, {}
+    graphs = source.read_dataset("graphs", SCENE_GRAPHS)
+    columns = (graphs[name].to_pylist() for name in ("image_id", "graph"))
+    return captions, dict(zip(*columns, strict=True))
+
+
+def _write_pending(
+    config: NegativesConfig, task: ShardTask, pending: list[int], data: tuple[pa.Table, dict[str, str]]
+) -> None:
+    captions, graphs = data
     words = vocabulary(captions["caption"].to_pylist())
-    ray_setup.start(config.ray)
     share = len(captions) * len(pending) / task.folder.num_shards
     started = time.monotonic()
     busy = 0.0
@@ -94,7 +136,7 @@ def _run(
     engine: str,
     task: ShardTask,
     pending: list[int],
-    data: tuple[pa.Table, pa.Table, frozenset[str]],
+    data: tuple[pa.Table, dict[str, str], frozenset[str]],
     share: float,
 ) -> Iterator[dict[str, Any]]:
     import ray
@@ -116,9 +158,7 @@ class _ShardActor:
     def __init__(self, engine: str, task: ShardTask, data: Any) -> None:
         import ray
 
-        self._captions, graphs, words = ray.get(data)
-        columns = (graphs[name].to_pylist() for name in ("image_id", "graph"))
-        self._graphs = dict(zip(*columns, strict=True))
+        self._captions, self._graphs, words = ray.get(data)
         self._task = task
         self._engine = ENGINES[engine].create(words)
 
@@ -146,6 +186,8 @@ def _report(counts: dict[str, int]) -> None:
             f"{kind}: {tally[f'rows.{kind}']} negatives; "
             f"{tally['captions']} captions = {ok} with + {rejected} all rejected + {without} not applicable"
         )
+        if failed := tally[f"captions.{kind}.error"]:
+            line += f" + {failed} failed"
         judged = {t: tally[f"truth.{kind}.{t}"] for t in ("true", "false", "not_parseable")}
         if sum(judged.values()):
             line += (

@@ -59,7 +59,9 @@ def vocabulary(texts: Sequence[str]) -> frozenset[str]:
     return frozenset(words)
 
 
-def captions_of(shard: int, num_shards: int, captions: pa.Table, graphs: Mapping[str, str]) -> list[Caption]:
+def captions_of(
+    shard: int, num_shards: int, captions: pa.Table, graphs: Mapping[str, str], by: str = "sample_id"
+) -> list[Caption]:
     """The captions of one shard, by sample_id.
 
     Args:
@@ -67,9 +69,10 @@ def captions_of(shard: int, num_shards: int, captions: pa.Table, graphs: Mapping
         num_shards: shards of the output.
         captions: all captions (sample_id, image_id, caption).
         graphs: image_id -> scene graph; empty where pictures have none.
+        by: the column whose hash is the shard.
     """
-    ids = captions["sample_id"].to_pylist()
-    mine = captions.take([i for i, sample_id in enumerate(ids) if shard_of(sample_id, num_shards) == shard])
+    keys = captions[by].to_pylist()
+    mine = captions.take([i for i, key in enumerate(keys) if shard_of(key, num_shards) == shard])
     family = captions.filter(pc.is_in(captions["image_id"], value_set=mine["image_id"].combine_chunks()))
     by_image: dict[str, list[str]] = {}
     for image_id, text in zip(family["image_id"].to_pylist(), family["caption"].to_pylist(), strict=True):
@@ -114,11 +117,11 @@ def _generate(
         Request(caption=c.text, siblings=c.siblings, limit=task.per_kind, seed=f"{task.seed} {c.sample_id}")
         for c in captions
     ]
-    vetoes = [no_veto if c.graph is None else _scene_veto(c.graph, counts) for c in captions]
+    vetoes = [no_veto if c.graph is None else scene_veto(c.graph, counts) for c in captions]
     return select(engine, requests, task.kinds, vetoes)
 
 
-def _scene_veto(graph: str, counts: Counter[str]) -> Veto:
+def scene_veto(graph: str, counts: Counter[str]) -> Veto:
     """Rejects what is true of a scene, and counts what the text checks alone would have let through."""
     from degla_ray.sources.scenes.truth import is_true
     from degla_ray.sources.scenes.world import scene_from_json
@@ -146,10 +149,10 @@ def _tables(
                 )
         for r in selection.rejects:
             rejects.append((STAGE, caption.sample_id, r.kind.value, r.text, r.reason.value, r.detail))
-    return _table(rows, NEGATIVES), _table(rejects, REJECTS)
+    return to_table(rows, NEGATIVES), to_table(rejects, REJECTS)
 
 
-def _table(rows: Sequence[tuple[object, ...]], schema: pa.Schema) -> pa.Table:
+def to_table(rows: Sequence[tuple[object, ...]], schema: pa.Schema) -> pa.Table:
     columns = zip(*rows, strict=True) if rows else ([] for _ in schema)
     return pa.table([pa.array(c, f.type) for c, f in zip(columns, schema, strict=True)], schema=schema)
 

@@ -88,4 +88,4 @@ def test_same_meaning_scramble_that_only_moves_phrases_is_rejected() -> None:
 
 
 def test_checks_are_named_after_what_they_find() -> None:
-    assert list(CHECKS) == ["identity", "duplicate", "synonym", "same_meaning"]
+    assert list(CHECKS) == ["identity", "duplicate", "kind", "synonym", "same_meaning"]

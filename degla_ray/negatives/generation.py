@@ -1,0 +1,299 @@
+"""Negatives by a language model: a pipeline of Ray Data over engines, resumable to the answer.
+
+    captions of a window of shards -> may they have the kind? -> engine -> gate -> ledger -> shards
+
+Captions that read alike are asked for once. Work is ordered by kind, so that prompts share what begins them,
+and asked in rounds: what failed a check goes into the next with another seed. A window (some 20,000
+captions) bounds the driver's memory; engines idle at a round's end while its last answers come.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from degla_ray.config import NegativesConfig
+from degla_ray.errors import DeglaError
+from degla_ray.negatives.engine import COMPLETERS, Actors
+from degla_ray.negatives.gate import Gate, seed_of
+from degla_ray.negatives.ledger import Book, Entry, Ledger, Row, State, may_retry, text_key
+from degla_ray.negatives.progress import Progress
+from degla_ray.negatives.prompting import Prompt
+from degla_ray.negatives.shard import STAGE, Caption, captions_of, scene_veto, to_table, vocabulary
+from degla_ray.schema import NEGATIVES, REJECTS, Kind, RejectReason
+from degla_ray.shards import StageFolder, shard_of
+
+WINDOW = 20_000
+"""Captions worked on at a time, about."""
+BLOCK = 128
+"""Questions in one call of an engine; what a crash can lose is a few of these."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What is the same for every window."""
+
+    config: NegativesConfig
+    folder: StageFolder
+    kinds: tuple[Kind, ...]
+    prompts: dict[Kind, Prompt]
+    prompt_sha: str
+    model: str
+
+
+@dataclass(kw_only=True)
+class _Window:
+    """Shards and their captions, those that read alike together."""
+
+    shards: list[int]
+    captions: dict[str, list[Caption]] = field(default_factory=dict)
+
+    def text(self, key: str) -> str:
+        return self.captions[key][0].text
+
+
+def generate_pending(job: Job, pending: Sequence[int], captions: pa.Table, graphs: dict[str, str]) -> bool:
+    """Works through the pending shards; False where the limit on GPU hours ended it before."""
+    ledger = Ledger(job.folder)
+    words = vocabulary(captions["caption"].to_pylist()) if job.config.generation.fill_with_rules else None
+    by_key = captions.append_column("key", pa.array([text_key(c) for c in captions["caption"].to_pylist()]))
+    total = _share(by_key, pending, job.folder.num_shards) * len(job.kinds)
+    with Progress(job.config, total) as progress:
+        for window in _windows(by_key, graphs, pending, job.folder.num_shards):
+            book = Book(window.captions, job.kinds, job.config.per_kind, job.config.generation.attempts)
+            known = [row for row in ledger.read(window.shards) if (row["key"], row["kind"]) in book.entries]
+            book.add(known)
+            if job.config.generation.retry_failed:
+                book.retry(job.config.generation.retry_reasons)
+            progress.resume(book.settled())
+            while work := book.next_round():
+                for rows in ask(job, _questions(job, window, work), words):
+                    book.add(rows)
+                    ledger.append(rows)
+                    progress.add(rows)
+                    if progress.used_up:
+                        return False
+            _close(job, ledger, window, book)
+    return True
+
+
+def reopen(folder: StageFolder, reasons: Sequence[RejectReason]) -> None:
+    """Takes back the receipts of finished shards in which there is something to ask again for."""
+    ledger = Ledger(folder)
+    pending = set(folder.pending())
+    again = [
+        shard
+        for shard in range(folder.num_shards)
+        if shard not in pending and any(may_retry(entry, reasons) for entry in ledger.settled(shard))
+    ]
+    folder.reopen(again)
+
+
+def ask(job: Job, questions: list[dict[str, Any]], words: frozenset[str] | None) -> Iterator[list[Row]]:
+    """The ledger's rows for the questions, block by block as they are answered."""
+    import ray
+    import ray.data
+
+    actors: Actors = COMPLETERS[job.config.engine].actors(job.config, job.prompts)
+    blocks = [pa.Table.from_pylist(questions[i : i + BLOCK]) for i in range(0, len(questions), BLOCK)]
+    gates = min(len(blocks), max(1, int(ray.cluster_resources().get("CPU", 1)) // 4))
+    gate = {"engine": job.config.engine, "model": job.model, "fill": words}
+    dataset = (
+        ray.data.from_arrow(blocks)
+        .map_batches(
+            _Applicable,
+            fn_constructor_kwargs=gate,
+            batch_size=None,
+            compute=ray.data.ActorPoolStrategy(size=1),
+            num_cpus=0.5,
+        )
+        .map_batches(
+            actors.actor,
+            fn_constructor_kwargs=actors.arguments,
+            batch_size=None,
+            compute=ray.data.ActorPoolStrategy(
+                min_size=actors.min_size,
+                max_size=max(actors.min_size, min(actors.max_size, len(blocks))),
+                max_tasks_in_flight_per_actor=2 * CALLS_AT_A_TIME,
+                max_concurrent_calls_per_actor=CALLS_AT_A_TIME,
+            ),
+            **actors.resources,
+        )
+        .map_batches(
+            _Judge,
+            fn_constructor_kwargs=gate,
+            batch_size=None,
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=gates),
+            num_cpus=0.5,
+        )
+    )
+    batches = dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+    for batch in _without_stall(iter(batches), job.config.generation.stall_s):
+        yield batch.to_pylist()
+
+
+def _without_stall(batches: Iterator[pa.Table], stall_s: float) -> Iterator[pa.Table]:
+    """The batches; where none comes for `stall_s` (an engine that dies at every start, say) an error."""
+    arrived: queue.Queue[tuple[str, Any]] = queue.Queue(maxsize=4)
+
+    def pull() -> None:
+        try:
+            for batch in batches:
+                arrived.put(("batch", batch))
+            arrived.put(("end", None))
+        except BaseException as error:  # to be raised where it can be handled
+            arrived.put(("error", error))
+
+    threading.Thread(target=pull, daemon=True).start()
+    while True:
+        try:
+            what, value = arrived.get(timeout=stall_s)
+        except queue.Empty:
+            raise DeglaError(
+                f"generation.stall_s: no answer for {stall_s:g} s; the engines' own logs (Ray's worker-*.err)"
+                " say why; the same command goes on with what is left"
+            ) from None
+        if what == "end":
+            return
+        if what == "error":
+            raise value
+        yield value
+
+
+CALLS_AT_A_TIME = 2
+"""An engine gets the next block while the last answers of one are still being written."""
+
+
+class _Applicable:
+    """Marks the questions whose caption can have the kind: the others cost nothing."""
+
+    def __init__(self, **gate: Any) -> None:
+        self._gate = Gate(**gate)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        pairs = zip(batch["caption"], batch["kind"], strict=True)
+        return {**batch, "applicable": [self._gate.applicable(str(c), Kind(str(k))) for c, k in pairs]}
+
+
+class _Judge:
+    """Puts answers through the gate."""
+
+    def __init__(self, **gate: Any) -> None:
+        self._gate = Gate(**gate)
+
+    def __call__(self, batch: dict[str, Any]) -> pa.Table:
+        from degla_ray.negatives.ledger import table
+
+        answers = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
+        return table([row for answer in answers for row in self._gate.judge(answer)])
+
+
+def _share(captions: pa.Table, shards: Sequence[int], num_shards: int) -> int:
+    """Distinct captions of some shards."""
+    wanted = set(shards)
+    return sum(shard_of(key, num_shards) in wanted for key in set(captions["key"].to_pylist()))
+
+
+def _windows(
+    captions: pa.Table, graphs: dict[str, str], shards: Sequence[int], num_shards: int
+) -> Iterator[_Window]:
+    size = max(1, round(WINDOW / max(1, len(captions) / num_shards)))
+    for start in range(0, len(shards), size):
+        window = _Window(shards=list(shards[start : start + size]))
+        for shard in window.shards:
+            for caption in captions_of(shard, num_shards, captions, graphs, by="key"):
+                window.captions.setdefault(text_key(caption.text), []).append(caption)
+        yield window
+
+
+def _questions(job: Job, window: _Window, work: Sequence[tuple[str, str, int, bool]]) -> list[dict[str, Any]]:
+    return [
+        {
+            "key": key,
+            "kind": kind,
+            "attempt": attempt,
+            "caption": window.text(key),
+            "seed": seed_of(job.config.seed, key, kind, attempt),
+            "last": last,
+        }
+        for key, kind, attempt, last in work
+    ]
+
+
+def _close(job: Job, ledger: Ledger, window: _Window, book: Book) -> None:
+    """Writes the window's shards from its settled entries: parts, the ledger's rows, and receipts last."""
+    parts: dict[int, list[str]] = {shard: [] for shard in window.shards}
+    for key in window.captions:
+        parts[shard_of(key, job.folder.num_shards)].append(key)
+    kept = {
+        shard: [row for key in keys for kind in job.kinds for row in book.entries[(key, kind.value)].rows]
+        for shard, keys in parts.items()
+    }
+    ledger.close(kept)
+    for shard, keys in parts.items():
+        counts: Counter[str] = Counter(captions=0)
+        negatives: list[tuple[Any, ...]] = []
+        rejects: list[tuple[Any, ...]] = []
+        for key in sorted(keys):
+            for caption in window.captions[key]:
+                counts["captions"] += 1
+                for kind in job.kinds:
+                    entry = book.entries[(key, kind.value)]
+                    _settle(job, caption, kind, entry, (negatives, rejects), counts)
+        for row in kept[shard]:
+            _count(row, counts)
+        job.folder.write_part("negatives", shard, to_table(negatives, NEGATIVES))
+        job.folder.write_part("rejects", shard, to_table(rejects, REJECTS))
+        job.folder.write_receipt(shard, counts)
+    ledger.clear()
+
+
+def _settle(
+    job: Job,
+    caption: Caption,
+    kind: Kind,
+    entry: Entry,
+    to: tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]],
+    counts: Counter[str],
+) -> None:
+    """One caption's rows of one kind. What is true of its own picture is rejected, if a scene says so."""
+    negatives, rejects = to
+    veto = None if caption.graph is None else scene_veto(caption.graph, counts)
+    state = entry.state()
+    if state is State.OK:
+        state = State.REJECTED
+        for row in entry.rows:
+            if row["state"] != State.OK:
+                continue
+            if veto is not None and (reason := veto(row["text"], kind)) is not None:
+                vetoed = {"reason": reason.value, "detail": "check veto"}
+                rejects.append(_reject(caption, row | vetoed))
+                counts[f"rejects.{kind}.{reason}"] += 1
+                continue
+            state = State.OK
+            counts[f"rows.{kind}"] += 1
+            written_by = (row["engine"], row["model"], job.prompt_sha, row["attempt"])
+            negatives.append((caption.sample_id, kind.value, row["text"], *written_by))
+    for row in entry.rows:
+        if row["state"] in (State.REJECTED, State.ERROR):
+            rejects.append(_reject(caption, row))
+            counts[f"rejects.{kind}.{row['reason']}"] += 1
+    counts[f"rows.{kind}"] += 0
+    counts[f"captions.{kind}.{state.value}"] += 1
+
+
+def _reject(caption: Caption, row: Row) -> tuple[Any, ...]:
+    return (STAGE, caption.sample_id, row["kind"], row["text"], row["reason"], row["detail"])
+
+
+def _count(row: Row, counts: Counter[str]) -> None:
+    counts[f"attempts.{row['kind']}.{row['state']}"] += 1
+    for name in ("prompt_tokens", "completion_tokens", "cached_tokens"):
+        counts[f"{name}.{row['kind']}"] += row[name]
+    counts[f"milliseconds.{row['kind']}"] += round(1000 * row["seconds"])

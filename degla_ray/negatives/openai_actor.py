@@ -1,0 +1,87 @@
+"""Any server that speaks OpenAI's chat API, behind the same columns as vLLM's actor.
+
+The library `openai` (extra `openai`) repeats what failed on the way, with growing pauses. One actor serves:
+the server does the work, and `openai.concurrency` says how much of it at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+from typing import Any
+
+from degla_ray.config import OpenAIConfig
+from degla_ray.negatives.vllm_actor import BLANK
+
+
+class OpenAIActor:
+    """Sends questions to a server.
+
+    Args:
+        server: where it is.
+        prompts: kind -> turns of a chat that stand before the caption.
+        sampling: temperature, top_p and max_tokens.
+        timeout_s: after which one request is given up, in seconds.
+    """
+
+    def __init__(
+        self,
+        *,
+        server: OpenAIConfig,
+        prompts: dict[str, list[dict[str, str]]],
+        sampling: dict[str, Any],
+        timeout_s: float,
+    ) -> None:
+        from openai import AsyncOpenAI
+
+        self._heads, self._sampling, self._model = prompts, sampling, server.model
+        self._loop = asyncio.new_event_loop()
+        threading.Thread(target=self._loop.run_forever, daemon=True).start()
+        self._at_a_time = asyncio.Semaphore(server.concurrency)
+        self._client = AsyncOpenAI(
+            base_url=server.base_url,
+            api_key=os.environ.get(server.key_variable, "none"),
+            timeout=timeout_s,
+            max_retries=server.max_retries,
+        )
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
+        answers = asyncio.run_coroutine_threadsafe(self._answer_all(rows), self._loop).result()
+        return {**batch, **{name: [a[name] for a in answers] for name in BLANK}}
+
+    async def _answer_all(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return await asyncio.gather(*(self._answer(row) for row in rows))
+
+    async def _answer(self, row: dict[str, Any]) -> dict[str, Any]:
+        import openai
+
+        answer = dict(BLANK)
+        if not row["applicable"]:
+            return answer
+        turns: Any = [*self._heads[str(row["kind"])], {"role": "user", "content": str(row["caption"])}]
+        async with self._at_a_time:
+            started = time.monotonic()
+            try:
+                reply = await self._client.chat.completions.create(
+                    model=self._model, messages=turns, seed=int(row["seed"]), stop=["\n"], **self._sampling
+                )
+                choice, usage = reply.choices[0], reply.usage
+                cached = usage.prompt_tokens_details if usage else None
+                answer |= {
+                    "text": choice.message.content or "",
+                    "finish_reason": choice.finish_reason or "",
+                    "prompt_tokens": usage.prompt_tokens if usage else 0,
+                    "completion_tokens": usage.completion_tokens if usage else 0,
+                    "cached_tokens": (cached.cached_tokens or 0) if cached else 0,
+                }
+            except openai.APITimeoutError:
+                answer |= {"error": "timeout", "text": f"no answer within {self._client.timeout:g} s"}
+            except openai.OpenAIError as error:
+                answer |= {
+                    "error": "engine_error",
+                    "text": f"{type(error).__name__}: {error}".splitlines()[0],
+                }
+            return answer | {"seconds": time.monotonic() - started}

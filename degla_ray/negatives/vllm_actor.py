@@ -1,0 +1,128 @@
+"""vLLM in a Ray actor: prompts in; texts, finish reasons, token counts and errors out, row by row.
+
+It runs in vLLM's own interpreter (`vllm.python`), where neither degla_ray nor what it needs is installed, so
+this file imports the standard library and vLLM's environment only; the class travels there by value. Ray's
+own `ray.data.llm` keeps neither the finish reason nor a deadline for a request. Many calls share one engine:
+it batches requests continuously, so a call that waits for its last rows costs the others nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import threading
+import time
+from typing import Any
+
+ENGINE_DIED = 70
+"""Exit status of an actor whose engine died; Ray starts the actor anew and repeats what was in flight."""
+
+
+class VLLMActor:
+    """One engine. Call it with a batch of columns; it returns them with those of `answer`.
+
+    Args:
+        engine: arguments of vLLM's AsyncEngineArgs.
+        prompts: kind -> turns of a chat that stand before the caption.
+        sampling: arguments of SamplingParams; the seed is each row's own.
+        timeout_s: after which a request is given up, in seconds, from when the engine has it.
+        environment: variables that vLLM reads at its import.
+    """
+
+    def __init__(
+        self,
+        *,
+        engine: dict[str, Any],
+        prompts: dict[str, list[dict[str, str]]],
+        sampling: dict[str, Any],
+        timeout_s: float,
+        environment: dict[str, str],
+    ) -> None:
+        os.environ.update(environment)
+        from transformers import AutoTokenizer
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        self._timeout_s, self._sampling = timeout_s, sampling
+        self._tokenizer = AutoTokenizer.from_pretrained(engine["model"])
+        self._heads = prompts
+        self._loop = asyncio.new_event_loop()
+        threading.Thread(target=self._loop.run_forever, daemon=True).start()
+        self._requests = 0
+        # The engine's own tasks live in the loop that it is made in.
+        made = asyncio.run_coroutine_threadsafe(_make(AsyncLLM, AsyncEngineArgs(**engine)), self._loop)
+        self._engine = made.result()
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
+        answers = asyncio.run_coroutine_threadsafe(self._answer_all(rows), self._loop).result()
+        return {**batch, **{name: [a[name] for a in answers] for name in BLANK}}
+
+    async def _answer_all(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return await asyncio.gather(*(self._answer(row) for row in rows))
+
+    async def _answer(self, row: dict[str, Any]) -> dict[str, Any]:
+        if not row["applicable"]:
+            return dict(BLANK)
+        from vllm import SamplingParams
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        started = time.monotonic()
+        self._requests += 1
+        request_id = f"{os.getpid()}-{self._requests}"
+        answer = dict(BLANK)
+        try:
+            tokens = self._tokens(str(row["kind"]), str(row["caption"]))
+            params = SamplingParams(**self._sampling, seed=int(row["seed"]))
+            async with asyncio.timeout(self._timeout_s):
+                async for output in self._engine.generate({"prompt_token_ids": tokens}, params, request_id):
+                    last = output
+            answer |= {
+                "text": last.outputs[0].text,
+                "finish_reason": str(last.outputs[0].finish_reason or ""),
+                "prompt_tokens": len(tokens),
+                "completion_tokens": len(last.outputs[0].token_ids),
+                "cached_tokens": int(last.num_cached_tokens or 0),
+            }
+        except TimeoutError:
+            await self._engine.abort(request_id)
+            answer |= {"error": "timeout", "text": f"no answer within {self._timeout_s:g} s"}
+        except EngineDeadError:
+            print(
+                "degla-ray: vLLM's engine died; this actor ends and is replaced", file=sys.stderr, flush=True
+            )
+            os._exit(ENGINE_DIED)
+        except Exception as error:  # one row's fault, e.g. a prompt that is too long: the row says so
+            answer |= {"error": "engine_error", "text": f"{type(error).__name__}: {error}".splitlines()[0]}
+        return answer | {"seconds": time.monotonic() - started}
+
+    def _tokens(self, kind: str, caption: str) -> list[int]:
+        """The prompt: by the model's chat template where it has one, else as plain text to be continued."""
+        turns = [*self._heads[kind], {"role": "user", "content": caption}]
+        if self._tokenizer.chat_template:
+            text = self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+            return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+        return list(self._tokenizer(as_plain_text(turns))["input_ids"])
+
+
+BLANK: dict[str, Any] = {
+    "text": "",
+    "finish_reason": "",
+    "prompt_tokens": 0,
+    "completion_tokens": 0,
+    "cached_tokens": 0,
+    "error": "",
+    "seconds": 0.0,
+}
+"""The columns that a completer adds, of a row that was not asked."""
+
+
+def as_plain_text(turns: list[dict[str, str]]) -> str:
+    """A chat as text that a model without chat template continues."""
+    labels = {"system": "", "user": "Caption: ", "assistant": "Rewritten: "}
+    return "\n".join([*(labels[t["role"]] + t["content"] for t in turns), "Rewritten:"])
+
+
+async def _make(engine_class: Any, arguments: Any) -> Any:
+    return engine_class.from_engine_args(arguments)

@@ -1,0 +1,219 @@
+"""Generation with a language model's faults, on a local Ray: nothing is lost, and nothing is asked twice."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from degla_ray.config import GenerationConfig, NegativesConfig, PrepareConfig, ScenesConfig, TrackingConfig
+from degla_ray.errors import DeglaError, FingerprintMismatch
+from degla_ray.negatives.ledger import text_key
+from degla_ray.negatives.pipeline import generate
+from degla_ray.schema import ATTEMPTS, CAPTIONS, NEGATIVES, REJECTS, SCENE_GRAPHS, Kind
+from degla_ray.shards import Storage, read_complete
+from degla_ray.sources.prepare import prepare
+from degla_ray.sources.scenes.truth import is_true
+from degla_ray.sources.scenes.world import scene_from_json
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+STATES = ("ok", "rejected", "error", "not_applicable")
+
+
+@pytest.fixture(scope="module")
+def prepared(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = str(tmp_path_factory.mktemp("prepared") / "scenes")
+    scenes = ScenesConfig(num_images=60, num_validation_images=0, test_items=0)
+    prepare(PrepareConfig(source="scenes", output=folder, scenes=scenes, num_shards=2))
+    return folder
+
+
+def config_of(prepared: str, output: Path, **generation: Any) -> NegativesConfig:
+    return NegativesConfig(
+        prepared=prepared,
+        output=str(output),
+        engine="scripted",
+        per_kind=1,
+        num_shards=3,
+        generation=GenerationConfig(attempts=2, **generation),
+        tracking=TrackingConfig(enabled=False),
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(prepared: str, tmp_path_factory: pytest.TempPathFactory) -> NegativesConfig:
+    config = config_of(prepared, tmp_path_factory.mktemp("generated") / "out")
+    generate(config)
+    return config
+
+
+def rows(output: str, dataset: str, schema: Any) -> list[dict[str, Any]]:
+    """Rows without what a clock decides."""
+    found = Storage(output).read_dataset(dataset, schema).to_pylist()
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in found]
+
+
+def everything(output: str) -> list[list[dict[str, Any]]]:
+    datasets = {"negatives": NEGATIVES, "rejects": REJECTS, "attempts": ATTEMPTS}
+    return [rows(output, dataset, schema) for dataset, schema in datasets.items()]
+
+
+def test_generate_every_caption_and_kind_ends_in_one_state(finished: NegativesConfig) -> None:
+    _, manifest = read_complete(finished.output, "negatives")
+    counts = manifest["counts"]
+    assert counts["captions"] == 180
+    for kind in Kind:
+        assert sum(counts.get(f"captions.{kind}.{state}", 0) for state in STATES) == 180
+        assert counts[f"captions.{kind}.ok"] == counts[f"rows.{kind}"] > 0
+    assert all(sum(counts.get(f"captions.{kind}.{state}", 0) for kind in Kind) for state in STATES)
+
+
+def test_generate_negatives_are_false_of_their_pictures(finished: NegativesConfig) -> None:
+    source, _ = read_complete(finished.prepared, "prepare")
+    image_of = {r["sample_id"]: r["image_id"] for r in source.read_dataset("captions", CAPTIONS).to_pylist()}
+    graphs = {r["image_id"]: r["graph"] for r in source.read_dataset("graphs", SCENE_GRAPHS).to_pylist()}
+    for row in rows(finished.output, "negatives", NEGATIVES):
+        assert is_true(row["negative"], scene_from_json(graphs[image_of[row["sample_id"]]])) is not True
+        assert (row["engine"], row["model"]) == ("scripted", "scripted")
+        assert len(row["prompt_sha"]) == 12
+
+
+def test_generate_captions_that_read_alike_are_asked_for_once(finished: NegativesConfig) -> None:
+    source, _ = read_complete(finished.prepared, "prepare")
+    captions = source.read_dataset("captions", CAPTIONS)["caption"].to_pylist()
+    keys = {text_key(caption) for caption in captions}
+    assert len(keys) < len(captions)
+    asked = Counter((r["key"], r["kind"], r["attempt"]) for r in rows(finished.output, "attempts", ATTEMPTS))
+    assert {key for key, _, _ in asked} == keys
+    assert set(asked.values()) == {1}
+
+
+def test_generate_rejects_tell_every_answer_that_failed(finished: NegativesConfig) -> None:
+    reasons = Counter(r["reason"] for r in rows(finished.output, "rejects", REJECTS))
+    wanted = {"no_text", "same_as_caption", "commentary", "markup", "cut_off", "timeout", "engine_error"}
+    assert wanted <= set(reasons)
+
+
+def test_generate_finished_folder_asks_nothing(
+    finished: NegativesConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {p: p.stat().st_mtime_ns for p in Path(finished.output).rglob("*") if p.is_file()}
+    generate(finished)
+    assert "nothing to do" in capsys.readouterr().out
+    assert before == {p: p.stat().st_mtime_ns for p in Path(finished.output).rglob("*") if p.is_file()}
+
+
+def test_generate_other_sampling_is_refused_by_name(finished: NegativesConfig) -> None:
+    other = replace(finished, generation=replace(finished.generation, temperature=0.1))
+    with pytest.raises(FingerprintMismatch, match=r"identity\.engine\.temperature: 0\.7 there, 0\.1 asked"):
+        generate(other)
+
+
+def test_generate_job_killed_in_the_middle_goes_on_with_what_is_left(
+    finished: NegativesConfig, tmp_path: Path, repo: Path
+) -> None:
+    output = tmp_path / "out"
+    command = [sys.executable, "jobs/negatives.py", "--prepared", finished.prepared, "--output", str(output)]
+    command += ["--engine", "scripted", "--per_kind", "1", "--num_shards", "3", "--generation.attempts", "2"]
+    environment = {**os.environ, "PYTHONPATH": str(repo)}
+    job = subprocess.Popen(
+        [*command, "--tracking.enabled", "false"], cwd=repo, env=environment, start_new_session=True
+    )
+    try:
+        deadline = time.monotonic() + 240
+        while not list(output.glob("ledger/*.parquet")):
+            assert job.poll() is None, "the job ended before anything was in its ledger"
+            assert time.monotonic() < deadline, "nothing in the ledger for 240 s"
+            time.sleep(0.05)
+    finally:
+        family = [*psutil.Process(job.pid).children(recursive=True), psutil.Process(job.pid)]
+        for process in family:
+            process.send_signal(signal.SIGKILL)
+        job.wait()
+    kept = Storage(str(output)).names("ledger")
+    assert kept
+    assert not list(output.glob("receipts/*"))
+    generate(replace(finished, output=str(output)))
+    assert everything(str(output)) == everything(finished.output)
+
+
+def test_generate_with_an_actor_killed_gives_the_same(finished: NegativesConfig, tmp_path: Path) -> None:
+    config = replace(finished, output=str(tmp_path / "out"))
+    killed = threading.Thread(target=kill_an_engine)
+    killed.start()
+    generate(config)
+    killed.join()
+    assert everything(config.output) == everything(finished.output)
+
+
+def kill_an_engine(deadline_s: float = 120.0) -> None:
+    end = time.monotonic() + deadline_s
+    while time.monotonic() < end:
+        for process in psutil.Process().children(recursive=True):
+            try:
+                if "MapBatches(ScriptedActor)" in " ".join(process.cmdline()):
+                    process.send_signal(signal.SIGKILL)
+                    return
+            except psutil.NoSuchProcess:
+                continue
+    raise AssertionError("no engine was ever seen")
+
+
+def test_generate_retry_failed_asks_for_the_errors_only(finished: NegativesConfig, tmp_path: Path) -> None:
+    config = replace(finished, output=str(tmp_path / "out"))
+    first = generate(config)
+    again = generate(replace(config, generation=replace(config.generation, retry_failed=True)))
+    errors = [sum(c.get(f"captions.{kind}.error", 0) for kind in Kind) for c in (first, again)]
+    assert errors[0] > errors[1]
+    attempts = {(r["key"], r["kind"]): 0 for r in rows(config.output, "attempts", ATTEMPTS)}
+    states: dict[tuple[str, str], list[str]] = {entry: [] for entry in attempts}
+    for row in rows(config.output, "attempts", ATTEMPTS):
+        states[(row["key"], row["kind"])].append(row["state"])
+    longer = [s for s in states.values() if len(s) > 2]
+    assert longer
+    assert all(s[1] == "error" for s in longer), "only what had ended in an error"
+
+
+def test_generate_fill_with_rules_says_whose_they_are(finished: NegativesConfig, tmp_path: Path) -> None:
+    config = replace(
+        finished,
+        output=str(tmp_path / "out"),
+        generation=replace(finished.generation, fill_with_rules=True),
+    )
+    counts = generate(config)
+    engines = Counter(r["engine"] for r in rows(config.output, "negatives", NEGATIVES))
+    assert engines["rules"] > 0 < engines["scripted"]
+    assert engines.total() > len(rows(finished.output, "negatives", NEGATIVES))
+    for kind in Kind:
+        assert sum(counts.get(f"captions.{kind}.{state}", 0) for state in STATES) == 180
+
+
+def test_generate_stops_when_the_hours_are_used_up_and_goes_on_later(
+    finished: NegativesConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = replace(finished, output=str(tmp_path / "out"))
+    generate(replace(config, generation=replace(config.generation, max_gpu_hours=1e-9)))
+    assert "max_gpu_hours are used up" in capsys.readouterr().out
+    assert Storage(config.output).names("ledger"), "what was answered is kept"
+    generate(config)
+    assert everything(config.output) == everything(finished.output)
+
+
+def test_generate_without_answers_gives_up_and_says_so(finished: NegativesConfig, tmp_path: Path) -> None:
+    stuck = replace(
+        finished,
+        output=str(tmp_path / "out"),
+        generation=replace(finished.generation, stall_s=0.01),
+    )
+    with pytest.raises(DeglaError, match=r"generation\.stall_s: no answer for 0\.01 s"):
+        generate(stuck)

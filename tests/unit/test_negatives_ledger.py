@@ -1,0 +1,135 @@
+"""The ledger: what is settled stays settled, whatever is killed in between."""
+
+from __future__ import annotations
+
+import pytest
+
+from degla_ray.negatives.ledger import Book, Entry, Ledger, State, may_retry, text_key
+from degla_ray.schema import ATTEMPTS, Kind, RejectReason
+from degla_ray.shards import StageFolder
+
+KINDS = (Kind.SWAP_NOUNS, Kind.RESHUFFLE)
+
+
+def row(key="a", kind="swap_nouns", attempt=0, state="ok", text="a cat bites a dog", reason=""):
+    numbers = {"prompt_tokens": 9, "completion_tokens": 3, "cached_tokens": 4, "seconds": 0.5}
+    texts = {"detail": "", "engine": "vllm", "model": "small"}
+    return {
+        "key": key,
+        "kind": kind,
+        "attempt": attempt,
+        "state": state,
+        "text": text,
+        "reason": reason,
+    } | (texts | numbers)
+
+
+@pytest.fixture
+def book():
+    return Book(["a", "b"], KINDS, per_kind=1, attempts=2)
+
+
+def asked(book):
+    return [(key, kind, attempt) for key, kind, attempt, _ in book.next_round()]
+
+
+def test_text_key_joins_captions_that_read_alike():
+    assert text_key("A dog  runs.") == text_key("a dog runs") != text_key("A dog runs!")
+
+
+def test_book_asks_for_everything_by_kind_first(book):
+    assert asked(book) == [
+        ("a", "swap_nouns", 0),
+        ("b", "swap_nouns", 0),
+        ("a", "reshuffle", 0),
+        ("b", "reshuffle", 0),
+    ]
+
+
+def test_book_asks_again_until_accepted_or_no_attempt_is_left(book):
+    book.add([row("a"), row("b", state="rejected", reason="same_as_caption")])
+    assert asked(book) == [("a", "reshuffle", 0), ("b", "reshuffle", 0)], "first attempts before second ones"
+    book.add([row(key, "reshuffle", text=f"{key} dog bites a cat") for key in "ab"])
+    assert book.next_round() == [("b", "swap_nouns", 1, True)]
+    book.add([row("b", attempt=1, state="error", reason="timeout")])
+    assert asked(book) == []
+    assert book.settled() == 4
+
+
+def test_book_asks_no_more_where_the_kind_cannot_be(book):
+    book.add([row(key, kind, state="not_applicable", text="") for key in "ab" for kind in KINDS])
+    assert asked(book) == []
+
+
+def test_book_wants_as_many_as_per_kind_says():
+    book = Book(["a"], KINDS[:1], per_kind=2, attempts=2)
+    book.add([row()])
+    assert asked(book) == [("a", "swap_nouns", 1)]
+    book.add([row(attempt=1, text="a dog bites a bone")])
+    assert asked(book) == []
+
+
+@pytest.mark.parametrize("late_first", [False, True])
+def test_book_keeps_the_earlier_kind_of_two_equal_negatives_whichever_came_first(late_first):
+    book = Book(["a"], KINDS, per_kind=1, attempts=2)
+    rows = [row(), row(kind="reshuffle", text="A cat bites the dog!")]
+    book.add(reversed(rows) if late_first else rows)
+    assert asked(book) == [("a", "reshuffle", 1)]
+    assert book.entries[("a", "reshuffle")].rows[0]["reason"] == "duplicate_negative"
+    assert book.entries[("a", "swap_nouns")].state() is State.OK
+
+
+@pytest.mark.parametrize(
+    ("rows", "reasons", "again"),
+    [
+        ([row(state="error", reason="timeout")], [], True),
+        ([row(state="rejected", reason="markup")], [], False),
+        ([row(state="rejected", reason="markup")], [RejectReason.MARKUP], True),
+        ([row(state="rejected", reason="markup")], [RejectReason.SYNONYM], False),
+        ([row(), row(attempt=1, state="error", reason="timeout")], [], False),
+        ([row(state="not_applicable")], [], False),
+    ],
+)
+def test_may_retry_errors_and_the_named_reasons(rows, reasons, again):
+    assert may_retry(Entry(allowed=1, rows=rows), reasons) is again
+
+
+def test_book_retry_allows_as_many_attempts_more(book):
+    failed = [row("a", attempt=i, state="error", reason="engine_error") for i in range(2)]
+    book.add(failed)
+    others = [("b", "swap_nouns"), ("a", "reshuffle"), ("b", "reshuffle")]
+    book.add([row(key, kind, text=f"{key} {kind}") for key, kind in others])
+    assert asked(book) == []
+    assert book.retry([]) == 1
+    assert asked(book) == [("a", "swap_nouns", 2)]
+
+
+def test_entry_state_is_the_best_then_the_last():
+    assert Entry(allowed=2, rows=[row(), row(state="error")]).state() is State.OK
+    assert Entry(allowed=2, rows=[row(state="error"), row(state="rejected")]).state() is State.REJECTED
+
+
+@pytest.fixture
+def ledger(tmp_path):
+    return Ledger(StageFolder(str(tmp_path / "out"), "negatives", {"a": 1}, 2))
+
+
+def test_ledger_reads_back_what_was_appended_in_the_order_of_attempts(ledger):
+    second, first = row(attempt=1, state="error", reason="timeout"), row(state="rejected", reason="markup")
+    ledger.append([second])
+    ledger.append([first])
+    assert ledger.read([]) == [first, second]
+
+
+def test_ledger_forgets_appended_rows_only_after_they_are_in_their_shard(ledger):
+    ledger.append([row()])
+    ledger.close({1: [row()]})
+    assert ledger.read([1]) == [row()], "in both places, told once: killed before the files went"
+    ledger.clear()
+    assert ledger.read([0]) == []
+    assert ledger.read([1]) == [row()]
+    assert [entry.state() for entry in ledger.settled(1)] == [State.OK]
+
+
+def test_ledger_rows_have_the_schemas_columns():
+    assert set(row()) == set(ATTEMPTS.names)
