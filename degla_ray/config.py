@@ -106,16 +106,52 @@ class CocoConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DeglaJsonConfig:
+    """DeGLA's released data: a JSON list of {image_id, original, enhanced}, negatives with the captions."""
+
+    images: str = ""
+    """Folder that holds the pictures under the names of `pattern`."""
+    annotations: dict[str, str] = field(default_factory=dict)
+    """JSON file of each split, e.g. {train: FILE}."""
+    pattern: str = "train2014/COCO_train2014_%012d.jpg"
+    """A picture's name below `images`, with %d or the like for its image_id; COCO's other names are tried."""
+    min_negatives: int = 4
+    """Rows with fewer texts in `enhanced` are rejected."""
+
+    def __post_init__(self) -> None:
+        try:
+            ok = self.pattern % 1 != self.pattern % 2
+        except (TypeError, ValueError):
+            ok = False
+        _require(
+            ok, "degla_json.pattern", self.pattern, "one number, e.g. train2014/COCO_train2014_%012d.jpg"
+        )
+        _require(self.min_negatives >= 0, "degla_json.min_negatives", self.min_negatives, ">= 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NegclipTsvConfig:
+    """NegCLIP's training files, negatives with the captions."""
+
+    images: str = ""
+    """Folder that the file's paths start from, or COCO's own folder."""
+    annotations: dict[str, str] = field(default_factory=dict)
+    """TSV file of each split, e.g. {train: train_neg_clip.tsv, val: valid_neg_clip.tsv}."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class PrepareConfig:
     """Job `prepare`: a source becomes images + captions (+ rejects)."""
 
-    source: Literal["scenes", "flickr8k", "coco"]
+    source: Literal["scenes", "flickr8k", "coco", "degla_json", "negclip_tsv"]
     """Which source; its settings stand under the same name."""
     output: str
     """Folder to write, any URI pyarrow opens."""
     scenes: ScenesConfig = field(default_factory=ScenesConfig)
     flickr8k: Flickr8kConfig = field(default_factory=Flickr8kConfig)
     coco: CocoConfig = field(default_factory=CocoConfig)
+    degla_json: DeglaJsonConfig = field(default_factory=DeglaJsonConfig)
+    negclip_tsv: NegclipTsvConfig = field(default_factory=NegclipTsvConfig)
     num_shards: int = 8
     """Shards that the work is cut into; a resumed run redoes at most the unfinished ones."""
     short_side: int | None = None
