@@ -106,6 +106,24 @@ class CocoConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ParquetConfig:
+    """Parquet files of pictures and captions, such as Hugging Face data sets are."""
+
+    files: dict[str, list[str]] = field(default_factory=dict)
+    """Files, folders or patterns of each split, e.g. {train: [data/train-*.parquet]}."""
+    image_column: str = "image"
+    """Column of the picture: its bytes, a struct<bytes, path>, or its path below `images`."""
+    caption_column: str = "caption"
+    """Column of the caption, a text or a list of texts."""
+    image_id_column: str | None = None
+    """Column of the picture's id, rows of one id being one picture; none: the path, or each row its own."""
+    split_column: str | None = None
+    """Column of the split; none means that `files` names it."""
+    images: str | None = None
+    """Folder of the pictures; for a column of paths only."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class DeglaJsonConfig:
     """DeGLA's released data: a JSON list of {image_id, original, enhanced}, negatives with the captions."""
 
@@ -143,13 +161,14 @@ class NegclipTsvConfig:
 class PrepareConfig:
     """Job `prepare`: a source becomes images + captions (+ rejects)."""
 
-    source: Literal["scenes", "flickr8k", "coco", "degla_json", "negclip_tsv"]
+    source: Literal["scenes", "flickr8k", "coco", "parquet", "degla_json", "negclip_tsv"]
     """Which source; its settings stand under the same name."""
     output: str
     """Folder to write, any URI pyarrow opens."""
     scenes: ScenesConfig = field(default_factory=ScenesConfig)
     flickr8k: Flickr8kConfig = field(default_factory=Flickr8kConfig)
     coco: CocoConfig = field(default_factory=CocoConfig)
+    parquet: ParquetConfig = field(default_factory=ParquetConfig)
     degla_json: DeglaJsonConfig = field(default_factory=DeglaJsonConfig)
     negclip_tsv: NegclipTsvConfig = field(default_factory=NegclipTsvConfig)
     num_shards: int = 8

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from PIL import Image
 
 from degla_ray.config import (
@@ -17,6 +19,7 @@ from degla_ray.config import (
     DeglaJsonConfig,
     Flickr8kConfig,
     NegclipTsvConfig,
+    ParquetConfig,
     PrepareConfig,
 )
 from degla_ray.sources.base import Source, Unit, rejects_table
@@ -104,6 +107,30 @@ def write_karpathy(folder: Path, entries: list[dict[str, Any]], year: str = "201
     return CocoConfig(images=str(folder), karpathy=str(path))
 
 
+def write_parquet(path: Path, rows: list[dict[str, Any]], group_rows: int = 2, **types: pa.DataType) -> Path:
+    """One Parquet file; `types` are those of columns that Arrow could not tell from the rows."""
+    guessed = pa.Table.from_pylist(rows)
+    schema = pa.schema([pa.field(f.name, types.get(f.name, f.type)) for f in guessed.schema])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), path, row_group_size=group_rows)
+    return path
+
+
+def write_huggingface(folder: Path, images: int = 6) -> ParquetConfig:
+    """Pictures as Hugging Face data sets hold them, three a file, each with a list of two captions."""
+    rows = [
+        {
+            "image": {"bytes": encode(noise(seed=i)), "path": f"p{i}.jpg"},
+            "caption": [f"A dog runs , number {i} take {j} ." for j in range(2)],
+            "split": "val" if i == images - 1 else "train",
+        }
+        for i in range(images)
+    ]
+    for first in range(0, images, 3):
+        write_parquet(folder / f"data-{first:05d}.parquet", rows[first : first + 3])
+    return ParquetConfig(files={"all": [str(folder)]}, split_column="split")
+
+
 def degla_entry(image_id: int, number: int = 0, negatives: int = 4) -> dict[str, Any]:
     return {
         "image_id": image_id,
@@ -162,10 +189,11 @@ def rejected(listing: Listing, unit: Unit) -> list[tuple[str, str]]:
     return [(r.row_id, r.reason.value) for r in listing.rejects if r.unit is unit]
 
 
-SourceConfig = Flickr8kConfig | CocoConfig | DeglaJsonConfig | NegclipTsvConfig
+SourceConfig = Flickr8kConfig | CocoConfig | ParquetConfig | DeglaJsonConfig | NegclipTsvConfig
 _NAMES = {
     Flickr8kConfig: "flickr8k",
     CocoConfig: "coco",
+    ParquetConfig: "parquet",
     DeglaJsonConfig: "degla_json",
     NegclipTsvConfig: "negclip_tsv",
 }

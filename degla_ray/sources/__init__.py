@@ -21,6 +21,10 @@ def open_source(config: PrepareConfig) -> Source:
         from degla_ray.sources.coco import CocoSource
 
         return CocoSource(config.coco)
+    if config.source == "parquet":
+        from degla_ray.sources.parquet import ParquetSource
+
+        return ParquetSource(config.parquet)
     if config.source == "degla_json":
         from degla_ray.sources.degla_json import DeglaJsonSource
 
