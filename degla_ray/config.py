@@ -124,6 +124,21 @@ class ParquetConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WebdatasetConfig:
+    """Tar shards: files of one name before the first dot are a sample."""
+
+    shards: dict[str, list[str]] = field(default_factory=dict)
+    """Tar files, folders or patterns of each split, e.g. {train: ["DIR/train-{000..099}.tar"]}."""
+    json_field: str | None = None
+    """Field of a sample's .json with its caption or list of captions; none takes its .txt."""
+    image_suffixes: list[str] = field(default_factory=lambda: ["jpg", "jpeg", "png", "webp"])
+    """Suffixes that make a file the sample's picture; the first that a sample has counts."""
+
+    def __post_init__(self) -> None:
+        _require(bool(self.image_suffixes), "webdataset.image_suffixes", self.image_suffixes, "at least one")
+
+
+@dataclass(frozen=True, kw_only=True)
 class DeglaJsonConfig:
     """DeGLA's released data: a JSON list of {image_id, original, enhanced}, negatives with the captions."""
 
@@ -161,7 +176,7 @@ class NegclipTsvConfig:
 class PrepareConfig:
     """Job `prepare`: a source becomes images + captions (+ rejects)."""
 
-    source: Literal["scenes", "flickr8k", "coco", "parquet", "degla_json", "negclip_tsv"]
+    source: Literal["scenes", "flickr8k", "coco", "parquet", "webdataset", "degla_json", "negclip_tsv"]
     """Which source; its settings stand under the same name."""
     output: str
     """Folder to write, any URI pyarrow opens."""
@@ -169,6 +184,7 @@ class PrepareConfig:
     flickr8k: Flickr8kConfig = field(default_factory=Flickr8kConfig)
     coco: CocoConfig = field(default_factory=CocoConfig)
     parquet: ParquetConfig = field(default_factory=ParquetConfig)
+    webdataset: WebdatasetConfig = field(default_factory=WebdatasetConfig)
     degla_json: DeglaJsonConfig = field(default_factory=DeglaJsonConfig)
     negclip_tsv: NegclipTsvConfig = field(default_factory=NegclipTsvConfig)
     num_shards: int = 8

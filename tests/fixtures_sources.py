@@ -6,6 +6,7 @@ import csv
 import hashlib
 import io
 import json
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from degla_ray.config import (
     NegclipTsvConfig,
     ParquetConfig,
     PrepareConfig,
+    WebdatasetConfig,
 )
 from degla_ray.sources.base import Source, Unit, rejects_table
 from degla_ray.sources.prepare import Listing, list_rows
@@ -131,6 +133,32 @@ def write_huggingface(folder: Path, images: int = 6) -> ParquetConfig:
     return ParquetConfig(files={"all": [str(folder)]}, split_column="split")
 
 
+def write_tar(path: Path, files: dict[str, bytes]) -> Path:
+    """A plain tar file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for name, data in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    return path
+
+
+def write_webdataset(folder: Path, shards: int = 2, samples: int = 3) -> WebdatasetConfig:
+    """Shards whose keys begin anew in each; the last is in split val."""
+    for shard in range(shards):
+        files: dict[str, bytes] = {}
+        for i in range(samples):
+            files[f"{i:04d}.jpg"] = encode(noise(seed=100 * shard + i))
+            files[f"{i:04d}.txt"] = f"A dog runs , shard {shard} number {i} .\n".encode()
+            files[f"{i:04d}.json"] = json.dumps({"texts": [f"One {i}.", f"Two {i}."], "url": "x"}).encode()
+        write_tar(folder / f"shard-{shard:03d}.tar", files)
+    train = f"{folder}/shard-{{000..{shards - 2:03d}}}.tar"
+    return WebdatasetConfig(
+        shards={"train": [train], "val": [str(folder / f"shard-{shards - 1:03d}.tar")]},
+    )
+
+
 def degla_entry(image_id: int, number: int = 0, negatives: int = 4) -> dict[str, Any]:
     return {
         "image_id": image_id,
@@ -189,11 +217,14 @@ def rejected(listing: Listing, unit: Unit) -> list[tuple[str, str]]:
     return [(r.row_id, r.reason.value) for r in listing.rejects if r.unit is unit]
 
 
-SourceConfig = Flickr8kConfig | CocoConfig | ParquetConfig | DeglaJsonConfig | NegclipTsvConfig
+SourceConfig = (
+    Flickr8kConfig | CocoConfig | ParquetConfig | WebdatasetConfig | DeglaJsonConfig | NegclipTsvConfig
+)
 _NAMES = {
     Flickr8kConfig: "flickr8k",
     CocoConfig: "coco",
     ParquetConfig: "parquet",
+    WebdatasetConfig: "webdataset",
     DeglaJsonConfig: "degla_json",
     NegclipTsvConfig: "negclip_tsv",
 }

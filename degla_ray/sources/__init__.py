@@ -25,6 +25,10 @@ def open_source(config: PrepareConfig) -> Source:
         from degla_ray.sources.parquet import ParquetSource
 
         return ParquetSource(config.parquet)
+    if config.source == "webdataset":
+        from degla_ray.sources.webdataset import WebdatasetSource
+
+        return WebdatasetSource(config.webdataset)
     if config.source == "degla_json":
         from degla_ray.sources.degla_json import DeglaJsonSource
 
