@@ -583,6 +583,25 @@ class ExportConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExportDeglaJsonConfig:
+    """Job `export_degla_json`: captions and their negatives as DeGLA's released JSON."""
+
+    negatives: str
+    """Folder that `negatives` wrote."""
+    prepared: str
+    """Folder that `prepare` wrote and `negatives` was made from; its pictures are COCO's."""
+    output: str
+    """JSON file to write, any URI pyarrow opens."""
+    split: str = "train"
+    """Split whose captions are written."""
+    min_negatives: int = 4
+    """Captions with fewer negatives are left out; the released training code draws 4."""
+
+    def __post_init__(self) -> None:
+        _require(self.min_negatives >= 1, "min_negatives", self.min_negatives, "at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
 class NeighboursConfig:
     """Job `neighbours`: each picture's nearest other ones, as NegCLIP's hard-negative images."""
 
