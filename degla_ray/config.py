@@ -106,16 +106,87 @@ class CocoConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ParquetConfig:
+    """Parquet files of pictures and captions, such as Hugging Face data sets are."""
+
+    files: dict[str, list[str]] = field(default_factory=dict)
+    """Files, folders or patterns of each split, e.g. {train: [data/train-*.parquet]}."""
+    image_column: str = "image"
+    """Column of the picture: its bytes, a struct<bytes, path>, or its path below `images`."""
+    caption_column: str = "caption"
+    """Column of the caption, a text or a list of texts."""
+    image_id_column: str | None = None
+    """Column of the picture's id, rows of one id being one picture; none: the path, or each row its own."""
+    split_column: str | None = None
+    """Column of the split; none means that `files` names it."""
+    images: str | None = None
+    """Folder of the pictures; for a column of paths only."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WebdatasetConfig:
+    """Tar shards: files of one name before the first dot are a sample."""
+
+    shards: dict[str, list[str]] = field(default_factory=dict)
+    """Tar files, folders or patterns of each split, e.g. {train: ["DIR/train-{000..099}.tar"]}."""
+    json_field: str | None = None
+    """Field of a sample's .json with its caption or list of captions; none takes its .txt."""
+    image_suffixes: list[str] = field(default_factory=lambda: ["jpg", "jpeg", "png", "webp"])
+    """Suffixes that make a file the sample's picture; the first that a sample has counts."""
+
+    def __post_init__(self) -> None:
+        _require(bool(self.image_suffixes), "webdataset.image_suffixes", self.image_suffixes, "at least one")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeglaJsonConfig:
+    """DeGLA's released data: a JSON list of {image_id, original, enhanced}, negatives with the captions."""
+
+    images: str = ""
+    """Folder that holds the pictures under the names of `pattern`."""
+    annotations: dict[str, str] = field(default_factory=dict)
+    """JSON file of each split, e.g. {train: FILE}."""
+    pattern: str = "train2014/COCO_train2014_%012d.jpg"
+    """A picture's name below `images`, with %d or the like for its image_id; COCO's other names are tried."""
+    min_negatives: int = 4
+    """Rows with fewer texts in `enhanced` are rejected."""
+
+    def __post_init__(self) -> None:
+        try:
+            ok = self.pattern % 1 != self.pattern % 2
+        except (TypeError, ValueError):
+            ok = False
+        _require(
+            ok, "degla_json.pattern", self.pattern, "one number, e.g. train2014/COCO_train2014_%012d.jpg"
+        )
+        _require(self.min_negatives >= 0, "degla_json.min_negatives", self.min_negatives, ">= 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NegclipTsvConfig:
+    """NegCLIP's training files, negatives with the captions."""
+
+    images: str = ""
+    """Folder that the file's paths start from, or COCO's own folder."""
+    annotations: dict[str, str] = field(default_factory=dict)
+    """TSV file of each split, e.g. {train: train_neg_clip.tsv, val: valid_neg_clip.tsv}."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class PrepareConfig:
     """Job `prepare`: a source becomes images + captions (+ rejects)."""
 
-    source: Literal["scenes", "flickr8k", "coco"]
+    source: Literal["scenes", "flickr8k", "coco", "parquet", "webdataset", "degla_json", "negclip_tsv"]
     """Which source; its settings stand under the same name."""
     output: str
     """Folder to write, any URI pyarrow opens."""
     scenes: ScenesConfig = field(default_factory=ScenesConfig)
     flickr8k: Flickr8kConfig = field(default_factory=Flickr8kConfig)
     coco: CocoConfig = field(default_factory=CocoConfig)
+    parquet: ParquetConfig = field(default_factory=ParquetConfig)
+    webdataset: WebdatasetConfig = field(default_factory=WebdatasetConfig)
+    degla_json: DeglaJsonConfig = field(default_factory=DeglaJsonConfig)
+    negclip_tsv: NegclipTsvConfig = field(default_factory=NegclipTsvConfig)
     num_shards: int = 8
     """Shards that the work is cut into; a resumed run redoes at most the unfinished ones."""
     short_side: int | None = None
@@ -618,6 +689,25 @@ class ExportConfig:
     """Folder to write."""
     format: Literal["open_clip", "huggingface", "mlflow"] = "open_clip"
     """`open_clip` opens as local-dir:FOLDER, `huggingface` as CLIPModel, `mlflow` as a pyfunc."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportDeglaJsonConfig:
+    """Job `export_degla_json`: captions and their negatives as DeGLA's released JSON."""
+
+    negatives: str
+    """Folder that `negatives` wrote."""
+    prepared: str
+    """Folder that `prepare` wrote and `negatives` was made from; its pictures are COCO's."""
+    output: str
+    """JSON file to write, any URI pyarrow opens."""
+    split: str = "train"
+    """Split whose captions are written."""
+    min_negatives: int = 4
+    """Captions with fewer negatives are left out; the released training code draws 4."""
+
+    def __post_init__(self) -> None:
+        _require(self.min_negatives >= 1, "min_negatives", self.min_negatives, "at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)

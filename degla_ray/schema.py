@@ -77,6 +77,10 @@ NEGATIVES = pa.schema(
         ("attempt", pa.int8()),
     ]
 )
+GIVEN_KIND = "given"
+GIVEN = pa.schema(  # negatives that came with the source, as found; kind is GIVEN_KIND
+    [("sample_id", pa.string()), ("kind", pa.string()), ("negative", pa.string())]
+)
 REJECTS = pa.schema(
     [
         ("stage", pa.string()),

@@ -6,7 +6,10 @@
         --flickr8k.captions '{train: DIR/captions_train.txt, val: DIR/captions_val.txt}'
     python jobs/prepare.py --source coco --output runs/coco --coco.images DIR \
         --coco.karpathy dataset_coco.json
+    python jobs/prepare.py --source parquet --output runs/mine --parquet.files '{train: [DIR/train]}'
+    python jobs/prepare.py --source webdataset --output runs/cc3m --webdataset.shards '{train: [DIR/train]}'
 
+docs/sources.md tells of all of them.
 Running it again continues an unfinished folder and leaves a finished one as it is.
 """
 

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import io
 import json
+import tarfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from PIL import Image
 
-from degla_ray.config import CocoConfig, Flickr8kConfig, PrepareConfig
+from degla_ray.config import (
+    CocoConfig,
+    DeglaJsonConfig,
+    Flickr8kConfig,
+    NegclipTsvConfig,
+    ParquetConfig,
+    PrepareConfig,
+    WebdatasetConfig,
+)
+from degla_ray.sources.base import Source, Unit, rejects_table
+from degla_ray.sources.prepare import Listing, list_rows
 
 
 def noise(width: int = 40, height: int = 30, seed: int = 0) -> Image.Image:
@@ -95,12 +109,132 @@ def write_karpathy(folder: Path, entries: list[dict[str, Any]], year: str = "201
     return CocoConfig(images=str(folder), karpathy=str(path))
 
 
-def prepare_config(source: Flickr8kConfig | CocoConfig, output: Path, **settings: Any) -> PrepareConfig:
+def write_parquet(path: Path, rows: list[dict[str, Any]], group_rows: int = 2, **types: pa.DataType) -> Path:
+    """One Parquet file; `types` are those of columns that Arrow could not tell from the rows."""
+    guessed = pa.Table.from_pylist(rows)
+    schema = pa.schema([pa.field(f.name, types.get(f.name, f.type)) for f in guessed.schema])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), path, row_group_size=group_rows)
+    return path
+
+
+def write_huggingface(folder: Path, images: int = 6) -> ParquetConfig:
+    """Pictures as Hugging Face data sets hold them, three a file, each with a list of two captions."""
+    rows = [
+        {
+            "image": {"bytes": encode(noise(seed=i)), "path": f"p{i}.jpg"},
+            "caption": [f"A dog runs , number {i} take {j} ." for j in range(2)],
+            "split": "val" if i == images - 1 else "train",
+        }
+        for i in range(images)
+    ]
+    for first in range(0, images, 3):
+        write_parquet(folder / f"data-{first:05d}.parquet", rows[first : first + 3])
+    return ParquetConfig(files={"all": [str(folder)]}, split_column="split")
+
+
+def write_tar(path: Path, files: dict[str, bytes]) -> Path:
+    """A plain tar file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for name, data in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    return path
+
+
+def write_webdataset(folder: Path, shards: int = 2, samples: int = 3) -> WebdatasetConfig:
+    """Shards whose keys begin anew in each; the last is in split val."""
+    for shard in range(shards):
+        files: dict[str, bytes] = {}
+        for i in range(samples):
+            files[f"{i:04d}.jpg"] = encode(noise(seed=100 * shard + i))
+            files[f"{i:04d}.txt"] = f"A dog runs , shard {shard} number {i} .\n".encode()
+            files[f"{i:04d}.json"] = json.dumps({"texts": [f"One {i}.", f"Two {i}."], "url": "x"}).encode()
+        write_tar(folder / f"shard-{shard:03d}.tar", files)
+    train = f"{folder}/shard-{{000..{shards - 2:03d}}}.tar"
+    return WebdatasetConfig(
+        shards={"train": [train], "val": [str(folder / f"shard-{shards - 1:03d}.tar")]},
+    )
+
+
+def degla_entry(image_id: int, number: int = 0, negatives: int = 4) -> dict[str, Any]:
+    return {
+        "image_id": image_id,
+        "original": f"A cat on chair {image_id} {number}.",
+        "enhanced": [f"A chair on cat {image_id} {number} {k}." for k in range(negatives)],
+    }
+
+
+def write_coco_pictures(folder: Path, image_ids: list[int], subset: str = "train2014") -> None:
+    (folder / subset).mkdir(parents=True, exist_ok=True)
+    for image_id in image_ids:
+        name = f"COCO_{subset}_{image_id:012d}.jpg"
+        (folder / subset / name).write_bytes(encode(noise(seed=image_id)))
+
+
+def write_degla_json(folder: Path, entries: list[Any], pictures: list[int]) -> DeglaJsonConfig:
+    """DeGLA's released file over `entries`, with pictures of these numbers."""
+    write_coco_pictures(folder, pictures)
+    path = folder / "released.json"
+    path.write_text(json.dumps(entries, indent=1))
+    return DeglaJsonConfig(images=str(folder), annotations={"train": str(path)})
+
+
+def negclip_row(image_id: int, number: int = 0) -> list[str]:
+    """title, filepath, neg_caption, neg_image."""
+    negatives = [f"A mirror's sink {image_id} {number}.", f"Two sinks {image_id} {number} ."]
+    path = f"coco/val2014/COCO_val2014_{image_id:012d}.jpg"
+    return [f"There are two mirrors {image_id} {number}.", path, repr(negatives), "[2, 0, 1]"]
+
+
+def write_negclip(folder: Path, rows: list[list[str]], pictures: list[int]) -> NegclipTsvConfig:
+    """NegCLIP's file over `rows`, with pictures of these numbers."""
+    write_coco_pictures(folder, pictures, "val2014")
+    path = folder / "neg_clip.tsv"
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, delimiter="\t", lineterminator="\n")
+        writer.writerow(["", "title", "filepath", "neg_caption", "neg_image"])
+        writer.writerows([str(index), *row] for index, row in enumerate(rows))
+    return NegclipTsvConfig(images=str(folder), annotations={"train": str(path)})
+
+
+def list_balanced(source: Source, limit: int | None = None) -> Listing:
+    """The listing, after checking that no row went missing in it."""
+    listing = list_rows(source, limit)
+    images, captions = (sum(r.unit is u for r in listing.rejects) for u in (Unit.IMAGE, Unit.CAPTION))
+    assert listing.images_in == len(listing.records) + images
+    assert listing.captions_in == sum(len(r.captions) for r in listing.records) + captions
+    assert rejects_table(listing.rejects).num_rows == len(listing.rejects)
+    samples = [c.sample_id for r in listing.records for c in r.captions]
+    assert len(set(samples)) == len(samples)
+    return listing
+
+
+def rejected(listing: Listing, unit: Unit) -> list[tuple[str, str]]:
+    """(row_id, reason) of each reject."""
+    return [(r.row_id, r.reason.value) for r in listing.rejects if r.unit is unit]
+
+
+SourceConfig = (
+    Flickr8kConfig | CocoConfig | ParquetConfig | WebdatasetConfig | DeglaJsonConfig | NegclipTsvConfig
+)
+_NAMES = {
+    Flickr8kConfig: "flickr8k",
+    CocoConfig: "coco",
+    ParquetConfig: "parquet",
+    WebdatasetConfig: "webdataset",
+    DeglaJsonConfig: "degla_json",
+    NegclipTsvConfig: "negclip_tsv",
+}
+
+
+def prepare_config(source: SourceConfig, output: Path, **settings: Any) -> PrepareConfig:
     """Settings of `prepare` with 4 shards and any number of rejects allowed, unless told otherwise."""
     settings = {"num_shards": 4, "max_reject_fraction": 1.0, **settings}
-    if isinstance(source, Flickr8kConfig):
-        return PrepareConfig(source="flickr8k", flickr8k=source, output=str(output), **settings)
-    return PrepareConfig(source="coco", coco=source, output=str(output), **settings)
+    name = _NAMES[type(source)]
+    return PrepareConfig(source=name, output=str(output), **{name: source}, **settings)  # type: ignore[arg-type]
 
 
 def contents(folder: Path, *below: str) -> dict[str, str]:

@@ -21,6 +21,22 @@ def open_source(config: PrepareConfig) -> Source:
         from degla_ray.sources.coco import CocoSource
 
         return CocoSource(config.coco)
+    if config.source == "parquet":
+        from degla_ray.sources.parquet import ParquetSource
+
+        return ParquetSource(config.parquet)
+    if config.source == "webdataset":
+        from degla_ray.sources.webdataset import WebdatasetSource
+
+        return WebdatasetSource(config.webdataset)
+    if config.source == "degla_json":
+        from degla_ray.sources.degla_json import DeglaJsonSource
+
+        return DeglaJsonSource(config.degla_json)
+    if config.source == "negclip_tsv":
+        from degla_ray.sources.negclip_tsv import NegclipTsvSource
+
+        return NegclipTsvSource(config.negclip_tsv)
     from degla_ray.sources.scenes.source import ScenesSource
 
     return ScenesSource(config.scenes)

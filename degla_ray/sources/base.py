@@ -3,7 +3,7 @@
 A source lists its rows on the driver without touching a picture (`records`) and reads one picture's
 bytes inside a Ray task (`read_image`). To add a source: copy flickr8k.py, yield Record, Reject and
 RowsRead, and name it in sources/__init__.py. The listing is held in memory on the driver: about
-0.5 kB a picture with five captions, so 60 MB for COCO.
+0.5 kB a picture with five captions, so 60 MB for COCO; negatives that come with them are held too.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from degla_ray.schema import REJECTS, RejectReason
+from degla_ray.schema import GIVEN, GIVEN_KIND, REJECTS, RejectReason
 from degla_ray.shards import Storage
 
 STAGE = "prepare"
@@ -31,11 +31,15 @@ class Unit(StrEnum):
 
 
 class Caption(NamedTuple):
-    """One good caption; `sample_id` is unique in the source and stable across reruns."""
+    """One good caption; `sample_id` is unique in the source and stable across reruns.
+
+    `given` holds negatives that the source has for it.
+    """
 
     sample_id: str
     caption: str
     split: str
+    given: tuple[str, ...] = ()
 
 
 class Record(NamedTuple):
@@ -122,6 +126,33 @@ def check_caption(value: object) -> str | Refusal:
     except UnicodeEncodeError as error:
         return Refusal(RejectReason.NOT_A_STRING, f"not Unicode text ({error.reason} at {error.start})")
     return value.strip()
+
+
+def check_given(values: object, least: int = 0) -> tuple[str, ...] | Refusal:
+    """`values` as a caption's own negatives without outer white space, or why they are none.
+
+    Args:
+        values: what stands where a list of texts should.
+        least: texts that there must be.
+    """
+    if not isinstance(values, list):
+        return Refusal(RejectReason.MALFORMED_ROW, f"its negatives are no list but {type(values).__name__}")
+    if len(values) < least:
+        return Refusal(RejectReason.MALFORMED_ROW, f"{len(values)} negatives, fewer than {least}")
+    texts = []
+    for index, value in enumerate(values):
+        text = check_caption(value)
+        if isinstance(text, Refusal):
+            return Refusal(RejectReason.MALFORMED_ROW, f"negative {index}: {text.reason} ({text.detail})")
+        texts.append(text)
+    return tuple(texts)
+
+
+def given_table(records: Iterable[Record]) -> pa.Table:
+    """The captions' own negatives in the schema GIVEN: a side table of sources that have some."""
+    rows = [(c.sample_id, GIVEN_KIND, text) for r in records for c in r.captions for text in c.given]
+    columns = list(zip(*rows, strict=True)) or [(), (), ()]
+    return pa.table([list(column) for column in columns], schema=GIVEN)
 
 
 def rejects_table(rejects: Iterable[Reject]) -> pa.Table:

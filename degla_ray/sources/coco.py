@@ -7,7 +7,6 @@ The whole JSON file is read into memory on the driver: about 1 GB for 2014's tra
 
 from __future__ import annotations
 
-import json
 import posixpath
 import re
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from degla_ray.sources.listing import (
     ImageFolder,
     NamedCaption,
     NamedImage,
+    load_json,
     read_annotations,
     reject_caption,
     require_annotations,
@@ -29,7 +29,8 @@ from degla_ray.sources.listing import (
     to_rows,
 )
 
-_COCO_NAME = re.compile(r"(?:COCO_(?:train|val|test)2014_)?(\d{12})\.jpg")
+_COCO_NAME = re.compile(r"(?:COCO_(?:train|val|test)2014_)?([0-9]{12})\.jpg")
+_PLAIN_NUMBER = re.compile(r"0|[1-9][0-9]{0,11}")
 _YEAR_FOLDER = re.compile(r"(train|val|test)(2014|2017)")
 SPLIT_ALIASES = {"restval": "train"}
 
@@ -74,21 +75,12 @@ class CocoSource(Source):
         return self._folder.read(locator)
 
 
-def load_json(data: bytes, path: str) -> Any:
-    """Parses an annotation file.
-
-    Raises:
-        DataError: it is no JSON; says at which line and column.
-    """
-    try:
-        return json.loads(data)
-    except json.JSONDecodeError as error:
-        where = f"{path}:{error.lineno}:{error.colno} (character {error.pos})"
-        raise DataError(where, f"broken JSON ({error.msg})", "a whole JSON file") from error
-    except (ValueError, RecursionError) as error:  # not UTF-8, endless digits, endless nesting
-        raise DataError(
-            path, f"unreadable JSON ({type(error).__name__}: {error})", "a whole JSON file"
-        ) from error
+def coco_number(image_id: str) -> int | None:
+    """COCO's image number, of an id that is one or ends in one of COCO's file names; else none."""
+    name = posixpath.basename(image_id)
+    if match := _COCO_NAME.fullmatch(name if name.endswith(".jpg") else f"{name}.jpg"):
+        return int(match[1])
+    return int(image_id) if _PLAIN_NUMBER.fullmatch(image_id) else None
 
 
 def file_names(file_name: str, folder: str) -> tuple[str, ...]:

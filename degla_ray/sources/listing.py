@@ -8,15 +8,16 @@ lacks are looked up one by one, which is also where symbolic links are followed 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import posixpath
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import pyarrow.fs as pafs
 
-from degla_ray.errors import SettingError
+from degla_ray.errors import DataError, SettingError
 from degla_ray.schema import RejectReason
 from degla_ray.shards import Storage
 from degla_ray.sources.base import Caption, Record, Refusal, Reject, Unit, check_caption
@@ -31,6 +32,7 @@ class NamedCaption(NamedTuple):
     value: object
     split: str
     where: str
+    given: tuple[str, ...] = ()
 
 
 @dataclass(kw_only=True)
@@ -40,12 +42,27 @@ class NamedImage:
     Attributes:
         names: file names below the image folder where it may lie, the file's own name first.
         where: file and line, or file and index, of the first mention.
+        captions_lost: captions of it that were rejected already.
     """
 
     image_id: str
     names: tuple[str, ...]
     where: str
     captions: list[NamedCaption] = field(default_factory=list)
+    captions_lost: int = 0
+
+
+class Finder(Protocol):
+    """Finds a picture by its names: a locator for `Source.read_image`, or why there is none."""
+
+    def find(self, names: Sequence[str]) -> str | Refusal: ...
+
+
+class Located:
+    """Pictures whose place was read with their captions: the name is the locator already."""
+
+    def find(self, names: Sequence[str]) -> str | Refusal:
+        return names[0] or Refusal(RejectReason.MISSING_IMAGE, "there is no picture with the captions")
 
 
 class ImageFolder:
@@ -110,7 +127,7 @@ def normalise(name: str) -> str | None:
     return None if plain in (".", "..") or plain.startswith("../") else plain
 
 
-def to_rows(images: Iterable[NamedImage], listing: FolderListing) -> Iterator[Record | Reject]:
+def to_rows(images: Iterable[NamedImage], finder: Finder) -> Iterator[Record | Reject]:
     """Every named picture as one Record or image Reject; every caption in a Record or as a Reject.
 
     An image belongs to the split that names it first: captions of it in another split are
@@ -118,7 +135,7 @@ def to_rows(images: Iterable[NamedImage], listing: FolderListing) -> Iterator[Re
     """
     seen: set[str] = set()
     for image in images:
-        found = listing.find(image.names)
+        found = finder.find(image.names)
         good: list[Caption] = []
         for caption in image.captions:
             checked = check_caption(caption.value)
@@ -133,11 +150,11 @@ def to_rows(images: Iterable[NamedImage], listing: FolderListing) -> Iterator[Re
             if isinstance(checked, Refusal):
                 yield reject_caption(caption, checked, image.image_id)
             else:
-                good.append(Caption(caption.sample_id, checked, caption.split))
+                good.append(Caption(caption.sample_id, checked, caption.split, caption.given))
         if not isinstance(found, Refusal) and good:
             yield Record(image.image_id, found, tuple(good))
             continue
-        why = found if isinstance(found, Refusal) else _no_caption(len(image.captions))
+        why = found if isinstance(found, Refusal) else _no_caption(len(image.captions) + image.captions_lost)
         yield Reject(
             unit=Unit.IMAGE,
             row_id=image.image_id,
@@ -172,6 +189,23 @@ def read_annotations(uri: str, setting: str) -> bytes:
     """
     storage, name = _locate(uri, setting)
     return storage.read_bytes(name)
+
+
+def load_json(data: bytes, path: str) -> Any:
+    """Parses an annotation file.
+
+    Raises:
+        DataError: it is no JSON; says at which line and column.
+    """
+    try:
+        return json.loads(data)
+    except json.JSONDecodeError as error:
+        where = f"{path}:{error.lineno}:{error.colno} (character {error.pos})"
+        raise DataError(where, f"broken JSON ({error.msg})", "a whole JSON file") from error
+    except (ValueError, RecursionError) as error:  # not UTF-8, endless digits, endless nesting
+        raise DataError(
+            path, f"unreadable JSON ({type(error).__name__}: {error})", "a whole JSON file"
+        ) from error
 
 
 def sha256(data: bytes) -> str:

@@ -47,7 +47,9 @@ class Listing:
 
 
 def prepare(config: PrepareConfig) -> dict[str, int]:
-    """Writes `images/`, `captions/` and `rejects/` (scenes: also `graphs/` and `tests/`) to `config.output`.
+    """Writes `images/`, `captions/` and `rejects/` to `config.output`.
+
+    Scenes also have `graphs/` and `tests/`; sources that bring negatives along, `given/`.
 
     Returns:
         The manifest's counts: images_in, images_out, images_rejected, the same for captions, and

@@ -90,7 +90,8 @@ def records_to_json(records: list[Record]) -> str:
 
 def records_from_json(text: str) -> list[Record]:
     return [
-        Record(i, locator, tuple(Caption(*c) for c in captions)) for i, locator, captions in json.loads(text)
+        Record(i, locator, tuple(Caption(s, c, split, tuple(given)) for s, c, split, given in captions))
+        for i, locator, captions in json.loads(text)
     ]
 
 

@@ -15,19 +15,27 @@ from PIL import Image
 
 from degla_ray.config import CocoConfig, Flickr8kConfig
 from degla_ray.errors import DataError, FingerprintMismatch, TooManyRejects
-from degla_ray.schema import CAPTIONS, IMAGES, REJECTS
+from degla_ray.schema import CAPTIONS, GIVEN, IMAGES, REJECTS
 from degla_ray.shards import read_complete, shard_of
 from degla_ray.sources.prepare import prepare
 from tests.fixtures_sources import (
+    SourceConfig,
     contents,
     decode,
+    degla_entry,
     encode,
     karpathy_entry,
+    negclip_row,
     noise,
     prepare_config,
     write_coco,
+    write_degla_json,
     write_flickr8k,
+    write_huggingface,
     write_karpathy,
+    write_negclip,
+    write_parquet,
+    write_webdataset,
 )
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -155,9 +163,9 @@ def test_prepare_file_that_cannot_be_read_is_rejected(tmp_path: Path) -> None:
     assert ("p0.jpg", "unreadable") in reasons(read(tmp_path / "out"))
 
 
-@pytest.mark.parametrize("make", [write_flickr8k, write_coco])
+@pytest.mark.parametrize("make", [write_flickr8k, write_coco, write_huggingface, write_webdataset])
 def test_prepare_same_settings_give_the_same_bytes(
-    tmp_path: Path, make: Callable[[Path], Flickr8kConfig | CocoConfig]
+    tmp_path: Path, make: Callable[[Path], SourceConfig]
 ) -> None:
     config = make(tmp_path / "data")
     for name in ("one", "two"):
@@ -286,6 +294,65 @@ def test_prepare_coco_and_karpathy_give_the_same_rows(tmp_path: Path) -> None:
     assert a["images"].equals(b["images"])
     assert a["captions"].equals(b["captions"])
     assert a["captions"].num_rows == 10
+
+
+def test_prepare_parquet_stores_the_very_bytes_and_rejects_rows_without_any(tmp_path: Path) -> None:
+    config = write_huggingface(tmp_path / "data", images=30)
+    bad = [
+        {"image": {"bytes": cell, "path": "x.jpg"}, "caption": ["A."], "split": "train"}
+        for cell in (None, b"")
+    ]
+    write_parquet(tmp_path / "data" / "z.parquet", bad)
+    prepare(prepare_config(config, tmp_path / "out"))
+    tables = read(tmp_path / "out")
+    stored = {row["image_id"]: row["image"] for row in tables["images"].to_pylist()}
+    assert stored == {f"all-{i // 3:05d}-{i % 3:07d}": encode(noise(seed=i)) for i in range(30)}
+    assert tables["captions"].num_rows == 60
+    assert {r for r in reasons(tables) if not r[0].endswith("#0")} == {
+        ("all-00010-0000000", "missing_image"),
+        ("all-00010-0000001", "zero_byte"),
+    }
+    assert prepare(prepare_config(config, tmp_path / "out"))["images_out"] == 30
+
+
+def test_prepare_webdataset_stores_the_very_bytes_and_uses_a_cut_shard_up_to_there(tmp_path: Path) -> None:
+    config = write_webdataset(tmp_path / "data", shards=3, samples=6)
+    path = tmp_path / "data" / "shard-001.tar"
+    path.write_bytes(path.read_bytes()[: path.read_bytes().index(b"0004.jpg")])
+    prepare(prepare_config(config, tmp_path / "out"))
+    tables = read(tmp_path / "out")
+    stored = {row["image_id"]: row["image"] for row in tables["images"].to_pylist()}
+    assert stored == {
+        f"{split}/shard-00{shard}/000{i}": encode(noise(seed=100 * shard + i))
+        for shard, split, samples in ((0, "train", 6), (1, "train", 4), (2, "val", 6))
+        for i in range(samples)
+    }
+    assert reasons(tables) == {("shard-001.tar", "truncated")}
+    assert prepare(prepare_config(config, tmp_path / "out"))["images_out"] == 16
+
+
+def test_prepare_negatives_that_come_with_captions_lie_beside_them(tmp_path: Path) -> None:
+    entries = [degla_entry(image_id, number) for image_id in range(1, 9) for number in range(2)]
+    released = write_degla_json(tmp_path / "released", entries, list(range(1, 9)))
+    (tmp_path / "released/train2014/COCO_train2014_000000000003.jpg").write_bytes(b"broken")
+    prepare(prepare_config(released, tmp_path / "a"))
+    read(tmp_path / "a")
+    given = read_complete(str(tmp_path / "a"), "prepare")[0].read_dataset("given", GIVEN).to_pylist()
+    expected = {
+        (f"{entry['image_id']}#{i % 2}", "given", text)
+        for i, entry in enumerate(entries)
+        for text in entry["enhanced"]
+        if entry["image_id"] != 3
+    }
+    assert {(row["sample_id"], row["kind"], row["negative"]) for row in given} == expected
+    assert len(given) == 7 * 2 * 4
+
+    negclip = write_negclip(tmp_path / "negclip", [negclip_row(i) for i in range(1, 9)], list(range(1, 9)))
+    prepare(prepare_config(negclip, tmp_path / "b"))
+    captions = set(read(tmp_path / "b")["captions"]["sample_id"].to_pylist())
+    given = read_complete(str(tmp_path / "b"), "prepare")[0].read_dataset("given", GIVEN).to_pylist()
+    assert len(given) == 16
+    assert {row["sample_id"] for row in given} == captions
 
 
 def test_prepare_short_side_is_kept_to(tmp_path: Path) -> None:

@@ -14,18 +14,20 @@ from degla_ray.errors import DataError, SettingError
 from degla_ray.schema import RejectReason
 from degla_ray.sources.base import Reject, Unit, rejects_table
 from degla_ray.sources.coco import CocoSource
-from degla_ray.sources.prepare import Listing, list_rows
-from tests.fixtures_sources import encode, karpathy_entry, noise, write_coco, write_karpathy
+from degla_ray.sources.prepare import Listing
+from tests.fixtures_sources import (
+    encode,
+    karpathy_entry,
+    list_balanced,
+    noise,
+    rejected,
+    write_coco,
+    write_karpathy,
+)
 
 
 def listed(config: CocoConfig) -> Listing:
-    """The listing, after checking that no row went missing in it."""
-    listing = list_rows(CocoSource(config), None)
-    images, captions = (sum(r.unit is u for r in listing.rejects) for u in (Unit.IMAGE, Unit.CAPTION))
-    assert listing.images_in == len(listing.records) + images
-    assert listing.captions_in == sum(len(r.captions) for r in listing.records) + captions
-    assert rejects_table(listing.rejects).num_rows == len(listing.rejects)
-    return listing
+    return list_balanced(CocoSource(config))
 
 
 def change(config: CocoConfig, split: str, **added: list[Any]) -> None:
@@ -35,10 +37,6 @@ def change(config: CocoConfig, split: str, **added: list[Any]) -> None:
     for key, entries in added.items():
         content[key] += entries
     path.write_text(json.dumps(content))
-
-
-def rejects(listing: Listing, unit: Unit) -> list[tuple[str, str]]:
-    return [(r.row_id, r.reason.value) for r in listing.rejects if r.unit is unit]
 
 
 @pytest.mark.parametrize("year", ["2014", "2017"])
@@ -84,13 +82,13 @@ def test_coco_pictures_directly_in_the_folder_are_found(tmp_path: Path) -> None:
 def test_coco_caption_that_is_none_is_rejected(tmp_path: Path, caption: object, reason: RejectReason) -> None:
     config = write_coco(tmp_path)
     change(config, "train", annotations=[{"id": 9, "image_id": 100, "caption": caption}])
-    assert rejects(listed(config), Unit.CAPTION) == [("9", reason.value)]
+    assert rejected(listed(config), Unit.CAPTION) == [("9", reason.value)]
 
 
 def test_coco_annotation_without_caption_key_is_rejected(tmp_path: Path) -> None:
     config = write_coco(tmp_path)
     change(config, "train", annotations=[{"id": 9, "image_id": 100}])
-    assert rejects(listed(config), Unit.CAPTION) == [("9", "not_a_string")]
+    assert rejected(listed(config), Unit.CAPTION) == [("9", "not_a_string")]
 
 
 @pytest.mark.parametrize(
@@ -99,7 +97,7 @@ def test_coco_annotation_without_caption_key_is_rejected(tmp_path: Path) -> None
 def test_coco_annotation_without_ids_is_malformed(tmp_path: Path, entry: object) -> None:
     config = write_coco(tmp_path)
     change(config, "train", annotations=[entry])
-    assert rejects(listed(config), Unit.CAPTION) == [
+    assert rejected(listed(config), Unit.CAPTION) == [
         ("captions_train2014.json annotations[10]", "malformed_row")
     ]
 
@@ -108,7 +106,7 @@ def test_coco_annotation_without_ids_is_malformed(tmp_path: Path, entry: object)
 def test_coco_image_without_id_or_name_is_malformed(tmp_path: Path, entry: object) -> None:
     config = write_coco(tmp_path)
     change(config, "train", images=[entry])
-    assert rejects(listed(config), Unit.IMAGE) == [("captions_train2014.json images[5]", "malformed_row")]
+    assert rejected(listed(config), Unit.IMAGE) == [("captions_train2014.json images[5]", "malformed_row")]
 
 
 def test_coco_repeated_ids_are_rejected_once_each(tmp_path: Path) -> None:
@@ -116,8 +114,8 @@ def test_coco_repeated_ids_are_rejected_once_each(tmp_path: Path) -> None:
     again = {"id": 100, "file_name": "COCO_train2014_000000000100.jpg"}
     change(config, "train", images=[again], annotations=[{"id": 1000, "image_id": 101, "caption": "Again."}])
     listing = listed(config)
-    assert rejects(listing, Unit.IMAGE) == [("100", "duplicate_id")]
-    assert rejects(listing, Unit.CAPTION) == [("1000", "duplicate_id")]
+    assert rejected(listing, Unit.IMAGE) == [("100", "duplicate_id")]
+    assert rejected(listing, Unit.CAPTION) == [("1000", "duplicate_id")]
     assert len(listing.records[0].captions) == 2
 
 
@@ -126,8 +124,8 @@ def test_coco_image_in_two_splits_stays_in_its_first(tmp_path: Path) -> None:
     again = {"id": 100, "file_name": "COCO_train2014_000000000100.jpg"}
     change(config, "val", images=[again], annotations=[{"id": 9, "image_id": 100, "caption": "Leaks."}])
     listing = listed(config)
-    assert rejects(listing, Unit.IMAGE) == [("100", "duplicate_id")]
-    assert rejects(listing, Unit.CAPTION) == [("9", "duplicate_id")]
+    assert rejected(listing, Unit.IMAGE) == [("100", "duplicate_id")]
+    assert rejected(listing, Unit.CAPTION) == [("9", "duplicate_id")]
 
 
 def test_coco_caption_of_unknown_image_and_image_without_caption_are_rejected(tmp_path: Path) -> None:
@@ -140,8 +138,8 @@ def test_coco_caption_of_unknown_image_and_image_without_caption_are_rejected(tm
         annotations=[{"id": 9, "image_id": 4242, "caption": "Of nothing."}],
     )
     listing = listed(config)
-    assert rejects(listing, Unit.IMAGE) == [("7", "image_without_caption")]
-    assert rejects(listing, Unit.CAPTION) == [("9", "caption_without_image")]
+    assert rejected(listing, Unit.IMAGE) == [("7", "image_without_caption")]
+    assert rejected(listing, Unit.CAPTION) == [("9", "caption_without_image")]
 
 
 def test_coco_missing_file_and_name_outside_are_rejected_with_their_captions(tmp_path: Path) -> None:
@@ -154,8 +152,8 @@ def test_coco_missing_file_and_name_outside_are_rejected_with_their_captions(tmp
         annotations=[{"id": i, "image_id": i, "caption": "A."} for i in (7, 8)],
     )
     listing = listed(config)
-    assert rejects(listing, Unit.IMAGE) == [("7", "missing_image"), ("8", "outside_folder")]
-    assert rejects(listing, Unit.CAPTION) == [("7", "caption_without_image"), ("8", "caption_without_image")]
+    assert rejected(listing, Unit.IMAGE) == [("7", "missing_image"), ("8", "outside_folder")]
+    assert rejected(listing, Unit.CAPTION) == [("7", "caption_without_image"), ("8", "caption_without_image")]
 
 
 @pytest.mark.parametrize(
@@ -217,7 +215,7 @@ def test_karpathy_bad_entries_are_rejected_with_their_captions(tmp_path: Path) -
     (tmp_path / "val2014" / "COCO_val2014_000000000103.jpg").write_bytes(encode(noise()))
     listing = listed(config)
     assert len(listing.records) == 1
-    assert set(rejects(listing, Unit.IMAGE)) == {
+    assert set(rejected(listing, Unit.IMAGE)) == {
         ("100", "duplicate_id"),
         ("101", "malformed_row"),
         ("102", "outside_folder"),
@@ -225,7 +223,7 @@ def test_karpathy_bad_entries_are_rejected_with_their_captions(tmp_path: Path) -
         ("104", "missing_image"),
         ("dataset_coco.json images[6]", "malformed_row"),
     }
-    reasons: dict[str, str] = dict(rejects(listing, Unit.CAPTION))
+    reasons: dict[str, str] = dict(rejected(listing, Unit.CAPTION))
     assert reasons == {
         "1000": "caption_without_image",
         "1001": "caption_without_image",

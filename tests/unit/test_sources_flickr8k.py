@@ -12,8 +12,8 @@ from degla_ray.errors import DataError, SettingError
 from degla_ray.schema import RejectReason
 from degla_ray.sources.base import Record, Refusal, Reject, Unit
 from degla_ray.sources.flickr8k import Flickr8kSource, parse_csv
-from degla_ray.sources.prepare import Listing, list_rows
-from tests.fixtures_sources import encode, noise, write_flickr8k
+from degla_ray.sources.prepare import Listing
+from tests.fixtures_sources import encode, list_balanced, noise, write_flickr8k
 
 
 def rows(text: str | bytes) -> list[tuple[str, str] | Refusal]:
@@ -22,12 +22,7 @@ def rows(text: str | bytes) -> list[tuple[str, str] | Refusal]:
 
 
 def listed(config: Flickr8kConfig, limit: int | None = None) -> Listing:
-    """The listing, after checking that no row went missing in it."""
-    listing = list_rows(Flickr8kSource(config), limit)
-    images, captions = (sum(r.unit is u for r in listing.rejects) for u in (Unit.IMAGE, Unit.CAPTION))
-    assert listing.images_in == len(listing.records) + images
-    assert listing.captions_in == sum(len(r.captions) for r in listing.records) + captions
-    return listing
+    return list_balanced(Flickr8kSource(config), limit)
 
 
 def only_reject(listing: Listing, unit: Unit) -> Reject:

@@ -10,9 +10,9 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from degla_ray.schema import CAPTIONS, IMAGES, REJECTS, SCENE_GRAPHS, RejectReason
+from degla_ray.schema import CAPTIONS, GIVEN, IMAGES, REJECTS, SCENE_GRAPHS, RejectReason
 from degla_ray.shards import StageFolder
-from degla_ray.sources.base import Caption, Record, Refusal, Reject, Source, Unit, check_caption
+from degla_ray.sources.base import Caption, Record, Refusal, Reject, Source, Unit, check_caption, given_table
 from degla_ray.sources.write_shard import (
     ShardTask,
     records_from_json,
@@ -48,7 +48,10 @@ class DiskSource(Source):
 
 
 def record(image_id: str, locator: str = "good", captions: int = 2) -> Record:
-    texts = [Caption(f"{image_id}#{i}", f"Caption {i} of {image_id}.", "train") for i in range(captions)]
+    texts = [
+        Caption(f"{image_id}#{i}", f"Caption {i} of {image_id}.", "train", ("Wrong.",) * i)
+        for i in range(captions)
+    ]
     return Record(image_id, locator, tuple(texts))
 
 
@@ -131,6 +134,13 @@ def test_records_and_rejects_travel_as_json_unchanged() -> None:
         unit=Unit.IMAGE, row_id="r", reason=RejectReason.OVERSIZED, detail="d", text="\ud83d", image_id="i"
     )
     assert rejects_from_json(rejects_to_json([reject])) == [reject]
+
+
+def test_given_table_holds_every_negative_beside_its_sample() -> None:
+    table = given_table([record("a", captions=3), record("b", captions=2)])
+    assert table.schema.equals(GIVEN)
+    assert table["sample_id"].to_pylist() == ["a#1", "a#2", "a#2", "b#1"]
+    assert set(table["kind"].to_pylist()) == {"given"}
 
 
 @pytest.mark.parametrize(("value", "caption"), [("A dog.", "A dog."), ("  A dog.\n", "A dog."), ("犬", "犬")])

@@ -1,0 +1,106 @@
+"""DeGLA's released data file: a JSON list of {"image_id": int, "original": str, "enhanced": [str, ...]}.
+
+Its negatives (`enhanced`) go beside the captions as the dataset `given`; whoever trains on them lets them
+pass the checks that every negative passes. The file is read into memory on the driver as a whole: about
+1 GB for 414,000 captions with five negatives each. `jobs/export_degla_json.py` writes the format.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+
+from degla_ray.config import DeglaJsonConfig
+from degla_ray.errors import DataError, SettingError
+from degla_ray.schema import RejectReason
+from degla_ray.shards import canonical
+from degla_ray.sources.base import (
+    Record,
+    Refusal,
+    Reject,
+    RowsRead,
+    Source,
+    check_given,
+    given_table,
+)
+from degla_ray.sources.coco import file_names
+from degla_ray.sources.listing import (
+    ImageFolder,
+    NamedCaption,
+    NamedImage,
+    load_json,
+    read_annotations,
+    reject_caption,
+    require_annotations,
+    sha256,
+    to_rows,
+)
+
+
+class DeglaJsonSource(Source):
+    """image_id is the number as text; sample_id is `<image_id>#<i>`, the i-th entry of the picture.
+
+    Raises:
+        SettingError: a folder or file that the settings name is not there.
+    """
+
+    def __init__(self, config: DeglaJsonConfig) -> None:
+        self._config = config
+        self._folder = ImageFolder(config.images, "degla_json.images")
+        if not config.annotations:
+            raise SettingError("degla_json.annotations", {}, "a JSON file for each split, e.g. {train: FILE}")
+        for split, path in config.annotations.items():
+            require_annotations(path, f"degla_json.annotations.{split}")
+
+    def identity(self) -> dict[str, Any]:
+        hashes = {split: sha256(self._file(split)) for split in self._config.annotations}
+        return {"settings": canonical(self._config), "sha256": hashes}
+
+    def records(self) -> Iterator[Record | Reject | RowsRead]:
+        images: dict[str, NamedImage] = {}
+        for split, path in self._config.annotations.items():
+            entries = load_json(self._file(split), path)
+            if not isinstance(entries, list):
+                raise DataError(path, f"JSON of type {type(entries).__name__}", "a list of entries")
+            yield RowsRead(captions=len(entries))
+            name = posixpath.basename(path)
+            for index, entry in enumerate(entries):
+                refused = self._add(entry, split, f"{name}[{index}]", images)
+                if refused is not None:
+                    yield refused
+        yield RowsRead(images=len(images))
+        yield from to_rows(images.values(), self._folder.list())
+
+    def read_image(self, locator: str) -> bytes:
+        return self._folder.read(locator)
+
+    def side_tables(self, records: list[Record]) -> dict[str, pa.Table]:
+        return {"given": given_table(records)}
+
+    def _add(self, entry: Any, split: str, where: str, images: dict[str, NamedImage]) -> Reject | None:
+        """Enters one caption under its picture, or says why it cannot be used."""
+        number = entry.get("image_id") if isinstance(entry, dict) else None
+        if isinstance(number, bool) or not isinstance(number, int) or number < 0:
+            found = f"no image_id that is a whole number ({number!r:.40})"
+            return reject_caption(
+                NamedCaption("", entry, split, where), Refusal(RejectReason.MALFORMED_ROW, found)
+            )
+        image_id = str(number)
+        if image_id not in images:
+            names = file_names(self._config.pattern % number, "")
+            images[image_id] = NamedImage(image_id=image_id, names=names, where=where)
+        image = images[image_id]
+        sample_id = f"{image_id}#{len(image.captions) + image.captions_lost}"
+        given = check_given(entry.get("enhanced"), self._config.min_negatives)
+        caption = NamedCaption(sample_id, entry.get("original"), split, where)
+        if isinstance(given, Refusal):
+            image.captions_lost += 1
+            return reject_caption(caption, given, image_id)
+        image.captions.append(caption._replace(given=given))
+        return None
+
+    def _file(self, split: str) -> bytes:
+        return read_annotations(self._config.annotations[split], f"degla_json.annotations.{split}")
