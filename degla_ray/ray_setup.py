@@ -196,6 +196,8 @@ def _configure_data() -> None:
     context = ray.data.DataContext.get_current()
     # Else it replaces an exception by a generic one, whose cause is lost on the way to the driver.
     context.raise_original_map_exception = True
+    # An engine may be killed while it starts, as any process; one that dies at every start is told of.
+    context.max_consecutive_actor_init_deaths = 3
     context.enable_progress_bars = False  # jobs report their own progress
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     for name in ("exceptions", "_internal.execution.streaming_executor_state", "_internal.progress"):

