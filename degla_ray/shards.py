@@ -314,6 +314,12 @@ class StageFolder:
         return counts
 
 
+def is_complete(uri: str) -> bool:
+    """Whether a stage finished in that folder."""
+    storage = Storage(uri)
+    return storage.exists(MANIFEST) and bool(_read_manifest(storage)["complete"])
+
+
 def read_complete(uri: str, stage: str) -> tuple[Storage, dict[str, Any]]:
     """Opens a finished stage's folder as input.
 

@@ -9,6 +9,7 @@ importing MLflow takes about 2 s, so it is imported at first use only.
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import math
 import os
@@ -113,6 +114,30 @@ def set_tags(config: TrackingConfig, run_id: str | None, tags: Mapping[str, str]
     client = _client(config)
     for start in range(0, len(batch), ENTRIES_PER_CALL):
         client.log_batch(run_id, tags=batch[start : start + ENTRIES_PER_CALL])
+
+
+def log_dataset(
+    config: TrackingConfig, run_id: str | None, name: str, digest: str, source: str, context: str
+) -> None:
+    """Names a dataset as an input of a run, so that MLflow shows who made and who used it.
+
+    Args:
+        config: where to log.
+        run_id: the run.
+        name: shown.
+        digest: fingerprint of the folder.
+        source: URI of the folder.
+        context: `training`, or `output` of the run that made it.
+    """
+    if run_id is None:
+        return
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    dataset = Dataset(
+        name=name, digest=digest, source_type="folder", source=json.dumps({"uri": source}), schema=None
+    )
+    tags = [InputTag("mlflow.data.context", context)]
+    _client(config).log_inputs(run_id, [DatasetInput(dataset=dataset, tags=tags)])
 
 
 def log_artifacts(

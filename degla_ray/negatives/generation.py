@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,14 +39,21 @@ BLOCK = 128
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What is the same for every window."""
+    """What is the same for every question.
+
+    Attributes:
+        prompts: in the order in which kinds are asked for.
+        model: its name in the rows.
+    """
 
     config: NegativesConfig
-    folder: StageFolder
-    kinds: tuple[Kind, ...]
     prompts: dict[Kind, Prompt]
     prompt_sha: str
     model: str
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        return tuple(self.prompts)
 
 
 @dataclass(kw_only=True)
@@ -58,14 +67,16 @@ class _Window:
         return self.captions[key][0].text
 
 
-def generate_pending(job: Job, pending: Sequence[int], captions: pa.Table, graphs: dict[str, str]) -> bool:
+def generate_pending(job: Job, folder: StageFolder, captions: pa.Table, graphs: dict[str, str]) -> bool:
     """Works through the pending shards; False where the limit on GPU hours ended it before."""
-    ledger = Ledger(job.folder)
+    ledger, pending = Ledger(folder), folder.pending()
+    actors = COMPLETERS[job.config.engine].actors(job.config, job.prompts)
     words = vocabulary(captions["caption"].to_pylist()) if job.config.generation.fill_with_rules else None
     by_key = captions.append_column("key", pa.array([text_key(c) for c in captions["caption"].to_pylist()]))
-    total = _share(by_key, pending, job.folder.num_shards) * len(job.kinds)
-    with Progress(job.config, total) as progress:
-        for window in _windows(by_key, graphs, pending, job.folder.num_shards):
+    gpus = max(1, actors.gpus) * actors.max_size
+    total = _share(by_key, pending, folder.num_shards) * len(job.kinds)
+    with Progress(job.config, total, gpus) as progress, _timed(folder, progress):
+        for window in _windows(by_key, graphs, pending, folder.num_shards):
             book = Book(window.captions, job.kinds, job.config.per_kind, job.config.generation.attempts)
             known = [row for row in ledger.read(window.shards) if (row["key"], row["kind"]) in book.entries]
             book.add(known)
@@ -79,8 +90,18 @@ def generate_pending(job: Job, pending: Sequence[int], captions: pa.Table, graph
                     progress.add(rows)
                     if progress.used_up:
                         return False
-            _close(job, ledger, window, book)
+            _close(job, folder, ledger, window, book)
     return True
+
+
+@contextmanager
+def _timed(folder: StageFolder, progress: Progress) -> Iterator[None]:
+    """Notes what this run took, for the report."""
+    try:
+        yield
+    finally:
+        taken = {"seconds": progress.seconds, "gpu_hours": progress.gpu_hours}
+        folder.storage.write_json(taken, "runs", f"{time.time_ns()}.json")
 
 
 def reopen(folder: StageFolder, reasons: Sequence[RejectReason]) -> None:
@@ -226,11 +247,11 @@ def _questions(job: Job, window: _Window, work: Sequence[tuple[str, str, int, bo
     ]
 
 
-def _close(job: Job, ledger: Ledger, window: _Window, book: Book) -> None:
+def _close(job: Job, folder: StageFolder, ledger: Ledger, window: _Window, book: Book) -> None:
     """Writes the window's shards from its settled entries: parts, the ledger's rows, and receipts last."""
     parts: dict[int, list[str]] = {shard: [] for shard in window.shards}
     for key in window.captions:
-        parts[shard_of(key, job.folder.num_shards)].append(key)
+        parts[shard_of(key, folder.num_shards)].append(key)
     kept = {
         shard: [row for key in keys for kind in job.kinds for row in book.entries[(key, kind.value)].rows]
         for shard, keys in parts.items()
@@ -248,9 +269,9 @@ def _close(job: Job, ledger: Ledger, window: _Window, book: Book) -> None:
                     _settle(job, caption, kind, entry, (negatives, rejects), counts)
         for row in kept[shard]:
             _count(row, counts)
-        job.folder.write_part("negatives", shard, to_table(negatives, NEGATIVES))
-        job.folder.write_part("rejects", shard, to_table(rejects, REJECTS))
-        job.folder.write_receipt(shard, counts)
+        folder.write_part("negatives", shard, to_table(negatives, NEGATIVES))
+        folder.write_part("rejects", shard, to_table(rejects, REJECTS))
+        folder.write_receipt(shard, counts)
     ledger.clear()
 
 

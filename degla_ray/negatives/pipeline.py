@@ -23,12 +23,15 @@ from degla_ray.errors import DataError
 from degla_ray.negatives import rules
 from degla_ray.negatives.checks import CHECKS_VERSION
 from degla_ray.negatives.engine import COMPLETERS, ENGINES
+from degla_ray.negatives.estimate import estimate
 from degla_ray.negatives.generation import Job, generate_pending, reopen
+from degla_ray.negatives.preflight import check_resources, preflight
 from degla_ray.negatives.prompting import Prompt, load_prompts, prompt_sha
 from degla_ray.negatives.proposals import ORDER
+from degla_ray.negatives.report import build_report, publish
 from degla_ray.negatives.shard import STAGE, ShardTask, captions_of, vocabulary, write_shard
 from degla_ray.schema import CAPTIONS, SCENE_GRAPHS, Kind
-from degla_ray.shards import StageFolder, Storage, read_complete
+from degla_ray.shards import StageFolder, Storage, is_complete, read_complete
 
 CAPTIONS_PER_ACTOR = 4000
 """One more actor for so many captions: loading one costs as much as some 1,000 captions do."""
@@ -48,8 +51,7 @@ def generate(config: NegativesConfig) -> dict[str, int]:
     """
     source, manifest = read_complete(config.prepared, "prepare")
     kinds = tuple(kind for kind in ORDER if kind in config.kinds)
-    by_model = config.engine in COMPLETERS
-    prompts = load_prompts(kinds, config.generation.shots, config.seed) if by_model else {}
+    prompts = _prompts(config, kinds)
     identity = {
         "prepared": manifest["fingerprint"],
         "engine": {"name": config.engine, **_engine_identity(config, prompts)},
@@ -58,35 +60,50 @@ def generate(config: NegativesConfig) -> dict[str, int]:
         "per_kind": config.per_kind,
         "seed": config.seed,
     }
+    again = config.engine in COMPLETERS and config.generation.retry_failed
+    if again or not is_complete(config.output):
+        preflight(config)  # before the folder is begun: settings mended after an error are not "others"
+    if config.engine in COMPLETERS and config.generation.estimate is not None:
+        ray_setup.start(config.ray)
+        check_resources(config)
+        estimate(_job(config, prompts), _read(source)[0]["caption"].to_pylist())
+        return {}
     folder = StageFolder(config.output, STAGE, identity, config.num_shards)
-    if by_model and config.generation.retry_failed:
+    if again:
         reopen(folder, config.generation.retry_reasons)
     if folder.complete:
         print(f"{config.output} is finished: nothing to do")
         _report(folder.manifest["counts"])
         return dict(folder.manifest["counts"])
-    if pending := folder.pending():
+    if folder.pending():
         captions, graphs = _read(source)
         ray_setup.start(config.ray)
-        if by_model:
-            job = Job(
-                config=config,
-                folder=folder,
-                kinds=kinds,
-                prompts=prompts,
-                prompt_sha=prompt_sha(prompts),
-                model=COMPLETERS[config.engine].model(config),
-            )
-            if not generate_pending(job, pending, captions, graphs):
+        if config.engine in ENGINES:
+            _write_by_edits(config, folder, kinds, captions, graphs)
+        else:
+            check_resources(config)
+            if not generate_pending(_job(config, prompts), folder, captions, graphs):
                 print("stopped: generation.max_gpu_hours are used up; the same command goes on")
                 return folder.counts()
-        else:
-            task = ShardTask(folder=folder, kinds=kinds, per_kind=config.per_kind, seed=config.seed)
-            _write_pending(config, task, pending, (captions, graphs))
     counts = folder.counts()
     _report(counts)
     _check_ledger(config, counts)
-    return folder.finish()
+    counts = folder.finish()
+    if config.engine in COMPLETERS:
+        publish(config, folder, build_report(config, folder, COMPLETERS[config.engine].model(config)))
+    return counts
+
+
+def _prompts(config: NegativesConfig, kinds: tuple[Kind, ...]) -> dict[Kind, Prompt]:
+    """What a language model is asked; an engine of another kind is asked nothing."""
+    if config.engine in ENGINES:
+        return {}
+    return load_prompts(kinds, config.generation.shots, config.seed)
+
+
+def _job(config: NegativesConfig, prompts: dict[Kind, Prompt]) -> Job:
+    model = COMPLETERS[config.engine].model(config)
+    return Job(config=config, prompts=prompts, prompt_sha=prompt_sha(prompts), model=model)
 
 
 def _engine_identity(config: NegativesConfig, prompts: Mapping[Kind, Prompt]) -> dict[str, Any]:
@@ -113,12 +130,17 @@ def _read(source: Storage) -> tuple[pa.Table, dict[str, str]]:
     return captions, dict(zip(*columns, strict=True))
 
 
-def _write_pending(
-    config: NegativesConfig, task: ShardTask, pending: list[int], data: tuple[pa.Table, dict[str, str]]
+def _write_by_edits(
+    config: NegativesConfig,
+    folder: StageFolder,
+    kinds: tuple[Kind, ...],
+    captions: pa.Table,
+    graphs: dict[str, str],
 ) -> None:
-    captions, graphs = data
+    task = ShardTask(folder=folder, kinds=kinds, per_kind=config.per_kind, seed=config.seed)
+    pending = folder.pending()
     words = vocabulary(captions["caption"].to_pylist())
-    share = len(captions) * len(pending) / task.folder.num_shards
+    share = len(captions) * len(pending) / folder.num_shards
     started = time.monotonic()
     busy = 0.0
     rows = _run(config.engine, task, pending, (captions, graphs, words), share)

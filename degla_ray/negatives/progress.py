@@ -40,8 +40,17 @@ class Progress:
     @property
     def used_up(self) -> bool:
         """Whether the engines have run for `max_gpu_hours`."""
-        hours = (time.monotonic() - self._started) / 3600 * self._gpus
-        return self._limit_h is not None and hours >= self._limit_h
+        return self._limit_h is not None and self.gpu_hours >= self._limit_h
+
+    @property
+    def seconds(self) -> float:
+        """Since the start."""
+        return time.monotonic() - self._started
+
+    @property
+    def gpu_hours(self) -> float:
+        """Of all engines together; one without a GPU counts as one."""
+        return self.seconds / 3600 * self._gpus
 
     def resume(self, settled: int) -> None:
         """Entries of the next window that an earlier run settled."""

@@ -111,6 +111,15 @@ def train(
             tags={"stage": "train", "run_folder": run.uri},
             parent_run_id=parent_run_id,
         )
+        if fingerprint_of_negatives := identity["data"].get("negatives"):
+            tracking.log_dataset(
+                config.tracking,
+                run_id,
+                "negatives",
+                fingerprint_of_negatives,
+                str(config.data.negatives),
+                "training",
+            )
         job = Job(
             config=config,
             fingerprint=mark,

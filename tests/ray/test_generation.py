@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import psutil
 import pytest
 
 from degla_ray.config import GenerationConfig, NegativesConfig, PrepareConfig, ScenesConfig, TrackingConfig
-from degla_ray.errors import DeglaError, FingerprintMismatch
+from degla_ray.errors import DeglaError, FingerprintMismatch, SettingError
 from degla_ray.negatives.ledger import text_key
 from degla_ray.negatives.pipeline import generate
 from degla_ray.schema import ATTEMPTS, CAPTIONS, NEGATIVES, REJECTS, SCENE_GRAPHS, Kind
@@ -52,8 +53,9 @@ def config_of(prepared: str, output: Path, **generation: Any) -> NegativesConfig
 
 @pytest.fixture(scope="module")
 def finished(prepared: str, tmp_path_factory: pytest.TempPathFactory) -> NegativesConfig:
-    config = config_of(prepared, tmp_path_factory.mktemp("generated") / "out")
-    generate(config)
+    folder = tmp_path_factory.mktemp("generated")
+    config = config_of(prepared, folder / "out")
+    generate(replace(config, tracking=TrackingConfig(uri=f"sqlite:///{folder}/mlflow.db")))
     return config
 
 
@@ -111,6 +113,73 @@ def test_generate_finished_folder_asks_nothing(
     generate(finished)
     assert "nothing to do" in capsys.readouterr().out
     assert before == {p: p.stat().st_mtime_ns for p in Path(finished.output).rglob("*") if p.is_file()}
+
+
+def test_generate_report_adds_up_and_mlflow_names_the_dataset(finished: NegativesConfig) -> None:
+    storage, manifest = read_complete(finished.output, "negatives")
+    report = storage.read_json("report.json")
+    negatives = rows(finished.output, "negatives", NEGATIVES)
+    assert report["totals"]["negatives"] == len(negatives)
+    for kind, told in report["kinds"].items():
+        assert sum(told["captions"].values()) == report["captions"] == 180
+        assert told["negatives"] == sum(told["words"].values()) == sum(r["kind"] == kind for r in negatives)
+        assert told["completion_tokens"] > 0
+    page = storage.read_bytes("report.html").decode()
+    assert page.count("<td>") > 100
+    assert negatives[0]["engine"] in page
+
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{Path(finished.output).parent}/mlflow.db")
+    (run,) = client.search_runs([client.get_experiment_by_name("degla-ray").experiment_id])
+    (dataset,) = run.inputs.dataset_inputs
+    assert dataset.dataset.digest == manifest["fingerprint"]
+    assert run.data.metrics["negatives"] == len(negatives)
+
+
+def test_generate_estimate_writes_nothing_and_tells_what_all_would_take(
+    finished: NegativesConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = replace(finished.generation, estimate=30, price_per_gpu_hour=2.0)
+    generate(replace(finished, output=str(tmp_path / "out"), generation=asked))
+    told = capsys.readouterr().out
+    assert "from 30 of them" in told
+    found = re.search(r"([\d,]+) negatives from ([\d,]+) answers", told)
+    assert found
+    expected = int(found[1].replace(",", ""))
+    there = len(
+        {(r["key"], r["kind"]) for r in rows(finished.output, "attempts", ATTEMPTS) if r["state"] == "ok"}
+    )
+    assert 0.6 * there < expected < 1.5 * there
+    assert not (tmp_path / "out").exists()
+
+
+def test_generate_vllm_without_its_interpreter_is_told_before_anything_is_written(
+    finished: NegativesConfig, tmp_path: Path
+) -> None:
+    config = replace(finished, engine="vllm", output=str(tmp_path / "out"))
+    with pytest.raises(SettingError, match=r"vllm\.python: .* expected an interpreter that has vLLM"):
+        generate(config)
+    missing = replace(config, vllm=replace(config.vllm, python="/nowhere/python"))
+    with pytest.raises(SettingError, match=r"vllm\.python: .*make install-vllm"):
+        generate(missing)
+    assert not (tmp_path / "out").exists()
+
+
+def test_generate_openai_without_a_server_is_told_before_anything_is_written(
+    finished: NegativesConfig, tmp_path: Path
+) -> None:
+    config = replace(
+        finished,
+        engine="openai",
+        output=str(tmp_path / "out"),
+        openai=replace(finished.openai, base_url="http://127.0.0.1:9/v1"),
+    )
+    with pytest.raises(SettingError, match=r"openai\.model"):
+        generate(config)
+    with pytest.raises(SettingError, match=r"openai\.base_url: found 'http://127\.0\.0\.1:9/v1'"):
+        generate(replace(config, openai=replace(config.openai, model="small")))
+    assert not (tmp_path / "out").exists()
 
 
 def test_generate_other_sampling_is_refused_by_name(finished: NegativesConfig) -> None:

@@ -1,0 +1,244 @@
+"""What a generation run gave and cost: console, report.json, one HTML page, and an MLflow run.
+
+Everything is read from the finished folder, so the report can be made again; only the time comes from the
+runs themselves (`runs/*.json`, one for each that was not killed).
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import tempfile
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pyarrow as pa
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+from rich.console import Console
+from rich.table import Table
+
+from degla_ray import tracking
+from degla_ray.config import NegativesConfig
+from degla_ray.negatives.proposals import ORDER
+from degla_ray.schema import CAPTIONS, NEGATIVES, Kind
+from degla_ray.shards import StageFolder, Storage, canonical
+
+SAMPLES = 50
+"""Random negatives of each kind that the page shows."""
+STATES = ("ok", "rejected", "error", "not_applicable")
+_TEMPLATES = Path(__file__).parent / "templates"
+
+
+@dataclass(frozen=True, kw_only=True)
+class KindReport:
+    """One kind. Captions are counted as samples, answers as what the engine wrote.
+
+    Attributes:
+        captions: by state; they add up to all captions.
+        negatives: rows written.
+        answers: of the engine, by state.
+        reasons: rows of rejects, by reason.
+        prompt_tokens, completion_tokens, cached_tokens: of all answers.
+        words: negatives by their number of words.
+    """
+
+    captions: dict[str, int]
+    negatives: int
+    answers: dict[str, int]
+    reasons: dict[str, int]
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+    words: dict[int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """A whole folder.
+
+    Attributes:
+        engine, model: what wrote the negatives.
+        captions: samples.
+        seconds: that the runs took which were not killed.
+        gpu_hours: of engines, or of GPUs where there were some, in those seconds.
+        cost: `gpu_hours` at `generation.price_per_gpu_hour`.
+        caption_words: captions by their number of words.
+    """
+
+    engine: str
+    model: str
+    captions: int
+    seconds: float
+    gpu_hours: float
+    cost: float
+    caption_words: dict[int, int]
+    kinds: dict[str, KindReport]
+
+    def total(self, name: str) -> int:
+        """Sum over kinds of `negatives` or of one of the token counts."""
+        return sum(getattr(kind, name) for kind in self.kinds.values())
+
+    @property
+    def answers(self) -> int:
+        """What the engine was asked, whatever became of it."""
+        return sum(
+            n for kind in self.kinds.values() for s, n in kind.answers.items() if s != "not_applicable"
+        )
+
+    def metrics(self) -> dict[str, float]:
+        """Flat numbers, as MLflow compares them."""
+        tokens = self.total("prompt_tokens") + self.total("completion_tokens")
+        accepted = max(1, self.total("negatives"))
+        seconds = max(self.seconds, 1e-9)
+        flat = {
+            "captions": self.captions,
+            "negatives": self.total("negatives"),
+            "answers": self.answers,
+            "accepted_fraction": self.total("negatives") / max(1, self.answers),
+            "captions_per_second": self.captions / seconds,
+            "answers_per_second": self.answers / seconds,
+            "accepted_per_second": self.total("negatives") / seconds,
+            "prompt_tokens": self.total("prompt_tokens"),
+            "completion_tokens": self.total("completion_tokens"),
+            "tokens_per_accepted": tokens / accepted,
+            "prefix_cache_hit_rate": self.total("cached_tokens") / max(1, self.total("prompt_tokens")),
+            "gpu_hours": self.gpu_hours,
+            "cost": self.cost,
+        }
+        for kind, report in self.kinds.items():
+            flat |= {f"{kind}/{state}": n for state, n in report.captions.items()}
+        return {name: float(value) for name, value in flat.items()}
+
+
+def build_report(config: NegativesConfig, folder: StageFolder, model: str) -> Report:
+    """The report of a finished folder."""
+    storage, counts = folder.storage, Counter(folder.counts())
+    captions = Storage(config.prepared).read_dataset("captions", CAPTIONS, ["caption"])
+    negatives = storage.read_dataset("negatives", NEGATIVES, ["kind", "negative"])
+    runs = [storage.read_json("runs", name) for name in storage.names("runs")]
+    gpu_hours = sum(run["gpu_hours"] for run in runs)
+    return Report(
+        engine=config.engine,
+        model=model,
+        captions=counts["captions"],
+        seconds=sum(run["seconds"] for run in runs),
+        gpu_hours=gpu_hours,
+        cost=gpu_hours * config.generation.price_per_gpu_hour,
+        caption_words=_word_counts(captions["caption"].to_pylist()),
+        kinds={kind.value: _kind_report(kind, counts, negatives) for kind in ORDER if kind in config.kinds},
+    )
+
+
+def publish(config: NegativesConfig, folder: StageFolder, report: Report) -> None:
+    """Console, files in the folder, MLflow."""
+    Console().print(console_table(report))
+    samples = draw_samples(config, folder)
+    page = html(report, samples)
+    folder.storage.write_json(asdict(report) | {"totals": report.metrics()}, "report.json")
+    folder.storage.write_bytes(page.encode(), "report.html")
+    run_id = tracking.find_or_create_run(
+        config.tracking,
+        f"negatives-{report.engine}-{report.model}",
+        folder.fingerprint,
+        params=canonical(config),
+        tags={"stage": "negatives", "folder": folder.storage.uri},
+    )
+    tracking.log_dataset(
+        config.tracking, run_id, "negatives", folder.fingerprint, folder.storage.uri, "output"
+    )
+    tracking.log_metrics(config.tracking, run_id, report.metrics())
+    if run_id is not None:
+        with tempfile.TemporaryDirectory() as temporary:
+            Path(temporary, "report.html").write_text(page, encoding="utf-8")
+            Path(temporary, "report.json").write_text(json.dumps(asdict(report)), encoding="utf-8")
+            tracking.log_artifacts(config.tracking, run_id, temporary)
+    tracking.finish(config.tracking, run_id)
+    print(f"report: {folder.storage.uri}/report.html")
+
+
+def console_table(report: Report) -> Table:
+    """A row a kind, and the totals."""
+    totals = report.metrics()
+    table = Table(
+        title=(
+            f"{report.engine} {report.model}: {totals['negatives']:,.0f} negatives "
+            f"of {report.captions:,} captions"
+        ),
+        caption=(
+            f"{report.answers:,} answers in {report.seconds:,.0f} s: "
+            f"{totals['answers_per_second']:,.1f}/s, accepted {totals['accepted_per_second']:,.1f}/s; "
+            f"{totals['tokens_per_accepted']:,.0f} tokens an accepted one; "
+            f"prefix cache {totals['prefix_cache_hit_rate']:.0%}; "
+            f"{report.gpu_hours:.2f} engine hours, cost {report.cost:.2f}"
+        ),
+    )
+    table.add_column("kind")
+    for heading in ("negatives", "with", "rejected", "failed", "not applicable", "answers", "accepted %"):
+        table.add_column(heading, justify="right")
+    table.add_column("commonest reasons")
+    for kind, row in report.kinds.items():
+        answers = sum(n for state, n in row.answers.items() if state != "not_applicable")
+        reasons = sorted(row.reasons.items(), key=lambda item: -item[1])[:3]
+        table.add_row(
+            kind,
+            f"{row.negatives:,}",
+            *(f"{row.captions[state]:,}" for state in STATES),
+            f"{answers:,}",
+            f"{100 * row.answers['ok'] / max(1, answers):.1f}",
+            ", ".join(f"{reason} {n:,}" for reason, n in reasons),
+        )
+    return table
+
+
+def html(report: Report, samples: dict[str, list[tuple[str, str]]]) -> str:
+    """One page without outside resources.
+
+    Args:
+        report: the numbers.
+        samples: kind -> (caption, negative).
+    """
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=select_autoescape(),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page = environment.get_template("generation.html")
+    return page.render(report=report, totals=report.metrics(), samples=samples, states=STATES)
+
+
+def draw_samples(config: NegativesConfig, folder: StageFolder) -> dict[str, list[tuple[str, str]]]:
+    """Random negatives of each kind beside their captions; the same at every call."""
+    captions = Storage(config.prepared).read_dataset("captions", CAPTIONS, ["sample_id", "caption"])
+    columns = (captions[name].to_pylist() for name in ("sample_id", "caption"))
+    text = dict(zip(*columns, strict=True))
+    rows: dict[str, list[tuple[str, str]]] = {}
+    for row in folder.storage.read_dataset("negatives", NEGATIVES).to_pylist():
+        rows.setdefault(row["kind"], []).append((text[row["sample_id"]], row["negative"]))
+    rng = random.Random(config.seed)
+    return {kind: rng.sample(found, min(SAMPLES, len(found))) for kind, found in rows.items()}
+
+
+def _kind_report(kind: Kind, counts: Counter[str], negatives: pa.Table) -> KindReport:
+    texts = [
+        text
+        for name, text in zip(negatives["kind"].to_pylist(), negatives["negative"].to_pylist(), strict=True)
+        if name == kind
+    ]
+    prefix = f"rejects.{kind}."
+    return KindReport(
+        captions={state: counts[f"captions.{kind}.{state}"] for state in STATES},
+        negatives=counts[f"rows.{kind}"],
+        answers={state: counts[f"attempts.{kind}.{state}"] for state in STATES},
+        reasons={name.removeprefix(prefix): n for name, n in counts.items() if name.startswith(prefix)},
+        prompt_tokens=counts[f"prompt_tokens.{kind}"],
+        completion_tokens=counts[f"completion_tokens.{kind}"],
+        cached_tokens=counts[f"cached_tokens.{kind}"],
+        words=_word_counts(texts),
+    )
+
+
+def _word_counts(texts: list[str]) -> dict[int, int]:
+    return dict(sorted(Counter(len(text.split()) for text in texts).items()))
