@@ -327,8 +327,8 @@ class NegativesConfig:
     """Folder that `prepare` wrote."""
     output: str
     """Folder to write, any URI pyarrow opens."""
-    engine: Literal["rules", "vllm", "openai", "scripted"] = "rules"
-    """What writes the negatives; `rules` needs no language model, `scripted` is for tests."""
+    engine: Literal["rules", "given", "vllm", "openai", "scripted"] = "rules"
+    """What writes the negatives; `rules` needs no model, `given` takes the source's own, `scripted` tests."""
     kinds: list[Kind] = field(default_factory=lambda: list(Kind))
     """Kinds of negative to make."""
     per_kind: int = 2

@@ -25,12 +25,13 @@ from degla_ray.negatives.checks import CHECKS_VERSION
 from degla_ray.negatives.engine import COMPLETERS, ENGINES
 from degla_ray.negatives.estimate import estimate
 from degla_ray.negatives.generation import Job, generate_pending, reopen
+from degla_ray.negatives.given import read_given, write_given
 from degla_ray.negatives.preflight import check_resources, preflight
 from degla_ray.negatives.prompting import Prompt, load_prompts, prompt_sha
 from degla_ray.negatives.proposals import ORDER
 from degla_ray.negatives.report import build_report, publish
 from degla_ray.negatives.shard import STAGE, ShardTask, captions_of, vocabulary, write_shard
-from degla_ray.schema import CAPTIONS, SCENE_GRAPHS, Kind
+from degla_ray.schema import CAPTIONS, GIVEN_KIND, SCENE_GRAPHS, Kind
 from degla_ray.shards import StageFolder, Storage, is_complete, read_complete
 
 CAPTIONS_PER_ACTOR = 4000
@@ -50,7 +51,7 @@ def generate(config: NegativesConfig) -> dict[str, int]:
         FingerprintMismatch: the output folder was made with other settings or other input.
     """
     source, manifest = read_complete(config.prepared, "prepare")
-    kinds = tuple(kind for kind in ORDER if kind in config.kinds)
+    kinds = () if config.engine == GIVEN_KIND else tuple(kind for kind in ORDER if kind in config.kinds)
     prompts = _prompts(config, kinds)
     identity = {
         "prepared": manifest["fingerprint"],
@@ -77,9 +78,12 @@ def generate(config: NegativesConfig) -> dict[str, int]:
         return dict(folder.manifest["counts"])
     if folder.pending():
         captions, graphs = _read(source)
-        ray_setup.start(config.ray)
+        if config.engine != GIVEN_KIND:
+            ray_setup.start(config.ray)
         if config.engine in ENGINES:
             _write_by_edits(config, folder, kinds, captions, graphs)
+        elif config.engine == GIVEN_KIND:
+            write_given(folder, captions, read_given(source))
         else:
             check_resources(config)
             if not generate_pending(_job(config, prompts), folder, captions, graphs):
@@ -96,7 +100,7 @@ def generate(config: NegativesConfig) -> dict[str, int]:
 
 def _prompts(config: NegativesConfig, kinds: tuple[Kind, ...]) -> dict[Kind, Prompt]:
     """What a language model is asked; an engine of another kind is asked nothing."""
-    if config.engine in ENGINES:
+    if config.engine not in COMPLETERS:
         return {}
     return load_prompts(kinds, config.generation.shots, config.seed)
 
@@ -108,6 +112,8 @@ def _job(config: NegativesConfig, prompts: dict[Kind, Prompt]) -> Job:
 
 def _engine_identity(config: NegativesConfig, prompts: Mapping[Kind, Prompt]) -> dict[str, Any]:
     """What decides an engine's output beside the settings that all engines share."""
+    if config.engine == GIVEN_KIND:
+        return {}
     if config.engine in ENGINES:
         return ENGINES[config.engine].identity()
     asked = config.generation
@@ -193,16 +199,21 @@ class _ShardActor:
 
 def _check_ledger(config: NegativesConfig, counts: dict[str, int]) -> None:
     """Every caption is in one state for each kind."""
-    for kind in config.kinds:
+    for kind in _kinds_of(counts):
         states = sum(n for name, n in counts.items() if name.startswith(f"captions.{kind}."))
         if states != counts["captions"]:
             found = f"{states} captions with a state for {kind}, of {counts['captions']}"
             raise DataError(config.output, found, "each once (a fault of this program)")
 
 
+def _kinds_of(counts: Mapping[str, int]) -> list[str]:
+    """Kinds that were written, as their counts name them."""
+    return [name.removeprefix("rows.") for name in counts if name.startswith("rows.")]
+
+
 def _report(counts: dict[str, int]) -> None:
     tally = Counter(counts)
-    for kind in (k for k in ORDER if f"rows.{k}" in tally):
+    for kind in _kinds_of(counts):
         ok, rejected, without = (tally[f"captions.{kind}.{s}"] for s in ("ok", "rejected", "not_applicable"))
         line = (
             f"{kind}: {tally[f'rows.{kind}']} negatives; "
