@@ -1,0 +1,69 @@
+"""Every setting of every job, one dataclass a concern.
+
+jsonargparse turns these into YAML files, dotted command-line overrides and `--help`; the docstring
+under a field is its help text and states its unit. Impossible combinations raise at construction.
+Environment variables are read nowhere here.
+"""
+
+from degla_ray.config.chains import ChainConfig, PretrainScenesConfig, TuneConfig
+from degla_ray.config.evaluation import CompareConfig, EvaluateConfig, ExportConfig, InterpolateConfig
+from degla_ray.config.negatives import GenerationConfig, NegativesConfig, OpenAIConfig, VLLMConfig
+from degla_ray.config.shared import RayConfig, TrackingConfig
+from degla_ray.config.sources import (
+    CocoConfig,
+    DeglaJsonConfig,
+    ExportDeglaJsonConfig,
+    Flickr8kConfig,
+    NegclipTsvConfig,
+    ParquetConfig,
+    PrepareConfig,
+    ScenesConfig,
+    WebdatasetConfig,
+)
+from degla_ray.config.training import (
+    ABLATIONS,
+    AdaptConfig,
+    CheckpointConfig,
+    DataConfig,
+    ModelConfig,
+    NeighboursConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    TeacherConfig,
+    TrainConfig,
+)
+
+__all__ = [
+    "ABLATIONS",
+    "AdaptConfig",
+    "ChainConfig",
+    "CheckpointConfig",
+    "CocoConfig",
+    "CompareConfig",
+    "DataConfig",
+    "DeglaJsonConfig",
+    "EvaluateConfig",
+    "ExportConfig",
+    "ExportDeglaJsonConfig",
+    "Flickr8kConfig",
+    "GenerationConfig",
+    "InterpolateConfig",
+    "ModelConfig",
+    "NegativesConfig",
+    "NegclipTsvConfig",
+    "NeighboursConfig",
+    "ObjectiveConfig",
+    "OpenAIConfig",
+    "OptimizerConfig",
+    "ParquetConfig",
+    "PrepareConfig",
+    "PretrainScenesConfig",
+    "RayConfig",
+    "ScenesConfig",
+    "TeacherConfig",
+    "TrackingConfig",
+    "TrainConfig",
+    "TuneConfig",
+    "VLLMConfig",
+    "WebdatasetConfig",
+]

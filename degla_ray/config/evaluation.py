@@ -1,0 +1,108 @@
+"""Settings of `evaluate`, `compare`, `interpolate` and `export`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from degla_ray.config.shared import RayConfig, TrackingConfig, require
+from degla_ray.config.training import ModelConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Job `evaluate`: a model's scores on every benchmark of a suite."""
+
+    model: ModelConfig
+    output: str
+    """Folder to write scores and summary to."""
+    suite: str | None = None
+    """Folder of test sets; `prepare --source scenes` writes one at OUTPUT/tests."""
+    prepared: str | None = None
+    """Folder that `prepare` wrote: adds retrieval over its captions of `split`."""
+    negatives: str | None = None
+    """Folder that `negatives` wrote for `prepared`: adds caption against own negative, one subset a kind."""
+    split: str = "val"
+    """Split of `prepared` to evaluate on."""
+    label: str = ""
+    """Name of this model in tables; empty means the model's own."""
+    benchmarks: list[str] = field(default_factory=lambda: ["all"])
+    """Names of benchmarks to run, or [all]."""
+    num_actors: int = 2
+    """Ray Data actors that encode."""
+    cpus_per_actor: float = 1.0
+    """Logical CPUs of an actor."""
+    use_gpu: bool = False
+    """One GPU for each actor."""
+    batch_size: int = 128
+    """Images or texts encoded at a time."""
+    bootstrap_samples: int = 1000
+    """Resamples behind a confidence interval."""
+    stall_minutes: float = 20.0
+    """No encoded batch for this many minutes is an error."""
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    ray: RayConfig = field(default_factory=RayConfig)
+
+    def __post_init__(self) -> None:
+        require(
+            self.suite is not None or self.prepared is not None,
+            "suite",
+            None,
+            "a folder of test sets, or `prepared`: there is nothing to evaluate on",
+        )
+        require(
+            self.negatives is None or self.prepared is not None,
+            "prepared",
+            None,
+            "the folder that `negatives` was made from",
+        )
+        for setting in ("num_actors", "batch_size", "bootstrap_samples"):
+            require(getattr(self, setting) >= 1, setting, getattr(self, setting), "at least 1")
+        require(self.cpus_per_actor > 0, "cpus_per_actor", self.cpus_per_actor, "more than 0")
+        require(self.stall_minutes > 0, "stall_minutes", self.stall_minutes, "more than 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig:
+    """Job `compare`: one table, plots and HTML over several evaluations."""
+
+    evaluations: list[str]
+    """Folders that `evaluate` wrote, MLflow ids of its runs, or, with `suite`, models; first the base."""
+    output: str = "runs/compare"
+    """Folder for report.md, report.html and the plots."""
+    suite: str | None = None
+    """Test sets on which entries that are models (names, exported folders) are evaluated first."""
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    ray: RayConfig = field(default_factory=RayConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """Job `export`: a model in another program's form."""
+
+    model: ModelConfig
+    output: str
+    """Folder to write."""
+    format: Literal["open_clip", "huggingface", "mlflow"] = "open_clip"
+    """`open_clip` opens as local-dir:FOLDER, `huggingface` as CLIPModel, `mlflow` as a pyfunc."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InterpolateConfig:
+    """Job `interpolate`: models on the line between two, each exported and evaluated (WiSE-FT)."""
+
+    first: str
+    """Model at alpha 0, usually the one that was started from: a name or an exported folder."""
+    second: str
+    """Model at alpha 1."""
+    suite: str
+    """Folder of test sets that every point is measured on."""
+    output: str = "runs/interpolate"
+    """Folder for the models, their evaluations and the report."""
+    alphas: list[float] = field(default_factory=lambda: [0.0, 0.25, 0.5, 0.75, 1.0])
+    """Points: weights are (1 - alpha) * first + alpha * second; the first point is the report's base."""
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    ray: RayConfig = field(default_factory=RayConfig)
+
+    def __post_init__(self) -> None:
+        require(bool(self.alphas), "alphas", self.alphas, "at least one")

@@ -1,0 +1,305 @@
+"""Settings of `train`: model, objective, teacher, optimizer, data; and of `neighbours`, which it may use."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from degla_ray.config.shared import RayConfig, TrackingConfig, require
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Which open_clip model, and from which weights."""
+
+    name: str = "scenes-base"
+    """open_clip name, path of an open_clip JSON config, path of an exported folder, or `scenes-base`."""
+    pretrained: str | None = None
+    """open_clip tag or checkpoint file (.pt, .safetensors); none: random, or the folder's own weights."""
+    random_init: bool = False
+    """Start a folder's or `scenes-base`'s architecture from random weights."""
+    allow_activation_mismatch: bool = False
+    """Load weights made with QuickGELU into a GELU model, or the reverse, anyway."""
+
+
+ABLATIONS: dict[str, dict[str, Any]] = {
+    "degla_no_igc": {"lambda_igc": 0.0},
+    "degla_no_tgc": {"lambda_tgc": 0.0},
+    "degla_no_distill": {"lambda_distill": 0.0},
+    "degla_frozen_teacher": {},  # TeacherConfig.kind, set by TrainConfig
+    "degla_released": {"tgc_negatives": "released", "distill_reduction": "sum", "lambda_distill": 0.005},
+}
+"""Objectives that are `degla` but for these settings, which they override."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveConfig:
+    """What is minimised. The defaults are the published settings of each method."""
+
+    name: Literal[
+        "clip",
+        "negclip",
+        "ceclip",
+        "degla",
+        "degla_no_igc",
+        "degla_no_tgc",
+        "degla_no_distill",
+        "degla_frozen_teacher",
+        "degla_released",
+    ] = "degla"
+    """`clip` has no negatives; `degla_...` are ablations, which override the settings that they name."""
+    negatives_per_caption: int | None = None
+    """K: negatives drawn for a caption at each visit; none: 0 with clip, 1 with negclip, else 4."""
+    lambda_igc: float = 0.1
+    """Weight of image-grounded contrast (degla)."""
+    lambda_tgc: float = 0.1
+    """Weight of text-grounded contrast (degla)."""
+    lambda_distill: float = 1.28
+    """Weight of the distance to the teacher (degla, mean form; 1.28 = the released 0.005 * 256)."""
+    tgc_temperature: float = 10.0
+    """Inverse temperature of text-grounded contrast."""
+    tgc_negatives: Literal["own", "released"] = "own"
+    """Whose negatives text-grounded contrast sees: the caption's own (paper) or as the released code."""
+    distill_reduction: Literal["mean", "sum"] = "mean"
+    """`mean` keeps its meaning at any batch size; `sum` is the released code's."""
+    focal_gamma: float = 0.0
+    """Focal exponent of image- and text-grounded contrast; 0 is plain cross-entropy (degla)."""
+    label_smoothing: float = 0.0
+    """Share of the target spread over caption and own negatives in both contrasts, 0 to 1 (degla)."""
+    lambda_cmr: float = 0.2
+    """Weight of the cross-modal ranking hinge (ceclip)."""
+    lambda_imc: float = 0.3
+    """Weight of the intra-modal contrast (ceclip)."""
+    cmr_threshold_max: float = 10.0
+    """Largest adaptive margin of the hinge, in logits (ceclip)."""
+    imc_target: Literal["paper", "released"] = "paper"
+    """What intra-modal contrast aims at: the pair, or the first negative as the released code (ceclip)."""
+
+    def __post_init__(self) -> None:
+        for setting, value in ABLATIONS.get(self.name, {}).items():
+            object.__setattr__(self, setting, value)
+        K = self.num_negatives
+        require(K >= 0, "objective.negatives_per_caption", K, ">= 0")
+        require(
+            self.name != "clip" or K == 0,
+            "objective.negatives_per_caption",
+            K,
+            "0, or another objective than clip",
+        )
+        require(0 <= self.label_smoothing <= 1, "objective.label_smoothing", self.label_smoothing, "0 to 1")
+        require(self.focal_gamma >= 0, "objective.focal_gamma", self.focal_gamma, ">= 0")
+
+    @property
+    def family(self) -> Literal["clip", "negclip", "ceclip", "degla"]:
+        """The method; ablations belong to `degla`."""
+        return "degla" if self.name in ABLATIONS else self.name  # type: ignore[return-value]
+
+    @property
+    def num_negatives(self) -> int:
+        """K. Not set at construction: a default that depends on `name` must stay open until that is known."""
+        if self.negatives_per_caption is not None:
+            return self.negatives_per_caption
+        return {"clip": 0, "negclip": 1}.get(self.name, 4)
+
+    @property
+    def wants_teacher(self) -> bool:
+        """Whether a term with a weight needs the teacher's features."""
+        return self.family == "degla" and bool(self.lambda_tgc or self.lambda_distill)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherConfig:
+    """The teacher that DeGLA holds its student to."""
+
+    kind: Literal["ema", "frozen", "none"] = "ema"
+    """`ema` follows the student; `frozen` stays at its starting weights; `none` where no term needs one."""
+    decay: float = 0.9996
+    """Decay per `reference_batch` samples (ema)."""
+    reference_batch: int = 256
+    """Samples to which `decay` refers."""
+
+    def __post_init__(self) -> None:
+        require(0 < self.decay <= 1, "teacher.decay", self.decay, "more than 0 and at most 1")
+        require(self.reference_batch >= 1, "teacher.reference_batch", self.reference_batch, "at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW with linear warm-up and cosine to 0."""
+
+    lr: float = 1e-6
+    """Peak learning rate."""
+    beta1: float = 0.9
+    """AdamW beta 1."""
+    beta2: float = 0.98
+    """AdamW beta 2."""
+    eps: float = 1e-6
+    """AdamW epsilon."""
+    weight_decay: float = 0.1
+    """Weight decay of matrices; biases, norms and logit_scale get none."""
+    warmup_steps: int = 50
+    """Steps of linear warm-up."""
+    clip_grad_norm: float | None = None
+    """Largest global gradient norm; none does not clip."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptConfig:
+    """Which weights are trained, and how fast; the default is all alike."""
+
+    freeze: Literal["none", "image", "text"] = "none"
+    """Tower whose weights stay."""
+    freeze_image_blocks: int = 0
+    """First blocks of the image tower that stay, with the embedding before them."""
+    freeze_text_blocks: int = 0
+    """First blocks of the text tower that stay, with the embedding before them."""
+    layer_decay: float = 1.0
+    """Factor of the learning rate from each block to the one below it; 1 is the same rate everywhere."""
+    lora_rank: int = 0
+    """Rank of LoRA adapters on attention and MLPs; all else but logit_scale then stays. 0 trains in full."""
+    lora_alpha: float | None = None
+    """An adapter's product counts alpha / rank times; none means alpha = rank."""
+    lora_rate: float = 10.0
+    """Factor of the learning rate for adapters."""
+
+    def __post_init__(self) -> None:
+        for setting in ("freeze_image_blocks", "freeze_text_blocks", "lora_rank"):
+            require(getattr(self, setting) >= 0, f"adapt.{setting}", getattr(self, setting), ">= 0")
+        require(0 < self.layer_decay <= 1, "adapt.layer_decay", self.layer_decay, "above 0, at most 1")
+        require(self.lora_rate > 0, "adapt.lora_rate", self.lora_rate, "above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """What is trained on."""
+
+    prepared: str
+    """Folder that `prepare` wrote."""
+    negatives: str | None = None
+    """Folder that `negatives` wrote; may be none only for objectives without negatives."""
+    neighbours: str | None = None
+    """Folder that `neighbours` wrote: adds a hard-negative picture to each (objective negclip)."""
+    split: str = "train"
+    """Split of the captions to train on."""
+    crop_scale_min: float = 0.9
+    """RandomResizedCrop's smallest share of the picture's area (0 to 1)."""
+    decode_tasks: int = 2
+    """Ray Data tasks that decode for one worker at a time."""
+    prefetch_batches: int = 4
+    """Batches decoded ahead of each worker."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """When a run's whole state is saved."""
+
+    every_steps: int | None = None
+    """Save every so many optimizer steps."""
+    every_minutes: float | None = 10.0
+    """Save every so many minutes."""
+    keep: int = 2
+    """Checkpoints kept."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Job `train`."""
+
+    name: str
+    """Name of the run; its folder also carries the config's fingerprint."""
+    data: DataConfig
+    output: str = "runs/train"
+    """Folder of the runs, any URI pyarrow opens."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    adapt: AdaptConfig = field(default_factory=AdaptConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    ray: RayConfig = field(default_factory=RayConfig)
+    global_batch_size: int = 256
+    """Samples of one optimizer step over all workers."""
+    epochs: float = 5.0
+    """Passes over the split; ignored where `max_steps` is set."""
+    max_steps: int | None = None
+    """Optimizer steps of the whole run, schedule included."""
+    accumulation_steps: int = 1
+    """Pieces that a worker's rows of a step go through the model in: less memory, the same gradients."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Autocast type; losses are always fp32."""
+    seed: int = 42
+    """Seed of initialisation, order, augmentation and drawing of negatives."""
+    num_workers: int = 1
+    """Ray Train workers (world_size)."""
+    cpus_per_worker: float = 1.0
+    """Logical CPUs reserved for a worker."""
+    use_gpu: bool = False
+    """One GPU for each worker (nccl) instead of CPU (gloo)."""
+    resume: Literal["auto", "never"] = "auto"
+    """`auto` continues a run of the same name and config; `never` refuses if there is one."""
+
+    def __post_init__(self) -> None:
+        require(self.num_workers >= 1, "num_workers", self.num_workers, "at least 1")
+        require(
+            self.global_batch_size % self.num_workers == 0,
+            "global_batch_size",
+            self.global_batch_size,
+            f"a multiple of num_workers ({self.num_workers})",
+        )
+        pieces = self.num_workers * self.accumulation_steps
+        require(self.accumulation_steps >= 1, "accumulation_steps", self.accumulation_steps, "at least 1")
+        require(
+            self.global_batch_size % pieces == 0,
+            "accumulation_steps",
+            self.accumulation_steps,
+            f"a divisor of global_batch_size / num_workers ({self.global_batch_size // self.num_workers})",
+        )
+        require(
+            self.objective.num_negatives == 0 or self.data.negatives is not None,
+            "data.negatives",
+            None,
+            f"a folder that `negatives` wrote: objective {self.objective.name!r} needs negatives",
+        )
+        require(
+            self.data.neighbours is None or self.objective.family == "negclip",
+            "data.neighbours",
+            self.data.neighbours,
+            f"none: objective {self.objective.name!r} has no hard-negative pictures (negclip has)",
+        )
+        if self.objective.name == "degla_frozen_teacher":
+            object.__setattr__(self, "teacher", replace(self.teacher, kind="frozen"))
+        require(
+            self.teacher.kind != "none" or not self.objective.wants_teacher,
+            "teacher.kind",
+            "none",
+            "ema or frozen, or objective.lambda_tgc = objective.lambda_distill = 0",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeighboursConfig:
+    """Job `neighbours`: each picture's nearest other ones, as NegCLIP's hard-negative images."""
+
+    prepared: str
+    """Folder that `prepare` wrote."""
+    output: str
+    """Folder to write, any URI pyarrow opens."""
+    model: ModelConfig
+    """What decides which pictures are near."""
+    split: str = "train"
+    """Split whose pictures are compared."""
+    count: int = 3
+    """Neighbours of each picture."""
+    num_actors: int = 2
+    """Ray Data actors that encode."""
+    cpus_per_actor: float = 1.0
+    """Logical CPUs of an actor."""
+    use_gpu: bool = False
+    """One GPU for each actor."""
+    batch_size: int = 128
+    """Pictures encoded at a time."""
+    ray: RayConfig = field(default_factory=RayConfig)
+
+    def __post_init__(self) -> None:
+        require(self.count >= 1, "count", self.count, "at least 1")
