@@ -20,6 +20,7 @@ from rich.table import Table
 
 from degla_ray import tracking
 from degla_ray.config import NegativesConfig
+from degla_ray.negatives.blind import blind_accuracy
 from degla_ray.negatives.proposals import ORDER
 from degla_ray.schema import CAPTIONS, NEGATIVES, Kind
 from degla_ray.shards import StageFolder, Storage, canonical
@@ -41,6 +42,7 @@ class KindReport:
         reasons: rows of rejects, by reason.
         prompt_tokens, completion_tokens, cached_tokens: of all answers.
         words: negatives by their number of words.
+        blind_accuracy: how well they are told from captions by the text alone; none for few of them.
     """
 
     captions: dict[str, int]
@@ -51,6 +53,7 @@ class KindReport:
     completion_tokens: int
     cached_tokens: int
     words: dict[int, int]
+    blind_accuracy: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,14 +111,16 @@ class Report:
         }
         for kind, report in self.kinds.items():
             flat |= {f"{kind}/{state}": n for state, n in report.captions.items()}
+            if report.blind_accuracy is not None:
+                flat[f"{kind}/blind_accuracy"] = report.blind_accuracy
         return {name: float(value) for name, value in flat.items()}
 
 
 def build_report(config: NegativesConfig, folder: StageFolder, model: str) -> Report:
     """The report of a finished folder."""
     storage, counts = folder.storage, Counter(folder.counts())
-    captions = Storage(config.prepared).read_dataset("captions", CAPTIONS, ["caption"])
-    negatives = storage.read_dataset("negatives", NEGATIVES, ["kind", "negative"])
+    captions = Storage(config.prepared).read_dataset("captions", CAPTIONS, ["sample_id", "caption"])
+    pairs = pairs_by_kind(captions, storage.read_dataset("negatives", NEGATIVES))
     runs = [storage.read_json("runs", name) for name in storage.names("runs")]
     gpu_hours = sum(run["gpu_hours"] for run in runs)
     return Report(
@@ -126,15 +131,23 @@ def build_report(config: NegativesConfig, folder: StageFolder, model: str) -> Re
         gpu_hours=gpu_hours,
         cost=gpu_hours * config.generation.price_per_gpu_hour,
         caption_words=_word_counts(captions["caption"].to_pylist()),
-        kinds={kind.value: _kind_report(kind, counts, negatives) for kind in ORDER if kind in config.kinds},
+        kinds={
+            kind.value: _kind_report(kind, counts, pairs.get(kind, []), config.seed)
+            for kind in ORDER
+            if kind in config.kinds
+        },
     )
 
 
 def publish(config: NegativesConfig, folder: StageFolder, report: Report) -> None:
     """Console, files in the folder, MLflow."""
     Console().print(console_table(report))
-    samples = draw_samples(config, folder)
-    page = html(report, samples)
+    captions = Storage(config.prepared).read_dataset("captions", CAPTIONS, ["sample_id", "caption"])
+    pairs, rng = (
+        pairs_by_kind(captions, folder.storage.read_dataset("negatives", NEGATIVES)),
+        random.Random(0),
+    )
+    page = html(report, {kind: rng.sample(found, min(SAMPLES, len(found))) for kind, found in pairs.items()})
     folder.storage.write_json(asdict(report) | {"totals": report.metrics()}, "report.json")
     folder.storage.write_bytes(page.encode(), "report.html")
     run_id = tracking.find_or_create_run(
@@ -174,7 +187,16 @@ def console_table(report: Report) -> Table:
         ),
     )
     table.add_column("kind")
-    for heading in ("negatives", "with", "rejected", "failed", "not applicable", "answers", "accepted %"):
+    for heading in (
+        "negatives",
+        "with",
+        "rejected",
+        "failed",
+        "not applicable",
+        "answers",
+        "accepted %",
+        "told blind %",
+    ):
         table.add_column(heading, justify="right")
     table.add_column("commonest reasons")
     for kind, row in report.kinds.items():
@@ -186,6 +208,7 @@ def console_table(report: Report) -> Table:
             *(f"{row.captions[state]:,}" for state in STATES),
             f"{answers:,}",
             f"{100 * row.answers['ok'] / max(1, answers):.1f}",
+            "–" if row.blind_accuracy is None else f"{100 * row.blind_accuracy:.0f}",
             ", ".join(f"{reason} {n:,}" for reason, n in reasons),
         )
     return table
@@ -209,24 +232,17 @@ def html(report: Report, samples: dict[str, list[tuple[str, str]]]) -> str:
     return page.render(report=report, totals=report.metrics(), samples=samples, states=STATES)
 
 
-def draw_samples(config: NegativesConfig, folder: StageFolder) -> dict[str, list[tuple[str, str]]]:
-    """Random negatives of each kind beside their captions; the same at every call."""
-    captions = Storage(config.prepared).read_dataset("captions", CAPTIONS, ["sample_id", "caption"])
+def pairs_by_kind(captions: pa.Table, negatives: pa.Table) -> dict[str, list[tuple[str, str]]]:
+    """(caption, negative) of each kind; captions that read alike give a pair once."""
     columns = (captions[name].to_pylist() for name in ("sample_id", "caption"))
     text = dict(zip(*columns, strict=True))
-    rows: dict[str, list[tuple[str, str]]] = {}
-    for row in folder.storage.read_dataset("negatives", NEGATIVES).to_pylist():
-        rows.setdefault(row["kind"], []).append((text[row["sample_id"]], row["negative"]))
-    rng = random.Random(config.seed)
-    return {kind: rng.sample(found, min(SAMPLES, len(found))) for kind, found in rows.items()}
+    pairs: dict[str, dict[tuple[str, str], None]] = {}
+    for row in negatives.select(["sample_id", "kind", "negative"]).to_pylist():
+        pairs.setdefault(row["kind"], {})[(text[row["sample_id"]], row["negative"])] = None
+    return {kind: list(found) for kind, found in pairs.items()}
 
 
-def _kind_report(kind: Kind, counts: Counter[str], negatives: pa.Table) -> KindReport:
-    texts = [
-        text
-        for name, text in zip(negatives["kind"].to_pylist(), negatives["negative"].to_pylist(), strict=True)
-        if name == kind
-    ]
+def _kind_report(kind: Kind, counts: Counter[str], pairs: list[tuple[str, str]], seed: int) -> KindReport:
     prefix = f"rejects.{kind}."
     return KindReport(
         captions={state: counts[f"captions.{kind}.{state}"] for state in STATES},
@@ -236,7 +252,8 @@ def _kind_report(kind: Kind, counts: Counter[str], negatives: pa.Table) -> KindR
         prompt_tokens=counts[f"prompt_tokens.{kind}"],
         completion_tokens=counts[f"completion_tokens.{kind}"],
         cached_tokens=counts[f"cached_tokens.{kind}"],
-        words=_word_counts(texts),
+        words=_word_counts([negative for _, negative in pairs]),
+        blind_accuracy=blind_accuracy(pairs, seed),
     )
 
 
