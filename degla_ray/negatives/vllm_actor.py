@@ -73,7 +73,8 @@ class VLLMActor:
         request_id = f"{os.getpid()}-{self._requests}"
         answer = dict(BLANK)
         try:
-            tokens = self._tokens(str(row["kind"]), str(row["caption"]))
+            turns = [*self._heads[str(row["kind"])], {"role": "user", "content": str(row["caption"])}]
+            tokens = prompt_tokens(self._tokenizer, turns)
             params = SamplingParams(**self._sampling, seed=int(row["seed"]))
             async with asyncio.timeout(self._timeout_s):
                 async for output in self._engine.generate({"prompt_token_ids": tokens}, params, request_id):
@@ -97,14 +98,6 @@ class VLLMActor:
             answer |= {"error": "engine_error", "text": f"{type(error).__name__}: {error}".splitlines()[0]}
         return answer | {"seconds": time.monotonic() - started}
 
-    def _tokens(self, kind: str, caption: str) -> list[int]:
-        """The prompt: by the model's chat template where it has one, else as plain text to be continued."""
-        turns = [*self._heads[kind], {"role": "user", "content": caption}]
-        if self._tokenizer.chat_template:
-            text = self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-            return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
-        return list(self._tokenizer(as_plain_text(turns))["input_ids"])
-
 
 BLANK: dict[str, Any] = {
     "text": "",
@@ -116,6 +109,14 @@ BLANK: dict[str, Any] = {
     "seconds": 0.0,
 }
 """The columns that a completer adds, of a row that was not asked."""
+
+
+def prompt_tokens(tokenizer: Any, turns: list[dict[str, str]]) -> list[int]:
+    """The prompt: by the model's chat template where it has one, else as plain text to be continued."""
+    if tokenizer.chat_template:
+        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return list(tokenizer(as_plain_text(turns))["input_ids"])
 
 
 def as_plain_text(turns: list[dict[str, str]]) -> str:

@@ -1,0 +1,208 @@
+#!/usr/bin/env python
+"""The generation pipeline against bare `vllm.LLM.generate`, and against transformers' `generate`.
+
+    make install-vllm
+    python benchmarks/generation.py --answers 384
+
+The same prompts (scenes' captions, all five kinds), sampling and model for each, one after the other. What
+is compared is answers a second once the engine is up; the pipeline's include the check whether a caption can
+have the kind, the gate and the ledger's rows. transformers answers fewer, in batches of 8, padded on the left.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+REPO = Path(__file__).resolve().parents[1]
+BATCH = 8
+ENGINE = {
+    "dtype": "bfloat16",
+    "max_model_len": 2048,
+    "enforce_eager": True,
+    "enable_prefix_caching": True,
+    "enable_chunked_prefill": False,  # vLLM 0.32 on a CPU: see degla_ray/negatives/engine.py
+    "max_num_batched_tokens": 4096,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--answers", type=int, default=384, help="prompts (default: %(default)s)")
+    parser.add_argument("--transformers_answers", type=int, default=48, help="of them (default: %(default)s)")
+    parser.add_argument("--model", default="models/smollm2-135m", help="folder (default: %(default)s)")
+    parser.add_argument("--python", default=".venv-vllm/bin/python", help="vLLM's (default: %(default)s)")
+    parser.add_argument("--role", choices=["vllm", "transformers"], help=argparse.SUPPRESS)
+    parser.add_argument("--prompts", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.role:  # in vLLM's interpreter, which has no degla_ray
+        prompts = json.loads(options.prompts.read_text(encoding="utf-8"))
+        answer = bare_vllm if options.role == "vllm" else bare_transformers
+        print(json.dumps(answer(options.model, prompts)))
+        return
+    compare(options)
+
+
+def compare(options: argparse.Namespace) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from degla_ray.negatives.prompting import load_prompts
+    from degla_ray.schema import Kind
+
+    questions = make_questions(options.answers)
+    prompts = load_prompts(list(Kind), 12, seed=0)
+    heads = {kind.value: prompt.messages() for kind, prompt in prompts.items()}
+    chats = [
+        {"turns": [*heads[q["kind"]], {"role": "user", "content": q["caption"]}], "seed": q["seed"]}
+        for q in questions
+    ]
+    rates = {
+        "pipeline": pipeline(options, questions, prompts),
+        "vllm.LLM.generate": in_vllms_interpreter(options, "vllm", chats),
+        f"transformers generate, batch {BATCH}": in_vllms_interpreter(
+            options, "transformers", chats[:: max(1, len(chats) // options.transformers_answers)]
+        ),
+    }
+    table = Table(title=f"{Path(options.model).name}, {len(questions)} prompts")
+    table.add_column("")
+    for heading in ("answers/s", "pipeline is"):
+        table.add_column(heading, justify="right")
+    for name, rate in rates.items():
+        table.add_row(name, f"{rate:.2f}", f"{rates['pipeline'] / rate:.2f} x")
+    Console().print(table)
+
+
+def make_questions(number: int) -> list[dict[str, Any]]:
+    """Captions of scenes that can have all kinds, by kind."""
+    from degla_ray.negatives.gate import Gate, seed_of
+    from degla_ray.negatives.ledger import text_key
+    from degla_ray.schema import Kind
+
+    kinds, gate = list(Kind), Gate("vllm", "benchmark")
+    wanted, captions = -(-number // len(kinds)), list(dict.fromkeys(scene_captions(8 * number)))
+    captions = [c for c in captions if all(gate.applicable(c, kind) for kind in kinds)][:wanted]
+    questions = [
+        {
+            "key": text_key(caption),
+            "kind": kind.value,
+            "attempt": 0,
+            "caption": caption,
+            "seed": seed_of(0, text_key(caption), kind.value, 0),
+            "last": False,
+        }
+        for kind in kinds
+        for caption in captions
+    ]
+    return questions[:number]
+
+
+def scene_captions(number: int) -> list[str]:
+    from degla_ray.config import ScenesConfig
+    from degla_ray.sources.base import Record
+    from degla_ray.sources.scenes.source import ScenesSource
+
+    scenes = ScenesConfig(num_images=max(1, number // 3), num_validation_images=0, test_items=0)
+    records = (r for r in ScenesSource(scenes).records() if isinstance(r, Record))
+    return [caption.caption for record in records for caption in record.captions]
+
+
+def pipeline(options: argparse.Namespace, questions: list[dict[str, Any]], prompts: Any) -> float:
+    """Answers a second from when the engine has the first block."""
+    from degla_ray import ray_setup
+    from degla_ray.config import GenerationConfig, NegativesConfig, RayConfig, VLLMConfig
+    from degla_ray.negatives.generation import Job, ask
+    from degla_ray.negatives.prompting import prompt_sha
+
+    config = NegativesConfig(
+        prepared="",
+        output="",
+        engine="vllm",
+        vllm=VLLMConfig(model=options.model, python=options.python, enforce_eager=True),
+        generation=GenerationConfig(attempts=1),
+    )
+    ray_setup.start(RayConfig())
+    started = None
+    try:
+        job = Job(config=config, prompts=prompts, prompt_sha=prompt_sha(prompts), model="benchmark")
+        for rows in ask(job, questions, None):
+            now = time.monotonic()
+            # The first block to come was handed over so long ago as its slowest answer took.
+            started = started or now - max(row["seconds"] for row in rows)
+    finally:
+        ray_setup.stop()
+    return len(questions) / (now - (started or now))
+
+
+def in_vllms_interpreter(options: argparse.Namespace, role: str, chats: list[dict[str, Any]]) -> float:
+    with tempfile.NamedTemporaryFile("w", suffix=".json", encoding="utf-8") as file:
+        json.dump(chats, file)
+        file.flush()
+        command = [options.python, __file__, "--role", role, "--model", options.model, "--prompts", file.name]
+        done = subprocess.run(command, cwd=REPO, stdout=subprocess.PIPE, text=True, check=True)
+    return float(json.loads(done.stdout.strip().splitlines()[-1]))
+
+
+def bare_vllm(model: str, chats: list[dict[str, Any]]) -> float:
+    import os
+
+    os.environ |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
+    from vllm import LLM, SamplingParams
+
+    engine = LLM(model=model, **ENGINE)
+    tokens = _tokens(model, chats)
+    params = [SamplingParams(**_sampling(), seed=chat["seed"], stop=["\n"]) for chat in chats]
+    started = time.monotonic()
+    engine.generate([{"prompt_token_ids": t} for t in tokens], params, use_tqdm=False)
+    return len(chats) / (time.monotonic() - started)
+
+
+def bare_transformers(model: str, chats: list[dict[str, Any]]) -> float:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model, padding_side="left")
+    network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16).eval()
+    tokens = _tokens(model, chats)
+    started = time.monotonic()
+    for start in range(0, len(tokens), BATCH):
+        batch = tokenizer.pad({"input_ids": tokens[start : start + BATCH]}, return_tensors="pt")
+        torch.manual_seed(chats[start]["seed"])
+        sampling = _sampling()
+        network.generate(
+            **batch,
+            do_sample=True,
+            temperature=sampling["temperature"],
+            top_p=sampling["top_p"],
+            max_new_tokens=sampling["max_tokens"],
+            stop_strings=["\n"],
+            tokenizer=tokenizer,
+        )
+    return len(tokens) / (time.monotonic() - started)
+
+
+def _sampling() -> dict[str, Any]:
+    return {"temperature": 0.7, "top_p": 0.95, "max_tokens": 64}
+
+
+def _tokens(model: str, chats: list[dict[str, Any]]) -> list[list[int]]:
+    import importlib.util
+
+    from transformers import AutoTokenizer
+
+    path = REPO / "degla_ray" / "negatives" / "vllm_actor.py"
+    spec = importlib.util.spec_from_file_location("vllm_actor", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    return [module.prompt_tokens(tokenizer, chat["turns"]) for chat in chats]
+
+
+if __name__ == "__main__":
+    main()
