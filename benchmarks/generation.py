@@ -6,7 +6,8 @@
 
 The same prompts (scenes' captions, all five kinds), sampling and model for each, one after the other. What
 is compared is answers a second once the engine is up; the pipeline's include the check whether a caption can
-have the kind, the gate and the ledger's rows. transformers answers fewer, in batches of 8, padded on the left.
+have the kind, the gate and the ledger's rows. transformers answers fewer, in batches of 8 padded on the
+left.
 """
 
 from __future__ import annotations
@@ -191,17 +192,14 @@ def _sampling() -> dict[str, Any]:
 
 
 def _tokens(model: str, chats: list[dict[str, Any]]) -> list[list[int]]:
-    import importlib.util
+    import runpy
 
     from transformers import AutoTokenizer
 
-    path = REPO / "degla_ray" / "negatives" / "vllm_actor.py"
-    spec = importlib.util.spec_from_file_location("vllm_actor", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    # by its path: this interpreter has no degla_ray
+    actor = runpy.run_path(str(REPO / "degla_ray" / "negatives" / "vllm_actor.py"))
     tokenizer = AutoTokenizer.from_pretrained(model)
-    return [module.prompt_tokens(tokenizer, chat["turns"]) for chat in chats]
+    return [actor["prompt_tokens"](tokenizer, chat["turns"]) for chat in chats]
 
 
 if __name__ == "__main__":
