@@ -142,8 +142,8 @@ def _replaced(tag: Tag) -> Callable[[Sequence[Token], Sequence[Token]], bool]:
 
 def _moved(before: Sequence[Token], after: Sequence[Token]) -> bool:
     """The same content words in another order; small words may come and go with them."""
-    kept = [Counter(t.lemma for t in tokens if t.tag in _CONTENT) for tokens in (before, after)]
-    return kept[0] == kept[1] and [t.lemma for t in before] != [t.lemma for t in after]
+    order = [[t.lemma for t in tokens if t.tag in _CONTENT] for tokens in (before, after)]
+    return order[0] != order[1] and Counter(order[0]) == Counter(order[1])
 
 
 _CONTENT = (Tag.NOUN, Tag.NAME, Tag.ADJ, Tag.VERB, Tag.NUM)

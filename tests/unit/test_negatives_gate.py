@@ -52,6 +52,7 @@ def test_judge_accepts_the_papers_kinds(gate, kind, text):
         ("replace_nouns", "The quick brown cat jumps over the lazy cow in the quiet park.", "wrong_kind"),
         ("replace_nouns", "The quick brown fox sleeps beside the lazy dog in the quiet park.", "wrong_kind"),
         ("reshuffle", "The quick brown fox jumps over the dog in the quiet park.", "wrong_kind"),
+        ("reshuffle", "A quick brown fox jumps over a lazy dog in a very quiet park.", "wrong_kind"),
         ("reshuffle", "I cannot do that.", "commentary"),
     ],
 )
