@@ -114,9 +114,11 @@ def scene_captions(number: int) -> list[str]:
 
 
 def pipeline(options: argparse.Namespace, questions: list[dict[str, Any]], prompts: Any) -> float:
-    """Answers a second from when the engine has the first block."""
+    """Answers a second, from when the engine is ready; the other stages' start counts."""
     from degla_ray import ray_setup
     from degla_ray.config import GenerationConfig, NegativesConfig, RayConfig, VLLMConfig
+    from degla_ray.negatives.engine import COMPLETERS
+    from degla_ray.negatives.engine_pool import engine_pool
     from degla_ray.negatives.generation import Job, ask
     from degla_ray.negatives.prompting import prompt_sha
 
@@ -128,16 +130,15 @@ def pipeline(options: argparse.Namespace, questions: list[dict[str, Any]], promp
         generation=GenerationConfig(attempts=1),
     )
     ray_setup.start(RayConfig())
-    started = None
+    job = Job(config=config, prompts=prompts, prompt_sha=prompt_sha(prompts), model="benchmark")
+    actors = COMPLETERS["vllm"].actors(config, prompts)
     try:
-        job = Job(config=config, prompts=prompts, prompt_sha=prompt_sha(prompts), model="benchmark")
-        for rows in ask(job, questions, None):
-            now = time.monotonic()
-            # The first block to come was handed over so long ago as its slowest answer took.
-            started = started or now - max(row["seconds"] for row in rows)
+        with engine_pool(actors, config.generation.stall_s) as engines:
+            started = time.monotonic()
+            answers = sum(len(rows) for rows in ask(job, engines, questions, None))
+            return answers / (time.monotonic() - started)
     finally:
         ray_setup.stop()
-    return len(questions) / (now - (started or now))
 
 
 def in_vllms_interpreter(options: argparse.Namespace, role: str, chats: list[dict[str, Any]]) -> float:

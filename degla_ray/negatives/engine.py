@@ -41,10 +41,10 @@ class Actors:
     """A pool of actors that answer.
 
     Attributes:
-        actor: class; called with a batch of questions, it returns them with the columns of
-            `vllm_actor.BLANK`.
+        actor: class; its `answer` takes a batch of questions and returns it with the columns of
+            `vllm_actor.BLANK`, its `ready` returns.
         arguments: of its constructor.
-        resources: of each actor, as Ray Data's `map_batches` takes them.
+        resources: of each actor, as Ray's `options` takes them.
         gpus: that each actor holds; one that runs without counts as one in the hours.
     """
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 from rich.console import Console
 from rich.table import Table
 
 from degla_ray.negatives.engine import COMPLETERS
+from degla_ray.negatives.engine_pool import engine_pool
 from degla_ray.negatives.gate import seed_of
 from degla_ray.negatives.generation import Job, ask
 from degla_ray.negatives.ledger import Row, text_key
@@ -19,8 +21,8 @@ from degla_ray.schema import Kind
 def estimate(job: Job, captions: Sequence[str]) -> None:
     """Asks one attempt for some captions, writes nothing, prints the reckoning for all of them.
 
-    The rate is that of the answers after the first block, so that the engine's start does not count; the
-    attempts expected of a kind follow from the share that passed, p: 1 + (1-p) + (1-p)^2 ...
+    The rate is one engine's, its start not counted; the attempts expected of a kind follow from the share
+    that passed, p: 1 + (1-p) + (1-p)^2 ...
     """
     wanted = job.config.generation.estimate
     texts = {text_key(caption): caption for caption in captions}
@@ -38,16 +40,12 @@ def estimate(job: Job, captions: Sequence[str]) -> None:
         for key in sample
     ]
     rows: list[Row] = []
-    started = time.monotonic()
-    first: tuple[float, int] | None = None
-    for block in ask(job, questions, None):
-        rows += block
-        first = first or (time.monotonic(), _answers(rows))
-    now = time.monotonic()
-    if first is not None and _answers(rows) > first[1]:
-        rate = (_answers(rows) - first[1]) / (now - first[0])
-    else:
-        rate = _answers(rows) / (now - started)
+    actors = COMPLETERS[job.config.engine].actors(job.config, job.prompts)
+    with engine_pool(replace(actors, min_size=1, max_size=1), job.config.generation.stall_s) as engines:
+        started = time.monotonic()
+        for block in ask(job, engines, questions, None):
+            rows += block
+        rate = _answers(rows) / (time.monotonic() - started)
     _print(job, rows, rate, texts=len(texts), asked=len(sample))
 
 

@@ -22,7 +22,8 @@ import pyarrow as pa
 
 from degla_ray.config import NegativesConfig
 from degla_ray.errors import DeglaError
-from degla_ray.negatives.engine import COMPLETERS, Actors
+from degla_ray.negatives.engine import COMPLETERS
+from degla_ray.negatives.engine_pool import CALLS_AT_A_TIME, Ask, engine_pool
 from degla_ray.negatives.gate import Gate, seed_of
 from degla_ray.negatives.ledger import Book, Entry, Ledger, Row, State, may_retry, text_key
 from degla_ray.negatives.progress import Progress
@@ -71,11 +72,16 @@ def generate_pending(job: Job, folder: StageFolder, captions: pa.Table, graphs: 
     """Works through the pending shards; False where the limit on GPU hours ended it before."""
     ledger, pending = Ledger(folder), folder.pending()
     actors = COMPLETERS[job.config.engine].actors(job.config, job.prompts)
+    stall_s = job.config.generation.stall_s
     words = vocabulary(captions["caption"].to_pylist()) if job.config.generation.fill_with_rules else None
     by_key = captions.append_column("key", pa.array([text_key(c) for c in captions["caption"].to_pylist()]))
     gpus = max(1, actors.gpus) * actors.max_size
     total = _share(by_key, pending, folder.num_shards) * len(job.kinds)
-    with Progress(job.config, total, gpus) as progress, _timed(folder, progress):
+    with (
+        Progress(job.config, total, gpus) as progress,
+        _timed(folder, progress),
+        engine_pool(actors, stall_s) as engines,
+    ):
         for window in _windows(by_key, graphs, pending, folder.num_shards):
             book = Book(window.captions, job.kinds, job.config.per_kind, job.config.generation.attempts)
             known = [row for row in ledger.read(window.shards) if (row["key"], row["kind"]) in book.entries]
@@ -84,7 +90,7 @@ def generate_pending(job: Job, folder: StageFolder, captions: pa.Table, graphs: 
                 book.retry(job.config.generation.retry_reasons)
             progress.resume(book.settled())
             while work := book.next_round():
-                for rows in ask(job, _questions(job, window, work), words):
+                for rows in ask(job, engines, _questions(job, window, work), words):
                     book.add(rows)
                     ledger.append(rows)
                     progress.add(rows)
@@ -116,12 +122,20 @@ def reopen(folder: StageFolder, reasons: Sequence[RejectReason]) -> None:
     folder.reopen(again)
 
 
-def ask(job: Job, questions: list[dict[str, Any]], words: frozenset[str] | None) -> Iterator[list[Row]]:
-    """The ledger's rows for the questions, block by block as they are answered."""
+def ask(
+    job: Job, engines: Sequence[Any], questions: list[dict[str, Any]], words: frozenset[str] | None
+) -> Iterator[list[Row]]:
+    """The ledger's rows for the questions, block by block as they are answered.
+
+    Args:
+        job: settings and prompts.
+        engines: of an `engine_pool`.
+        questions: in the order in which they are asked.
+        words: of the dataset, where the rules are to fill in.
+    """
     import ray
     import ray.data
 
-    actors: Actors = COMPLETERS[job.config.engine].actors(job.config, job.prompts)
     blocks = [pa.Table.from_pylist(questions[i : i + BLOCK]) for i in range(0, len(questions), BLOCK)]
     gates = min(len(blocks), max(1, int(ray.cluster_resources().get("CPU", 1)) // 4))
     gate = {"engine": job.config.engine, "model": job.model, "fill": words}
@@ -135,16 +149,15 @@ def ask(job: Job, questions: list[dict[str, Any]], words: frozenset[str] | None)
             num_cpus=0.5,
         )
         .map_batches(
-            actors.actor,
-            fn_constructor_kwargs=actors.arguments,
+            Ask,
+            fn_constructor_kwargs={"engines": list(engines)},
             batch_size=None,
             compute=ray.data.ActorPoolStrategy(
-                min_size=actors.min_size,
-                max_size=max(actors.min_size, min(actors.max_size, len(blocks))),
-                max_tasks_in_flight_per_actor=2 * CALLS_AT_A_TIME,
-                max_concurrent_calls_per_actor=CALLS_AT_A_TIME,
+                size=1,
+                max_tasks_in_flight_per_actor=2 * CALLS_AT_A_TIME * len(engines),
+                max_concurrent_calls_per_actor=CALLS_AT_A_TIME * len(engines),
             ),
-            **actors.resources,
+            num_cpus=0.1,
         )
         .map_batches(
             _Judge,
@@ -155,11 +168,11 @@ def ask(job: Job, questions: list[dict[str, Any]], words: frozenset[str] | None)
         )
     )
     batches = dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
-    for batch in _without_stall(iter(batches), job.config.generation.stall_s):
+    for batch in without_stall(iter(batches), job.config.generation.stall_s):
         yield batch.to_pylist()
 
 
-def _without_stall(batches: Iterator[pa.Table], stall_s: float) -> Iterator[pa.Table]:
+def without_stall(batches: Iterator[pa.Table], stall_s: float) -> Iterator[pa.Table]:
     """The batches; where none comes for `stall_s` (an engine that dies at every start, say) an error."""
     arrived: queue.Queue[tuple[str, Any]] = queue.Queue(maxsize=4)
 
@@ -185,10 +198,6 @@ def _without_stall(batches: Iterator[pa.Table], stall_s: float) -> Iterator[pa.T
         if what == "error":
             raise value
         yield value
-
-
-CALLS_AT_A_TIME = 2
-"""An engine gets the next block while the last answers of one are still being written."""
 
 
 class _Applicable:

@@ -47,7 +47,11 @@ class OpenAIActor:
             max_retries=server.max_retries,
         )
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+    def ready(self) -> None:
+        """Returns once the actor has started."""
+
+    def answer(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """The batch with the columns of `BLANK`."""
         rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
         answers = asyncio.run_coroutine_threadsafe(self._answer_all(rows), self._loop).result()
         return {**batch, **{name: [a[name] for a in answers] for name in BLANK}}

@@ -31,7 +31,11 @@ class ScriptedActor:
     def __init__(self) -> None:
         self._rules = RuleEngine()
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+    def ready(self) -> None:
+        """Returns once the actor has started."""
+
+    def answer(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """The batch with the columns of `BLANK`."""
         columns = ("caption", "kind", "seed", "applicable")
         answers = [self._answer(*values) for values in zip(*(batch[c] for c in columns), strict=True)]
         return {**batch, **{name: [a[name] for a in answers] for name in BLANK}}

@@ -20,7 +20,7 @@ ENGINE_DIED = 70
 
 
 class VLLMActor:
-    """One engine. Call it with a batch of columns; it returns them with those of `answer`.
+    """One engine.
 
     Args:
         engine: arguments of vLLM's AsyncEngineArgs.
@@ -54,7 +54,11 @@ class VLLMActor:
         made = asyncio.run_coroutine_threadsafe(_make(AsyncLLM, AsyncEngineArgs(**engine)), self._loop)
         self._engine = made.result()
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+    def ready(self) -> None:
+        """Returns once the actor has started."""
+
+    def answer(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """The batch with the columns of `BLANK`. Several calls may run at a time."""
         rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
         answers = asyncio.run_coroutine_threadsafe(self._answer_all(rows), self._loop).result()
         return {**batch, **{name: [a[name] for a in answers] for name in BLANK}}

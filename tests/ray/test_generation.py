@@ -230,7 +230,7 @@ def kill_an_engine(deadline_s: float = 120.0) -> None:
     while time.monotonic() < end:
         for process in psutil.Process().children(recursive=True):
             try:
-                if "MapBatches(ScriptedActor)" in " ".join(process.cmdline()):
+                if "ScriptedActor" in " ".join(process.cmdline()):
                     process.send_signal(signal.SIGKILL)
                     return
             except psutil.NoSuchProcess:
@@ -278,11 +278,11 @@ def test_generate_stops_when_the_hours_are_used_up_and_goes_on_later(
     assert everything(config.output) == everything(finished.output)
 
 
-def test_generate_without_answers_gives_up_and_says_so(finished: NegativesConfig, tmp_path: Path) -> None:
+def test_generate_without_an_engine_gives_up_and_says_so(finished: NegativesConfig, tmp_path: Path) -> None:
     stuck = replace(
         finished,
         output=str(tmp_path / "out"),
         generation=replace(finished.generation, stall_s=0.01),
     )
-    with pytest.raises(DeglaError, match=r"generation\.stall_s: no answer for 0\.01 s"):
+    with pytest.raises(DeglaError, match=r"generation\.stall_s: 0 of 1 engines ready after 0\.01 s"):
         generate(stuck)
