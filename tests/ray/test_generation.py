@@ -216,6 +216,7 @@ def test_generate_job_killed_in_the_middle_goes_on_with_what_is_left(
     assert everything(str(output)) == everything(finished.output)
 
 
+@pytest.mark.slow
 def test_generate_with_an_actor_killed_gives_the_same(finished: NegativesConfig, tmp_path: Path) -> None:
     config = replace(finished, output=str(tmp_path / "out"))
     killed = threading.Thread(target=kill_an_engine)
@@ -238,6 +239,7 @@ def kill_an_engine(deadline_s: float = 120.0) -> None:
     raise AssertionError("no engine was ever seen")
 
 
+@pytest.mark.slow
 def test_generate_retry_failed_asks_for_the_errors_only(finished: NegativesConfig, tmp_path: Path) -> None:
     config = replace(finished, output=str(tmp_path / "out"))
     first = generate(config)
@@ -253,6 +255,7 @@ def test_generate_retry_failed_asks_for_the_errors_only(finished: NegativesConfi
     assert all(s[1] == "error" for s in longer), "only what had ended in an error"
 
 
+@pytest.mark.slow
 def test_generate_fill_with_rules_says_whose_they_are(finished: NegativesConfig, tmp_path: Path) -> None:
     config = replace(
         finished,
@@ -267,6 +270,7 @@ def test_generate_fill_with_rules_says_whose_they_are(finished: NegativesConfig,
         assert sum(counts.get(f"captions.{kind}.{state}", 0) for state in STATES) == 180
 
 
+@pytest.mark.slow
 def test_generate_stops_when_the_hours_are_used_up_and_goes_on_later(
     finished: NegativesConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
