@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import os
-import threading
 import time
 from typing import Any
 
 from degla_ray.config import OpenAIConfig
-from degla_ray.negatives.vllm_actor import BLANK
+from degla_ray.negatives.vllm_actor import BLANK, AsyncActor
 
 
-class OpenAIActor:
+class OpenAIActor(AsyncActor):
     """Sends questions to a server.
 
     Args:
@@ -34,11 +33,10 @@ class OpenAIActor:
         sampling: dict[str, Any],
         timeout_s: float,
     ) -> None:
+        super().__init__()
         from openai import AsyncOpenAI
 
         self._heads, self._sampling, self._model = prompts, sampling, server.model
-        self._loop = asyncio.new_event_loop()
-        threading.Thread(target=self._loop.run_forever, daemon=True).start()
         self._at_a_time = asyncio.Semaphore(server.concurrency)
         self._client = AsyncOpenAI(
             base_url=server.base_url,
@@ -47,19 +45,7 @@ class OpenAIActor:
             max_retries=server.max_retries,
         )
 
-    def ready(self) -> None:
-        """Returns once the actor has started."""
-
-    def answer(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """The batch with the columns of `BLANK`."""
-        rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
-        answers = asyncio.run_coroutine_threadsafe(self._answer_all(rows), self._loop).result()
-        return {**batch, **{name: [a[name] for a in answers] for name in BLANK}}
-
-    async def _answer_all(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        return await asyncio.gather(*(self._answer(row) for row in rows))
-
-    async def _answer(self, row: dict[str, Any]) -> dict[str, Any]:
+    async def answer_row(self, row: dict[str, Any]) -> dict[str, Any]:
         import openai
 
         answer = dict(BLANK)

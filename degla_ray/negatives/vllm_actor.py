@@ -19,7 +19,31 @@ ENGINE_DIED = 70
 """Exit status of an actor whose engine died; Ray starts the actor anew and repeats what was in flight."""
 
 
-class VLLMActor:
+class AsyncActor:
+    """What actors have in common that answer many questions at a time: each question is a coroutine."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        threading.Thread(target=self.loop.run_forever, daemon=True).start()
+
+    def ready(self) -> None:
+        """Returns once the actor has started."""
+
+    def answer(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """The batch with the columns of `BLANK`. Several calls may run at a time."""
+        rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
+        answers = asyncio.run_coroutine_threadsafe(self._answer_all(rows), self.loop).result()
+        return {**batch, **{name: [a[name] for a in answers] for name in BLANK}}
+
+    async def _answer_all(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return await asyncio.gather(*(self.answer_row(row) for row in rows))
+
+    async def answer_row(self, row: dict[str, Any]) -> dict[str, Any]:
+        """The columns of `BLANK` for one question."""
+        raise NotImplementedError
+
+
+class VLLMActor(AsyncActor):
     """One engine.
 
     Args:
@@ -39,6 +63,7 @@ class VLLMActor:
         timeout_s: float,
         environment: dict[str, str],
     ) -> None:
+        super().__init__()
         os.environ.update(environment)
         from transformers import AutoTokenizer
         from vllm.engine.arg_utils import AsyncEngineArgs
@@ -47,26 +72,12 @@ class VLLMActor:
         self._timeout_s, self._sampling = timeout_s, sampling
         self._tokenizer = AutoTokenizer.from_pretrained(engine["model"])
         self._heads = prompts
-        self._loop = asyncio.new_event_loop()
-        threading.Thread(target=self._loop.run_forever, daemon=True).start()
         self._requests = 0
         # The engine's own tasks live in the loop that it is made in.
-        made = asyncio.run_coroutine_threadsafe(_make(AsyncLLM, AsyncEngineArgs(**engine)), self._loop)
+        made = asyncio.run_coroutine_threadsafe(_make(AsyncLLM, AsyncEngineArgs(**engine)), self.loop)
         self._engine = made.result()
 
-    def ready(self) -> None:
-        """Returns once the actor has started."""
-
-    def answer(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """The batch with the columns of `BLANK`. Several calls may run at a time."""
-        rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
-        answers = asyncio.run_coroutine_threadsafe(self._answer_all(rows), self._loop).result()
-        return {**batch, **{name: [a[name] for a in answers] for name in BLANK}}
-
-    async def _answer_all(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        return await asyncio.gather(*(self._answer(row) for row in rows))
-
-    async def _answer(self, row: dict[str, Any]) -> dict[str, Any]:
+    async def answer_row(self, row: dict[str, Any]) -> dict[str, Any]:
         if not row["applicable"]:
             return dict(BLANK)
         from vllm import SamplingParams
