@@ -5,7 +5,6 @@ Needs `make install-vllm`.
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
@@ -29,6 +28,7 @@ from degla_ray.config import (
     TrackingConfig,
     VLLMConfig,
 )
+from degla_ray.errors import SettingError
 from degla_ray.negatives import generation
 from degla_ray.negatives.pipeline import generate
 from degla_ray.schema import ATTEMPTS, Kind
@@ -161,7 +161,7 @@ def _is_up(url: str) -> bool:
         return False
 
 
-def test_generate_openai_server_gives_answers_and_a_missing_one_gives_errors(
+def test_generate_openai_server_gives_answers_and_what_it_refuses_is_an_error(
     config: NegativesConfig, server: str, tmp_path: Path
 ) -> None:
     there = replace(
@@ -172,10 +172,14 @@ def test_generate_openai_server_gives_answers_and_a_missing_one_gives_errors(
     )
     generate(there)
     check_answers(there)
-    wrong = replace(
+    unknown = replace(
         there, output=str(tmp_path / "wrong"), openai=OpenAIConfig(base_url=server, model="no such model")
     )
-    counts = generate(wrong)
-    assert {row["reason"] for row in answers(wrong.output)} == {"engine_error"}
-    assert all("no such model" in str(row["text"]) for row in answers(wrong.output))
-    assert counts["captions.swap_nouns.error"] > 0, json.dumps(counts)
+    with pytest.raises(SettingError, match=r"openai\.model: found 'no such model'; expected one of small"):
+        generate(unknown)
+    refused = replace(
+        there, output=str(tmp_path / "refused"), generation=GenerationConfig(attempts=1, max_tokens=4000)
+    )
+    counts = generate(refused)
+    assert {row["reason"] for row in answers(refused.output)} == {"engine_error"}
+    assert counts["captions.swap_nouns.error"] > 0
