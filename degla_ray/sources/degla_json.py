@@ -1,7 +1,7 @@
 """DeGLA's released data file: a JSON list of {"image_id": int, "original": str, "enhanced": [str, ...]}.
 
-Its negatives (`enhanced`) go beside the captions as the dataset `given`; whoever trains on them lets them
-pass the checks that every negative passes. The file is read into memory on the driver as a whole: about
+Its negatives (`enhanced`) go beside the captions as the dataset `given`, of which `jobs/negatives.py --engine
+given` makes a folder to train on. The file is read into memory on the driver as a whole: about
 1 GB for 414,000 captions with five negatives each. `jobs/export_degla_json.py` writes the format.
 """
 
