@@ -5,8 +5,11 @@
     python jobs/negatives.py --prepared runs/flickr8k --output runs/flickr8k-negatives \
         --kinds '[reshuffle, swap_nouns]' --per_kind 4 --num_shards 32
 
-`--engine rules` needs no language model. Running it again continues an unfinished folder and leaves a
-finished one as it is.
+    python jobs/negatives.py --prepared runs/scenes --output runs/scenes-llm --engine vllm \
+        --vllm.python .venv-vllm/bin/python --generation.estimate 200
+
+`--engine rules` needs no language model; `vllm` and `openai` ask one (docs/negatives.md); `given` takes what
+the source brought. Running it again continues an unfinished folder and leaves a finished one as it is.
 """
 
 from degla_ray.cli import run
