@@ -106,7 +106,7 @@ def _timed(folder: StageFolder, progress: Progress) -> Iterator[None]:
     try:
         yield
     finally:
-        taken = {"seconds": progress.seconds, "gpu_hours": progress.gpu_hours}
+        taken = {name: getattr(progress, name) for name in ("seconds", "gpu_hours", "answers", "accepted")}
         folder.storage.write_json(taken, "runs", f"{time.time_ns()}.json")
 
 

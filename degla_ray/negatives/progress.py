@@ -43,6 +43,16 @@ class Progress:
         return self._limit_h is not None and self.gpu_hours >= self._limit_h
 
     @property
+    def answers(self) -> int:
+        """Of the engines, whatever became of them."""
+        return sum(self._counts[state.value] for state in State if state is not State.NOT_APPLICABLE)
+
+    @property
+    def accepted(self) -> int:
+        """Answers that passed, and negatives that rules filled in."""
+        return self._counts[State.OK]
+
+    @property
     def seconds(self) -> float:
         """Since the start."""
         return time.monotonic() - self._started
@@ -70,7 +80,7 @@ class Progress:
         self._printed = time.monotonic()
         elapsed = max(self._printed - self._started, 1e-9)
         count = self._counts
-        answers = sum(count[state.value] for state in State if state is not State.NOT_APPLICABLE)
+        answers = self.answers
         if not answers:
             return
         reasons = Counter({k.removeprefix("reason "): n for k, n in count.items() if k.startswith("reason ")})

@@ -64,6 +64,7 @@ class Report:
         engine, model: what wrote the negatives.
         captions: samples.
         seconds: that the runs took which were not killed.
+        timed_answers, timed_accepted: of those runs.
         gpu_hours: of engines, or of GPUs where there were some, in those seconds.
         cost: `gpu_hours` at `generation.price_per_gpu_hour`.
         caption_words: captions by their number of words.
@@ -73,6 +74,8 @@ class Report:
     model: str
     captions: int
     seconds: float
+    timed_answers: int
+    timed_accepted: int
     gpu_hours: float
     cost: float
     caption_words: dict[int, int]
@@ -99,9 +102,9 @@ class Report:
             "negatives": self.total("negatives"),
             "answers": self.answers,
             "accepted_fraction": self.total("negatives") / max(1, self.answers),
-            "captions_per_second": self.captions / seconds,
-            "answers_per_second": self.answers / seconds,
-            "accepted_per_second": self.total("negatives") / seconds,
+            "captions_per_second": self.captions * self.timed_answers / max(1, self.answers) / seconds,
+            "answers_per_second": self.timed_answers / seconds,
+            "accepted_per_second": self.timed_accepted / seconds,
             "prompt_tokens": self.total("prompt_tokens"),
             "completion_tokens": self.total("completion_tokens"),
             "tokens_per_accepted": tokens / accepted,
@@ -128,6 +131,8 @@ def build_report(config: NegativesConfig, folder: StageFolder, model: str) -> Re
         model=model,
         captions=counts["captions"],
         seconds=sum(run["seconds"] for run in runs),
+        timed_answers=sum(run["answers"] for run in runs),
+        timed_accepted=sum(run["accepted"] for run in runs),
         gpu_hours=gpu_hours,
         cost=gpu_hours * config.generation.price_per_gpu_hour,
         caption_words=_word_counts(captions["caption"].to_pylist()),
@@ -179,7 +184,7 @@ def console_table(report: Report) -> Table:
             f"of {report.captions:,} captions"
         ),
         caption=(
-            f"{report.answers:,} answers in {report.seconds:,.0f} s: "
+            f"{report.answers:,} answers, {report.timed_answers:,} of them in {report.seconds:,.0f} s: "
             f"{totals['answers_per_second']:,.1f}/s, accepted {totals['accepted_per_second']:,.1f}/s; "
             f"{totals['tokens_per_accepted']:,.0f} tokens an accepted one; "
             f"prefix cache {totals['prefix_cache_hit_rate']:.0%}; "
