@@ -191,8 +191,8 @@ def console_table(report: Report) -> Table:
             f"{report.gpu_hours:.2f} engine hours, cost {report.cost:.2f}"
         ),
     )
-    table.add_column("kind")
-    for heading in ("negatives", "with", "rejected", "failed", "n/a", "answers", "accepted", "told blind"):
+    table.add_column("kind", no_wrap=True)
+    for heading in ("rows", "with", "without", "failed", "n/a", "answers", "passed", "blind"):
         table.add_column(heading, justify="right")
     for kind, row in report.kinds.items():
         answers = sum(n for state, n in row.answers.items() if state != "not_applicable")
