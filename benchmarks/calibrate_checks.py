@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""How often the quality gate is right, by check: on candidates that were read and labelled by hand.
+"""How often the quality gate is right, by check: on candidates that were read one by one and labelled.
 
     python benchmarks/calibrate_checks.py --half held_out
 
