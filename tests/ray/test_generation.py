@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -207,7 +208,8 @@ def test_generate_job_killed_in_the_middle_goes_on_with_what_is_left(
     finally:
         family = [*psutil.Process(job.pid).children(recursive=True), psutil.Process(job.pid)]
         for process in family:
-            process.send_signal(signal.SIGKILL)
+            with contextlib.suppress(psutil.NoSuchProcess):  # gone with one that was killed before it
+                process.send_signal(signal.SIGKILL)
         job.wait()
     kept = Storage(str(output)).names("ledger")
     assert kept

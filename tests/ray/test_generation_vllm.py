@@ -5,6 +5,7 @@ Needs `make install-vllm`.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -149,7 +150,8 @@ def server() -> Iterator[str]:
     finally:
         family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
         for each in family:
-            each.send_signal(signal.SIGKILL)
+            with contextlib.suppress(psutil.NoSuchProcess):  # gone with one that was killed before it
+                each.send_signal(signal.SIGKILL)
         process.wait()
 
 
