@@ -14,33 +14,28 @@ from typing import Any
 import pyarrow as pa
 
 from degla_ray.config import DeglaJsonConfig
-from degla_ray.errors import DataError, SettingError
+from degla_ray.errors import DataError
 from degla_ray.schema import RejectReason
-from degla_ray.shards import canonical
 from degla_ray.sources.base import (
     Record,
     Refusal,
     Reject,
     RowsRead,
-    Source,
     check_given,
     given_table,
 )
 from degla_ray.sources.coco import file_names
 from degla_ray.sources.listing import (
-    ImageFolder,
+    AnnotatedFolder,
     NamedCaption,
     NamedImage,
     load_json,
-    read_annotations,
     reject_caption,
-    require_annotations,
-    sha256,
     to_rows,
 )
 
 
-class DeglaJsonSource(Source):
+class DeglaJsonSource(AnnotatedFolder):
     """image_id is the number as text; sample_id is `<image_id>#<i>`, the i-th entry of the picture.
 
     Raises:
@@ -48,20 +43,11 @@ class DeglaJsonSource(Source):
     """
 
     def __init__(self, config: DeglaJsonConfig) -> None:
-        self._config = config
-        self._folder = ImageFolder(config.images, "degla_json.images")
-        if not config.annotations:
-            raise SettingError("degla_json.annotations", {}, "a JSON file for each split, e.g. {train: FILE}")
-        for split, path in config.annotations.items():
-            require_annotations(path, f"degla_json.annotations.{split}")
-
-    def identity(self) -> dict[str, Any]:
-        hashes = {split: sha256(self._file(split)) for split in self._config.annotations}
-        return {"settings": canonical(self._config), "sha256": hashes}
+        super().__init__(config, "degla_json.annotations", config.annotations, "a JSON file")
 
     def records(self) -> Iterator[Record | Reject | RowsRead]:
         images: dict[str, NamedImage] = {}
-        for split, path in self._config.annotations.items():
+        for split, path in self._files.items():
             entries = load_json(self._file(split), path)
             if not isinstance(entries, list):
                 raise DataError(path, f"JSON of type {type(entries).__name__}", "a list of entries")
@@ -73,9 +59,6 @@ class DeglaJsonSource(Source):
                     yield refused
         yield RowsRead(images=len(images))
         yield from to_rows(images.values(), self._folder.list())
-
-    def read_image(self, locator: str) -> bytes:
-        return self._folder.read(locator)
 
     def side_tables(self, records: list[Record]) -> dict[str, pa.Table]:
         return {"given": given_table(records)}
@@ -101,6 +84,3 @@ class DeglaJsonSource(Source):
             return reject_caption(caption, given, image_id)
         image.captions.append(caption._replace(given=given))
         return None
-
-    def _file(self, split: str) -> bytes:
-        return read_annotations(self._config.annotations[split], f"degla_json.annotations.{split}")

@@ -10,22 +10,17 @@ from __future__ import annotations
 import posixpath
 import re
 from collections.abc import Iterator
-from typing import Any
 
 from degla_ray.config import Flickr8kConfig
-from degla_ray.errors import DataError, SettingError
+from degla_ray.errors import DataError
 from degla_ray.schema import RejectReason
-from degla_ray.shards import canonical
-from degla_ray.sources.base import Record, Refusal, Reject, RowsRead, Source
+from degla_ray.sources.base import Record, Refusal, Reject, RowsRead
 from degla_ray.sources.listing import (
-    ImageFolder,
+    AnnotatedFolder,
     NamedCaption,
     NamedImage,
     normalise,
-    read_annotations,
     reject_caption,
-    require_annotations,
-    sha256,
     to_rows,
 )
 
@@ -33,7 +28,7 @@ HEADER = ("image", "caption")
 _QUOTED = re.compile(r'"((?:[^"]|"")*)"')
 
 
-class Flickr8kSource(Source):
+class Flickr8kSource(AnnotatedFolder):
     """image_id is the file name; sample_id is `<image_id>#<i>`, the i-th row that names the image.
 
     Raises:
@@ -41,20 +36,11 @@ class Flickr8kSource(Source):
     """
 
     def __init__(self, config: Flickr8kConfig) -> None:
-        self._config = config
-        self._folder = ImageFolder(config.images, "flickr8k.images")
-        if not config.captions:
-            raise SettingError("flickr8k.captions", {}, "a caption file for each split, e.g. {train: FILE}")
-        for split, path in config.captions.items():
-            require_annotations(path, f"flickr8k.captions.{split}")
-
-    def identity(self) -> dict[str, Any]:
-        hashes = {split: sha256(self._file(split)) for split in self._config.captions}
-        return {"settings": canonical(self._config), "sha256": hashes}
+        super().__init__(config, "flickr8k.captions", config.captions, "a caption file")
 
     def records(self) -> Iterator[Record | Reject | RowsRead]:
         images: dict[str, NamedImage] = {}
-        for split, path in self._config.captions.items():
+        for split, path in self._files.items():
             rows = 0
             for where, parsed in parse_csv(self._file(split), path):
                 rows += 1
@@ -73,12 +59,6 @@ class Flickr8kSource(Source):
                 images[name] = NamedImage(image_id=name, names=(name,), where=self._config.images)
         yield RowsRead(images=len(images))
         yield from to_rows(images.values(), listing)
-
-    def read_image(self, locator: str) -> bytes:
-        return self._folder.read(locator)
-
-    def _file(self, split: str) -> bytes:
-        return read_annotations(self._config.captions[split], f"flickr8k.captions.{split}")
 
 
 def parse_csv(data: bytes, path: str) -> Iterator[tuple[str, tuple[str, str] | Refusal]]:

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import posixpath
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -19,8 +19,8 @@ import pyarrow.fs as pafs
 
 from degla_ray.errors import DataError, SettingError
 from degla_ray.schema import RejectReason
-from degla_ray.shards import Storage
-from degla_ray.sources.base import Caption, Record, Refusal, Reject, Unit, check_caption
+from degla_ray.shards import Storage, canonical
+from degla_ray.sources.base import Caption, Record, Refusal, Reject, Source, Unit, check_caption
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".avif")
 
@@ -117,6 +117,38 @@ class FolderListing:
                     return name
                 return Refusal(RejectReason.OUTSIDE_FOLDER, f"{name!r} is a link to {real!r}")
         return Refusal(RejectReason.MISSING_IMAGE, f"no file {inside[0]!r} in the image folder")
+
+
+class AnnotatedFolder(Source):
+    """What sources share that have one annotation file a split and their pictures in a folder.
+
+    Args:
+        config: the source's settings, with `images`.
+        setting: dotted name of the setting that holds the files, e.g. `flickr8k.captions`.
+        files: annotation file of each split.
+        expected: what such a file is called where there is none, e.g. `a TSV file`.
+
+    Raises:
+        SettingError: a folder or file that the settings name is not there.
+    """
+
+    def __init__(self, config: Any, setting: str, files: Mapping[str, str], expected: str) -> None:
+        self._config, self._setting, self._files = config, setting, files
+        self._folder = ImageFolder(config.images, f"{setting.partition('.')[0]}.images")
+        if not files:
+            raise SettingError(setting, {}, f"{expected} for each split, e.g. {{train: FILE}}")
+        for split, path in files.items():
+            require_annotations(path, f"{setting}.{split}")
+
+    def identity(self) -> dict[str, Any]:
+        hashes = {split: sha256(self._file(split)) for split in self._files}
+        return {"settings": canonical(self._config), "sha256": hashes}
+
+    def read_image(self, locator: str) -> bytes:
+        return self._folder.read(locator)
+
+    def _file(self, split: str) -> bytes:
+        return read_annotations(self._files[split], f"{self._setting}.{split}")
 
 
 def normalise(name: str) -> str | None:

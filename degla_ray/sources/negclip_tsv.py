@@ -17,35 +17,30 @@ from typing import Any
 import pyarrow as pa
 
 from degla_ray.config import NegclipTsvConfig
-from degla_ray.errors import DataError, SettingError
+from degla_ray.errors import DataError
 from degla_ray.schema import RejectReason
-from degla_ray.shards import canonical
 from degla_ray.sources.base import (
     Record,
     Refusal,
     Reject,
     RowsRead,
-    Source,
     check_given,
     given_table,
 )
 from degla_ray.sources.coco import file_names
 from degla_ray.sources.listing import (
-    ImageFolder,
+    AnnotatedFolder,
     NamedCaption,
     NamedImage,
     normalise,
-    read_annotations,
     reject_caption,
-    require_annotations,
-    sha256,
     to_rows,
 )
 
 COLUMNS = ("title", "filepath", "neg_caption", "neg_image")
 
 
-class NegclipTsvSource(Source):
+class NegclipTsvSource(AnnotatedFolder):
     """image_id is `filepath`; sample_id is `<image_id>#<i>`, the i-th row that names the picture.
 
     Raises:
@@ -53,20 +48,11 @@ class NegclipTsvSource(Source):
     """
 
     def __init__(self, config: NegclipTsvConfig) -> None:
-        self._config = config
-        self._folder = ImageFolder(config.images, "negclip_tsv.images")
-        if not config.annotations:
-            raise SettingError("negclip_tsv.annotations", {}, "a TSV file for each split, e.g. {train: FILE}")
-        for split, path in config.annotations.items():
-            require_annotations(path, f"negclip_tsv.annotations.{split}")
-
-    def identity(self) -> dict[str, Any]:
-        hashes = {split: sha256(self._file(split)) for split in self._config.annotations}
-        return {"settings": canonical(self._config), "sha256": hashes}
+        super().__init__(config, "negclip_tsv.annotations", config.annotations, "a TSV file")
 
     def records(self) -> Iterator[Record | Reject | RowsRead]:
         images: dict[str, NamedImage] = {}
-        for split, path in self._config.annotations.items():
+        for split, path in self._files.items():
             rows = 0
             for where, row in parse_tsv(self._file(split), path):
                 rows += 1
@@ -77,14 +63,8 @@ class NegclipTsvSource(Source):
         yield RowsRead(images=len(images))
         yield from to_rows(images.values(), self._folder.list())
 
-    def read_image(self, locator: str) -> bytes:
-        return self._folder.read(locator)
-
     def side_tables(self, records: list[Record]) -> dict[str, pa.Table]:
         return {"given": given_table(records)}
-
-    def _file(self, split: str) -> bytes:
-        return read_annotations(self._config.annotations[split], f"negclip_tsv.annotations.{split}")
 
 
 def parse_tsv(data: bytes, path: str) -> Iterator[tuple[str, dict[str, str] | Refusal]]:
