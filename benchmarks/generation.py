@@ -81,26 +81,14 @@ def compare(options: argparse.Namespace) -> None:
 
 def make_questions(number: int) -> list[dict[str, Any]]:
     """Captions of scenes that can have all kinds, by kind."""
-    from degla_ray.negatives.gate import Gate, seed_of
-    from degla_ray.negatives.ledger import text_key
+    from degla_ray.negatives.gate import Gate
+    from degla_ray.negatives.generation import question
     from degla_ray.schema import Kind
 
     kinds, gate = list(Kind), Gate("vllm", "benchmark")
     wanted, captions = -(-number // len(kinds)), list(dict.fromkeys(scene_captions(8 * number)))
     captions = [c for c in captions if all(gate.applicable(c, kind) for kind in kinds)][:wanted]
-    questions = [
-        {
-            "key": text_key(caption),
-            "kind": kind.value,
-            "attempt": 0,
-            "caption": caption,
-            "seed": seed_of(0, text_key(caption), kind.value, 0),
-            "last": False,
-        }
-        for kind in kinds
-        for caption in captions
-    ]
-    return questions[:number]
+    return [question(0, caption, kind.value) for kind in kinds for caption in captions][:number]
 
 
 def scene_captions(number: int) -> list[str]:

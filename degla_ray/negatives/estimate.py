@@ -10,12 +10,10 @@ from dataclasses import replace
 from rich.console import Console
 from rich.table import Table
 
-from degla_ray.negatives.engine import COMPLETERS
+from degla_ray.negatives.engine import COMPLETERS, Actors
 from degla_ray.negatives.engine_pool import engine_pool
-from degla_ray.negatives.gate import seed_of
-from degla_ray.negatives.generation import Job, ask
+from degla_ray.negatives.generation import Job, ask, question
 from degla_ray.negatives.ledger import Row, text_key
-from degla_ray.schema import Kind
 
 
 def estimate(job: Job, captions: Sequence[str]) -> None:
@@ -27,18 +25,7 @@ def estimate(job: Job, captions: Sequence[str]) -> None:
     wanted = job.config.generation.estimate
     texts = {text_key(caption): caption for caption in captions}
     sample = sorted(texts)[:wanted]  # keys are hashes: as good as drawn
-    questions = [
-        {
-            "key": key,
-            "kind": kind.value,
-            "attempt": 0,
-            "caption": texts[key],
-            "seed": seed_of(job.config.seed, key, kind.value, 0),
-            "last": False,
-        }
-        for kind in job.kinds
-        for key in sample
-    ]
+    questions = [question(job.config.seed, texts[key], kind.value) for kind in job.kinds for key in sample]
     rows: list[Row] = []
     actors = COMPLETERS[job.config.engine].actors(job.config, job.prompts)
     with engine_pool(replace(actors, min_size=1, max_size=1), job.config.generation.stall_s) as engines:
@@ -46,14 +33,14 @@ def estimate(job: Job, captions: Sequence[str]) -> None:
         for block in ask(job, engines, questions, None):
             rows += block
         rate = _answers(rows) / (time.monotonic() - started)
-    _print(job, rows, rate, texts=len(texts), asked=len(sample))
+    _print(job, actors, rows, rate, texts=len(texts), asked=len(sample))
 
 
 def _answers(rows: Sequence[Row]) -> int:
     return sum(row["state"] != "not_applicable" for row in rows)
 
 
-def _print(job: Job, rows: Sequence[Row], rate: float, *, texts: int, asked: int) -> None:
+def _print(job: Job, actors: Actors, rows: Sequence[Row], rate: float, *, texts: int, asked: int) -> None:
     config = job.config
     attempts = config.generation.attempts * config.per_kind
     table = Table(title=f"{texts:,} different captions, from {asked:,} of them")
@@ -61,9 +48,7 @@ def _print(job: Job, rows: Sequence[Row], rate: float, *, texts: int, asked: int
         table.add_column(heading, justify="left" if heading == "kind" else "right")
     total: Counter[str] = Counter()
     for kind in job.kinds:
-        counts = _expected(
-            [row for row in rows if row["kind"] == kind], kind, texts, attempts, config.per_kind
-        )
+        counts = _expected([row for row in rows if row["kind"] == kind], texts, attempts, config.per_kind)
         total.update({name: round(value) for name, value in counts.items()})
         table.add_row(
             kind.value,
@@ -73,7 +58,6 @@ def _print(job: Job, rows: Sequence[Row], rate: float, *, texts: int, asked: int
             *(f"{counts[name]:,.0f}" for name in ("answers", "negatives", "tokens")),
         )
     Console().print(table)
-    actors = COMPLETERS[config.engine].actors(config, job.prompts)
     engine_hours = total["answers"] / max(rate, 1e-9) / 3600
     gpu_hours = engine_hours * max(1, actors.gpus)
     hours, price = engine_hours / actors.max_size, config.generation.price_per_gpu_hour
@@ -84,7 +68,7 @@ def _print(job: Job, rows: Sequence[Row], rate: float, *, texts: int, asked: int
     )
 
 
-def _expected(rows: Sequence[Row], kind: Kind, texts: int, attempts: int, per_kind: int) -> dict[str, float]:
+def _expected(rows: Sequence[Row], texts: int, attempts: int, per_kind: int) -> dict[str, float]:
     """Numbers for all captions: that can have the kind, share accepted, attempts each, answers ..."""
     answers = [row for row in rows if row["state"] != "not_applicable"]
     can = texts * len(answers) / max(1, len(rows))

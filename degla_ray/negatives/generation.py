@@ -25,7 +25,7 @@ from degla_ray.errors import DeglaError
 from degla_ray.negatives.engine import COMPLETERS
 from degla_ray.negatives.engine_pool import CALLS_AT_A_TIME, Ask, engine_pool
 from degla_ray.negatives.gate import Gate, seed_of
-from degla_ray.negatives.ledger import Book, Entry, Ledger, Row, State, may_retry, text_key
+from degla_ray.negatives.ledger import Book, Entry, Ledger, Row, State, may_retry, table, text_key
 from degla_ray.negatives.progress import Progress
 from degla_ray.negatives.prompting import Prompt
 from degla_ray.negatives.shard import STAGE, Caption, captions_of, scene_veto, to_table, vocabulary
@@ -172,6 +172,13 @@ def ask(
         yield batch.to_pylist()
 
 
+def question(run_seed: int, caption: str, kind: str, attempt: int = 0, last: bool = False) -> dict[str, Any]:
+    """A row for `ask`; `last` where no further attempt may follow."""
+    key = text_key(caption)
+    seed = seed_of(run_seed, key, kind, attempt)
+    return {"key": key, "kind": kind, "attempt": attempt, "caption": caption, "seed": seed, "last": last}
+
+
 def without_stall(batches: Iterator[pa.Table], stall_s: float) -> Iterator[pa.Table]:
     """The batches; where none comes for `stall_s` (an engine that dies at every start, say) an error."""
     arrived: queue.Queue[tuple[str, Any]] = queue.Queue(maxsize=4)
@@ -218,8 +225,6 @@ class _Judge:
         self._gate = Gate(**gate)
 
     def __call__(self, batch: dict[str, Any]) -> pa.Table:
-        from degla_ray.negatives.ledger import table
-
         answers = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
         return table([row for answer in answers for row in self._gate.judge(answer)])
 
@@ -243,17 +248,8 @@ def _windows(
 
 
 def _questions(job: Job, window: _Window, work: Sequence[tuple[str, str, int, bool]]) -> list[dict[str, Any]]:
-    return [
-        {
-            "key": key,
-            "kind": kind,
-            "attempt": attempt,
-            "caption": window.text(key),
-            "seed": seed_of(job.config.seed, key, kind, attempt),
-            "last": last,
-        }
-        for key, kind, attempt, last in work
-    ]
+    seed = job.config.seed
+    return [question(seed, window.text(key), kind, attempt, last=last) for key, kind, attempt, last in work]
 
 
 def _close(job: Job, folder: StageFolder, ledger: Ledger, window: _Window, book: Book) -> None:
@@ -326,4 +322,3 @@ def _count(row: Row, counts: Counter[str]) -> None:
     counts[f"attempts.{row['kind']}.{row['state']}"] += 1
     for name in ("prompt_tokens", "completion_tokens", "cached_tokens"):
         counts[f"{name}.{row['kind']}"] += row[name]
-    counts[f"milliseconds.{row['kind']}"] += round(1000 * row["seconds"])

@@ -29,7 +29,7 @@ from degla_ray.negatives.given import read_given, write_given
 from degla_ray.negatives.preflight import check_resources, preflight
 from degla_ray.negatives.prompting import Prompt, load_prompts, prompt_sha
 from degla_ray.negatives.proposals import ORDER
-from degla_ray.negatives.report import build_report, publish
+from degla_ray.negatives.report import publish
 from degla_ray.negatives.shard import STAGE, ShardTask, captions_of, vocabulary, write_shard
 from degla_ray.schema import CAPTIONS, GIVEN_KIND, SCENE_GRAPHS, Kind
 from degla_ray.shards import StageFolder, Storage, is_complete, read_complete
@@ -94,7 +94,7 @@ def generate(config: NegativesConfig) -> dict[str, int]:
     _check_ledger(config, counts)
     counts = folder.finish()
     if config.engine in COMPLETERS:
-        publish(config, folder, build_report(config, folder, COMPLETERS[config.engine].model(config)))
+        publish(config, folder, COMPLETERS[config.engine].model(config))
     return counts
 
 

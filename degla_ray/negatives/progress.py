@@ -22,7 +22,7 @@ class Progress:
         engine_gpus: GPUs, or engines where there are none, that run at a time.
     """
 
-    def __init__(self, config: NegativesConfig, total: int, engine_gpus: int = 1) -> None:
+    def __init__(self, config: NegativesConfig, total: int, engine_gpus: int) -> None:
         self._limit_h = config.generation.max_gpu_hours
         self._total, self._gpus = total, engine_gpus
         self._settled = 0
@@ -72,7 +72,6 @@ class Progress:
             self._counts[f"reason {row['reason']}"] += bool(row["reason"])
             self._counts["tokens in"] += row["prompt_tokens"]
             self._counts["cached"] += row["cached_tokens"]
-            self._counts["tokens out"] += row["completion_tokens"]
         if time.monotonic() - self._printed >= REPORT_S:
             self._print()
 

@@ -21,13 +21,14 @@ from rich.table import Table
 from degla_ray import tracking
 from degla_ray.config import NegativesConfig
 from degla_ray.negatives.blind import blind_accuracy
+from degla_ray.negatives.ledger import State
 from degla_ray.negatives.proposals import ORDER
 from degla_ray.schema import CAPTIONS, NEGATIVES, Kind
 from degla_ray.shards import StageFolder, Storage, canonical
 
 SAMPLES = 50
 """Random negatives of each kind that the page shows."""
-STATES = ("ok", "rejected", "error", "not_applicable")
+STATES = tuple(state.value for state in State)
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -119,14 +120,16 @@ class Report:
         return {name: float(value) for name, value in flat.items()}
 
 
-def build_report(config: NegativesConfig, folder: StageFolder, model: str) -> Report:
-    """The report of a finished folder."""
+def build_report(
+    config: NegativesConfig, folder: StageFolder, model: str
+) -> tuple[Report, dict[str, list[tuple[str, str]]]]:
+    """The report of a finished folder, and all (caption, negative) pairs of each kind."""
     storage, counts = folder.storage, Counter(folder.counts())
     captions = Storage(config.prepared).read_dataset("captions", CAPTIONS, ["sample_id", "caption"])
     pairs = pairs_by_kind(captions, storage.read_dataset("negatives", NEGATIVES))
     runs = [storage.read_json("runs", name) for name in storage.names("runs")]
     gpu_hours = sum(run["gpu_hours"] for run in runs)
-    return Report(
+    report = Report(
         engine=config.engine,
         model=model,
         captions=counts["captions"],
@@ -142,16 +145,14 @@ def build_report(config: NegativesConfig, folder: StageFolder, model: str) -> Re
             if kind in config.kinds
         },
     )
+    return report, pairs
 
 
-def publish(config: NegativesConfig, folder: StageFolder, report: Report) -> None:
-    """Console, files in the folder, MLflow."""
+def publish(config: NegativesConfig, folder: StageFolder, model: str) -> None:
+    """The report of a finished folder: console, files in the folder, MLflow."""
+    report, pairs = build_report(config, folder, model)
     Console().print(console_table(report))
-    captions = Storage(config.prepared).read_dataset("captions", CAPTIONS, ["sample_id", "caption"])
-    pairs, rng = (
-        pairs_by_kind(captions, folder.storage.read_dataset("negatives", NEGATIVES)),
-        random.Random(0),
-    )
+    rng = random.Random(0)
     page = html(report, {kind: rng.sample(found, min(SAMPLES, len(found))) for kind, found in pairs.items()})
     folder.storage.write_json(asdict(report) | {"totals": report.metrics()}, "report.json")
     folder.storage.write_bytes(page.encode(), "report.html")
