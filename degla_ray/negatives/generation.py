@@ -28,6 +28,7 @@ from degla_ray.negatives.gate import Gate, seed_of
 from degla_ray.negatives.ledger import Book, Entry, Ledger, Row, State, may_retry, table, text_key
 from degla_ray.negatives.progress import Progress
 from degla_ray.negatives.prompting import Prompt
+from degla_ray.negatives.proposals import Veto, no_veto
 from degla_ray.negatives.shard import STAGE, Caption, captions_of, scene_veto, to_table, vocabulary
 from degla_ray.schema import NEGATIVES, REJECTS, Kind, RejectReason
 from degla_ray.shards import StageFolder, shard_of
@@ -269,9 +270,10 @@ def _close(job: Job, folder: StageFolder, ledger: Ledger, window: _Window, book:
         for key in sorted(keys):
             for caption in window.captions[key]:
                 counts["captions"] += 1
+                veto = no_veto if caption.graph is None else scene_veto(caption.graph, counts)
                 for kind in job.kinds:
                     entry = book.entries[(key, kind.value)]
-                    _settle(job, caption, kind, entry, (negatives, rejects), counts)
+                    _settle(job, caption, veto, kind, entry, (negatives, rejects), counts)
         for row in kept[shard]:
             _count(row, counts)
         folder.write_part("negatives", shard, to_table(negatives, NEGATIVES))
@@ -283,6 +285,7 @@ def _close(job: Job, folder: StageFolder, ledger: Ledger, window: _Window, book:
 def _settle(
     job: Job,
     caption: Caption,
+    veto: Veto,
     kind: Kind,
     entry: Entry,
     to: tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]],
@@ -290,14 +293,13 @@ def _settle(
 ) -> None:
     """One caption's rows of one kind. What is true of its own picture is rejected, if a scene says so."""
     negatives, rejects = to
-    veto = None if caption.graph is None else scene_veto(caption.graph, counts)
     state = entry.state()
     if state is State.OK:
         state = State.REJECTED
         for row in entry.rows:
             if row["state"] != State.OK:
                 continue
-            if veto is not None and (reason := veto(row["text"], kind)) is not None:
+            if (reason := veto(row["text"], kind)) is not None:
                 vetoed = {"reason": reason.value, "detail": "check veto"}
                 rejects.append(_reject(caption, row | vetoed))
                 counts[f"rejects.{kind}.{reason}"] += 1
