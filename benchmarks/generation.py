@@ -58,7 +58,7 @@ def compare(options: argparse.Namespace) -> None:
 
     questions = make_questions(options.answers)
     prompts = load_prompts(list(Kind), 12, seed=0)
-    heads = {kind.value: prompt.messages() for kind, prompt in prompts.items()}
+    heads = {kind.value: prompt.messages() for (kind,), prompt in prompts.items()}
     chats = [
         {"turns": [*heads[q["kind"]], {"role": "user", "content": q["caption"]}], "seed": q["seed"]}
         for q in questions

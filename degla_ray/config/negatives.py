@@ -69,6 +69,8 @@ class OpenAIConfig:
 class GenerationConfig:
     """What language models are asked and how often (engines `vllm` and `openai`)."""
 
+    prompting: Literal["per_kind", "joint"] = "per_kind"
+    """One question a (caption, kind), or one a caption for all kinds, answered by a JSON object."""
     shots: int = 12
     """Examples before the caption."""
     temperature: float = 0.7

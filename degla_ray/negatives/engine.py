@@ -5,7 +5,7 @@ ENGINES; to add a language model, write an actor like vllm_actor.py and enter it
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,8 @@ from typing import Any
 from degla_ray.config import NegativesConfig
 from degla_ray.negatives import rules, scripted_actor, vllm_actor
 from degla_ray.negatives.openai_actor import OpenAIActor
-from degla_ray.negatives.prompting import Prompt
+from degla_ray.negatives.prompting import Prompts
 from degla_ray.negatives.proposals import Engine
-from degla_ray.schema import Kind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,14 +67,16 @@ class CompleterKind:
 
     model: Callable[[NegativesConfig], str]
     identity: Callable[[NegativesConfig], dict[str, Any]]
-    actors: Callable[[NegativesConfig, Mapping[Kind, Prompt]], Actors]
+    actors: Callable[[NegativesConfig, Prompts], Actors]
 
 
-def _heads(prompts: Mapping[Kind, Prompt]) -> dict[str, list[dict[str, str]]]:
-    return {kind.value: prompt.messages() for kind, prompt in prompts.items()}
+def _asked(config: NegativesConfig, prompts: Prompts) -> dict[str, Any]:
+    """Arguments that all actors have."""
+    heads = {"+".join(kind.value for kind in kinds): prompt.messages() for kinds, prompt in prompts.items()}
+    return {"heads": heads, "joint": config.generation.prompting == "joint"}
 
 
-def _vllm(config: NegativesConfig, prompts: Mapping[Kind, Prompt]) -> Actors:
+def _vllm(config: NegativesConfig, prompts: Prompts) -> Actors:
     import ray
     import ray.cloudpickle
 
@@ -116,12 +117,11 @@ def _vllm(config: NegativesConfig, prompts: Mapping[Kind, Prompt]) -> Actors:
         actor=vllm_actor.VLLMActor,
         arguments={
             "engine": engine,
-            "prompts": _heads(prompts),
+            **_asked(config, prompts),
             "sampling": {
                 "temperature": asked.temperature,
                 "top_p": asked.top_p,
                 "max_tokens": asked.max_tokens,
-                "stop": ["\n"],
             },
             "timeout_s": asked.timeout_s,
             "environment": environment,
@@ -139,10 +139,10 @@ def interpreter(config: NegativesConfig) -> str:
     return sys.executable if python is None else str(Path(python).expanduser().absolute())
 
 
-def _openai(config: NegativesConfig, prompts: Mapping[Kind, Prompt]) -> Actors:
+def _openai(config: NegativesConfig, prompts: Prompts) -> Actors:
     asked = config.generation
     sampling = {"temperature": asked.temperature, "top_p": asked.top_p, "max_tokens": asked.max_tokens}
-    arguments = {"server": config.openai, "prompts": _heads(prompts), "sampling": sampling}
+    arguments = {"server": config.openai, **_asked(config, prompts), "sampling": sampling}
     return Actors(
         actor=OpenAIActor,
         arguments={**arguments, "timeout_s": asked.timeout_s},
@@ -150,8 +150,10 @@ def _openai(config: NegativesConfig, prompts: Mapping[Kind, Prompt]) -> Actors:
     )
 
 
-def _scripted(config: NegativesConfig, prompts: Mapping[Kind, Prompt]) -> Actors:
-    return Actors(actor=scripted_actor.ScriptedActor, arguments={}, resources={"num_cpus": 0.5})
+def _scripted(config: NegativesConfig, prompts: Prompts) -> Actors:
+    return Actors(
+        actor=scripted_actor.ScriptedActor, arguments=_asked(config, prompts), resources={"num_cpus": 0.5}
+    )
 
 
 COMPLETERS: dict[str, CompleterKind] = {

@@ -2,13 +2,15 @@
 
     captions of a window of shards -> may they have the kind? -> engine -> gate -> ledger -> shards
 
-Captions that read alike are asked for once. Work is ordered by kind, so that prompts share what begins them,
-and asked in rounds: what failed a check goes into the next with another seed. A window (some 20,000
-captions) bounds the driver's memory; engines idle at a round's end while its last answers come.
+Captions that read alike are asked for once. Work is ordered by kind, or by caption where all its kinds are
+asked for together, so that prompts share what begins them, and asked in rounds: what failed a check goes into
+the next with another seed. A window (some 20,000 captions) bounds the driver's memory; engines idle at a
+round's end while its last answers come.
 """
 
 from __future__ import annotations
 
+import itertools
 import queue
 import threading
 import time
@@ -27,7 +29,7 @@ from degla_ray.negatives.engine_pool import CALLS_AT_A_TIME, Ask, engine_pool
 from degla_ray.negatives.gate import Gate, seed_of
 from degla_ray.negatives.ledger import Book, Entry, Ledger, Row, State, may_retry, table, text_key
 from degla_ray.negatives.progress import Progress
-from degla_ray.negatives.prompting import Prompt
+from degla_ray.negatives.prompting import Prompts
 from degla_ray.negatives.proposals import Veto, no_veto
 from degla_ray.negatives.shard import STAGE, Caption, captions_of, scene_veto, to_table, vocabulary
 from degla_ray.schema import NEGATIVES, REJECTS, Kind, RejectReason
@@ -44,18 +46,18 @@ class Job:
     """What is the same for every question.
 
     Attributes:
-        prompts: in the order in which kinds are asked for.
+        prompts: in the order in which kinds are asked for, those of one kind first.
         model: its name in the rows.
     """
 
     config: NegativesConfig
-    prompts: dict[Kind, Prompt]
+    prompts: Prompts
     prompt_sha: str
     model: str
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
-        return tuple(self.prompts)
+        return tuple(dict.fromkeys(kind for kinds in self.prompts for kind in kinds))
 
 
 @dataclass(kw_only=True)
@@ -137,7 +139,7 @@ def ask(
     import ray
     import ray.data
 
-    blocks = [pa.Table.from_pylist(questions[i : i + BLOCK]) for i in range(0, len(questions), BLOCK)]
+    blocks = [pa.Table.from_pylist(block) for block in _blocks(job, questions)]
     gates = min(len(blocks), max(1, int(ray.cluster_resources().get("CPU", 1)) // 4))
     gate = {"engine": job.config.engine, "model": job.model, "fill": words}
     dataset = (
@@ -171,6 +173,19 @@ def ask(
     batches = dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
     for batch in without_stall(iter(batches), job.config.generation.stall_s):
         yield batch.to_pylist()
+
+
+def _blocks(job: Job, questions: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """The questions cut into blocks; where a caption's kinds are asked for together they stay together."""
+    if job.config.generation.prompting == "joint":
+        by_caption = sorted(questions, key=lambda q: str(q["key"]))
+        groups = [list(group) for _, group in itertools.groupby(by_caption, key=lambda q: q["key"])]
+        size = max(1, BLOCK // len(job.kinds))
+        for i in range(0, len(groups), size):
+            yield [row for group in groups[i : i + size] for row in group]
+    else:
+        for i in range(0, len(questions), BLOCK):
+            yield questions[i : i + BLOCK]
 
 
 def question(run_seed: int, caption: str, kind: str, attempt: int = 0, last: bool = False) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import time
 from typing import Any
 
 from degla_ray.config import OpenAIConfig
-from degla_ray.negatives.vllm_actor import BLANK, AsyncActor
+from degla_ray.negatives.vllm_actor import BLANK, AsyncActor, json_schema
 
 
 class OpenAIActor(AsyncActor):
@@ -20,8 +20,8 @@ class OpenAIActor(AsyncActor):
 
     Args:
         server: where it is.
-        prompts: kind -> turns of a chat that stand before the caption.
-        sampling: temperature, top_p and max_tokens.
+        heads, joint: see AsyncActor.
+        sampling: temperature, top_p and max_tokens, the last for each kind.
         timeout_s: after which one request is given up, in seconds.
     """
 
@@ -29,14 +29,15 @@ class OpenAIActor(AsyncActor):
         self,
         *,
         server: OpenAIConfig,
-        prompts: dict[str, list[dict[str, str]]],
+        heads: dict[str, list[dict[str, str]]],
+        joint: bool,
         sampling: dict[str, Any],
         timeout_s: float,
     ) -> None:
-        super().__init__()
+        super().__init__(heads=heads, joint=joint)
         from openai import AsyncOpenAI
 
-        self._heads, self._sampling, self._model = prompts, sampling, server.model
+        self._sampling, self._model = sampling, server.model
         self._at_a_time = asyncio.Semaphore(server.concurrency)
         self._client = AsyncOpenAI(
             base_url=server.base_url,
@@ -45,18 +46,17 @@ class OpenAIActor(AsyncActor):
             max_retries=server.max_retries,
         )
 
-    async def answer_row(self, row: dict[str, Any]) -> dict[str, Any]:
+    async def complete(self, turns: list[dict[str, str]], seed: int, kinds: list[str]) -> dict[str, Any]:
         import openai
 
         answer = dict(BLANK)
-        if not row["applicable"]:
-            return answer
-        turns: Any = [*self._heads[str(row["kind"])], {"role": "user", "content": str(row["caption"])}]
+        messages: Any = turns
+        sampling = {**self._sampling, "max_tokens": self._sampling["max_tokens"] * len(kinds)}
         async with self._at_a_time:
             started = time.monotonic()
             try:
                 reply = await self._client.chat.completions.create(
-                    model=self._model, messages=turns, seed=int(row["seed"]), stop=["\n"], **self._sampling
+                    model=self._model, messages=messages, seed=seed, **sampling, **self._form(kinds)
                 )
                 choice, usage = reply.choices[0], reply.usage
                 cached = usage.prompt_tokens_details if usage else None
@@ -75,3 +75,10 @@ class OpenAIActor(AsyncActor):
                     "text": f"{type(error).__name__}: {error}".splitlines()[0],
                 }
             return answer | {"seconds": time.monotonic() - started}
+
+    def _form(self, kinds: list[str]) -> Any:
+        """An answer is a line, or an object with the kinds as keys."""
+        if not self._joint:
+            return {"stop": ["\n"]}
+        schema = {"name": "captions", "schema": json_schema(kinds), "strict": True}
+        return {"response_format": {"type": "json_schema", "json_schema": schema}}

@@ -27,7 +27,7 @@ from degla_ray.negatives.estimate import estimate
 from degla_ray.negatives.generation import Job, generate_pending, reopen
 from degla_ray.negatives.given import read_given, write_given
 from degla_ray.negatives.preflight import check_resources, preflight
-from degla_ray.negatives.prompting import Prompt, load_prompts, prompt_sha
+from degla_ray.negatives.prompting import Prompts, load_prompts, prompt_sha
 from degla_ray.negatives.proposals import ORDER
 from degla_ray.negatives.report import publish
 from degla_ray.negatives.shard import STAGE, ShardTask, captions_of, vocabulary, write_shard
@@ -98,26 +98,27 @@ def generate(config: NegativesConfig) -> dict[str, int]:
     return counts
 
 
-def _prompts(config: NegativesConfig, kinds: tuple[Kind, ...]) -> dict[Kind, Prompt]:
+def _prompts(config: NegativesConfig, kinds: tuple[Kind, ...]) -> Prompts:
     """What a language model is asked; an engine of another kind is asked nothing."""
     if config.engine not in COMPLETERS:
         return {}
-    return load_prompts(kinds, config.generation.shots, config.seed)
+    asked = config.generation
+    return load_prompts(kinds, asked.shots, config.seed, joint=asked.prompting == "joint")
 
 
-def _job(config: NegativesConfig, prompts: dict[Kind, Prompt]) -> Job:
+def _job(config: NegativesConfig, prompts: Prompts) -> Job:
     model = COMPLETERS[config.engine].model(config)
     return Job(config=config, prompts=prompts, prompt_sha=prompt_sha(prompts), model=model)
 
 
-def _engine_identity(config: NegativesConfig, prompts: Mapping[Kind, Prompt]) -> dict[str, Any]:
+def _engine_identity(config: NegativesConfig, prompts: Prompts) -> dict[str, Any]:
     """What decides an engine's output beside the settings that all engines share."""
     if config.engine == GIVEN_KIND:
         return {}
     if config.engine in ENGINES:
         return ENGINES[config.engine].identity()
     asked = config.generation
-    decides = ("shots", "temperature", "top_p", "max_tokens", "attempts", "fill_with_rules")
+    decides = ("prompting", "shots", "temperature", "top_p", "max_tokens", "attempts", "fill_with_rules")
     return {
         **COMPLETERS[config.engine].identity(config),
         **{name: getattr(asked, name) for name in decides},

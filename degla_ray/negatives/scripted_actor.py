@@ -6,12 +6,13 @@ give now and then, so that everything around a model can be tried in seconds.
 
 from __future__ import annotations
 
+import json
 import random
 from typing import Any
 
 from degla_ray.negatives.proposals import Request, no_veto, select
 from degla_ray.negatives.rules import RuleEngine
-from degla_ray.negatives.vllm_actor import BLANK
+from degla_ray.negatives.vllm_actor import BLANK, AsyncActor
 from degla_ray.schema import Kind
 
 BAD = {
@@ -25,28 +26,22 @@ BAD = {
 }
 
 
-class ScriptedActor:
+class ScriptedActor(AsyncActor):
     """Answers at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, heads: dict[str, list[dict[str, str]]], joint: bool) -> None:
+        super().__init__(heads=heads, joint=joint)
         self._rules = RuleEngine()
 
-    def ready(self) -> None:
-        """Returns once the actor has started."""
-
-    def answer(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """The batch with the columns of `BLANK`."""
-        columns = ("caption", "kind", "seed", "applicable")
-        answers = [self._answer(*values) for values in zip(*(batch[c] for c in columns), strict=True)]
-        return {**batch, **{name: [a[name] for a in answers] for name in BLANK}}
-
-    def _answer(self, caption: str, kind: str, seed: int, applicable: bool) -> dict[str, Any]:
-        if not applicable:
-            return dict(BLANK)
-        rng = random.Random(int(seed))
+    async def complete(self, turns: list[dict[str, str]], seed: int, kinds: list[str]) -> dict[str, Any]:
+        rng, caption = random.Random(seed), turns[-1]["content"]
         asked = {"finish_reason": "stop", "prompt_tokens": 100, "completion_tokens": 12, "seconds": 0.01}
         if rng.random() < 0.35:
-            return BLANK | {"text": str(caption)} | asked | BAD[rng.choice(sorted(BAD))]
-        request = Request(caption=str(caption), limit=1, seed=str(seed))
-        accepted = select(self._rules, [request], [Kind(kind)], [no_veto])[0].accepted[Kind(kind)]
-        return BLANK | asked | {"text": accepted[0] if accepted else str(caption)}
+            return BLANK | {"text": caption} | asked | BAD[rng.choice(sorted(BAD))]
+        texts = {kind: self._rewritten(caption, Kind(kind), seed) for kind in kinds}
+        return BLANK | asked | {"text": json.dumps(texts) if self._joint else texts[kinds[0]]}
+
+    def _rewritten(self, caption: str, kind: Kind, seed: int) -> str:
+        request = Request(caption=caption, limit=1, seed=str(seed))
+        accepted = select(self._rules, [request], [kind], [no_veto])[0].accepted[kind]
+        return accepted[0] if accepted else caption

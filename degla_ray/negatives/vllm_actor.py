@@ -9,6 +9,7 @@ it batches requests continuously, so a call that waits for its last rows costs t
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import sys
 import threading
@@ -20,9 +21,15 @@ ENGINE_DIED = 70
 
 
 class AsyncActor:
-    """What actors have in common that answer many questions at a time: each question is a coroutine."""
+    """What actors have in common that answer many questions at a time: each question is a coroutine.
 
-    def __init__(self) -> None:
+    Args:
+        heads: "KIND" or "KIND+KIND" -> turns of a chat that stand before the caption.
+        joint: one question for all kinds of a caption, answered by a JSON object.
+    """
+
+    def __init__(self, *, heads: dict[str, list[dict[str, str]]], joint: bool) -> None:
+        self._heads, self._joint = heads, joint
         self.loop = asyncio.new_event_loop()
         threading.Thread(target=self.loop.run_forever, daemon=True).start()
 
@@ -36,10 +43,26 @@ class AsyncActor:
         return {**batch, **{name: [a[name] for a in answers] for name in BLANK}}
 
     async def _answer_all(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        return await asyncio.gather(*(self.answer_row(row) for row in rows))
+        groups: dict[Any, list[int]] = {}
+        for i, row in enumerate(rows):
+            if row["applicable"]:
+                groups.setdefault(row["key"] if self._joint else i, []).append(i)
+        answers = [dict(BLANK) for _ in rows]
+        answered = await asyncio.gather(*(self._ask([rows[i] for i in group]) for group in groups.values()))
+        for group, own in zip(groups.values(), answered, strict=True):
+            for i, answer in zip(group, own, strict=True):
+                answers[i] = answer
+        return answers
 
-    async def answer_row(self, row: dict[str, Any]) -> dict[str, Any]:
-        """The columns of `BLANK` for one question."""
+    async def _ask(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The columns of `BLANK` for the kinds of one caption that are asked for together."""
+        kinds = [str(row["kind"]) for row in rows]
+        turns = [*self._heads["+".join(kinds)], {"role": "user", "content": str(rows[0]["caption"])}]
+        answer = await self.complete(turns, int(rows[0]["seed"]), kinds)
+        return split(answer, kinds) if self._joint else [answer]
+
+    async def complete(self, turns: list[dict[str, str]], seed: int, kinds: list[str]) -> dict[str, Any]:
+        """The columns of `BLANK` for one request."""
         raise NotImplementedError
 
 
@@ -48,8 +71,8 @@ class VLLMActor(AsyncActor):
 
     Args:
         engine: arguments of vLLM's AsyncEngineArgs.
-        prompts: kind -> turns of a chat that stand before the caption.
-        sampling: arguments of SamplingParams; the seed is each row's own.
+        heads, joint: see AsyncActor.
+        sampling: arguments of SamplingParams; the seed is each row's own, `max_tokens` each kind's.
         timeout_s: after which a request is given up, in seconds, from when the engine has it.
         environment: variables that vLLM reads at its import.
     """
@@ -58,12 +81,13 @@ class VLLMActor(AsyncActor):
         self,
         *,
         engine: dict[str, Any],
-        prompts: dict[str, list[dict[str, str]]],
+        heads: dict[str, list[dict[str, str]]],
+        joint: bool,
         sampling: dict[str, Any],
         timeout_s: float,
         environment: dict[str, str],
     ) -> None:
-        super().__init__()
+        super().__init__(heads=heads, joint=joint)
         os.environ.update(environment)
         from transformers import AutoTokenizer
         from vllm.engine.arg_utils import AsyncEngineArgs
@@ -71,15 +95,12 @@ class VLLMActor(AsyncActor):
 
         self._timeout_s, self._sampling = timeout_s, sampling
         self._tokenizer = AutoTokenizer.from_pretrained(engine["model"])
-        self._heads = prompts
         self._requests = 0
         # The engine's own tasks live in the loop that it is made in.
         made = asyncio.run_coroutine_threadsafe(_make(AsyncLLM, AsyncEngineArgs(**engine)), self.loop)
         self._engine = made.result()
 
-    async def answer_row(self, row: dict[str, Any]) -> dict[str, Any]:
-        if not row["applicable"]:
-            return dict(BLANK)
+    async def complete(self, turns: list[dict[str, str]], seed: int, kinds: list[str]) -> dict[str, Any]:
         from vllm import SamplingParams
         from vllm.v1.engine.exceptions import EngineDeadError
 
@@ -88,9 +109,12 @@ class VLLMActor(AsyncActor):
         request_id = f"{os.getpid()}-{self._requests}"
         answer = dict(BLANK)
         try:
-            turns = [*self._heads[str(row["kind"])], {"role": "user", "content": str(row["caption"])}]
             tokens = prompt_tokens(self._tokenizer, turns)
-            params = SamplingParams(**self._sampling, seed=int(row["seed"]))
+            params = SamplingParams(
+                **{**self._sampling, "max_tokens": self._sampling["max_tokens"] * len(kinds)},
+                **self._form(kinds),
+                seed=seed,
+            )
             async with asyncio.timeout(self._timeout_s):
                 async for output in self._engine.generate({"prompt_token_ids": tokens}, params, request_id):
                     last = output
@@ -113,6 +137,14 @@ class VLLMActor(AsyncActor):
             answer |= {"error": "engine_error", "text": f"{type(error).__name__}: {error}".splitlines()[0]}
         return answer | {"seconds": time.monotonic() - started}
 
+    def _form(self, kinds: list[str]) -> dict[str, Any]:
+        """An answer is a line, or an object with the kinds as keys."""
+        if not self._joint:
+            return {"stop": ["\n"]}
+        from vllm.sampling_params import StructuredOutputsParams
+
+        return {"structured_outputs": StructuredOutputsParams(json=json_schema(kinds))}
+
 
 BLANK: dict[str, Any] = {
     "text": "",
@@ -124,6 +156,36 @@ BLANK: dict[str, Any] = {
     "seconds": 0.0,
 }
 """The columns that a completer adds, of a row that was not asked."""
+
+
+def json_schema(kinds: list[str]) -> dict[str, Any]:
+    """Of an object with one text a kind."""
+    return {
+        "type": "object",
+        "properties": {kind: {"type": "string"} for kind in kinds},
+        "required": kinds,
+        "additionalProperties": False,
+    }
+
+
+def split(answer: dict[str, Any], kinds: list[str]) -> list[dict[str, Any]]:
+    """One answer for several kinds as an answer each, tokens and seconds shared out.
+
+    What is no JSON object stays as it is for every kind: the checks of form name what is wrong with it.
+    """
+    try:
+        texts = json.loads(answer["text"])
+    except json.JSONDecodeError:
+        texts = None
+    each = []
+    for n, kind in enumerate(kinds):
+        own = answer | {"seconds": answer["seconds"] / len(kinds)}
+        for tokens in ("prompt_tokens", "completion_tokens", "cached_tokens"):
+            own[tokens] = (answer[tokens] + n) // len(kinds)  # they add up to the whole
+        if isinstance(texts, dict):
+            own["text"] = str(texts.get(kind, ""))
+        each.append(own)
+    return each
 
 
 def prompt_tokens(tokenizer: Any, turns: list[dict[str, str]]) -> list[int]:

@@ -101,6 +101,22 @@ def test_generate_captions_that_read_alike_are_asked_for_once(finished: Negative
     assert set(asked.values()) == {1}
 
 
+def test_generate_joint_asks_once_for_all_kinds_that_a_caption_lacks(prepared: str, tmp_path: Path) -> None:
+    config = config_of(prepared, tmp_path / "joint", prompting="joint")
+    counts = generate(config)
+    for kind in Kind:
+        assert sum(counts.get(f"captions.{kind}.{state}", 0) for state in STATES) == 180
+        assert counts[f"captions.{kind}.ok"] > 0
+    asked: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for row in rows(config.output, "attempts", ATTEMPTS):
+        if row["state"] != "not_applicable":
+            asked.setdefault((row["key"], row["attempt"]), []).append(row)
+    assert {len(kinds) for kinds in asked.values()} > {1, 5}, "a second attempt is for what is lacking only"
+    for request in asked.values():
+        assert sum(row["prompt_tokens"] for row in request) == 100, "one request, whatever the kinds"
+        assert sum(row["completion_tokens"] for row in request) == 12
+
+
 def test_generate_rejects_tell_every_answer_that_failed(finished: NegativesConfig) -> None:
     reasons = Counter(r["reason"] for r in rows(finished.output, "rejects", REJECTS))
     wanted = {"no_text", "same_as_caption", "commentary", "markup", "cut_off", "timeout", "engine_error"}

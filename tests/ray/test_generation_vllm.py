@@ -94,6 +94,18 @@ def test_generate_vllm_answers_counts_tokens_and_caches_what_prompts_share(confi
     assert sum(row["cached_tokens"] for row in rows) > 0.5 * sum(row["prompt_tokens"] for row in rows)
 
 
+def test_generate_vllm_joint_answers_have_every_kind(config: NegativesConfig, tmp_path: Path) -> None:
+    joint = replace(
+        config, output=str(tmp_path / "out"), generation=GenerationConfig(attempts=1, prompting="joint")
+    )
+    generate(joint)
+    rows = answers(joint.output)
+    assert len(rows) >= 12
+    whole = [row for row in rows if row["reason"] not in ("cut_off", "markup")]
+    assert len(whole) > len(rows) / 2
+    assert not any("{" in str(row["text"]) for row in whole), "the object's texts, not the object"
+
+
 def test_generate_vllm_engine_killed_is_replaced_and_nothing_is_lost(
     config: NegativesConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

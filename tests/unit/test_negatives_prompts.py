@@ -1,7 +1,8 @@
-"""The few-shot examples: one file a kind, and each example what its kind and the project's checks ask for."""
+"""The few-shot examples: a file a kind and one for all, each example what its kind and the checks ask for."""
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,12 @@ import pytest
 import degla_ray.negatives
 from degla_ray.negatives.checks import Candidate, Language, first_failure, normal_form
 from degla_ray.negatives.grammar import load_yaml
+from degla_ray.negatives.prompting import load_prompts
 from degla_ray.negatives.tagging import Tag, Token, load_tagger
 from degla_ray.schema import Kind
 
 FOLDER = Path(degla_ray.negatives.__file__).with_name("prompts")
+JOINT = "joint.yaml"
 FEWEST = 20
 """Examples that a file must hold at least."""
 
@@ -28,11 +31,17 @@ def prompt(kind: Kind) -> dict[str, Any]:
 
 
 def examples(*kinds: Kind) -> list[Any]:
-    """Kind, caption and negative of every example of these kinds."""
-    return [
+    """Kind, caption and negative of every example of these kinds, in their own files and in the joint one."""
+    own = [
         pytest.param(kind, example["caption"], example["negative"], id=f"{kind.value}-{number}")
         for kind in kinds
         for number, example in enumerate(prompt(kind)["examples"], start=1)
+    ]
+    together = load_yaml(FOLDER / JOINT)["examples"]
+    return own + [
+        pytest.param(kind, example["caption"], example[kind.value], id=f"joint-{kind.value}-{number}")
+        for kind in kinds
+        for number, example in enumerate(together, start=1)
     ]
 
 
@@ -56,7 +65,24 @@ def is_of_kind(kind: Kind, token: Token) -> bool:
 
 
 def test_prompts_there_is_one_file_for_each_kind() -> None:
-    assert {path.name for path in FOLDER.iterdir()} == {f"{kind.value}.yaml" for kind in Kind}
+    assert {path.name for path in FOLDER.iterdir()} == {JOINT, *(f"{kind.value}.yaml" for kind in Kind)}
+
+
+def test_prompts_joint_file_has_enough_examples_of_all_kinds() -> None:
+    together = load_yaml(FOLDER / JOINT)["examples"]
+    assert len(together) >= FEWEST
+    for example in together:
+        assert set(example) == {"caption", *(kind.value for kind in Kind)}
+        assert len({normal_form(text) for text in example.values()}) == 1 + len(Kind)
+
+
+def test_prompts_joint_question_shows_the_kinds_asked_for_and_no_others() -> None:
+    kinds = tuple(kind for kind in Kind if kind in (Kind.SWAP_NOUNS, Kind.RESHUFFLE))
+    prompts = load_prompts(list(Kind), 5, seed=0, joint=True)
+    assert len(prompts) == 2 ** len(Kind) - 1
+    for _, answer in prompts[kinds].examples:
+        assert set(json.loads(answer)) == {"swap_nouns", "reshuffle"}
+    assert "replace_nouns:" not in prompts[kinds].instruction
 
 
 @pytest.mark.parametrize("kind", Kind)
@@ -74,8 +100,8 @@ def test_prompts_file_has_an_instruction_and_enough_examples(kind: Kind) -> None
 def test_prompts_no_text_stands_twice() -> None:
     texts = Counter(
         normal_form(text)
-        for kind in Kind
-        for example in prompt(kind)["examples"]
+        for content in (*map(prompt, Kind), load_yaml(FOLDER / JOINT))
+        for example in content["examples"]
         for text in example.values()
     )
     assert [text for text, times in texts.items() if times > 1] == []
