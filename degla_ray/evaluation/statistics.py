@@ -23,15 +23,36 @@ def bootstrap_means(correct: np.ndarray, samples: int, name: str) -> np.ndarray:
         samples: resamples.
         name: seeds the draws: the same name and data give the same interval everywhere.
     """
-    seed = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big")
     n, ones = len(correct), int(np.count_nonzero(correct))
-    return np.random.default_rng(seed).binomial(n, ones / n, size=samples) / n
+    return np.random.default_rng(_seed(name)).binomial(n, ones / n, size=samples) / n
+
+
+def bootstrap_group_means(
+    correct: np.ndarray, groups: Sequence[str], samples: int, name: str
+) -> tuple[float, np.ndarray]:
+    """Mean over groups of the groups' means, and `samples` resamples of it, each group resampled on its own.
+
+    Args:
+        correct: bool [n], n >= 1.
+        groups: of each item.
+        samples, name: see `bootstrap_means`.
+    """
+    _, group_N = np.unique(np.asarray(groups), return_inverse=True)
+    size_G = np.bincount(group_N)
+    share_G = np.bincount(group_N, weights=correct) / size_G
+    rng = np.random.default_rng(_seed(name))
+    drawn_SG = rng.binomial(size_G, share_G, size=(samples, len(size_G))) / size_G
+    return float(share_G.mean()), drawn_SG.mean(axis=1)
 
 
 def interval(means: np.ndarray) -> tuple[float, float]:
     """Percentile interval at LEVEL of bootstrap means."""
     low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
+
+
+def _seed(name: str) -> int:
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ from degla_ray.errors import DataError
 from degla_ray.evaluation.benchmarks import suite
 from degla_ray.evaluation.benchmarks.base import Benchmark, Scored
 from degla_ray.evaluation.benchmarks.negatives import NAME as NEGATIVES
-from degla_ray.evaluation.statistics import bootstrap_means, interval
+from degla_ray.evaluation.statistics import bootstrap_group_means, bootstrap_means, interval
 from degla_ray.shards import Storage, read_complete
 
 STAGE = "evaluate"
@@ -47,6 +47,8 @@ class Score:
     """Items left out because their picture could not be read."""
     chance: float | None = None
     """Accuracy of guessing, for a subset where there is one."""
+    protocol: str = ""
+    """The rule in a few words."""
     of: tuple[str, ...] = ()
     """Members of an average, unweighted."""
 
@@ -107,6 +109,9 @@ def _members(benchmarks: Sequence[Benchmark]) -> dict[str, tuple[str, ...]]:
             break
     if NEGATIVES in names:
         members["negatives"] = tuple(f"{NEGATIVES}/{kind}" for kind in names[NEGATIVES].subsets)
+    for benchmark in benchmarks:
+        for name, subsets in benchmark.averages.items():
+            members[name] = tuple(f"{benchmark.name}/{subset}" for subset in subsets)
     return members
 
 
@@ -131,7 +136,11 @@ def summarise(
         for subset in benchmark.subsets:
             name, correct = f"{benchmark.name}/{subset}", _correct(result.scores, subset)
             value = low = high = None
-            if len(correct):
+            if len(correct) and subset in result.groups:
+                drawn = bootstrap_group_means(correct, result.groups[subset], bootstrap_samples, name)
+                value, means[name] = drawn
+                low, high = interval(means[name])
+            elif len(correct):
                 means[name] = bootstrap_means(correct, bootstrap_samples, name)
                 value, (low, high) = float(correct.mean()), interval(means[name])
             subsets[name] = Score(
@@ -142,6 +151,7 @@ def summarise(
                 n=len(correct),
                 missing=result.missing.get(subset, 0),
                 chance=benchmark.chance(subset),
+                protocol=benchmark.protocol,
             )
     averages = [_average(name, of, subsets, means) for name, of in _members(benchmarks).items()]
     return Summary(

@@ -54,7 +54,7 @@ class Fixed:
     """A benchmark of which only name, subsets and chance matter."""
 
     def __init__(self, name: str, subsets: tuple[str, ...]) -> None:
-        self.name, self.subsets = name, subsets
+        self.name, self.subsets, self.protocol, self.averages = name, subsets, "", {}
 
     def chance(self, subset: str) -> float | None:
         return 0.5

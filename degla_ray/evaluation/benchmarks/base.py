@@ -11,7 +11,7 @@ Shapes: N pictures or items, M texts, K candidates of an item, D feature dimensi
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
@@ -35,7 +35,7 @@ def decide(scores_NK: np.ndarray, rule: Rule) -> np.ndarray:
 
 
 def image_key(source: str, image_id: str) -> str:
-    """Name of a picture over all of a call's image folders, whose ids may collide."""
+    """Name of a picture over all of a call's picture sources, whose ids may collide."""
     return f"{source}:{image_id}"
 
 
@@ -67,6 +67,9 @@ class Scored:
     """Schema SCORES, one row an item that could be scored."""
     missing: Mapping[str, int]
     """Subset -> items left out because their picture could not be read; subsets with none may be absent."""
+    groups: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Subset whose accuracy is the mean over groups (classes, relations) of the groups' accuracies -> the
+    group of each of its rows in `scores`, in their order. Other subsets are the mean over items."""
 
 
 class Benchmark(Protocol):
@@ -80,6 +83,14 @@ class Benchmark(Protocol):
     def subsets(self) -> Sequence[str]:
         """Every subset it reports, also one that has no items."""
 
+    @property
+    def protocol(self) -> str:
+        """The rule in a few words, for tables."""
+
+    @property
+    def averages(self) -> Mapping[str, Sequence[str]]:
+        """Published averages by name -> the subsets that each is the unweighted mean of."""
+
     def image_keys(self) -> set[str]:
         """`image_key` of every picture it needs."""
 
@@ -91,6 +102,25 @@ class Benchmark(Protocol):
 
     def score(self, features: Features) -> Scored:
         """Per-item scores and decisions; pure."""
+
+    def shown(self) -> Iterable[Shown]:
+        """What each item shows, for a reader of reports; subsets over the same items are named once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """One item as a person would see it.
+
+    Attributes:
+        subset, item_id: as in the item's row of `scores`.
+        images: `image_key` of its pictures, the true one first.
+        texts: its texts, the true one first.
+    """
+
+    subset: str
+    item_id: str
+    images: tuple[str, ...]
+    texts: tuple[str, ...]
 
 
 def dot_NK(img_ND: np.ndarray, txt_NKD: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ different numbers of foils.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -17,12 +17,14 @@ from degla_ray.evaluation.benchmarks.base import (
     Features,
     Rule,
     Scored,
+    Shown,
     decide,
     dot_NK,
     image_key,
     scores_table,
 )
 
+RULE_IN_WORDS = {Rule.STRICT: "strict", Rule.FIRST_ARGMAX: "first of the best"}
 CHUNK = 4096  # items scored at once: bounds the float64 product at CHUNK * K * D * 8 bytes
 
 
@@ -33,9 +35,12 @@ class Choice:
         name: benchmark name.
         items: CHOICE_ITEMS rows of this benchmark only.
         rule: what a tie is.
-        source: image folder that the items' image_id refers to.
+        source: picture source that the items' image_id refers to; none: each image_id is an `image_key`.
         subsets: subsets to report even if empty; none means those that occur, in order of appearance.
         where: file that the items came from, for error messages.
+        averages: published averages by name, each of which subsets.
+        groups: subset -> group of each of its items, in order, where it is the mean over groups.
+        note: on the protocol, beside the rule.
 
     Raises:
         DataError: an item without a foil, with a null, or with the (subset, item_id) of another.
@@ -46,16 +51,23 @@ class Choice:
         name: str,
         items: pa.Table,
         rule: Rule,
-        source: str,
+        source: str | None,
         subsets: Sequence[str] | None = None,
         where: str = "choices",
+        *,
+        averages: Mapping[str, Sequence[str]] | None = None,
+        groups: Mapping[str, Sequence[str]] | None = None,
+        note: str = "",
     ) -> None:
         self.name, self.rule = name, rule
+        self.averages, self._groups = dict(averages or {}), dict(groups or {})
+        self.protocol = f"{RULE_IN_WORDS[rule]}; {note}" if note else RULE_IN_WORDS[rule]
         columns = items.to_pydict()
         self._subset: list[str] = columns["subset"]
         self._item_id: list[str] = columns["item_id"]
         self._texts: list[list[str]] = columns["texts"]
-        self._key = [image_key(source, image_id) for image_id in columns["image_id"]]
+        ids = columns["image_id"]
+        self._key: list[str] = ids if source is None else [image_key(source, image_id) for image_id in ids]
         self.subsets = tuple(subsets) if subsets is not None else tuple(dict.fromkeys(self._subset))
         self._validate(where, columns["image_id"])
 
@@ -105,4 +117,14 @@ class Choice:
             [rows[i] for i in scored],
             np.array([correct[i] for i in scored], dtype=bool),
         )
-        return Scored(scores=table, missing=missing)
+        groups: dict[str, list[str]] = {}
+        for subset, names in self._groups.items():
+            own = [i for i, s in enumerate(self._subset) if s == subset]
+            kept = zip(own, names, strict=True)
+            groups[subset] = [name for i, name in kept if self._key[i] in features.image_row]
+        return Scored(scores=table, missing=missing, groups=groups)
+
+    def shown(self) -> Iterator[Shown]:
+        for i, key in enumerate(self._key):
+            subset, texts = self._subset[i], tuple(self._texts[i])
+            yield Shown(subset=subset, item_id=self._item_id[i], images=(key,), texts=texts)

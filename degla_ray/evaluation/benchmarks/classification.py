@@ -6,13 +6,13 @@ with the greatest similarity is the answer, the first of them on a tie. Top-1 ov
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
 
 from degla_ray.errors import DataError
-from degla_ray.evaluation.benchmarks.base import Features, Scored, image_key, scores_table
+from degla_ray.evaluation.benchmarks.base import Features, Scored, Shown, image_key, scores_table
 
 TOP1 = "top1"
 CHUNK = 4096  # pictures scored at once
@@ -73,6 +73,9 @@ class Classification:
     def _prompts(self, name: str) -> list[str]:
         return [template.replace("{}", name) for template in self._templates]
 
+    protocol = "standard"
+    averages: Mapping[str, Sequence[str]] = {}
+
     def image_keys(self) -> set[str]:
         return set(self._key)
 
@@ -99,3 +102,7 @@ class Classification:
             self.name, [TOP1] * len(scored), [self._item_id[i] for i in scored], rows, answer == label
         )
         return Scored(scores=table, missing={TOP1: len(self._key) - len(scored)})
+
+    def shown(self) -> Iterator[Shown]:
+        for item_id, key, label in zip(self._item_id, self._key, self._label, strict=True):
+            yield Shown(subset=TOP1, item_id=item_id, images=(key,), texts=(self._classes[label],))

@@ -8,12 +8,12 @@ true one or higher (a tie counts against). Memory is CHUNK * max(N, M) doubles.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
 
-from degla_ray.evaluation.benchmarks.base import Features, Scored, image_key, scores_table
+from degla_ray.evaluation.benchmarks.base import Features, Scored, Shown, image_key, scores_table
 
 RANKS = (1, 5, 10)
 CHUNK = 512  # queries scored at once
@@ -31,6 +31,8 @@ class Retrieval:
         source: image folder that image_id refers to.
     """
 
+    protocol = "a tie is wrong; truth by text"
+    averages: Mapping[str, Sequence[str]] = {}
     subsets = tuple(f"{way}_r{k}" for way in ("i2t", "t2i") for k in RANKS)
 
     def __init__(self, name: str, captions: pa.Table, source: str) -> None:
@@ -75,6 +77,14 @@ class Retrieval:
         lost = {"i2t": len(self._texts_of) - len(images), "t2i": len(self._images_of) - len(texts)}
         missing: Mapping[str, int] = {subset: lost[subset[:3]] for subset in self.subsets}
         return Scored(scores=pa.concat_tables(parts), missing=missing)
+
+    def shown(self) -> Iterator[Shown]:
+        for image_id, texts in self._texts_of.items():
+            key = self._key[image_id]
+            yield Shown(subset="i2t_r1", item_id=image_id, images=(key,), texts=tuple(texts))
+        for text, owners in self._images_of.items():
+            keys = tuple(self._key[i] for i in owners)
+            yield Shown(subset="t2i_r1", item_id=text, images=keys, texts=(text,))
 
 
 def _direction(
