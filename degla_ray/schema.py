@@ -118,6 +118,15 @@ SCORES = pa.schema(
         ("correct", pa.bool_()),
     ]
 )
+ITEMS = pa.schema(  # what an item of SCORES shows; the true picture and the true text come first
+    [
+        ("benchmark", pa.string()),
+        ("subset", pa.string()),
+        ("item_id", pa.string()),
+        ("images", pa.list_(pa.string())),  # SOURCE:ID
+        ("texts", pa.list_(pa.string())),
+    ]
+)
 
 # Evaluation items that the project writes itself (scenes), in the shape every benchmark loads into.
 CHOICE_ITEMS = pa.schema(  # texts[0] is the true caption

@@ -192,6 +192,11 @@ class Storage:
         if self.is_file(*parts):
             self._fs.delete_file(self.path(*parts))
 
+    def delete_folder(self, *parts: str) -> None:
+        """Deletes a folder and what is in it, if it is there."""
+        if self.is_folder(*parts):
+            self._fs.delete_dir(self.path(*parts))
+
     def open_parquet(self, *parts: str) -> pq.ParquetFile:
         return pq.ParquetFile(self.path(*parts), filesystem=self._fs)
 

@@ -6,7 +6,14 @@ Environment variables are read nowhere here.
 """
 
 from degla_ray.config.chains import ChainConfig, PretrainScenesConfig, TuneConfig
-from degla_ray.config.evaluation import CompareConfig, EvaluateConfig, ExportConfig, InterpolateConfig
+from degla_ray.config.evaluation import (
+    CompareConfig,
+    EvaluateConfig,
+    ExportConfig,
+    FetchConfig,
+    InterpolateConfig,
+    PublishedConfig,
+)
 from degla_ray.config.negatives import GenerationConfig, NegativesConfig, OpenAIConfig, VLLMConfig
 from degla_ray.config.shared import RayConfig, TrackingConfig
 from degla_ray.config.sources import (
@@ -45,6 +52,7 @@ __all__ = [
     "EvaluateConfig",
     "ExportConfig",
     "ExportDeglaJsonConfig",
+    "FetchConfig",
     "Flickr8kConfig",
     "GenerationConfig",
     "InterpolateConfig",
@@ -58,6 +66,7 @@ __all__ = [
     "ParquetConfig",
     "PrepareConfig",
     "PretrainScenesConfig",
+    "PublishedConfig",
     "RayConfig",
     "ScenesConfig",
     "TeacherConfig",

@@ -10,8 +10,42 @@ from degla_ray.config.training import ModelConfig
 
 
 @dataclass(frozen=True, kw_only=True)
+class PublishedConfig:
+    """Published benchmarks from their own files; the defaults are the official protocols."""
+
+    data: str | None = None
+    """Folder that `fetch_benchmarks` wrote, with annotations/, images/ and zeroshot/."""
+    images: dict[str, str] = field(default_factory=dict)
+    """Collection of pictures, e.g. coco_val2017 -> its folder, where that is not DATA/images/COLLECTION."""
+    nlvr: str | None = None
+    """Folder of NLVR with dev.json and images/."""
+    class_folders: list[str] = field(default_factory=list)
+    """Datasets of one folder a class, each a zero-shot benchmark."""
+    webdatasets: list[str] = field(default_factory=list)
+    """Zero-shot benchmarks as tar shards with classnames.txt, as CLIP_benchmark has them."""
+    swap_obj_items: Literal[245, 246] = 245
+    """SugarCrepe's swap_obj: as released now, or with the item that older papers count too."""
+    valse_votes: int = 2
+    """Annotators (0 to 3) that must have chosen the caption for VALSE to keep an item; 0 keeps all."""
+    aro_average: Literal["macro", "micro"] = "macro"
+    """ARO's VG-Relation and VG-Attribution: mean over relations and pairs, or over items."""
+    zero_shot_scores: Literal["standard", "int_logits"] = "standard"
+    """Similarities as they are, or 100 times them cut to integers, as the paper's table seems to."""
+    order_seed: int = 0
+    """Seed of the shuffles of COCO-Order and Flickr30k-Order."""
+
+    def __post_init__(self) -> None:
+        require(0 <= self.valse_votes <= 3, "published.valse_votes", self.valse_votes, "0 to 3")
+
+    @property
+    def given(self) -> bool:
+        """Whether there is anything to evaluate on."""
+        return self.data is not None or bool(self.nlvr or self.class_folders or self.webdatasets)
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
-    """Job `evaluate`: a model's scores on every benchmark of a suite."""
+    """Job `evaluate`: a model's scores on every benchmark that it is given."""
 
     model: ModelConfig
     output: str
@@ -24,10 +58,13 @@ class EvaluateConfig:
     """Folder that `negatives` wrote for `prepared`: adds caption against own negative, one subset a kind."""
     split: str = "val"
     """Split of `prepared` to evaluate on."""
+    published: PublishedConfig = field(default_factory=PublishedConfig)
     label: str = ""
     """Name of this model in tables; empty means the model's own."""
     benchmarks: list[str] = field(default_factory=lambda: ["all"])
-    """Names of benchmarks to run, or [all]."""
+    """Names of benchmarks to run, or [all] that there are files of."""
+    cache: str | None = None
+    """Folder of features by content, for all evaluations to share; none: this one's own, while it runs."""
     num_actors: int = 2
     """Ray Data actors that encode."""
     cpus_per_actor: float = 1.0
@@ -45,10 +82,10 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         require(
-            self.suite is not None or self.prepared is not None,
+            self.suite is not None or self.prepared is not None or self.published.given,
             "suite",
             None,
-            "a folder of test sets, or `prepared`: there is nothing to evaluate on",
+            "a folder of test sets, or `prepared` or `published.data`: there is nothing to evaluate on",
         )
         require(
             self.negatives is None or self.prepared is not None,
@@ -106,3 +143,20 @@ class InterpolateConfig:
 
     def __post_init__(self) -> None:
         require(bool(self.alphas), "alphas", self.alphas, "at least one")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FetchConfig:
+    """Job `fetch_benchmarks`: the files of published benchmarks, as far as they may be downloaded."""
+
+    output: str
+    """Folder for annotations/, images/ and zeroshot/, to give to `evaluate` as `published.data`."""
+    benchmarks: list[str] = field(default_factory=lambda: ["all"])
+    """Names of benchmarks or of groups (aro, retrieval, zeroshot), or [all]."""
+    images: bool = True
+    """Also the pictures; without them only annotations, a few megabytes."""
+    catalogue: str | None = None
+    """Another list of what lies where, e.g. with mirrors; none: degla_ray/evaluation/downloads.yaml."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.benchmarks), "benchmarks", self.benchmarks, "at least one, or [all]")

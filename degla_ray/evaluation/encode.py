@@ -1,16 +1,16 @@
 """Features of distinct pictures and texts, by a pool of Ray Data actors that hold the model.
 
-The driver cuts the work into batches (a batch of pictures lies in one Parquet part; texts are sorted by
-length, because the text tower computes up to a batch's longest caption) and the batches flow read+decode
--> encode. Without a GPU Ray Data fuses the two into the actors, with one the decoding spreads over CPU
-tasks. What a batch holds does not depend on the number of actors, and rows are put back by key, so the
-features do not either. The model travels through Ray's object store: it need not be readable elsewhere.
+The driver cuts the work into batches (pictures that are cheap to read together; texts sorted by length,
+because the text tower computes up to a batch's longest caption), those of the first benchmark first, and the
+batches flow read+decode -> encode. Without a GPU Ray Data fuses the two into the actors, with one the
+decoding spreads over CPU tasks. What a batch holds does not depend on the number of actors, and rows are put
+back by key, so the features do not either; what the cache has is read and not decoded. The model travels
+through Ray's object store: it need not be readable elsewhere.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import itertools
 import queue
 import sys
@@ -23,23 +23,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from degla_ray.errors import DataError, SettingError
-from degla_ray.evaluation.benchmarks.base import Features, image_key
-from degla_ray.schema import IMAGES
-from degla_ray.shards import Storage, canonical, fingerprint
+from degla_ray.evaluation.benchmarks.base import image_key
+from degla_ray.evaluation.feature_cache import FeatureCache, picture_digest, text_digest
+from degla_ray.evaluation.needs import Encoded, Needs, Work
+from degla_ray.evaluation.pictures import Picture, PictureBatch, PictureSource
+from degla_ray.shards import canonical, fingerprint
 
 if TYPE_CHECKING:
     from degla_ray.model.build import LoadedModel
 
 NO_PIXELS = b""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Encoded:
-    """Features, and the pictures that have none."""
-
-    features: Features
-    missing: Mapping[str, str]
-    """`image_key` -> why it could not be read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,89 +66,116 @@ def model_identity(loaded: LoadedModel) -> str:
 
 def encode(
     loaded: LoadedModel,
-    folders: Mapping[str, str],
-    keys: Iterable[str],
-    texts: Iterable[str],
+    sources: Mapping[str, PictureSource],
+    needs: Sequence[Needs],
     pool: Pool,
-    on_batch: Callable[[int, int], None] = lambda done, total: None,
-) -> Encoded:
-    """Encodes each distinct picture and text once. Ray must be running.
+    cache: FeatureCache | None = None,
+    on_progress: Callable[[int, int, int], None] = lambda number, done, total: None,
+) -> Iterator[tuple[int, Encoded]]:
+    """Encodes each distinct picture and text once; yields each benchmark's as soon as all of it is there.
 
     Args:
         loaded: the model; a copy goes to every actor.
-        folders: source name -> folder that holds `images/part-*.parquet`.
-        keys: `image_key` of every picture wanted.
-        texts: every text wanted.
+        sources: name -> where its pictures lie.
+        needs: of each benchmark.
         pool: the actors.
-        on_batch: told of batches done and of all batches after each.
+        cache: features that are there already, and where new ones go.
+        on_progress: told of a benchmark's number, and of how many of how many pictures and texts it has.
+
+    Yields:
+        The benchmark's number and its features. Ray must be running if anything has to be encoded.
 
     Raises:
         SettingError: the cluster cannot hold one actor.
-        DataError: an image folder has no parts; features are not finite; no batch for `stall_seconds`.
+        DataError: a source without its files; features are not finite; no batch for `stall_seconds`.
     """
-    wanted, ordered_texts = set(keys), sorted(set(texts), key=lambda text: (len(text), text))
-    batches, missing = _picture_batches(folders, wanted, pool.batch_size)
-    batches += [
-        {"part": "", "rows": [], "keys": list(chunk)} for chunk in _chunks(ordered_texts, pool.batch_size)
-    ]
-    img: dict[str, np.ndarray] = {}
-    txt: dict[str, np.ndarray] = {}
-    for done, row in enumerate(_run(loaded, batches, pool), start=1):
-        on_batch(done, len(batches))
-        target = img if row["part"] else txt
-        ok = list(row["encoded"])
-        if ok:
-            rows = np.frombuffer(row["features"], dtype=np.float32).reshape(len(ok), -1)
-            if not np.isfinite(rows).all():
-                raise DataError(
-                    f"model {loaded.name}", "features that are not finite", "weights without NaN or inf"
-                )
-            target.update(zip(ok, rows, strict=True))
-        missing.update(zip(row["failed"], row["reasons"], strict=True))
-    image_order = sorted(img)
-    return Encoded(
-        features=Features(
-            img_ND=_stack([img[key] for key in image_order]),
-            txt_MD=_stack([txt[text] for text in ordered_texts]),
-            image_row={key: i for i, key in enumerate(image_order)},
-            text_row={text: i for i, text in enumerate(ordered_texts)},
-        ),
-        missing=dict(sorted(missing.items())),
-    )
+    work = Work(needs, on_progress)
+    if cache is not None:
+        for text in list(work.unseen_texts()):
+            if (feature := cache.get(text_digest(text))) is not None:
+                work.have_text(text, feature, cut=text_digest(text) in cache.truncated)
+    batches = _batches(sources, work, pool.batch_size)
+    yield from work.finished()
+    try:
+        for row in _run(loaded, sources, batches, pool, cache):
+            _take(row, work, cache, loaded.name)
+            yield from work.finished()
+    finally:
+        if cache is not None:
+            cache.flush()
 
 
-def _picture_batches(
-    folders: Mapping[str, str], wanted: set[str], batch_size: int
-) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """Work rows for the wanted pictures, each within one part, and the pictures that no part holds."""
-    batches: list[dict[str, Any]] = []
-    unseen = set(wanted)
-    for source, uri in folders.items():
-        storage = Storage(uri)
-        parts = [name for name in storage.names("images") if name.endswith(".parquet")]
-        if not parts:
-            raise DataError(
-                storage.path("images"), "no Parquet parts", f"a dataset with columns {IMAGES.names}"
-            )
-        for part in parts:
-            with storage.open_parquet("images", part) as file:
-                if "image" not in file.schema_arrow.names or "image_id" not in file.schema_arrow.names:
-                    raise DataError(storage.path("images", part), "other columns", f"columns {IMAGES.names}")
-                ids = file.read(columns=["image_id"])["image_id"].to_pylist()
-            found = []
-            for row, image_id in enumerate(ids):
-                key = image_key(source, image_id)
-                if key in unseen:
-                    unseen.discard(key)  # a second row of the same id is not encoded again
-                    found.append((row, key))
-            batches += [
-                {"part": f"{uri}\n{part}", "rows": [r for r, _ in chunk], "keys": [k for _, k in chunk]}
-                for chunk in _chunks(found, batch_size)
-            ]
-    return batches, dict.fromkeys(sorted(unseen), "not in the images dataset")
+def encode_all(
+    loaded: LoadedModel,
+    sources: Mapping[str, PictureSource],
+    keys: Iterable[str],
+    texts: Iterable[str],
+    pool: Pool,
+) -> Encoded:
+    """`encode` for one caller that wants everything at once."""
+    [(_, encoded)] = encode(loaded, sources, [Needs(keys=set(keys), texts=set(texts))], pool)
+    return encoded
 
 
-def _run(loaded: LoadedModel, batches: list[dict[str, Any]], pool: Pool) -> Iterator[dict[str, Any]]:
+def _batches(sources: Mapping[str, PictureSource], work: Work, batch_size: int) -> list[dict[str, Any]]:
+    """Work rows for everything that is not there yet, in the order in which benchmarks need them."""
+    rows: list[tuple[tuple[int, int], dict[str, Any]]] = []
+    by_source: dict[str, set[str]] = defaultdict(set)
+    for what, key in list(work.users):
+        if what == "key":
+            source, _, image_id = key.partition(":")
+            by_source[source].add(image_id)
+    for source, wanted in by_source.items():
+        if source not in sources:
+            reason = "no folder is given for these pictures"
+            batches, absent = list[PictureBatch](), dict.fromkeys(sorted(wanted), reason)
+        else:
+            batches, absent = sources[source].batches(wanted, batch_size)
+        for image_id, reason in absent.items():
+            work.have_not(image_key(source, image_id), reason)
+        for batch in batches:
+            first = min(work.first_user("key", image_key(source, i)) for i in batch.ids)
+            rows.append(((first, 0), {"source": source, "ids": batch.ids, "where": batch.where}))
+    by_user: dict[int, list[str]] = defaultdict(list)
+    for text in work.unseen_texts():
+        by_user[work.first_user("text", text)].append(text)
+    for number, texts in by_user.items():
+        ordered = sorted(texts, key=lambda text: (len(text), text))
+        rows += [
+            ((number, 1), {"source": "", "ids": list(c), "where": ""}) for c in _chunks(ordered, batch_size)
+        ]
+    return [row for _, row in sorted(rows, key=lambda entry: entry[0])]
+
+
+def _take(row: Mapping[str, Any], work: Work, cache: FeatureCache | None, model: str) -> None:
+    """Puts one finished row where it belongs."""
+    names = list(row["encoded"])
+    rows = np.frombuffer(row["features"], dtype=np.float32).reshape(max(1, len(names)), -1)[: len(names)]
+    if not np.isfinite(rows).all():
+        raise DataError(f"model {model}", "features that are not finite", "weights without NaN or inf")
+    cut = list(row["truncated"]) or [False] * len(names)
+    for name, digest, feature, is_cut in zip(names, row["digests"], rows, cut, strict=True):
+        if row["source"]:
+            work.have_picture(image_key(row["source"], name), feature)
+        else:
+            work.have_text(name, feature, cut=bool(is_cut))
+        if cache is not None:
+            cache.add(digest, feature, bool(is_cut))
+    for name, digest in zip(row["known"], row["known_digests"], strict=True):
+        feature = cache.get(digest) if cache is not None else None
+        assert feature is not None  # only what the cache has is known
+        work.have_picture(image_key(row["source"], name), feature)
+    for name, reason in zip(row["failed"], row["reasons"], strict=True):
+        work.have_not(image_key(row["source"], name), reason)
+
+
+def _run(
+    loaded: LoadedModel,
+    sources: Mapping[str, PictureSource],
+    batches: list[dict[str, Any]],
+    pool: Pool,
+    cache: FeatureCache | None,
+) -> Iterator[dict[str, Any]]:
     """Result rows of all work rows, in no particular order."""
     import ray
     import ray.data
@@ -173,9 +193,10 @@ def _run(loaded: LoadedModel, batches: list[dict[str, Any]], pool: Pool) -> Iter
             "cpus_per_actor", pool.cpus_per_actor, f"at most the cluster's {total.get('CPU', 0):g} CPUs"
         )
     actors = min(pool.num_actors, fitting, len(batches))
+    known = cache.digests() if cache is not None else np.array([], dtype="S32")
     results = (
         ray.data.from_items(batches, override_num_blocks=len(batches))
-        .map(_Decoder(loaded.preprocess_cfg))
+        .map(_Decoder(loaded.preprocess_cfg, sources, ray.put(known)))
         .map(
             _Encoder,
             fn_constructor_args=(ray.put(loaded), pool.cpus_per_actor),
@@ -188,32 +209,48 @@ def _run(loaded: LoadedModel, batches: list[dict[str, Any]], pool: Pool) -> Iter
 
 
 class _Decoder:
-    """Reads and preprocesses one batch of pictures; passes texts through."""
+    """Reads and preprocesses one batch of pictures that the cache has not; passes texts through."""
 
-    def __init__(self, preprocess_cfg: Mapping[str, Any]) -> None:
-        self.preprocess_cfg = dict(preprocess_cfg)
+    def __init__(
+        self, preprocess_cfg: Mapping[str, Any], sources: Mapping[str, PictureSource], known_ref: Any
+    ) -> None:
+        self.preprocess_cfg, self.sources = dict(preprocess_cfg), dict(sources)
+        self.known_ref = known_ref
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        if not row["part"]:
-            return {**row, "pixels": NO_PIXELS, "shape": [], "failed": [], "reasons": []}
-        transform = eval_transform(self.preprocess_cfg)
-        pixels, ok, failed, reasons = [], [], [], []
-        for key, data in zip(row["keys"], _read_pictures(row["part"], list(row["rows"])), strict=True):
+        import ray
+
+        found: dict[str, list[Any]] = {name: [] for name in ("ids", "digests", "known", "known_digests")}
+        found |= {"failed": [], "reasons": []}
+        if not row["source"]:
+            digests = [text_digest(text) for text in row["ids"]]
+            return {**row, **found, "ids": list(row["ids"]), "digests": digests, "pixels": b"", "shape": []}
+        transform, known = eval_transform(self.preprocess_cfg), ray.get(self.known_ref)
+        batch = PictureBatch(ids=list(row["ids"]), where=row["where"])
+        pixels = []
+        for image_id, picture in zip(batch.ids, self.sources[row["source"]].read(batch), strict=True):
             try:
-                pixels.append(_decode(data, transform))
-                ok.append(key)
+                if isinstance(picture, Exception):
+                    raise picture
+                digest = picture_digest(picture.content)
+                if _holds(known, digest):
+                    found["known"].append(image_id)
+                    found["known_digests"].append(digest)
+                    continue
+                pixels.append(_decode(picture, transform))
+                found["ids"].append(image_id)
+                found["digests"].append(digest)
             except Exception as error:  # Pillow raises a dozen types; the picture is reported by name
-                failed.append(key)
-                reasons.append(f"{type(error).__name__}: {error}".splitlines()[0])
-        batch = np.stack(pixels) if pixels else np.zeros((0,), dtype=np.float32)
-        return {
-            **row,
-            "keys": ok,
-            "pixels": batch.tobytes(),
-            "shape": list(batch.shape),
-            "failed": failed,
-            "reasons": reasons,
-        }
+                found["failed"].append(image_id)
+                found["reasons"].append(f"{type(error).__name__}: {error}".splitlines()[0])
+        stacked = np.stack(pixels) if pixels else np.zeros((0,), dtype=np.float32)
+        return {**row, **found, "pixels": stacked.tobytes(), "shape": list(stacked.shape)}
+
+
+def _holds(known: np.ndarray, digest: str) -> bool:
+    """Whether an ascending array has it."""
+    at = int(np.searchsorted(known, digest.encode()))
+    return at < len(known) and bool(known[at] == digest.encode())
 
 
 class _Encoder:
@@ -232,25 +269,32 @@ class _Encoder:
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         from degla_ray.model.encode import encode_image, encode_text
 
-        torch, keys = _torch(), list(row["keys"])
-        features = NO_PIXELS
+        torch, names = _torch(), list(row["ids"])
+        features, truncated = NO_PIXELS, []
         with torch.inference_mode():
-            if not row["part"]:
-                tokens_BL = self.tokenizer(keys).to(self.device)
-                features = encode_text(self.model, tokens_BL).cpu().numpy().tobytes()
-            elif keys:
-                pixels = np.frombuffer(row["pixels"], dtype=np.float32).reshape(
-                    [int(n) for n in row["shape"]]
-                )
+            if not row["source"]:
+                tokens_BL = self.tokenizer(names)
+                truncated = self._truncated(names, tokens_BL.shape[1])
+                features = encode_text(self.model, tokens_BL.to(self.device)).cpu().numpy().tobytes()
+            elif names:
+                shape = [int(n) for n in row["shape"]]
+                pixels = np.frombuffer(row["pixels"], dtype=np.float32).reshape(shape)
                 images_BCHW = torch.from_numpy(pixels.copy()).to(self.device)
                 features = encode_image(self.model, images_BCHW).cpu().numpy().tobytes()
+        passed_on = ("digests", "known", "known_digests", "failed", "reasons")
         return {
-            "part": row["part"],
-            "encoded": keys,
+            "source": row["source"],
+            "encoded": names,
             "features": features,
-            "failed": list(row["failed"]),
-            "reasons": list(row["reasons"]),
+            "truncated": truncated,
+            **{name: list(row[name]) for name in passed_on},
         }
+
+    def _truncated(self, texts: list[str], context_length: int) -> list[bool]:
+        """Whether a text fills one token more than the model reads."""
+        longer_BL = self.tokenizer(["", *texts], context_length=context_length + 1)
+        padding = longer_BL[0, -1]
+        return [bool(last != padding) for last in longer_BL[1:, -1]]
 
 
 def eval_transform(preprocess_cfg: Mapping[str, Any]) -> Any:
@@ -260,32 +304,12 @@ def eval_transform(preprocess_cfg: Mapping[str, Any]) -> Any:
     return image_transform_v2(PreprocessCfg(**preprocess_cfg), is_train=False)
 
 
-def _decode(data: bytes | None, transform: Any) -> np.ndarray:
-    from PIL import Image
-
-    if not data:
-        raise ValueError("no bytes")
-    with Image.open(io.BytesIO(data)) as picture:
-        array: np.ndarray = transform(picture).numpy()
+def _decode(picture: Picture, transform: Any) -> np.ndarray:
+    with picture.open() as image:
+        array: np.ndarray = transform(image).numpy()
     if not np.isfinite(array).all():
         raise ValueError("not finite after preprocessing")
     return array
-
-
-def _read_pictures(part: str, rows: Sequence[int]) -> list[bytes | None]:
-    """Bytes of the given ascending rows of one part; reads only the row groups that hold them."""
-    uri, name = part.split("\n")
-    by_group: dict[int, list[int]] = defaultdict(list)
-    found: list[bytes | None] = []
-    with Storage(uri).open_parquet("images", name) as file:
-        ends = np.cumsum([file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)])
-        for row in rows:
-            group = int(np.searchsorted(ends, row, side="right"))
-            by_group[group].append(int(row - (ends[group - 1] if group else 0)))
-        for group in sorted(by_group):
-            column = file.read_row_group(group, columns=["image"])["image"]
-            found += column.take(by_group[group]).to_pylist()
-    return found
 
 
 def _with_deadline(rows: Iterator[Any], seconds: float, total: int) -> Iterator[Any]:
@@ -331,10 +355,6 @@ def _stop_execution(others: set[threading.Thread]) -> None:
 
 def _chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
     return (items[start : start + size] for start in range(0, len(items), size))
-
-
-def _stack(rows: Sequence[np.ndarray]) -> np.ndarray:
-    return np.stack(rows) if rows else np.zeros((0, 0), dtype=np.float32)
 
 
 def _torch() -> Any:

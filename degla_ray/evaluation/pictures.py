@@ -6,11 +6,14 @@ name a picture in the embedding cache, so a picture that two benchmarks keep in 
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
 import io
 import json
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow.fs
@@ -162,3 +165,20 @@ def _box(text: str) -> tuple[int, int, int, int] | None:
         return None
     x, y, width, height = (int(number) for number in text.split(","))
     return x, y, width, height
+
+
+def spec(source: PictureSource) -> dict[str, Any]:
+    """A source as JSON, for `opened`."""
+    assert dataclasses.is_dataclass(source)  # all are
+    assert not isinstance(source, type)
+    return {"kind": f"{type(source).__module__}:{type(source).__name__}", **dataclasses.asdict(source)}
+
+
+def opened(spec: Mapping[str, Any]) -> PictureSource:
+    """The source that a `spec` names."""
+    fields = dict(spec)
+    module, _, name = fields.pop("kind").partition(":")
+    if not module.startswith("degla_ray.evaluation."):
+        raise DataError("summary.json, sources", f"kind {module}:{name}", "a class of degla_ray.evaluation")
+    source: PictureSource = getattr(importlib.import_module(module), name)(**fields)
+    return source

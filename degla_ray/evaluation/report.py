@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from degla_ray.evaluation.benchmarks.base import Benchmark
 from degla_ray.evaluation.comparison import TITLES, Cell, Comparison
 from degla_ray.evaluation.summary import Score, Summary
 
@@ -63,12 +64,21 @@ def summary_table(summary: Summary) -> Table:
     table.add_column("")
     for heading in ("%", "95 % interval", "items"):
         table.add_column(heading, justify="right")
+    table.add_column("protocol", style="dim")
     for group, style in ((summary.averages, "bold"), (summary.subsets, "")):
         for score in group:
             items = f"{score.n:,}" + (f" ({score.missing:,} missing)" if score.missing else "")
-            table.add_row(title(score.name), value_text(score), interval_text(score), items, style=style)
+            cells = (value_text(score), interval_text(score), items, score.protocol)
+            table.add_row(title(score.name), *cells, style=style)
         table.add_section()
     return table
+
+
+def headline(summary: Summary, benchmark: Benchmark) -> str:
+    """A line on a benchmark as soon as it is scored: its averages, or its subsets where it has none."""
+    names = list(benchmark.averages) or [f"{benchmark.name}/{subset}" for subset in benchmark.subsets]
+    scores = [(name.rpartition("/")[2], summary.score(name)) for name in names]
+    return f"{benchmark.name}: " + ", ".join(f"{name} {value_text(score)}" for name, score in scores)
 
 
 def console_tables(comparison: Comparison, width: int) -> list[Table]:

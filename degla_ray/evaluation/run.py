@@ -8,7 +8,8 @@ does nothing and another model in the same folder is refused. Seconds on the sce
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,15 @@ from degla_ray import ray_setup, tracking
 from degla_ray.config import EvaluateConfig
 from degla_ray.errors import SettingError
 from degla_ray.evaluation import encode as encoding
-from degla_ray.evaluation.benchmarks import suite
-from degla_ray.evaluation.benchmarks.base import Benchmark
+from degla_ray.evaluation import pictures
+from degla_ray.evaluation.benchmarks import published, suite
+from degla_ray.evaluation.benchmarks.base import Benchmark, Scored
 from degla_ray.evaluation.benchmarks.negatives import own_negatives
 from degla_ray.evaluation.benchmarks.retrieval import Retrieval
-from degla_ray.evaluation.report import summary_table
+from degla_ray.evaluation.feature_cache import FeatureCache
+from degla_ray.evaluation.needs import Encoded, Needs
+from degla_ray.evaluation.pictures import ParquetPictures, PictureSource
+from degla_ray.evaluation.report import headline, summary_table
 from degla_ray.evaluation.summary import (
     ARTIFACTS,
     FOLDER_TAG,
@@ -37,10 +42,11 @@ from degla_ray.evaluation.summary import (
     summarise,
 )
 from degla_ray.model.build import LoadedModel, build
-from degla_ray.schema import CAPTIONS, NEGATIVES
+from degla_ray.schema import CAPTIONS, ITEMS, NEGATIVES
 from degla_ray.shards import StageFolder, Storage, read_complete
 
 PREPARED = "prepared"
+OWN_CACHE = "features"  # in the output folder, while the evaluation runs
 NAMED_MISSING = 5  # pictures named on the console; all are in summary.json
 
 console = Console()
@@ -53,42 +59,21 @@ def evaluate(config: EvaluateConfig) -> Summary:
         SettingError: a benchmark that these folders do not have; a model that does not load.
         DataError: a folder of another kind, broken test sets, no progress.
     """
-    benchmarks, folders, inputs = _benchmarks(config)
+    tests = _tests(config)
     loaded = _load_model(config)
     label = config.label or loaded.name
     identity = {
-        **inputs,
+        **tests.inputs,
         "model": encoding.model_identity(loaded),
-        "benchmarks": sorted(b.name for b in benchmarks),
+        "benchmarks": sorted(b.name for b in tests.benchmarks),
         "bootstrap_samples": config.bootstrap_samples,
     }
-    folder = StageFolder(config.output, STAGE, identity, num_shards=1)
+    folder = StageFolder(config.output, STAGE, identity, num_shards=len(tests.benchmarks))
     if folder.complete:
         return _finished(folder.storage, label)
 
     ray_setup.start(config.ray)
-    keys = {key for b in benchmarks for key in b.image_keys()}
-    texts = {text for b in benchmarks for text in b.texts()}
-    pool = encoding.Pool(
-        num_actors=config.num_actors,
-        cpus_per_actor=config.cpus_per_actor,
-        use_gpu=config.use_gpu,
-        batch_size=config.batch_size,
-        stall_seconds=60 * config.stall_minutes,
-    )
-    console.print(f"{label}: encoding {len(keys):,} pictures and {len(texts):,} texts", markup=False)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("batches", total=None)
-        encoded = encoding.encode(
-            loaded,
-            folders,
-            keys,
-            texts,
-            pool,
-            lambda done, total: progress.update(task, completed=done, total=total),
-        )
-    scored = [benchmark.score(encoded.features) for benchmark in benchmarks]
-    summary = summarise(
+    summary = Summary(
         label=label,
         model={
             "name": config.model.name,
@@ -96,44 +81,120 @@ def evaluate(config: EvaluateConfig) -> Summary:
             "identity": identity["model"],
             "folder": Storage(config.model.name).uri if Storage(config.model.name).exists() else None,
         },
-        inputs=inputs,
+        inputs=tests.inputs,
         fingerprint=folder.fingerprint,
-        benchmarks=benchmarks,
-        scored=scored,
-        missing_images=encoded.missing,
-        bootstrap_samples=config.bootstrap_samples,
+        sources={name: pictures.spec(source) for name, source in tests.sources.items()},
     )
-    folder.write_part("scores", 0, pa.concat_tables([s.scores for s in scored]))
-    folder.storage.write_json(summary.to_json(), SUMMARY)
+    own_cache = f"{config.output.rstrip('/')}/{OWN_CACHE}"
+    cache = FeatureCache(config.cache or own_cache, identity["model"])
+    scored: dict[int, Scored] = {}
+    missing: dict[str, str] = {}
+    truncated: dict[str, int] = {}
+    for number, encoded in _encoded(config, tests, loaded, cache, label):
+        benchmark = tests.benchmarks[number]
+        scored[number] = benchmark.score(encoded.features)
+        folder.write_part("scores", number, scored[number].scores)
+        folder.write_part("items", number, _items(benchmark))
+        missing |= encoded.missing
+        truncated[benchmark.name] = len(encoded.truncated)
+        summary = summarise(
+            summary,
+            [tests.benchmarks[n] for n in sorted(scored)],
+            [scored[n] for n in sorted(scored)],
+            missing,
+            config.bootstrap_samples,
+            truncated,
+        )
+        folder.storage.write_json(summary.to_json(), SUMMARY)  # of what is done so far
+        console.print(f"  {headline(summary, benchmark)}", markup=False, highlight=False)
     _track(config, summary, identity)
-    n, missing = sum(s.n for s in summary.subsets), sum(s.missing for s in summary.subsets)
-    folder.write_receipt(0, {"items": n + missing, "scored": n, "missing": missing})
+    for number, benchmark in enumerate(tests.benchmarks):
+        own = [s for s in summary.subsets if s.name.startswith(f"{benchmark.name}/")]
+        n, lost = sum(s.n for s in own), sum(s.missing for s in own)
+        folder.write_receipt(number, {"items": n + lost, "scored": n, "missing": lost})
     folder.finish()
+    if config.cache is None:
+        folder.storage.delete_folder(OWN_CACHE)
     _print(summary)
     return summary
 
 
-def _benchmarks(config: EvaluateConfig) -> tuple[list[Benchmark], dict[str, str], dict[str, Any]]:
-    """The benchmarks asked for, the image folder of each source, and the identity of the inputs."""
+@dataclass(frozen=True, kw_only=True)
+class _Tests:
+    """What a model is scored on.
+
+    Attributes:
+        sources: name -> where its pictures lie.
+        inputs: identity of the test sets.
+    """
+
+    benchmarks: list[Benchmark]
+    sources: dict[str, PictureSource]
+    inputs: dict[str, Any]
+
+
+def _encoded(
+    config: EvaluateConfig, tests: _Tests, loaded: LoadedModel, cache: FeatureCache, label: str
+) -> Iterator[tuple[int, Encoded]]:
+    """Each benchmark's number and features, with a progress bar a benchmark."""
+    needs = [Needs(keys=b.image_keys(), texts=b.texts()) for b in tests.benchmarks]
+    n_pictures = len(set().union(*(need.keys for need in needs)))
+    n_texts = len(set().union(*(need.texts for need in needs)))
+    known = f"; {len(cache):,} features are there already" if len(cache) else ""
+    console.print(f"{label}: {n_pictures:,} pictures and {n_texts:,} texts to encode{known}", markup=False)
+    pool = encoding.Pool(
+        num_actors=config.num_actors,
+        cpus_per_actor=config.cpus_per_actor,
+        use_gpu=config.use_gpu,
+        batch_size=config.batch_size,
+        stall_seconds=60 * config.stall_minutes,
+    )
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        tasks = [progress.add_task(b.name, total=None) for b in tests.benchmarks]
+        yield from encoding.encode(
+            loaded,
+            tests.sources,
+            needs,
+            pool,
+            cache,
+            lambda number, done, total: progress.update(tasks[number], completed=done, total=total),
+        )
+
+
+def _items(benchmark: Benchmark) -> pa.Table:
+    rows = (
+        {"benchmark": benchmark.name, **{name: getattr(shown, name) for name in ITEMS.names[1:]}}
+        for shown in benchmark.shown()
+    )
+    return pa.Table.from_pylist(list(rows), schema=ITEMS)
+
+
+def _tests(config: EvaluateConfig) -> _Tests:
+    """The benchmarks asked for, where their pictures lie, and the identity of the inputs."""
     benchmarks: list[Benchmark] = []
-    folders: dict[str, str] = {}
+    sources: dict[str, PictureSource] = {}
     inputs: dict[str, Any] = {"suite": None, "prepared": None, "negatives": None, "split": None}
     if config.suite is not None:
         benchmarks += suite.load(config.suite)
-        folders[suite.SOURCE] = config.suite
+        sources[suite.SOURCE] = ParquetPictures(config.suite)
         inputs["suite"] = suite.identity(config.suite)
     if config.prepared is not None:
         storage, manifest = read_complete(config.prepared, "prepare")
         captions = _split(storage, config)
         benchmarks.append(Retrieval(PREPARED_RETRIEVAL, captions, PREPARED))
-        folders[PREPARED] = config.prepared
+        sources[PREPARED] = ParquetPictures(config.prepared)
         inputs |= {"prepared": manifest["fingerprint"], "split": config.split}
         if config.negatives is not None:
             made, manifest = read_complete(config.negatives, "negatives")
             table = made.read_dataset("negatives", NEGATIVES)
             benchmarks.append(own_negatives(captions, table, PREPARED, config.negatives))
             inputs["negatives"] = manifest["fingerprint"]
-    return _chosen(benchmarks, config.benchmarks), folders, inputs
+    if config.published.given:
+        found = published.load(config.published, config.benchmarks)
+        benchmarks += found.benchmarks
+        sources |= found.sources
+        inputs["published"] = found.identity
+    return _Tests(benchmarks=_chosen(benchmarks, config.benchmarks), sources=sources, inputs=inputs)
 
 
 def _split(storage: Storage, config: EvaluateConfig) -> pa.Table:
@@ -202,3 +263,5 @@ def _print(summary: Summary) -> None:
         console.print(f"[bold red]partial[/]: {len(summary.missing_images):,} pictures could not be read:")
         for name, reason in list(summary.missing_images.items())[:NAMED_MISSING]:
             console.print(f"  {name}: {reason}", markup=False)
+    for name, count in summary.truncated.items():
+        console.print(f"{name}: {count:,} texts are longer than the model reads and were cut", markup=False)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -50,7 +50,7 @@ class Score:
     protocol: str = ""
     """The rule in a few words."""
     of: tuple[str, ...] = ()
-    """Members of an average, unweighted."""
+    """Subsets that an average is made of."""
 
     @property
     def partial(self) -> bool:
@@ -69,12 +69,16 @@ class Summary:
     """What was evaluated on: identity of suite, prepared and negatives folder, split."""
     fingerprint: str
     """Of the evaluation folder."""
-    partial: bool
+    sources: Mapping[str, Any] = field(default_factory=dict)
+    """Where the pictures lie, for reports that show them: source -> `pictures.spec`."""
+    partial: bool = False
     """Whether any item is missing."""
-    subsets: tuple[Score, ...]
-    averages: tuple[Score, ...]
-    missing_images: Mapping[str, str]
+    subsets: tuple[Score, ...] = ()
+    averages: tuple[Score, ...] = ()
+    missing_images: Mapping[str, str] = field(default_factory=dict)
     """Picture -> why it could not be read."""
+    truncated: Mapping[str, int] = field(default_factory=dict)
+    """Benchmark -> its texts that are longer than the model reads, and were cut."""
 
     def score(self, name: str) -> Score | None:
         """The subset or average of that name."""
@@ -96,7 +100,7 @@ class Summary:
 
 
 def _members(benchmarks: Sequence[Benchmark]) -> dict[str, tuple[str, ...]]:
-    """Average -> the subsets it is the unweighted mean of, for the benchmarks that were run."""
+    """Average -> the subsets, or averages above it, that it is the unweighted mean of; of what was run."""
     names = {b.name: b for b in benchmarks}
     members: dict[str, tuple[str, ...]] = {}
     if "scenes" in names or "scenes_order" in names:
@@ -110,23 +114,21 @@ def _members(benchmarks: Sequence[Benchmark]) -> dict[str, tuple[str, ...]]:
     if NEGATIVES in names:
         members["negatives"] = tuple(f"{NEGATIVES}/{kind}" for kind in names[NEGATIVES].subsets)
     for benchmark in benchmarks:
-        for name, subsets in benchmark.averages.items():
-            members[name] = tuple(f"{benchmark.name}/{subset}" for subset in subsets)
+        own = benchmark.averages
+        for name, of in own.items():
+            members[name] = tuple(member if member in own else f"{benchmark.name}/{member}" for member in of)
     return members
 
 
 def summarise(
-    *,
-    label: str,
-    model: Mapping[str, Any],
-    inputs: Mapping[str, Any],
-    fingerprint: str,
+    base: Summary,
     benchmarks: Sequence[Benchmark],
     scored: Sequence[Scored],
     missing_images: Mapping[str, str],
     bootstrap_samples: int,
+    truncated: Mapping[str, int] | None = None,
 ) -> Summary:
-    """Accuracies of every subset, their intervals and the named averages.
+    """`base` with the accuracies of every subset, their intervals and the named averages.
 
     An average's interval resamples each of its subsets on its own (stratified bootstrap).
     """
@@ -153,29 +155,32 @@ def summarise(
                 chance=benchmark.chance(subset),
                 protocol=benchmark.protocol,
             )
-    averages = [_average(name, of, subsets, means) for name, of in _members(benchmarks).items()]
-    return Summary(
-        label=label,
-        model=model,
-        inputs=inputs,
-        fingerprint=fingerprint,
+    averages: dict[str, Score] = {}
+    for name, of in _members(benchmarks).items():
+        averages[name] = _average(name, of, subsets | averages, means)
+    return dataclasses.replace(
+        base,
         partial=any(s.partial for s in subsets.values()),
         subsets=tuple(subsets.values()),
-        averages=tuple(averages),
+        averages=tuple(averages.values()),
         missing_images=missing_images,
+        truncated={name: count for name, count in (truncated or {}).items() if count},
     )
 
 
 def _average(
-    name: str, of: tuple[str, ...], subsets: Mapping[str, Score], means: Mapping[str, np.ndarray]
+    name: str, of: tuple[str, ...], scores: Mapping[str, Score], means: dict[str, np.ndarray]
 ) -> Score:
-    present = [subsets[m] for m in of if m in subsets]
+    """The average, whose resamples join `means`."""
+    present = [scores[m] for m in of if m in scores]
     n, missing = sum(s.n for s in present), sum(s.missing for s in present)
+    subsets = tuple(subset for m in of for subset in (scores[m].of if m in scores else ()) or (m,))
     if any(m not in means for m in of):
-        return Score(name=name, value=None, low=None, high=None, n=n, missing=missing, of=of)
-    low, high = interval(np.mean([means[m] for m in of], axis=0))
+        return Score(name=name, value=None, low=None, high=None, n=n, missing=missing, of=subsets)
+    means[name] = np.mean([means[m] for m in of], axis=0)
+    low, high = interval(means[name])
     value = float(np.mean([s.value for s in present]))
-    return Score(name=name, value=value, low=low, high=high, n=n, missing=missing, of=of)
+    return Score(name=name, value=value, low=low, high=high, n=n, missing=missing, of=subsets)
 
 
 def _correct(scores: pa.Table, subset: str) -> np.ndarray:

@@ -49,7 +49,7 @@ class LoadedModel:
 
     Attributes:
         model: open_clip CLIP or CustomTextCLIP; encode through `degla_ray.model.encode`.
-        tokenizer: list of B captions -> int64 [B, context_length].
+        tokenizer: list of B captions -> int64 [B, context_length]; `context_length` may be given.
         preprocess_cfg: open_clip's: size (height, width), mean, std, interpolation, resize_mode, …
         activation: what the model computes with.
         name: as in the settings.
@@ -58,7 +58,7 @@ class LoadedModel:
     """
 
     model: nn.Module
-    tokenizer: Callable[[list[str]], Tensor]
+    tokenizer: Callable[..., Tensor]
     preprocess_cfg: dict[str, Any]
     activation: Activation
     name: str

@@ -18,6 +18,7 @@ from degla_ray.config import NeighboursConfig
 from degla_ray.errors import SettingError
 from degla_ray.evaluation import encode as encoding
 from degla_ray.evaluation.benchmarks.base import image_key
+from degla_ray.evaluation.pictures import ParquetPictures
 from degla_ray.model.build import build
 from degla_ray.schema import CAPTIONS, NEIGHBOURS
 from degla_ray.shards import StageFolder, read_complete
@@ -61,7 +62,7 @@ def find_neighbours(config: NeighboursConfig) -> dict[str, int]:
             stall_seconds=1200.0,
         )
         keys = {image_key(_SOURCE, image_id): image_id for image_id in image_ids}
-        encoded = encoding.encode(loaded, {_SOURCE: config.prepared}, keys, [], pool)
+        encoded = encoding.encode_all(loaded, {_SOURCE: ParquetPictures(config.prepared)}, keys, [], pool)
         names = [keys[key] for key in encoded.features.image_row]
         nearest = nearest_rows(encoded.features.img_ND, config.count)
         table = pa.table(

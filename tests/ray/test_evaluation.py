@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import threading
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,9 @@ from degla_ray.errors import DataError, FingerprintMismatch, SettingError
 from degla_ray.evaluation import encode as encoding
 from degla_ray.evaluation.benchmarks.base import image_key
 from degla_ray.evaluation.compare import compare
+from degla_ray.evaluation.feature_cache import FeatureCache
+from degla_ray.evaluation.needs import Needs
+from degla_ray.evaluation.pictures import FilePictures, ParquetPictures, Picture, PictureSource, boxed
 from degla_ray.evaluation.run import evaluate
 from degla_ray.evaluation.summary import read_evaluation
 from degla_ray.model.build import LoadedModel, build
@@ -73,8 +77,6 @@ def rows_of(output: Path) -> dict[tuple[str, str, str], dict[str, Any]]:
 
 def plain_features(loaded: LoadedModel, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
     """Features of img-0 … img-11 and of the texts by open_clip's own methods, one at a time."""
-    from io import BytesIO
-
     transform = encoding.eval_transform(loaded.preprocess_cfg)
     with torch.no_grad():
         img = [loaded.model.encode_image(transform(Image.open(BytesIO(png(i))))[None]) for i in range(12)]
@@ -263,21 +265,75 @@ def test_compare_models_with_a_suite_evaluates_them_first(folder: Path, tmp_path
     assert models[1]["results"]["composition"]["test"] is not None
 
 
-def test_encode_each_distinct_picture_and_text_is_in_one_batch(folder: Path) -> None:
-    keys = {image_key("suite", f"img-{i}") for i in range(11)}
-    folders = {"suite": str(folder / "suite"), "again": str(folder / "suite")}
-    batches, missing = encoding._picture_batches(folders, keys | {"again:img-1", "suite:none"}, 4)
-    flat = [key for batch in batches for key in batch["keys"]]
-    assert sorted(flat) == sorted(keys | {"again:img-1"})
-    assert list(missing) == ["suite:none"]
-    assert max(len(batch["keys"]) for batch in batches) == 4
-    read = encoding._read_pictures(batches[1]["part"], batches[1]["rows"])
-    assert read == [png(int(key.removeprefix("suite:img-"))) for key in batches[1]["keys"]]
+def suite_of(folder: Path) -> dict[str, PictureSource]:
+    return {"suite": ParquetPictures(str(folder / "suite"))}
+
+
+def test_pictures_parquet_each_wanted_one_is_in_one_batch(folder: Path) -> None:
+    source = ParquetPictures(str(folder / "suite"))
+    wanted = {f"img-{i}" for i in range(11)}
+    batches, missing = source.batches(wanted | {"none"}, 4)
+    assert sorted(image_id for batch in batches for image_id in batch.ids) == sorted(wanted)
+    assert missing == {"none": "not in the images dataset"}
+    assert max(len(batch.ids) for batch in batches) == 4
+    for batch in batches:
+        assert source.read(batch) == [Picture(data=png(int(i.removeprefix("img-")))) for i in batch.ids]
+
+
+def test_encode_second_time_reads_features_of_the_same_content_from_the_cache(
+    folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "files").mkdir()
+    for i in range(12):
+        (tmp_path / "files" / f"other-name-{i}.png").write_bytes(png(i))
+    loaded = loaded_of(folder)
+    pool = encoding.Pool(num_actors=1, cpus_per_actor=1, use_gpu=False, batch_size=5, stall_seconds=60)
+    first = FeatureCache(str(tmp_path / "cache"), "model")
+    keys, texts = {image_key("suite", f"img-{i}") for i in range(12)}, {"a red cube", "word " * 100}
+    [(_, one)] = encoding.encode(loaded, suite_of(folder), [Needs(keys=keys, texts=texts)], pool, first)
+    assert one.truncated == {"word " * 100}
+    again = FeatureCache(str(tmp_path / "cache"), "model")
+    assert len(again) == 14
+    with torch.no_grad():  # what is encoded anew would be zero
+        for parameter in loaded.model.parameters():
+            parameter.zero_()
+    files = {"files": FilePictures(str(tmp_path / "files"))}
+    keys = {image_key("files", f"other-name-{i}.png") for i in range(12)}
+    [(_, two)] = encoding.encode(loaded, files, [Needs(keys=keys, texts=texts)], pool, again)
+    assert two.truncated == one.truncated
+    for i in range(12):
+        before = one.features.images([image_key("suite", f"img-{i}")])
+        np.testing.assert_array_equal(before, two.features.images([f"files:other-name-{i}.png"]))
+    np.testing.assert_array_equal(one.features.texts(sorted(texts)), two.features.texts(sorted(texts)))
+    assert len(FeatureCache(str(tmp_path / "cache"), "another model")) == 0
+
+
+def test_encode_parts_of_a_picture_are_pictures_of_their_own(folder: Path, tmp_path: Path) -> None:
+    left, right = (Image.open(BytesIO(png(i))) for i in (1, 2))
+    both = Image.new("RGB", (80, 40))
+    both.paste(left, (0, 0))
+    both.paste(right, (40, 0))
+    both.save(tmp_path / "both.png")
+    left.save(tmp_path / "left.png")
+    pool = encoding.Pool(num_actors=1, cpus_per_actor=1, use_gpu=False, batch_size=5, stall_seconds=60)
+    ids = ["left.png", boxed("both.png", 0, 0, 40, 40), boxed("both.png", 40, 0, 40, 40)]
+    ids += [boxed("both.png", 90, 0, 4, 4), "absent.png"]
+    keys = [image_key("files", image_id) for image_id in ids]
+    cache = FeatureCache(str(tmp_path / "cache"), "model")
+    files = {"files": FilePictures(str(tmp_path))}
+    needs = [Needs(keys=set(keys), texts=set()), Needs(keys={keys[0]}, texts=set())]
+    found = dict(encoding.encode(loaded_of(folder), files, needs, pool, cache))
+    whole, one, other = found[0].features.images(keys[:3])
+    np.testing.assert_allclose(whole, one, atol=1e-6)
+    assert np.abs(one - other).max() > 1e-3
+    assert "outside of 80 x 40 pixels" in found[0].missing[keys[3]]
+    assert "no such file" in found[0].missing[keys[4]]
+    assert found[1].missing == {}
 
 
 def test_encode_nothing_asked_needs_no_actor(folder: Path) -> None:
     pool = encoding.Pool(num_actors=1, cpus_per_actor=1, use_gpu=False, batch_size=4, stall_seconds=60)
-    encoded = encoding.encode(loaded_of(folder), {}, [], [], pool)
+    encoded = encoding.encode_all(loaded_of(folder), {}, [], [], pool)
     assert encoded.features.image_row == {}
     assert encoded.missing == {}
 
@@ -288,7 +344,7 @@ def test_encode_model_with_nan_is_refused(folder: Path) -> None:
         next(loaded.model.get_submodule("visual").parameters()).fill_(float("nan"))
     pool = encoding.Pool(num_actors=1, cpus_per_actor=1, use_gpu=False, batch_size=4, stall_seconds=60)
     with pytest.raises(DataError, match="not finite"):
-        encoding.encode(loaded, {"suite": str(folder / "suite")}, ["suite:img-0"], [], pool)
+        encoding.encode_all(loaded, suite_of(folder), ["suite:img-0"], [], pool)
 
 
 def test_encode_identity_follows_weights_and_not_their_file(folder: Path) -> None:
@@ -334,7 +390,7 @@ def test_encode_cluster_whose_cpus_are_taken_ends_with_a_deadline(folder: Path) 
     pool = encoding.Pool(num_actors=1, cpus_per_actor=1, use_gpu=False, batch_size=4, stall_seconds=3)
     try:
         with pytest.raises(DataError, match="no progress for 3 s after 0 of 1 batches"):
-            encoding.encode(loaded_of(folder), {"suite": str(folder / "suite")}, [], ["a text"], pool)
+            encoding.encode_all(loaded_of(folder), suite_of(folder), [], ["a text"], pool)
         left = {type(thread).__name__ for thread in threading.enumerate()}
         assert "StreamingExecutor" not in left
     finally:

@@ -22,7 +22,7 @@ from degla_ray.evaluation.benchmarks.suite import SCENES_SUBSETS
 from degla_ray.evaluation.compare import compare
 from degla_ray.evaluation.curves import training_curve
 from degla_ray.evaluation.statistics import mcnemar
-from degla_ray.evaluation.summary import ARTIFACTS, FOLDER_TAG, STAGE, SUMMARY, summarise
+from degla_ray.evaluation.summary import ARTIFACTS, FOLDER_TAG, STAGE, SUMMARY, Summary, summarise
 from degla_ray.shards import StageFolder
 
 ITEMS = 60
@@ -61,16 +61,14 @@ def write_evaluation(folder: Path, label: str, skill: float, suite: str = "s", *
         missing = changes.get("missing", {})
         scored.append(Scored(scores=pa.concat_tables(tables), missing=missing))  # type: ignore[arg-type]
     stage = StageFolder(str(folder), STAGE, {"label": label, "suite": suite}, num_shards=1)
-    summary = summarise(
+    base = Summary(
         label=label,
         model={"name": label, "source": "", "identity": "0", "folder": changes.get("model_folder")},
         inputs={"suite": suite},
         fingerprint=stage.fingerprint,
-        benchmarks=BENCHMARKS,  # type: ignore[arg-type]
-        scored=scored,
-        missing_images={"suite:<b>x</b>": "OSError: broken"} if "missing" in changes else {},
-        bootstrap_samples=200,
     )
+    unread = {"suite:<b>x</b>": "OSError: broken"} if "missing" in changes else {}
+    summary = summarise(base, BENCHMARKS, scored, unread, bootstrap_samples=200)  # type: ignore[arg-type]
     stage.write_part("scores", 0, pa.concat_tables([s.scores for s in scored]))
     stage.storage.write_json(summary.to_json(), SUMMARY)
     stage.write_receipt(0, {})

@@ -72,16 +72,8 @@ def summary_of(
             for s, (right, n) in subsets.items()
         ]
         scored.append(Scored(scores=pa.concat_tables(tables), missing=missing or {}))
-    return summarise(
-        label="m",
-        model={"name": "m"},
-        inputs={},
-        fingerprint="f",
-        benchmarks=benchmarks,  # type: ignore[arg-type]
-        scored=scored,
-        missing_images={},
-        bootstrap_samples=200,
-    )
+    base = Summary(label="m", model={"name": "m"}, inputs={}, fingerprint="f")
+    return summarise(base, benchmarks, scored, {}, bootstrap_samples=200)  # type: ignore[arg-type]
 
 
 def scenes(right: list[int]) -> dict[str, dict[str, tuple[int, int]]]:
