@@ -193,7 +193,9 @@ def _tests(config: EvaluateConfig) -> _Tests:
         found = published.load(config.published, config.benchmarks)
         benchmarks += found.benchmarks
         sources |= found.sources
-        inputs["published"] = found.identity
+        inputs["published"] = {name: found.identity[name] for name in sorted(found.identity)}
+        if found.absent:
+            console.print(f"no files of {', '.join(found.absent)} (jobs/fetch_benchmarks.py)", markup=False)
     return _Tests(benchmarks=_chosen(benchmarks, config.benchmarks), sources=sources, inputs=inputs)
 
 

@@ -17,8 +17,10 @@ import pyarrow.compute as pc
 
 from degla_ray.errors import DataError
 from degla_ray.evaluation.benchmarks import suite
+from degla_ray.evaluation.benchmarks.aro import ARO, ARO_MEMBERS
 from degla_ray.evaluation.benchmarks.base import Benchmark, Scored
 from degla_ray.evaluation.benchmarks.negatives import NAME as NEGATIVES
+from degla_ray.evaluation.benchmarks.zero_shot import ZERO_SHOT_ELEVEN
 from degla_ray.evaluation.statistics import bootstrap_group_means, bootstrap_means, interval
 from degla_ray.shards import Storage, read_complete
 
@@ -27,6 +29,7 @@ SUMMARY = "summary.json"
 ARTIFACTS = "evaluation"  # folder among the artifacts of an evaluation's MLflow run
 FOLDER_TAG = "degla.folder"  # tag of such a run: URI of the evaluation folder
 PREPARED_RETRIEVAL = "prepared_retrieval"
+ZERO_SHOT = "zero_shot_eleven"  # the average over torchvision's eleven sets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,10 +116,13 @@ def _members(benchmarks: Sequence[Benchmark]) -> dict[str, tuple[str, ...]]:
             break
     if NEGATIVES in names:
         members["negatives"] = tuple(f"{NEGATIVES}/{kind}" for kind in names[NEGATIVES].subsets)
+    for average, of in {ARO: ARO_MEMBERS, ZERO_SHOT: ZERO_SHOT_ELEVEN}.items():
+        if {member.partition("/")[0] for member in of} <= names.keys():
+            members[average] = tuple(of)
     for benchmark in benchmarks:
         own = benchmark.averages
-        for name, of in own.items():
-            members[name] = tuple(member if member in own else f"{benchmark.name}/{member}" for member in of)
+        for name, parts in own.items():
+            members[name] = tuple(part if part in own else f"{benchmark.name}/{part}" for part in parts)
     return members
 
 

@@ -28,7 +28,7 @@ from degla_ray.sources.base import Record, Refusal, Reject, RowsRead, Source, Un
 from degla_ray.sources.files import find_files, open_file
 from degla_ray.sources.listing import Located, NamedCaption, NamedImage, reject_caption, to_rows
 
-_NAME = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]*)", re.DOTALL)  # a hidden file is no part of a sample
+MEMBER_NAME = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]*)", re.DOTALL)  # a hidden file is no part of a sample
 _MAX_CAPTION_BYTES = 1 << 20
 _TAIL_BYTES = 1 << 20  # behind the end mark, where only zeros may stand
 
@@ -163,7 +163,7 @@ class WebdatasetSource(Source):
             with open_file(uri) as file:
                 total = file.size()
                 try:
-                    for member in _members(file):
+                    for member in members(file):
                         digest.update(f"{member.name!r} {member.offset_data} {member.size}\n".encode())
                         self._add(shard, member, file, total, digest)
                 except pa.ArrowException:  # some are ValueErrors, but of the file system
@@ -183,7 +183,7 @@ class WebdatasetSource(Source):
     def _add(
         self, shard: _Shard, member: tarfile.TarInfo, file: pa.NativeFile, total: int, digest: Any
     ) -> None:
-        match = _NAME.fullmatch(member.name)
+        match = MEMBER_NAME.fullmatch(member.name)
         if match is None or member.isdir() or member.offset_data + member.size > total:
             return  # one that the file's end cuts is part of the shard's fault
         key, suffix = match[1], match[2].lower()
@@ -209,7 +209,7 @@ def _stem(uri: str) -> str:
     return posixpath.basename(uri).removesuffix(".tar")
 
 
-def _members(file: pa.NativeFile) -> Iterator[tarfile.TarInfo]:
+def members(file: pa.NativeFile) -> Iterator[tarfile.TarInfo]:
     """All members in order.
 
     Raises:

@@ -140,6 +140,7 @@ def test_classification_averages_normalised_templates_then_takes_the_first_maxim
     rows = [{"benchmark": "z", "item_id": str(i), "image_id": f"i{i}", "label": i % 12} for i in range(200)]
     table = pa.Table.from_pylist(rows, schema=CLASS_ITEMS)
     benchmark = Classification("z", table, CLASSES, TEMPLATES, "suite")
+    assert (benchmark.subsets, benchmark.protocol) == (("top1",), "standard")
     features = random_features(benchmark.image_keys(), benchmark.texts())
     weights = []
     for name in CLASSES:

@@ -89,7 +89,7 @@ class Benchmark(Protocol):
 
     @property
     def averages(self) -> Mapping[str, Sequence[str]]:
-        """Published averages by name -> the subsets that each is the unweighted mean of."""
+        """Published averages by name -> what each is the mean of: subsets, or averages above it."""
 
     def image_keys(self) -> set[str]:
         """`image_key` of every picture it needs."""

@@ -1,28 +1,138 @@
-"""The published benchmarks that there are files of, and where their pictures lie."""
+"""The published benchmarks that there are files of, and where their pictures lie.
+
+    DATA/annotations/sugarcrepe, sugarcrepe_pp, valse, aro, order, winoground    as released
+    DATA/images/coco_val2017, vg, ...        a folder a collection of pictures
+    DATA/zeroshot/                           as torchvision lays its datasets out
+
+`jobs/fetch_benchmarks.py` writes such a folder. Pictures that lie elsewhere are named by `published.images`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
 
 from degla_ray.config import PublishedConfig
+from degla_ray.errors import DataError
+from degla_ray.evaluation.benchmarks import zero_shot
+from degla_ray.evaluation.benchmarks.aro import load_vg_attribution, load_vg_relation
 from degla_ray.evaluation.benchmarks.base import Benchmark
-from degla_ray.evaluation.pictures import PictureSource
+from degla_ray.evaluation.benchmarks.nlvr import NLVR, load_nlvr
+from degla_ray.evaluation.benchmarks.order import CaptionSet, load_order, load_retrieval
+from degla_ray.evaluation.benchmarks.sugarcrepe import load_sugarcrepe, load_sugarcrepe_pp
+from degla_ray.evaluation.benchmarks.valse import load_valse
+from degla_ray.evaluation.benchmarks.winoground import load_winoground
+from degla_ray.evaluation.pictures import FilePictures, PictureSource
+from degla_ray.shards import Storage
+
+ANNOTATIONS, IMAGES, ZERO_SHOT, SHUFFLES = "annotations", "images", "zeroshot", "shuffles"
+Load = Callable[[Storage, PublishedConfig], Benchmark]
+
+
+def _order(captions: CaptionSet, annotations: Storage, config: PublishedConfig) -> Benchmark:
+    cache = Storage(f"{config.data}/{SHUFFLES}")
+    return load_order(annotations, captions, seed=config.order_seed, cache=cache)
+
+
+BENCHMARKS: dict[str, tuple[str, Load]] = {  # name -> what is there below annotations/ if it is; its reader
+    "sugarcrepe": ("sugarcrepe", lambda a, c: load_sugarcrepe(a, extra_item=c.swap_obj_items == 246)),
+    "sugarcrepe_pp": ("sugarcrepe_pp", lambda a, _: load_sugarcrepe_pp(a)),
+    "valse": ("valse", lambda a, c: load_valse(a, min_votes=c.valse_votes)),
+    "vg_relation": (
+        "aro/visual_genome_relation.json",
+        lambda a, c: load_vg_relation(a, average=c.aro_average),
+    ),
+    "vg_attribution": (
+        "aro/visual_genome_attribution.json",
+        lambda a, c: load_vg_attribution(a, average=c.aro_average),
+    ),
+    "coco_order": ("order/coco_karpathy_test.json", partial(_order, CaptionSet.COCO)),
+    "flickr30k_order": ("order/flickr30k_karpathy_test.json", partial(_order, CaptionSet.FLICKR30K)),
+    "coco_retrieval": ("order/coco_karpathy_test.json", lambda a, _: load_retrieval(a, CaptionSet.COCO)),
+    "flickr30k_retrieval": (
+        "order/flickr30k_karpathy_test.json",
+        lambda a, _: load_retrieval(a, CaptionSet.FLICKR30K),
+    ),
+    "winoground": ("winoground/examples.jsonl", lambda a, _: load_winoground(a)),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """Benchmarks with their sources.
+    """Benchmarks and where their pictures lie.
 
     Attributes:
-        identity: hash of each benchmark's files, and the protocols.
+        identity: benchmark -> hash of its items and protocol.
+        absent: benchmarks of which there are no files.
     """
 
     benchmarks: list[Benchmark] = field(default_factory=list)
     sources: dict[str, PictureSource] = field(default_factory=dict)
-    identity: dict[str, Any] = field(default_factory=dict)
+    identity: dict[str, str] = field(default_factory=dict)
+    absent: list[str] = field(default_factory=list)
 
 
 def load(config: PublishedConfig, names: Sequence[str]) -> Published:
-    raise NotImplementedError
+    """The benchmarks named; with [all], those that there are files of.
+
+    Raises:
+        DataError: a file that is broken, or absent though its benchmark is named.
+    """
+    found = Published()
+    if config.data is not None:
+        annotations = Storage(f"{config.data}/{ANNOTATIONS}")
+        for name, (file, read) in BENCHMARKS.items():
+            if _wanted(name, names, there=annotations.exists(file), absent=found.absent):
+                _add(found, read(annotations, config), config)
+        root = f"{config.data}/{ZERO_SHOT}"
+        there = set() if "://" in config.data else set(zero_shot.present(root))
+        for name in zero_shot.SETS:
+            full = f"{zero_shot.PREFIX}{name}"
+            if _wanted(full, names, there=name in there, absent=found.absent):
+                for benchmark, source in zero_shot.load_torchvision(root, [name], config.zero_shot_scores):
+                    _add(found, benchmark, config, source)
+    if config.nlvr is not None and _wanted(NLVR, names, there=True, absent=found.absent):
+        _add(found, load_nlvr(Storage(config.nlvr)), config, FilePictures(config.nlvr))
+    for uri in config.class_folders:
+        benchmark, source = zero_shot.load_folder(uri, config.zero_shot_scores)
+        _add(found, benchmark, config, source)
+    for uri in config.webdatasets:
+        benchmark, source = zero_shot.load_webdataset(uri, config.zero_shot_scores)
+        _add(found, benchmark, config, source)
+    return found
+
+
+def identity(benchmark: Benchmark) -> str:
+    """Hash of a benchmark's items and of how they are counted."""
+    digest = hashlib.blake2b(digest_size=8)
+    digest.update(repr((benchmark.name, benchmark.protocol, list(benchmark.subsets))).encode())
+    digest.update(repr(sorted(benchmark.texts())).encode())  # of prompts, which no item shows
+    for shown in benchmark.shown():
+        digest.update(repr((shown.subset, shown.item_id, shown.images, shown.texts)).encode())
+    return digest.hexdigest()
+
+
+def _wanted(name: str, names: Sequence[str], *, there: bool, absent: list[str]) -> bool:
+    """Whether to read a benchmark; one that is named is read also where it is not there, for the error."""
+    if list(names) != ["all"]:
+        return name in names
+    if not there:
+        absent.append(name)
+    return there
+
+
+def _add(
+    found: Published, benchmark: Benchmark, config: PublishedConfig, source: PictureSource | None = None
+) -> None:
+    if benchmark.name in found.identity:
+        raise DataError(benchmark.name, "two benchmarks of this name", "another name for one of the folders")
+    found.benchmarks.append(benchmark)
+    found.identity[benchmark.name] = identity(benchmark)
+    for collection in sorted({key.partition(":")[0] for key in benchmark.image_keys()}):
+        found.sources[collection] = source or FilePictures(_folder(collection, config.images, config.data))
+
+
+def _folder(collection: str, given: Mapping[str, str], data: str | None) -> str:
+    return given.get(collection, f"{data}/{IMAGES}/{collection}")

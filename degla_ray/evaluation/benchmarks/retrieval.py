@@ -28,14 +28,14 @@ class Retrieval:
     Args:
         name: benchmark name.
         captions: CAPTIONS rows.
-        source: image folder that image_id refers to.
+        source: picture source that image_id refers to; none: each image_id is an `image_key`.
     """
 
     protocol = "a tie is wrong; truth by text"
     averages: Mapping[str, Sequence[str]] = {}
     subsets = tuple(f"{way}_r{k}" for way in ("i2t", "t2i") for k in RANKS)
 
-    def __init__(self, name: str, captions: pa.Table, source: str) -> None:
+    def __init__(self, name: str, captions: pa.Table, source: str | None) -> None:
         self.name = name
         self._texts_of: dict[str, list[str]] = defaultdict(list)  # image_id -> distinct captions
         self._images_of: dict[str, list[str]] = defaultdict(list)  # caption -> image_ids
@@ -43,7 +43,7 @@ class Retrieval:
         for image_id, caption in zip(
             captions["image_id"].to_pylist(), captions["caption"].to_pylist(), strict=True
         ):
-            self._key[image_id] = image_key(source, image_id)
+            self._key[image_id] = image_id if source is None else image_key(source, image_id)
             if caption not in self._texts_of[image_id]:
                 self._texts_of[image_id].append(caption)
                 self._images_of[caption].append(image_id)

@@ -1,0 +1,124 @@
+"""ARO's VG-Relation and VG-Attribution: who does what to whom, and whose is which attribute.
+
+Each item is a part of a Visual Genome picture, and the accuracy is the mean over relations, or over pairs of
+attributes; what the official scripts leave out of that mean is a subset of its own here.
+
+Source: Yuksekgonul et al. 2023. Order is in order.py.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Literal
+
+import pyarrow as pa
+
+from degla_ray.errors import DataError
+from degla_ray.evaluation.benchmarks.annotations import Item, read_items, read_json
+from degla_ray.evaluation.benchmarks.base import Rule, image_key
+from degla_ray.evaluation.benchmarks.choice import Choice
+from degla_ray.evaluation.pictures import boxed
+from degla_ray.schema import CHOICE_ITEMS
+from degla_ray.shards import Storage
+
+ARO = "aro"
+VG_RELATION, VG_ATTRIBUTION = "vg_relation", "vg_attribution"
+ARO_MEMBERS = ("vg_relation/relations", "vg_attribution/pairs", "coco_order/order", "flickr30k_order/order")
+PICTURES = "vg"
+SYMMETRIC = "symmetric_relations.json"
+MIN_PAIR = 25  # items of a pair of attributes that counts
+Average = Literal["macro", "micro"]
+_BOX = ("bbox_x", "bbox_y", "bbox_w", "bbox_h")
+_FIELDS = {"image_path": str, **dict.fromkeys(_BOX, int), "true_caption": str, "false_caption": str}
+
+
+def load_vg_relation(annotations: Storage, *, average: Average = "macro") -> Choice:
+    """VG-Relation, from `aro/visual_genome_relation.json`, without `aro/symmetric_relations.json`'s.
+
+    Args:
+        annotations: folder of all annotation files.
+        average: `macro`, over relations, as the official script; `micro`, over items.
+
+    Raises:
+        DataError: a file that is absent or broken, no relation left.
+    """
+    file = "visual_genome_relation.json"
+    items = read_items(annotations, ARO, file, fields={"relation_name": str, **_FIELDS})
+    symmetric = read_json(annotations, ARO, SYMMETRIC)
+    if not isinstance(symmetric, list) or not all(isinstance(name, str) for name in symmetric):
+        where = annotations.path(ARO, SYMMETRIC)
+        raise DataError(where, f"{symmetric!r:.80}", "a JSON list of relations")
+    names = [item["relation_name"] for _, item in items]
+    return _choice(
+        VG_RELATION,
+        items,
+        names,
+        counted=set(names) - set(symmetric),
+        subsets=("relations", "symmetric"),
+        average=average,
+        where=annotations.path(ARO, file),
+    )
+
+
+def load_vg_attribution(annotations: Storage, *, average: Average = "macro") -> Choice:
+    """VG-Attribution, from `aro/visual_genome_attribution.json`.
+
+    Args:
+        annotations: folder of all annotation files.
+        average: `macro`, over pairs of attributes, as the official script; `micro`, over items.
+
+    Raises:
+        DataError: the file is absent or broken, no pair with 25 items.
+    """
+    file = "visual_genome_attribution.json"
+    where = annotations.path(ARO, file)
+    items = read_items(annotations, ARO, file, fields={"attributes": list, **_FIELDS})
+    for item_id, item in items:
+        if len(item["attributes"]) < 2 or not all(isinstance(a, str) for a in item["attributes"]):
+            raise DataError(f"{where}, item {item_id!r}", f"attributes {item['attributes']!r}", "two texts")
+    names = ["_".join(item["attributes"][:2]) for _, item in items]
+    return _choice(
+        VG_ATTRIBUTION,
+        items,
+        names,
+        counted={name for name, count in Counter(names).items() if count >= MIN_PAIR},
+        subsets=("pairs", "rare_pairs"),
+        average=average,
+        where=where,
+    )
+
+
+def _choice(
+    name: str,
+    items: list[Item],
+    groups: list[str],
+    *,
+    counted: set[str],
+    subsets: tuple[str, str],
+    average: Average,
+    where: str,
+) -> Choice:
+    """Items of the groups that are `counted` in the first subset, the others in the second."""
+    if not counted:
+        raise DataError(where, f"no item of {subsets[0]}", "at least one")
+    rows = [
+        {
+            "benchmark": name,
+            "subset": subsets[group not in counted],
+            "item_id": f"{group}/{item_id}",
+            "image_id": image_key(PICTURES, boxed(item["image_path"], *(item[side] for side in _BOX))),
+            "texts": [item["true_caption"], item["false_caption"]],
+        }
+        for group, (item_id, item) in zip(groups, items, strict=True)
+    ]
+    macro = {subsets[0]: [group for group in groups if group in counted]} if average == "macro" else {}
+    return Choice(
+        name,
+        pa.Table.from_pylist(rows, schema=CHOICE_ITEMS),
+        Rule.STRICT,
+        None,
+        subsets,
+        where,
+        groups=macro,
+        note=f"mean over {subsets[0]}" if macro else "mean over items",
+    )

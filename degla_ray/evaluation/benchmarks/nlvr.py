@@ -1,0 +1,67 @@
+"""NLVR's development set as a choice between pictures: a sentence with a scene that it is true of and one
+that it is not.
+
+The examples of one sentence are those of one presentation: identifier n-m, n the presentation (README of
+NLVR). Fifteen sentences were written for two or more presentations; these are not mixed. A scene has six
+pictures, its boxes in six orders; the true and the false one are shown in the same order of boxes.
+
+Source: Suhr et al. 2017 (NLVR, CC-BY-4.0); the pairing is ours.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+from degla_ray.errors import DataError
+from degla_ray.evaluation.benchmarks.annotations import read_lines
+from degla_ray.evaluation.benchmarks.base import Rule, Shown, image_key
+from degla_ray.evaluation.benchmarks.picture_choice import PictureChoice
+from degla_ray.shards import Storage
+
+NLVR = "nlvr"
+FILE = "dev.json"
+ORDERS = 6  # pictures of one scene
+
+
+def load_nlvr(folder: Storage) -> PictureChoice:
+    """Every true scene of a sentence against each of its false ones, six times: item TRUE/FALSE/k.
+
+    Args:
+        folder: holds `dev.json` and `images/`; collection `nlvr` is this folder.
+
+    Raises:
+        DataError: the file is absent or broken, two sentences in one presentation, no pair at all.
+    """
+    where = folder.path(FILE)
+    fields = {"sentence": str, "label": str, "identifier": str, "directory": str}
+    presentations: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for identifier, record in read_lines(folder, FILE, fields=fields, id_field="identifier"):
+        if record["label"] not in ("true", "false"):
+            raise DataError(f"{where}, item {identifier!r}", f"label {record['label']!r}", "true or false")
+        presentations[identifier.partition("-")[0]].append(record)
+    items = []
+    for presentation, records in presentations.items():
+        sentences = sorted({record["sentence"] for record in records})
+        if len(sentences) > 1:
+            here = f"{where}, items {presentation}-…"
+            raise DataError(here, f"{len(sentences)} sentences, {sentences[:2]}", "one for them all")
+        true, false = ([r for r in records if r["label"] == label] for label in ("true", "false"))
+        items += [
+            Shown(
+                subset="pairs",
+                item_id=f"{right['identifier']}/{wrong['identifier']}/{k}",
+                images=(_picture(right, k), _picture(wrong, k)),
+                texts=(sentences[0],),
+            )
+            for right in true
+            for wrong in false
+            for k in range(ORDERS)
+        ]
+    if not items:
+        raise DataError(where, "no sentence with a true and a false scene", "at least one")
+    return PictureChoice(NLVR, items, Rule.STRICT)
+
+
+def _picture(record: dict[str, Any], k: int) -> str:
+    return image_key(NLVR, f"images/{record['directory']}/dev-{record['identifier']}-{k}.png")

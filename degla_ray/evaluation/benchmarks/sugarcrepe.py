@@ -1,0 +1,89 @@
+"""SugarCrepe and SugarCrepe++ over COCO val2017: captions against hard negatives of seven (five) kinds.
+
+Sources: Hsieh et al. 2023 (SugarCrepe); Dumpala et al. 2024 (SugarCrepe++).
+"""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+from degla_ray.evaluation.benchmarks.annotations import read_items
+from degla_ray.evaluation.benchmarks.base import Rule, Shown, image_key
+from degla_ray.evaluation.benchmarks.choice import Choice
+from degla_ray.evaluation.benchmarks.two_positives import TwoPositives
+from degla_ray.schema import CHOICE_ITEMS
+from degla_ray.shards import Storage
+
+SUGARCREPE, SUGARCREPE_PP = "sugarcrepe", "sugarcrepe_pp"
+SUBSETS = ("replace_obj", "replace_att", "replace_rel", "swap_obj", "swap_att", "add_obj", "add_att")
+SUBSETS_PP = SUBSETS[:5]
+PICTURES = "coco_val2017"
+AVERAGES = {
+    "sugarcrepe_replace": SUBSETS[:3],
+    "sugarcrepe_swap": SUBSETS[3:5],
+    "sugarcrepe_add": SUBSETS[5:],
+    "sugarcrepe": SUBSETS,
+}
+EXTRA_ID = "108"  # the index that swap_obj.json lacks
+EXTRA_ITEM = {  # of its first release; gone from today's
+    "filename": "000000310622.jpg",
+    "caption": "A West 32nd sign under a Korea Way road sign. ",
+    "negative_caption": "A Korea Way sign under a West 32nd road sign.",
+}
+_FIELDS = {"filename": str, "caption": str, "negative_caption": str}
+
+
+def load_sugarcrepe(annotations: Storage, *, extra_item: bool = False) -> Choice:
+    """SugarCrepe, from `sugarcrepe/SUBSET.json`.
+
+    Args:
+        annotations: folder of all annotation files.
+        extra_item: count the item of swap_obj (246, not 245) that was there when older papers were written.
+
+    Raises:
+        DataError: a file that is absent or broken.
+    """
+    rows = []
+    for subset in SUBSETS:
+        items = dict(read_items(annotations, SUGARCREPE, f"{subset}.json", fields=_FIELDS))
+        if subset == "swap_obj":
+            items = {item_id: item for item_id, item in items.items() if item != EXTRA_ITEM}
+            items |= {EXTRA_ID: EXTRA_ITEM} if extra_item else {}
+        rows += [
+            {
+                "benchmark": SUGARCREPE,
+                "subset": subset,
+                "item_id": item_id,
+                "image_id": image_key(PICTURES, item["filename"]),
+                "texts": [item["caption"], item["negative_caption"]],
+            }
+            for item_id, item in items.items()
+        ]
+    return Choice(
+        SUGARCREPE,
+        pa.Table.from_pylist(rows, schema=CHOICE_ITEMS),
+        Rule.STRICT,
+        None,
+        SUBSETS,
+        annotations.path(SUGARCREPE),
+        averages=AVERAGES,
+        note="swap_obj with 246 items" if extra_item else "",
+    )
+
+
+def load_sugarcrepe_pp(annotations: Storage) -> TwoPositives:
+    """SugarCrepe++, from `sugarcrepe_pp/SUBSET.json`.
+
+    Raises:
+        DataError: a file that is absent or broken.
+    """
+    items = []
+    for subset in SUBSETS_PP:
+        fields = {"id": int, "caption2": str, **_FIELDS}
+        for item_id, item in read_items(
+            annotations, SUGARCREPE_PP, f"{subset}.json", fields=fields, id_field="id"
+        ):
+            texts = (item["caption"], item["caption2"], item["negative_caption"])
+            images = (image_key(PICTURES, item["filename"]),)
+            items.append(Shown(subset=subset, item_id=item_id, images=images, texts=texts))
+    return TwoPositives(SUGARCREPE_PP, items)

@@ -1,0 +1,66 @@
+"""Two captions that mean the same against a third that does not: SugarCrepe++'s form."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from degla_ray.evaluation.benchmarks.base import Features, Scored, Shown, dot_NK, scores_table
+
+ITT, TOT = "itt", "tot"
+
+
+class TwoPositives:
+    """Every item scored twice, each time strictly: a tie is wrong.
+
+    Subsets `SUBSET_itt`: both positives are nearer to the picture than the negative is. Subsets
+    `SUBSET_tot`, of the texts alone, whether or not there is a picture: the positives are nearer to each
+    other than either is to the negative.
+
+    Args:
+        name: benchmark name; its averages are NAME_itt and NAME_tot.
+        items: one picture and three texts each, the negative last; each item_id once in a subset.
+    """
+
+    protocol = "strict"
+
+    def __init__(self, name: str, items: Sequence[Shown]) -> None:
+        self.name, self._items = name, list(items)
+        kinds = list(dict.fromkeys(item.subset for item in items))
+        self.averages = {f"{name}_{task}": tuple(f"{kind}_{task}" for kind in kinds) for task in (ITT, TOT)}
+        self.subsets = tuple(subset for of in self.averages.values() for subset in of)
+
+    def image_keys(self) -> set[str]:
+        return {item.images[0] for item in self._items}
+
+    def texts(self) -> set[str]:
+        return {text for item in self._items for text in item.texts}
+
+    def chance(self, subset: str) -> float | None:
+        return 1 / 3  # one of three numbers has to be the least (itt) or the greatest (tot)
+
+    def score(self, features: Features) -> Scored:
+        """candidate_scores: itt similarity of the picture with caption, second caption and negative; tot
+        that of caption and second caption, caption and negative, second caption and negative."""
+        rows: list[tuple[str, str, np.ndarray, bool]] = []
+        missing: Counter[str] = Counter()
+        for item in self._items:
+            subset, txt_3D = f"{item.subset}_{ITT}", features.texts(item.texts)
+            if item.images[0] in features.image_row:
+                itt_3 = dot_NK(features.images(item.images), txt_3D[None])[0]
+                rows.append((subset, item.item_id, itt_3, bool(itt_3[:2].min() > itt_3[2])))
+            else:
+                missing[subset] += 1
+            tot_3 = dot_NK(txt_3D[[0, 0, 1]], txt_3D[[1, 2, 2], None])[:, 0]
+            rows.append((f"{item.subset}_{TOT}", item.item_id, tot_3, bool(tot_3[0] > tot_3[1:].max())))
+        subsets, ids, scores, correct = zip(*rows, strict=True) if rows else ((), (), (), ())
+        return Scored(
+            scores=scores_table(self.name, subsets, ids, scores, np.array(correct)), missing=missing
+        )
+
+    def shown(self) -> Iterator[Shown]:
+        for item in self._items:
+            yield dataclasses.replace(item, subset=f"{item.subset}_{ITT}")

@@ -1,0 +1,538 @@
+"""Zero-shot classification sets: torchvision's eleven, a folder a class, CLIP_benchmark's tar shards.
+
+Each comes as a benchmark `zeroshot_NAME` and the source of its pictures, which has the benchmark's name.
+
+Names and templates of the eleven are OpenAI's. Where OpenAI's names differ from torchvision's (Pets,
+Flowers, Caltech101) they are read from the package clip_benchmark and matched with torchvision's; ImageNet's
+come with open_clip; the other seven sets' are torchvision's own with spaces (CLIP_benchmark takes those too,
+but leaves the underscores in CIFAR-100's). Nothing is downloaded here: `jobs/fetch_benchmarks.py` does that.
+Only the index files are read, no pictures; SUN397 has none, so its 108,754 pictures are looked for by name.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import io
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs
+from PIL import Image
+
+from degla_ray.errors import DataError, SettingError
+from degla_ray.evaluation.benchmarks.base import Benchmark
+from degla_ray.evaluation.benchmarks.classification import MEAN_PER_CLASS, TOP1, TOP5, Classification, Scores
+from degla_ray.evaluation.pictures import FilePictures, Picture, PictureBatch, PictureSource
+from degla_ray.evaluation.tar_pictures import TarPictures, tar_names
+from degla_ray.schema import CLASS_ITEMS
+from degla_ray.shards import Storage
+
+PREFIX = "zeroshot_"
+METRICS = (TOP1, TOP5, MEAN_PER_CLASS)
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff")  # of class folders
+TEMPLATE = "a photo of a {}."
+WHOLE = "the whole set: there is no official split"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TorchvisionSet:
+    """One of the eleven.
+
+    Attributes:
+        loader: class in torchvision.datasets.
+        needs: what lies below the root, looked for before torchvision is asked: it makes folders, and
+            unpacks ImageNet's archives, on the way to finding nothing.
+        classes: how many there are.
+        official: the subset that is published.
+        options: of the loader, for the test split.
+        folder: the loader's root, below ours.
+        prompts: key in clip_benchmark's files; none: open_clip has them.
+        reworded: how many of the names that the prompts use may share no word with torchvision's.
+        separators: what stands for a space in torchvision's names.
+        note: what is special about the protocol.
+    """
+
+    loader: str
+    needs: tuple[str, ...]
+    classes: int
+    official: str = TOP1
+    options: Mapping[str, Any] = field(default_factory=dict)
+    folder: str = ""
+    prompts: str | None = None
+    reworded: int = 0
+    separators: str = "_"
+    note: str = ""
+
+
+_TEST = {"split": "test"}
+SETS = {
+    "cifar10": TorchvisionSet(
+        loader="CIFAR10",
+        needs=("cifar-10-batches-py",),
+        classes=10,
+        options={"train": False},
+        prompts="cifar10",
+    ),
+    "cifar100": TorchvisionSet(
+        loader="CIFAR100",
+        needs=("cifar-100-python",),
+        classes=100,
+        options={"train": False},
+        prompts="cifar100",
+    ),
+    "food101": TorchvisionSet(
+        loader="Food101", needs=("food-101",), classes=101, options=_TEST, prompts="food101"
+    ),
+    "pets": TorchvisionSet(
+        loader="OxfordIIITPet",
+        needs=("oxford-iiit-pet",),
+        classes=37,
+        official=MEAN_PER_CLASS,
+        options=_TEST,
+        prompts="pets",
+    ),
+    "flowers102": TorchvisionSet(
+        loader="Flowers102",
+        needs=("flowers-102",),
+        classes=102,
+        official=MEAN_PER_CLASS,
+        options=_TEST,
+        prompts="flowers",
+        reworded=1,  # "ball moss" is "air plant"
+    ),
+    "sun397": TorchvisionSet(
+        loader="SUN397",
+        needs=("SUN397",),
+        classes=397,
+        prompts="sun397",
+        separators="_/",  # t/temple/east_asia; aircraft's F/A-18 keeps its own
+        note=WHOLE,
+    ),
+    "stanford_cars": TorchvisionSet(
+        loader="StanfordCars", needs=("stanford_cars",), classes=196, options=_TEST, prompts="cars"
+    ),
+    "dtd": TorchvisionSet(
+        loader="DTD",
+        needs=("dtd",),
+        classes=47,
+        options={**_TEST, "partition": 1},
+        prompts="dtd",
+        note="partition 1",
+    ),
+    "caltech101": TorchvisionSet(
+        loader="Caltech101",
+        needs=("caltech101/101_ObjectCategories",),
+        classes=101,
+        official=MEAN_PER_CLASS,
+        prompts="caltech101",
+        note=f"{WHOLE}; 101 classes, without background",
+    ),
+    "fgvc_aircraft": TorchvisionSet(
+        loader="FGVCAircraft",
+        needs=("fgvc-aircraft-2013b",),
+        classes=100,
+        official=MEAN_PER_CLASS,
+        options=_TEST,
+        prompts="fgvc_aircraft",
+    ),
+    "imagenet": TorchvisionSet(
+        loader="ImageNet",
+        needs=("imagenet/meta.bin", "imagenet/val"),
+        classes=1000,
+        options={"split": "val"},
+        folder="imagenet",
+        reworded=100,  # 68 by torchvision.models' list; 842 if OpenAI's list were off by one
+    ),
+}
+ZERO_SHOT_ELEVEN = tuple(f"{PREFIX}{name}/{spec.official}" for name, spec in SETS.items())
+"""The official subset of each set: what the average over all eleven is the mean of."""
+
+
+def present(root: str) -> list[str]:
+    """Names of the eleven sets that lie below `root`."""
+    return [name for name, spec in SETS.items() if _absent(os.path.expanduser(root), spec) is None]
+
+
+def load_torchvision(
+    root: str, names: Sequence[str], scores: Scores = "standard"
+) -> list[tuple[Benchmark, PictureSource]]:
+    """Sets that torchvision reads, each with all METRICS.
+
+    Args:
+        root: local folder that holds each set as torchvision lays it out; ImageNet in `imagenet/`.
+        names: keys of SETS.
+        scores: what decisions are made on.
+
+    Raises:
+        SettingError: no such set.
+        DataError: a set is not there or not whole; its classes are not those that its names are for;
+            no package clip_benchmark.
+    """
+    unknown = [name for name in names if name not in SETS]
+    if unknown:
+        raise SettingError("zero-shot sets", unknown[0], f"some of {', '.join(SETS)}")
+    return [_load_torchvision(_local(root), name, scores) for name in names]
+
+
+def _load_torchvision(root: str, name: str, scores: Scores) -> tuple[Benchmark, PictureSource]:
+    spec, where = SETS[name], f"{name} in {root}"
+    dataset = _open(root, name)
+    classes = _class_names(where, spec, dataset)
+    files = _files(dataset)
+    source: PictureSource
+    if files is None:
+        source = TorchvisionPictures(root, name)
+        ids, labels = [str(i) for i in range(len(dataset))], list(dataset.targets)
+    else:
+        source = FilePictures(root)
+        # sorted: SUN397's come as the file system lists them
+        rows = sorted((Path(path).relative_to(root).as_posix(), int(label)) for path, label in files)
+        ids, labels = [path for path, _ in rows], [label for _, label in rows]
+    benchmark = _benchmark(
+        name, ids, labels, classes, _templates(spec), where, scores, note=spec.note, unique_names=False
+    )
+    return benchmark, source
+
+
+def _benchmark(
+    name: str,
+    image_ids: Sequence[str],
+    labels: Sequence[int],
+    classes: Sequence[str],
+    templates: Sequence[str],
+    where: str,
+    scores: Scores,
+    note: str = "",
+    unique_names: bool = True,
+) -> Benchmark:
+    """An item a picture, whose id is the item's too."""
+    full = PREFIX + name
+    columns = [[full] * len(image_ids), image_ids, image_ids, labels]
+    items = pa.Table.from_arrays(
+        [pa.array(column, f.type) for column, f in zip(columns, CLASS_ITEMS, strict=True)], schema=CLASS_ITEMS
+    )
+    return Classification(
+        full,
+        items,
+        classes,
+        templates,
+        source=full,
+        where=where,
+        metrics=METRICS,
+        scores=scores,
+        note=note,
+        unique_names=unique_names,
+    )
+
+
+def _local(root: str) -> str:
+    if "://" in root:
+        raise DataError(root, "a URI", "a local folder: torchvision reads no other")
+    return os.path.abspath(os.path.expanduser(root))
+
+
+def _absent(root: str, spec: TorchvisionSet) -> str | None:
+    """The first thing that a set needs and that is not there."""
+    return next((need for need in spec.needs if not os.path.exists(os.path.join(root, need))), None)
+
+
+@functools.lru_cache(maxsize=2)  # a task reads batch after batch of one set
+def _open(root: str, name: str) -> Any:
+    """torchvision's dataset.
+
+    Raises:
+        DataError: it is not there, or torchvision cannot read it.
+    """
+    spec, where = SETS[name], f"{name} in {root}"
+    expected = (
+        f"torchvision's {spec.loader} there: "
+        f"`jobs/fetch_benchmarks.py --benchmarks '[{PREFIX}{name}]'` fetches it, or says what to do"
+    )
+    absent = _absent(root, spec)
+    if absent is not None:
+        raise DataError(where, f"no {absent}", expected)
+    import torchvision.datasets  # a second to import
+
+    try:
+        return getattr(torchvision.datasets, spec.loader)(os.path.join(root, spec.folder), **spec.options)
+    except Exception as error:  # torchvision, scipy and pickle raise a dozen types over broken files
+        raise DataError(where, f"{type(error).__name__}: {error}", expected) from error
+
+
+def _files(dataset: Any) -> list[tuple[str, int]] | None:
+    """(path, label) of each picture; none where torchvision keeps arrays."""
+    if hasattr(dataset, "categories"):  # Caltech101
+        folder = os.path.join(dataset.root, "101_ObjectCategories")
+        return [
+            (os.path.join(folder, dataset.categories[y], f"image_{i:04d}.jpg"), y)
+            for i, y in zip(dataset.index, dataset.y, strict=True)
+        ]
+    for attribute in ("samples", "_samples"):  # ImageNet, StanfordCars
+        if hasattr(dataset, attribute):
+            return list(getattr(dataset, attribute))
+    for attribute in ("_image_files", "_images"):  # Pets have the latter
+        if hasattr(dataset, attribute):
+            return list(zip(getattr(dataset, attribute), dataset._labels, strict=True))
+    return None
+
+
+def _class_names(where: str, spec: TorchvisionSet, dataset: Any) -> list[str]:
+    """What the prompts call each of torchvision's classes, in the order of the labels."""
+    theirs = dataset.categories if hasattr(dataset, "categories") else dataset.classes
+    if len(theirs) != spec.classes:
+        raise DataError(where, f"{len(theirs)} classes", f"{spec.classes}: the whole set")
+    listed: Sequence[str] | None
+    if spec.prompts is None:
+        from open_clip import IMAGENET_CLASSNAMES
+
+        listed = IMAGENET_CLASSNAMES
+    else:
+        listed = _from_clip_benchmark("en_classnames.json").get(spec.prompts)
+    if listed is None:
+        # CLIP_benchmark takes torchvision's own names for these too: they are the data set's, in the order
+        # of the labels, and OpenAI's are the same words with spaces.
+        return [re.sub(f"[{spec.separators}]", " ", name) for name in theirs]
+    if spec.prompts == "caltech101":
+        listed = listed[1:]  # background, which torchvision leaves out
+    if len(listed) != spec.classes:
+        raise DataError(f"names of {spec.loader}", f"{len(listed)} of them", f"{spec.classes}")
+    if spec.prompts == "pets":  # OpenAI's own list is in another order, so this one's is not relied on
+        return _by_name(where, theirs, listed)
+    return _by_position(where, theirs, listed, spec.reworded)
+
+
+def _by_name(where: str, theirs: Sequence[str], listed: Sequence[str]) -> list[str]:
+    """The listed name of each class, whatever the list's order."""
+    known = {" ".join(_words(name)): name for name in listed}
+    strange = next((name for name in theirs if " ".join(_words(name)) not in known), None)
+    if strange is not None:
+        raise DataError(where, f"class {strange!r}", f"one of {', '.join(listed)}")
+    return [known[" ".join(_words(name))] for name in theirs]
+
+
+def _by_position(
+    where: str, theirs: Sequence[str | tuple[str, ...]], listed: Sequence[str], reworded: int
+) -> list[str]:
+    """The list itself, once all but `reworded` names are seen to fit the class in their place.
+
+    One that fits shares a word's first four letters: "car_side" is "side of a car", "Motorbikes" is
+    "motorbike". ImageNet's classes are tuples of synonyms.
+    """
+    strange = []
+    for place, (given, name) in enumerate(zip(theirs, listed, strict=True)):
+        class_name = given if isinstance(given, str) else ", ".join(given)
+        if not {word[:4] for word in _words(class_name)} & {word[:4] for word in _words(name)}:
+            strange.append(f"class {class_name!r} in place {place}, where the names have {name!r}")
+    if len(strange) > reworded:
+        raise DataError(where, strange[0], f"the order of the names ({len(strange)} classes do not fit)")
+    return list(listed)
+
+
+def _words(name: str) -> list[str]:
+    return re.findall(r"[a-z0-9]+", name.lower())
+
+
+def _templates(spec: TorchvisionSet) -> list[str]:
+    if spec.prompts is None:
+        from open_clip import OPENAI_IMAGENET_TEMPLATES
+
+        return [template("{}") for template in OPENAI_IMAGENET_TEMPLATES]
+    return _with_braces(_from_clip_benchmark("en_zeroshot_classification_templates.json")[spec.prompts])
+
+
+def _with_braces(templates: Sequence[str]) -> list[str]:
+    return [template.replace("{c}", "{}") for template in templates]
+
+
+def _from_clip_benchmark(file: str) -> dict[str, list[str]]:
+    """A data file of the package, which is not imported: it would bring in all that it evaluates with."""
+    found = importlib.util.find_spec("clip_benchmark")
+    if found is None or not found.submodule_search_locations:
+        raise DataError(
+            "names of zero-shot classes", "no package clip_benchmark", "`pip install 'degla-ray[zeroshot]'`"
+        )
+    path = Path(found.submodule_search_locations[0], "datasets", file)
+    content: dict[str, list[str]] = json.loads(path.read_text(encoding="utf-8"))
+    return content
+
+
+@dataclass(frozen=True)
+class TorchvisionPictures:
+    """Pictures of a set that torchvision holds as arrays, CIFAR's. An id is the number in the test split."""
+
+    root: str
+    name: str
+    """Key of SETS."""
+
+    def batches(self, wanted: set[str], size: int) -> tuple[list[PictureBatch], dict[str, str]]:
+        ordered = sorted(wanted, key=lambda image_id: (len(image_id), image_id))
+        return [PictureBatch(ids=ordered[i : i + size]) for i in range(0, len(ordered), size)], {}
+
+    def read(self, batch: PictureBatch) -> list[Picture | Exception]:
+        """As PNG files, which lose nothing."""
+        try:
+            data = _open(self.root, self.name).data
+        except DataError as error:
+            return [error] * len(batch.ids)
+        return [_png(data, image_id) for image_id in batch.ids]
+
+
+def _png(data: Any, image_id: str) -> Picture | Exception:
+    try:
+        array = data[int(image_id)]
+    except (IndexError, ValueError) as error:
+        return error
+    file = io.BytesIO()
+    Image.fromarray(array).save(file, format="PNG", compress_level=1)
+    return Picture(data=file.getvalue())
+
+
+def load_folder(uri: str, scores: Scores = "standard") -> tuple[Benchmark, PictureSource]:
+    """A dataset of one folder a class, on any filesystem; classes are in the order of the folders' names.
+
+    What prompts call a class is its folder's name with spaces for underscores, unless there is a
+    `classes.json` ({folder: name}) or a `classnames.txt` (one a line, in the order of the folders).
+    `templates.txt` (one a line, with {} or {c}) replaces the template "a photo of a {}.".
+
+    Raises:
+        DataError: no such folder, no classes, a class without pictures, names that do not fit the folders.
+    """
+    storage = Storage(uri)
+    if not storage.is_folder():
+        raise DataError(uri, "no such folder", "a folder with a folder a class")
+    infos = storage.filesystem.get_file_info(pyarrow.fs.FileSelector(storage.path()))
+    folders = sorted(i.base_name for i in infos if not i.is_file and not i.base_name.startswith("."))
+    pictures: dict[str, list[str]] = {folder: [] for folder in folders}
+    for path in storage.names_below():
+        folder = path.partition("/")[0]
+        if folder in pictures and _is_picture(path):
+            pictures[folder].append(path)
+    if len(folders) < 2:
+        raise DataError(uri, f"{len(folders)} folders in it", "at least two: one a class")
+    empty = next((folder for folder in folders if not pictures[folder]), None)
+    if empty is not None:
+        raise DataError(storage.path(empty), "no pictures", f"at least one of *{', *'.join(PICTURES)}")
+    ids = [path for folder in folders for path in pictures[folder]]
+    labels = [label for label, folder in enumerate(folders) for _ in pictures[folder]]
+    marked = next((path for path in ids if "#" in path), None)
+    if marked is not None:
+        raise DataError(storage.path(marked), "a # in its name", "none: it stands for a part of a picture")
+    classes, given = _folder_names(storage, folders)
+    templates = _with_braces(_lines(storage, "templates.txt") or [TEMPLATE])
+    benchmark = _benchmark(
+        _base_name(storage.uri), ids, labels, classes, templates, uri, scores, unique_names=not given
+    )
+    return benchmark, FilePictures(uri)
+
+
+def _is_picture(path: str) -> bool:
+    name = path.rpartition("/")[2]
+    return name.lower().endswith(PICTURES) and not name.startswith(".")
+
+
+def _folder_names(storage: Storage, folders: Sequence[str]) -> tuple[list[str], bool]:
+    """What prompts call the classes, and whether somebody wrote it down."""
+    if storage.is_file("classes.json"):
+        where, named = storage.path("classes.json"), storage.read_json("classes.json")
+        if not isinstance(named, dict) or not all(isinstance(x, str) and x.strip() for x in named.values()):
+            raise DataError(where, "something else", '{"FOLDER": "name", …}')
+        differing = sorted(set(folders) ^ set(named))
+        if differing:
+            expected = "one name for each folder"
+            found = "no name for" if differing[0] in folders else "a name for a folder that is not there,"
+            raise DataError(where, f"{found} {differing[0]!r}", expected)
+        return [named[folder] for folder in folders], True
+    lines = _lines(storage, "classnames.txt")
+    if lines is None:
+        return [folder.replace("_", " ") for folder in folders], False
+    if len(lines) != len(folders):
+        where = storage.path("classnames.txt")
+        raise DataError(where, f"{len(lines)} names", f"{len(folders)}, in the order of the folders")
+    return lines, True
+
+
+def _lines(storage: Storage, name: str) -> list[str] | None:
+    """The stripped lines of a text file; none if there is none.
+
+    Raises:
+        DataError: it has no lines, or an empty one among them: of class names that would be a class.
+    """
+    if not storage.is_file(name):
+        return None
+    try:
+        text = storage.read_bytes(name).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(storage.path(name), f"{error}", "UTF-8") from error
+    lines = [line.strip() for line in text.rstrip().splitlines()]
+    if not lines or not all(lines):
+        raise DataError(storage.path(name), "an empty line" if lines else "no lines", "text on every line")
+    return lines
+
+
+def load_webdataset(uri: str, scores: Scores = "standard") -> tuple[Benchmark, PictureSource]:
+    """Tar shards as CLIP_benchmark writes them, on any filesystem.
+
+    A sample is a picture and its class number, KEY.webp (or png, jpg) and KEY.cls. `classnames.txt` and
+    `zeroshot_classification_templates.txt` lie beside the shards or in the folder above.
+
+    Args:
+        uri: folder of the shards, or the folder whose `test/` they are in.
+        scores: what decisions are made on.
+
+    Raises:
+        DataError: no shards, fewer than nshards.txt says, a broken one, a sample that is not whole, a
+            class number that has no name; no names or templates.
+    """
+    shards = next((s for s in (Storage(uri), Storage(_below(uri, "test"))) if tar_names(s)), None)
+    if shards is None:
+        raise DataError(
+            uri, "no *.tar in it nor in its test/", "a dataset that clip_benchmark_export_wds wrote"
+        )
+    counted, found = _lines(shards, "nshards.txt"), tar_names(shards)
+    if counted is not None and counted != [str(len(found))]:
+        raise DataError(shards.uri, f"{len(found)} shards", f"{' '.join(counted)}, as nshards.txt says")
+    home, classes = _beside_or_above(shards, "classnames.txt")
+    _, templates = _beside_or_above(shards, "zeroshot_classification_templates.txt")
+    source = TarPictures(shards.uri)
+    ids = list(source.samples)
+    labels = [sample.label for sample in source.samples.values()]
+    benchmark = _benchmark(
+        _base_name(home.uri), ids, labels, classes, _with_braces(templates), uri, scores, unique_names=False
+    )
+    return benchmark, source
+
+
+def _beside_or_above(shards: Storage, name: str) -> tuple[Storage, list[str]]:
+    """A text file's lines, and the folder that it lies in."""
+    for storage in (shards, Storage(_above(shards.uri))):
+        lines = _lines(storage, name)
+        if lines is not None:
+            return storage, lines
+    raise DataError(shards.uri, f"no {name}", "one beside the shards, or in the folder above")
+
+
+def _split(uri: str) -> tuple[str, str]:
+    """A URI's path without a slash at its end, and its options."""
+    path, mark, options = uri.partition("?") if "://" in uri else (uri, "", "")
+    return path.rstrip("/"), mark + options
+
+
+def _below(uri: str, name: str) -> str:
+    path, options = _split(uri)
+    return f"{path}/{name}{options}"
+
+
+def _above(uri: str) -> str:
+    path, options = _split(uri)
+    return path.rpartition("/")[0] + options
+
+
+def _base_name(uri: str) -> str:
+    return _split(uri)[0].rpartition("/")[2]
