@@ -1,4 +1,4 @@
-"""Settings of `evaluate`, `compare`, `interpolate` and `export`."""
+"""Settings of `evaluate`, `compare`, `interpolate`, `export` and `fetch_benchmarks`."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ class FetchConfig:
     """Job `fetch_benchmarks`: the files of published benchmarks, as far as they may be downloaded."""
 
     output: str
-    """Folder for annotations/, images/ and zeroshot/, to give to `evaluate` as `published.data`."""
+    """Local folder for annotations/, images/ and zeroshot/, to give to `evaluate` as `published.data`."""
     benchmarks: list[str] = field(default_factory=lambda: ["all"])
     """Names of benchmarks or of groups (aro, retrieval, zeroshot), or [all]."""
     images: bool = True

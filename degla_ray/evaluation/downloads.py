@@ -1,0 +1,105 @@
+"""The catalogue of what benchmarks need and where it lies: `downloads.yaml`, or another file like it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+import yaml
+
+from degla_ray.cli import from_settings
+from degla_ray.errors import DataError, SettingError
+
+CATALOGUE = Path(__file__).with_name("downloads.yaml")
+ANNOTATIONS = "annotations"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    """An entry of the catalogue; it has one of `url`, `torchvision` and `form`."""
+
+    name: str
+    """Unique name."""
+    benchmarks: list[str]
+    """Benchmarks and groups that need it."""
+    to: str
+    """File, or folder of what is unpacked, below the output."""
+    licence: str
+    """Under which it may be used."""
+    url: str | None = None
+    """Where it is downloaded."""
+    torchvision: str | None = None
+    """Class of torchvision.datasets that downloads it."""
+    form: str | None = None
+    """Page where a person gets it."""
+    by_hand: str = ""
+    """What that person does, in a sentence."""
+    bytes: int | None = None
+    """Size of what is downloaded."""
+    sha256: str | None = None
+    """Published, or known otherwise; of what is downloaded, as the next two."""
+    md5: str | None = None
+    """MD5."""
+    sha1: str | None = None
+    """SHA-1."""
+    unpack: Literal["none", "zip", "tar"] = "none"
+    """What kind of archive it is."""
+    strip: str = ""
+    """Folder inside the archive whose members are wanted."""
+    extract: str | None = None
+    """`python_list:VARIABLE`: the file is Python or a notebook, and only this list of it is kept, as JSON."""
+
+    def __post_init__(self) -> None:
+        if sum(each is not None for each in (self.url, self.torchvision, self.form)) != 1:
+            raise SettingError("url", self.url, "one of `url`, `torchvision` and `form`")
+        if self.form is not None and not self.by_hand:
+            raise SettingError("by_hand", self.by_hand, "what is to be done at `form`")
+        path = PurePosixPath(self.to)
+        if path.is_absolute() or ".." in path.parts or not path.parts:
+            raise SettingError("to", self.to, "a path below the output folder")
+        if self.extract is not None and not self.extract.startswith("python_list:"):
+            raise SettingError("extract", self.extract, "python_list:VARIABLE")
+
+    @property
+    def checksums(self) -> dict[str, str]:
+        found = {"sha256": self.sha256, "md5": self.md5, "sha1": self.sha1}
+        return {kind: value for kind, value in found.items() if value is not None}
+
+
+def read_catalogue(path: Path) -> list[Item]:
+    """The items of a catalogue.
+
+    Raises:
+        DataError: no such file, not YAML, or two items of one name.
+        SettingError: an item that cannot be.
+    """
+    try:
+        entries = yaml.safe_load(path.read_text(encoding="utf-8"))["items"]
+    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+        raise DataError(
+            str(path), error, "a YAML file with `items`, as degla_ray's downloads.yaml"
+        ) from error
+    items = [from_settings(Item, entry, f"{path.name}: items[{i}]") for i, entry in enumerate(entries)]
+    names = [item.name for item in items]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise DataError(str(path), f"two items called {twice}", "one of each name")
+    return items
+
+
+def select(items: Sequence[Item], benchmarks: Sequence[str], images: bool) -> list[Item]:
+    """The items that some benchmarks need.
+
+    Raises:
+        SettingError: there is no such benchmark.
+    """
+    names = sorted({name for item in items for name in item.benchmarks})
+    if unknown := sorted(set(benchmarks) - {"all", *names}):
+        raise SettingError("benchmarks", unknown, f"all, or some of {', '.join(names)}")
+    wanted = set(names if "all" in benchmarks else benchmarks)
+    return [
+        item
+        for item in items
+        if wanted & set(item.benchmarks) and (images or PurePosixPath(item.to).parts[0] == ANNOTATIONS)
+    ]

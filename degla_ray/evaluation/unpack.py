@@ -1,0 +1,106 @@
+"""What a downloaded file holds: an archive's members, or a list that stands in a source file.
+
+A folder is made beside its place and renamed when it is whole. An archive needs as much room again as it has
+bytes, for it is deleted only afterwards.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import re
+import shutil
+import tarfile
+import zipfile
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+from degla_ray.errors import DataError
+
+CHUNK = 1 << 20  # bytes
+
+
+def unpack(archive: Path, kind: Literal["zip", "tar"], target: Path, strip: str) -> None:
+    """Unpacks the members below the folder `strip` of an archive into the folder `target`.
+
+    Raises:
+        DataError: not such an archive, a member that would lie outside `target`, or none below `strip`.
+    """
+    unpacking = target.with_name(f"{target.name}.unpacking")
+    shutil.rmtree(unpacking, ignore_errors=True)
+    unpacking.mkdir(parents=True)
+    try:
+        count = (
+            _unpack_zip(archive, unpacking, strip)
+            if kind == "zip"
+            else _unpack_tar(archive, unpacking, strip)
+        )
+    except (zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
+        raise DataError(str(archive), str(error), f"a {kind} archive with members inside it") from error
+    if not count:
+        raise DataError(str(archive), f"no file below {strip!r}", "another `strip`, or another archive")
+    os.replace(unpacking, target)
+
+
+def _unpack_zip(archive: Path, folder: Path, strip: str) -> int:
+    with zipfile.ZipFile(archive) as opened:
+        members = [(member, _inner(archive, member.filename, strip)) for member in opened.infolist()]
+        files = [(member, inner) for member, inner in members if inner and not member.is_dir()]
+        for member, inner in files:
+            path = folder / inner
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with opened.open(member) as source, path.open("wb") as file:
+                shutil.copyfileobj(source, file, CHUNK)
+    return len(files)
+
+
+def _unpack_tar(archive: Path, folder: Path, strip: str) -> int:
+    with tarfile.open(archive) as opened:
+        members = [(member, _inner(archive, member.name, strip)) for member in opened.getmembers()]
+        files = [member.replace(name=inner) for member, inner in members if inner and member.isfile()]
+        opened.extractall(folder, files, filter="data")
+    return len(files)
+
+
+def _inner(archive: Path, name: str, strip: str) -> str:
+    """A member's path below `strip`; nothing if it lies elsewhere."""
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or "\\" in name or re.match("[A-Za-z]:", name):
+        raise DataError(str(archive), f"the member {name!r}", "members inside the archive's own folder")
+    return str(path.relative_to(strip)) if path.is_relative_to(strip) and path != PurePosixPath(strip) else ""
+
+
+def python_list(source: Path, variable: str) -> list[object]:
+    """The list that a Python file or a notebook assigns to `variable`, read and not run.
+
+    Raises:
+        DataError: there is none.
+    """
+    for part in _code(source):
+        try:
+            tree = ast.parse(part)
+        except SyntaxError:
+            continue  # a notebook's cell with a shell command
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Assign) and any(
+                isinstance(name, ast.Name) and name.id == variable for name in node.targets
+            ):
+                try:
+                    value = ast.literal_eval(node.value)
+                except ValueError:
+                    continue
+                if isinstance(value, list):
+                    return value
+    raise DataError(str(source), f"no list `{variable}`", f"`{variable} = [...]` with values written out")
+
+
+def _code(source: Path) -> list[str]:
+    """A Python file's text, or that of each of a notebook's cells of code."""
+    try:
+        text = source.read_text(encoding="utf-8")
+        if not text.lstrip().startswith("{"):
+            return [text]
+        return ["".join(cell["source"]) for cell in json.loads(text)["cells"] if cell["cell_type"] == "code"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(str(source), error, "a Python file or a Jupyter notebook") from error
