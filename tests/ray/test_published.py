@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -110,12 +109,14 @@ def test_published_all_that_there_are_files_of_are_scored(whole: tuple[Summary, 
     }
     assert all(s.protocol for s in summary.subsets)
     storage = Storage(str(output))
-    items = {
-        (r["benchmark"], r["subset"], r["item_id"]) for r in storage.read_dataset("items", ITEMS).to_pylist()
-    }
-    scores = storage.read_dataset("scores", SCORES).to_pylist()
-    shown = [r for r in scores if not r["subset"].endswith(("_r5", "_r10"))]
-    assert {(r["benchmark"], r["subset"], r["item_id"]) for r in shown} == items
+    items, scores = (
+        {
+            (r["benchmark"], r["subset"], r["item_id"]): r
+            for r in storage.read_dataset(name, schema).to_pylist()
+        }
+        for name, schema in (("items", ITEMS), ("scores", SCORES))
+    )
+    assert {key for key in scores if not key[1].endswith(("_r5", "_r10"))} == items.keys()
     ties = [r for r in scores.values() if r["benchmark"] == "sugarcrepe" and r["item_id"] == "0"]
     assert len(ties) == 7
     assert not any(r["correct"] for r in ties), "a tie is wrong"
