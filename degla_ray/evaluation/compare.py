@@ -1,7 +1,8 @@
 """Several evaluations in one report: `compare(config)`, run by `jobs/compare.py`.
 
 Writes `report.md`, `report.html` (self-contained), `plots/*.svg` and `comparison.json`, prints the tables,
-and logs them as one MLflow run. Made anew at each call: it takes a few seconds, most of them imports.
+and logs them as one MLflow run. The items on which a model and the first disagree most are shown with their
+pictures, where those can still be read. Made anew at each call: a few seconds, most of them imports.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,11 +22,15 @@ from degla_ray.errors import DataError, SettingError
 from degla_ray.evaluation import plots, report
 from degla_ray.evaluation.comparison import Comparison, Decisions, decisions_of, set_side_by_side
 from degla_ray.evaluation.curves import training_curve
+from degla_ray.evaluation.disagreements import Disagreement, most_disagreed
+from degla_ray.evaluation.markdown import markdown
 from degla_ray.evaluation.summary import ARTIFACTS, FOLDER_TAG, Summary, read_evaluation, read_summary
+from degla_ray.evaluation.thumbnails import thumbnails
 from degla_ray.schema import SCORES
 from degla_ray.shards import MANIFEST, Storage, fingerprint
 
 RUN_ID = re.compile(r"[0-9a-f]{32}")
+DISAGREEMENTS = 20  # items that are shown of the first model and each other one
 EXPECTED = "a folder that `jobs/evaluate.py` wrote, the id of its MLflow run, or, with `suite` set, a model"
 
 console = Console()
@@ -33,6 +38,7 @@ console = Console()
 
 @dataclass(frozen=True, kw_only=True)
 class _Evaluation:
+    folder: Storage
     summary: Summary
     decisions: Decisions
 
@@ -50,20 +56,29 @@ def compare(config: CompareConfig) -> Path:
     found = [_read(entry, config) for entry in config.evaluations]
     comparison = set_side_by_side([e.summary for e in found], [e.decisions for e in found])
     drawn = _plots(comparison)
+    disagreements = {
+        model: most_disagreed(found[0].folder, evaluation.folder, DISAGREEMENTS)
+        for model, evaluation in enumerate(found)
+        if model and comparison.same_inputs[model]
+    }
+    shown = {key for items in disagreements.values() for item in items for key in item.images}
+    pictures = thumbnails(shown, [e.summary.sources for e in found])
     (output / "plots").mkdir(parents=True, exist_ok=True)
     for old in (output / "plots").glob("*.svg"):  # of an earlier report with more plots
         old.unlink()
     files = {_file_name(heading): svg for heading, svg in drawn.items()}
     for name, svg in files.items():
         (output / name).write_text(svg, encoding="utf-8")
-    (output / "report.md").write_text(report.markdown(comparison, list(files)), encoding="utf-8")
-    (output / "report.html").write_text(report.html(comparison, drawn), encoding="utf-8")
-    (output / "comparison.json").write_text(json.dumps(_as_json(comparison), indent=2), encoding="utf-8")
+    (output / "report.md").write_text(markdown(comparison, list(files), disagreements), encoding="utf-8")
+    page = report.html(comparison, drawn, disagreements, pictures)
+    (output / "report.html").write_text(page, encoding="utf-8")
+    content = json.dumps(_as_json(comparison, disagreements), indent=2)
+    (output / "comparison.json").write_text(content, encoding="utf-8")
     for table in report.console_tables(comparison, console.width):
         console.print(table)
     for line in (*report.findings(comparison), "", *report.footnotes(comparison)):
         console.print(line, markup=False, highlight=False)
-    _track(config, comparison, output)
+    _track(config, comparison, disagreements, output)
     console.print(f"report: {output / 'report.html'}", markup=False, soft_wrap=True)
     return output
 
@@ -97,7 +112,12 @@ def _read(entry: str, config: CompareConfig) -> _Evaluation:
 
 def _of_folder(uri: str) -> _Evaluation:
     storage, summary = read_evaluation(uri)
-    return _Evaluation(summary=summary, decisions=decisions_of(storage.read_dataset("scores", SCORES)))
+    return _evaluation(storage, summary)
+
+
+def _evaluation(folder: Storage, summary: Summary) -> _Evaluation:
+    scores = folder.read_dataset("scores", SCORES, ["benchmark", "subset", "item_id", "correct"])
+    return _Evaluation(folder=folder, summary=summary, decisions=decisions_of(scores))
 
 
 def _of_run(run_id: str, config: TrackingConfig, output: Path) -> _Evaluation:
@@ -117,9 +137,7 @@ def _of_run(run_id: str, config: TrackingConfig, output: Path) -> _Evaluation:
     copy = Storage(
         str(tracking.download_artifacts(config, run_id, ARTIFACTS, output / "downloaded" / run_id))
     )
-    return _Evaluation(
-        summary=read_summary(copy), decisions=decisions_of(copy.read_dataset("scores", SCORES))
-    )
+    return _evaluation(copy, read_summary(copy))
 
 
 def _plots(comparison: Comparison) -> dict[str, str]:
@@ -132,34 +150,42 @@ def _plots(comparison: Comparison) -> dict[str, str]:
             curves[label] = curve
     drawn = {
         "Composition against retention": plots.retention(comparison),
-        "Accuracy by kind": plots.bars(comparison),
+        **plots.bars(comparison),
         "Training losses": plots.losses(curves, comparison.labels),
     }
     return {heading: svg for heading, svg in drawn.items() if svg is not None}
 
 
 def _file_name(heading: str) -> str:
-    return f"plots/{heading.lower().replace(' ', '_')}.svg"
+    return f"plots/{re.sub(r'[^a-z0-9]+', '_', heading.lower()).strip('_')}.svg"
 
 
-def _as_json(comparison: Comparison) -> list[dict[str, object]]:
-    """One entry a model, for other programs."""
+def _as_json(
+    comparison: Comparison, disagreements: Mapping[int, Sequence[Disagreement]]
+) -> list[dict[str, object]]:
+    """One entry a model, for other programs; of the first there are no disagreements, they are with it."""
     return [
         {
             "label": label,
             "model": dict(summary.model),
             "inputs": dict(summary.inputs),
             "same_inputs_as_first": comparison.same_inputs[model],
-            "results": {
-                name: dataclasses.asdict(comparison.cell(model, name))
-                for name in (*comparison.averages, *comparison.subsets)
-            },
+            "results": {name: dataclasses.asdict(comparison.cell(model, name)) for name in comparison.names},
+            "disagreements": [
+                {**dataclasses.asdict(item), "difference": item.difference}
+                for item in disagreements.get(model, ())
+            ],
         }
         for model, (label, summary) in enumerate(zip(comparison.labels, comparison.summaries, strict=True))
     ]
 
 
-def _track(config: CompareConfig, comparison: Comparison, output: Path) -> None:
+def _track(
+    config: CompareConfig,
+    comparison: Comparison,
+    disagreements: Mapping[int, Sequence[Disagreement]],
+    output: Path,
+) -> None:
     identity = [
         [label, s.fingerprint] for label, s in zip(comparison.labels, comparison.summaries, strict=True)
     ]
@@ -173,17 +199,44 @@ def _track(config: CompareConfig, comparison: Comparison, output: Path) -> None:
     tracking.log_metrics(config.tracking, run_id, _metrics(comparison, range(len(comparison.labels))))
     for name in ("report.html", "report.md", "comparison.json", "plots"):
         tracking.log_artifacts(config.tracking, run_id, output / name, "plots" if name == "plots" else None)
+    table = _table(comparison.labels, disagreements)
+    if table["benchmark"]:
+        tracking.log_table(config.tracking, run_id, "disagreements", table)
     tracking.finish(config.tracking, run_id)
 
 
+def _table(
+    labels: Sequence[str], disagreements: Mapping[int, Sequence[Disagreement]]
+) -> dict[str, list[object]]:
+    """Columns of a table of all disagreements, a row an item."""
+    rows = [(labels[model], item) for model, items in disagreements.items() for item in items]
+    return {
+        "base": [labels[0] for _ in rows],
+        "model": [label for label, _ in rows],
+        "benchmark": [item.benchmark for _, item in rows],
+        "subset": [item.subset for _, item in rows],
+        "item_id": [item.item_id for _, item in rows],
+        "right": [labels[0] if item.correct[0] else label for label, item in rows],
+        "difference": [item.difference for _, item in rows],
+        "base_margin": [item.margins[0] for _, item in rows],
+        "model_margin": [item.margins[1] for _, item in rows],
+        "candidates": [" | ".join(item.candidates) for _, item in rows],
+        "base_scores": [" | ".join(f"{score:.4f}" for score in item.scores[0]) for _, item in rows],
+        "model_scores": [" | ".join(f"{score:.4f}" for score in item.scores[1]) for _, item in rows],
+        "texts": [" | ".join(item.texts) for _, item in rows],
+        "images": [" | ".join(item.images) for _, item in rows],
+    }
+
+
 def _metrics(comparison: Comparison, models: Sequence[int]) -> dict[str, float]:
-    """`LABEL/composition` … and, for all but the first, `LABEL/composition_delta`."""
+    """`LABEL/NAME` of every score, the names being those of the evaluations' own runs; of averages, for all
+    but the first, also `LABEL/NAME_delta`."""
     metrics: dict[str, float] = {}
     for model in models:
-        for name in comparison.averages:
+        for name in comparison.names:
             cell, key = comparison.cell(model, name), f"{comparison.labels[model]}/{name}"
             if cell.score is not None and cell.score.value is not None:
                 metrics[key] = cell.score.value
-            if cell.delta is not None:
+            if cell.delta is not None and "/" not in name:
                 metrics[f"{key}_delta"] = cell.delta
     return metrics

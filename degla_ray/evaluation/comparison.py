@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 
+from degla_ray.evaluation.benchmarks.aro import ARO, ARO_MEMBERS
+from degla_ray.evaluation.benchmarks.zero_shot import PREFIX
 from degla_ray.evaluation.statistics import McNemar, mcnemar
 from degla_ray.evaluation.summary import Score, Summary
 
@@ -21,7 +24,13 @@ TITLES = {
     "zero_shot": "Zero-shot",
     "retrieval": "Retrieval R@1",
     "negatives": "Own negatives",
-}
+    "sugarcrepe": "SugarCrepe",
+    "sugarcrepe_pp_itt": "SugarCrepe++",
+    "valse": "VALSE",
+    ARO: "ARO",
+    "zero_shot_eleven": "Zero-shot, 11 sets",
+}  # the averages that a report begins with
+SCENES_FAMILY, ARO_FAMILY, ZERO_SHOT_FAMILY = "scenes", "ARO", "zero-shot sets"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +53,17 @@ class Cell:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Group:
+    """Scores that are shown in one table: a benchmark's, or those of a family of small benchmarks."""
+
+    title: str
+    names: tuple[str, ...]
+    """Subsets, then the averages of the benchmark itself."""
+    headings: tuple[str, ...]
+    """What to call each of them there."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Comparison:
     """Everything a report shows."""
 
@@ -51,16 +71,30 @@ class Comparison:
     """One a model, unique; the first is the base."""
     summaries: tuple[Summary, ...]
     averages: tuple[str, ...]
-    """Names of the averages that any model has."""
-    subsets: tuple[str, ...]
-    """Names of the subsets that any model has."""
+    """Names of the averages that any model has and that are shown first."""
+    groups: tuple[Group, ...]
+    """The subsets, and the averages within one benchmark, by benchmark."""
     cells: Mapping[tuple[int, str], Cell]
     """(model number, name) -> result."""
     same_inputs: tuple[bool, ...]
-    """Whether each model was evaluated on the first one's test sets."""
+    """Whether what each model and the first were both evaluated on is the same."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of every score, the averages that are shown first before the others."""
+        return tuple(dict.fromkeys((*self.averages, *(name for g in self.groups for name in g.names))))
 
     def cell(self, model: int, name: str) -> Cell:
         return self.cells[model, name]
+
+    def items(self, name: str) -> int:
+        """Items that a score is over: the first model's that was evaluated on it."""
+        return next(s.n for s in (self.cells[m, name].score for m in range(len(self.labels))) if s)
+
+
+def title(name: str) -> str:
+    """Heading of an average or subset."""
+    return TITLES.get(name, name)
 
 
 def decisions_of(scores: pa.Table) -> dict[str, dict[str, bool]]:
@@ -74,13 +108,19 @@ def decisions_of(scores: pa.Table) -> dict[str, dict[str, bool]]:
 
 def set_side_by_side(summaries: Sequence[Summary], decisions: Sequence[Decisions]) -> Comparison:
     """Compares evaluations; `decisions[i]` belongs to `summaries[i]`."""
-    same = tuple(s.inputs == summaries[0].inputs for s in summaries)
-    averages = [name for name in TITLES if any(name in {a.name for a in s.averages} for s in summaries)]
+    same = tuple(_same_inputs(summaries[0].inputs, s.inputs) for s in summaries)
+    found = {score.name: score for s in summaries for score in s.averages}
     subsets = list(dict.fromkeys(score.name for s in summaries for score in s.subsets))
+    groups = _groups(subsets, list(found))
+    within = {name for group in groups for name in group.names}
+    averages = [name for name in TITLES if name in found]
+    averages += [name for name in found if name not in TITLES and name not in within]
     cells = {}
     for model, summary in enumerate(summaries):
-        for name in (*averages, *subsets):
-            score, first = summary.score(name), summaries[0].score(name)
+        scores = {score.name: score for score in (*summary.averages, *summary.subsets)}
+        firsts = {score.name: score for score in (*summaries[0].averages, *summaries[0].subsets)}
+        for name in (*averages, *within):
+            score, first = scores.get(name), firsts.get(name)
             delta = None
             if model and score and first and score.value is not None and first.value is not None:
                 delta = score.value - first.value
@@ -92,10 +132,49 @@ def set_side_by_side(summaries: Sequence[Summary], decisions: Sequence[Decisions
         labels=_unique([s.label for s in summaries]),
         summaries=tuple(summaries),
         averages=tuple(averages),
-        subsets=tuple(subsets),
+        groups=groups,
         cells=cells,
         same_inputs=same,
     )
+
+
+def _same_inputs(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
+    """Whether what both were evaluated on is the same; what only one was does not count."""
+    for key in first.keys() & second.keys():
+        a, b = first[key], second[key]
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            if not _same_inputs(a, b):
+                return False
+        elif a is not None and b is not None and a != b:
+            return False
+    return True
+
+
+def _family(benchmark: str) -> str:
+    """What a benchmark is shown together with: itself, or a family of benchmarks with few subsets."""
+    if benchmark.startswith(PREFIX):
+        return ZERO_SHOT_FAMILY
+    if benchmark in {member.partition("/")[0] for member in ARO_MEMBERS}:
+        return ARO_FAMILY
+    return SCENES_FAMILY if benchmark.startswith("scenes") else benchmark
+
+
+def _groups(subsets: Sequence[str], averages: Sequence[str]) -> tuple[Group, ...]:
+    by_family: dict[str, list[str]] = {}
+    for name in subsets:
+        by_family.setdefault(_family(name.partition("/")[0]), []).append(name)
+    owner = {}  # of `sugarcrepe_pp_itt`, sugarcrepe_pp and not sugarcrepe
+    for name in averages:
+        fitting = [title for title in by_family if name == title or name.startswith(f"{title}_")]
+        owner[name] = max(fitting, key=len, default="")
+    groups = []
+    for title, names in by_family.items():
+        own = [name for name in averages if owner[name] == title]
+        benchmarks = {name.partition("/")[0] for name in names}
+        short = benchmarks == {title}
+        headings = [name.partition("/")[2] if short else name.removeprefix(PREFIX) for name in names]
+        groups.append(Group(title=title, names=(*names, *own), headings=(*headings, *own)))
+    return tuple(groups)
 
 
 def _paired(first: Decisions, second: Decisions, names: Sequence[str]) -> McNemar:

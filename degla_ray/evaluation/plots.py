@@ -1,8 +1,10 @@
-"""The report's plots, as SVG text: composition against retention, bars of the subsets, loss curves."""
+"""The report's plots, as SVG text: composition against retention, bars of each benchmark, loss curves."""
 
 from __future__ import annotations
 
 import io
+import re
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -11,26 +13,50 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from degla_ray.evaluation.comparison import Comparison
+from degla_ray.evaluation.benchmarks.classification import TOP1
+from degla_ray.evaluation.benchmarks.zero_shot import PREFIX, ZERO_SHOT_ELEVEN
+from degla_ray.evaluation.comparison import SCENES_FAMILY, ZERO_SHOT_FAMILY, Comparison, title
+from degla_ray.evaluation.published_rows import published_points
 from degla_ray.evaluation.summary import Score
 
 # Okabe & Ito's colours, told apart also by colour-blind readers; the base is grey.
 COLOURS = ("#7f7f7f", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+GREY = "#8a8a8a"  # of published models
+COMPOSITION = ("sugarcrepe", "valse", "aro")  # what the composition axis is the mean of
+NOT_DRAWN = ("scenes_zeroshot", "scenes_retrieval")  # they are the other axis of the first plot
+MOST_BARS, TICK = 14, 12
 SMOOTHED_STEPS = 1 / 40  # of a run's steps go into one point of its curve
+Axis = tuple[str, tuple[str, ...]]  # label, names of the scores that it is the mean of
 Curve = Mapping[str, Sequence[float]]  # column of a training trace -> values; `step` among them
 
 
 def retention(comparison: Comparison) -> str | None:
-    """Composition against zero-shot, with intervals; none where no model has both."""
+    """Composition against what was kept, with intervals; none where no model has both.
+
+    On the project's own scenes where there are some; else on published benchmarks, over which all compared
+    models are averaged alike, among the published models that have both.
+    """
+    axes_of = _scenes_axes(comparison) or _published_axes(comparison)
+    if axes_of is None:
+        return None
+    (x_label, x_names), (y_label, y_names) = axes_of
     placed = []
     for model, label in enumerate(comparison.labels):
-        x, y = (comparison.summaries[model].score(name) for name in ("zero_shot", "composition"))
-        if x and y and x.value is not None and y.value is not None:
+        x, y = (_mean([comparison.cell(model, n).score for n in names]) for names in (x_names, y_names))
+        if x and y:
             placed.append((model, label, x, y))
     if not placed:
         return None
     with _figure(6.4, 4.4) as (figure, svg):
         axes = figure.subplots()
+        points = published_points(x_names, y_names)
+        for point in points:
+            cut = point.protocol.startswith("int_logits")
+            axes.plot(point.x, point.y, "o", color=GREY, markersize=5, fillstyle="none" if cut else "full")
+            axes.annotate(
+                _plain(point.model), (point.x, point.y), (6, -9), textcoords="offset points",
+                color=GREY, fontsize=8,
+            )  # fmt: skip
         for model, label, x, y in placed:
             colour = COLOURS[model % len(COLOURS)]
             (x_low, x_high), (y_low, y_high) = _reach(x), _reach(y)
@@ -45,24 +71,99 @@ def retention(comparison: Comparison) -> str | None:
         base = placed[0]
         axes.axvline(_percent(base[2]), color="#bbbbbb", linestyle=":", linewidth=1, zorder=0)
         axes.axhline(_percent(base[3]), color="#bbbbbb", linestyle=":", linewidth=1, zorder=0)
-        axes.set_xlabel("zero-shot accuracy, % (kept)")
-        axes.set_ylabel("composition, % (gained)")
+        note = "\ngrey: published; hollow where its zero-shot scores are int_logits" if points else ""
+        axes.set_xlabel(textwrap.fill(x_label, 80) + note)
+        axes.set_ylabel(textwrap.fill(y_label, 50))
         axes.margins(x=0.25, y=0.2)
         _tidy(axes)
     return svg[0]
 
 
-def bars(comparison: Comparison) -> str | None:
-    """Accuracy of every choice subset (scenes, order, negatives) by model, with intervals."""
-    names = [n for n in comparison.subsets if n.split("/")[0] in ("scenes", "scenes_order", "negatives")]
-    if not names:
+def _scenes_axes(comparison: Comparison) -> tuple[Axis, Axis] | None:
+    names = ("zero_shot", "composition")
+    if not any(all(_known(comparison, model, n) for n in names) for model in range(len(comparison.labels))):
         return None
+    return ("zero-shot accuracy, % (kept)", names[:1]), ("composition, % (gained)", names[1:])
+
+
+def _published_axes(comparison: Comparison) -> tuple[Axis, Axis] | None:
+    """Composition: those of the three that every model has; retention: the first of four that all have."""
+    composition = _all_have(comparison, COMPOSITION)
+    sets = _all_have(comparison, ZERO_SHOT_ELEVEN)
+    kept: list[Axis] = [
+        ("zero-shot accuracy, mean of 11 sets, % (kept)", _all_have(comparison, ("zero_shot_eleven",))),
+        (f"zero-shot accuracy, mean of {', '.join(_set_name(n) for n in sets)}, % (kept)", sets),
+        ("zero-shot accuracy, % (kept)", _all_have(comparison, ("zero_shot",))),
+        ("retrieval R@1, % (kept)", _all_have(comparison, ("retrieval",))),
+    ]
+    x = next((axis for axis in kept if axis[1]), None)
+    if not composition or x is None:
+        return None
+    of = " and ".join(title(name) for name in composition)
+    return x, (f"composition: {'mean of ' if len(composition) > 1 else ''}{of}, % (gained)", composition)
+
+
+def _set_name(name: str) -> str:
+    return name.partition("/")[0].removeprefix(PREFIX)
+
+
+def _all_have(comparison: Comparison, names: Sequence[str]) -> tuple[str, ...]:
+    models = range(len(comparison.labels))
+    return tuple(name for name in names if all(_known(comparison, model, name) for model in models))
+
+
+def _known(comparison: Comparison, model: int, name: str) -> bool:
+    cell = comparison.cells.get((model, name))
+    return cell is not None and cell.score is not None and cell.score.value is not None
+
+
+def _mean(scores: Sequence[Score | None]) -> Score | None:
+    """Mean of scores over different items, whose intervals add as squares; none where one has no value."""
+    values = [score.value for score in scores if score is not None and score.value is not None]
+    if len(values) != len(scores) or not values:
+        return None
+    below, above = np.sqrt(np.square([_reach(s) for s in scores]).sum(axis=0)) / 100 / len(values)
+    mean = float(np.mean(values))
+    return Score(name="", value=mean, low=mean - below, high=mean + above, n=0, missing=0)
+
+
+def bars(comparison: Comparison) -> dict[str, str]:
+    """Heading -> accuracy of every subset by model, with intervals: a plot a benchmark or family of them.
+
+    Those of one subset stand in a plot together; one with more than MOST_BARS is in the tables only.
+    """
+    drawn: dict[str, list[tuple[str, str]]] = {}  # heading -> (name, label) of its bars
+    alone: list[tuple[str, str]] = []
+    for group in comparison.groups:
+        named = [(n, h) for n, h in zip(group.names, group.headings, strict=True) if "/" in n]
+        if group.title == ZERO_SHOT_FAMILY:
+            named = [(n, _set_name(n)) for n, _ in named if n in ZERO_SHOT_ELEVEN or _other_set(n)]
+        named = [(n, h) for n, h in named if n.split("/")[0] not in NOT_DRAWN]
+        if group.title in (SCENES_FAMILY, "negatives"):
+            drawn.setdefault("Accuracy by kind", []).extend((n, n.split("/")[1]) for n, _ in named)
+        elif len(named) == 1:
+            alone += [(named[0][0], named[0][0])]
+        elif named:
+            drawn[f"Accuracy: {group.title}"] = named
+    if len(alone) > 1:  # of a single one the table says as much
+        drawn["Accuracy: other benchmarks"] = alone
+    return {h: _bars(comparison, dict(named)) for h, named in drawn.items() if 0 < len(named) <= MOST_BARS}
+
+
+def _other_set(name: str) -> bool:
+    """Whether it is the accuracy of a set that is not among the eleven."""
+    benchmark, _, subset = name.partition("/")
+    return subset == TOP1 and benchmark not in {n.partition("/")[0] for n in ZERO_SHOT_ELEVEN}
+
+
+def _bars(comparison: Comparison, named: Mapping[str, str]) -> str:
+    """One plot; `named` are scores and what to write below each."""
     models = len(comparison.labels)
-    width, at = 0.8 / models, np.arange(len(names))
-    with _figure(max(6.4, 1.05 * len(names)), 4.0) as (figure, svg):
+    width, at = 0.8 / models, np.arange(len(named))
+    with _figure(max(6.4, 1.05 * len(named)), 4.0) as (figure, svg):
         axes = figure.subplots()
         for model, label in enumerate(comparison.labels):
-            scores = [comparison.cell(model, name).score for name in names]
+            scores = [comparison.cell(model, name).score for name in named]
             heights = [_percent(s) for s in scores]
             reach = np.array([_reach(s) for s in scores]).T
             error = {"elinewidth": 1, "ecolor": "#333333", "capsize": 2}
@@ -70,18 +171,28 @@ def bars(comparison: Comparison) -> str | None:
                 at + (model - (models - 1) / 2) * width, heights, width * 0.92, yerr=reach, error_kw=error,
                 color=COLOURS[model % len(COLOURS)], label=_plain(label),
             )  # fmt: skip
-        for place, name in zip(at, names, strict=True):
+        for place, name in zip(at, named, strict=True):
             chance = next((s.chance for s in (m.score(name) for m in comparison.summaries) if s), None)
             if chance is not None:
                 axes.hlines(
                     100 * chance, place - 0.45, place + 0.45, color="#111111", linestyle="--", linewidth=1
                 )
-        axes.set_xticks(at, [n.split("/")[1].replace("_", "\n", 1) for n in names])
+        axes.set_xticks(at, [_broken(label) for label in named.values()])
         axes.set_ylabel("accuracy, %   (dashed: guessing)")
         axes.set_ylim(0, 105)
         axes.legend(frameon=False, ncols=min(models, 4), loc="lower center", bbox_to_anchor=(0.5, 1.0))
         _tidy(axes, grid="y")
     return svg[0]
+
+
+def _broken(label: str) -> str:
+    """A tick's label over lines of at most TICK letters, broken after `/`, `_` and `-`."""
+    lines = [""]
+    for part in re.findall(r"[^/_-]+[/_-]*|[/_-]+", _plain(label)):
+        if lines[-1] and len(lines[-1]) + len(part) > TICK:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(line.rstrip("_/") for line in lines)
 
 
 def losses(curves: Mapping[str, Curve], labels: Sequence[str]) -> str | None:

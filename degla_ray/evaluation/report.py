@@ -1,4 +1,4 @@
-"""A comparison as tables: console (rich), Markdown, and one self-contained HTML page.
+"""A comparison as tables on the console (rich) and as one self-contained HTML page. As Markdown: markdown.py.
 
 Numbers are percent with the bootstrap 95 % interval; differences are points against the first model, with
 stars of the paired McNemar test. `†` marks a number made without all of its items.
@@ -6,18 +6,26 @@ stars of the paired McNemar test. `†` marks a number made without all of its i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from degla_ray.evaluation.benchmarks.base import Benchmark
-from degla_ray.evaluation.comparison import TITLES, Cell, Comparison
+from degla_ray.evaluation.comparison import Cell, Comparison, Group, title
+from degla_ray.evaluation.disagreements import Disagreement
+from degla_ray.evaluation.published_rows import PublishedTable, published_tables
 from degla_ray.evaluation.summary import Score, Summary
 
+T = TypeVar("T")
+Disagreements = Mapping[int, Sequence[Disagreement]]  # model's number -> with the first, the largest first
+PUBLISHED = "published"
 SUBSET_WIDTH, CELL_WIDTH = 28, 30  # columns of the console's table of subsets, with intervals
 TEMPLATES = Path(__file__).parent / "templates"
 LEGEND = (
@@ -25,8 +33,17 @@ LEGEND = (
     "row; * p < 0.05, ** p < 0.01, *** p < 0.001 (exact McNemar test over the same items, averages pooled, "
     "not corrected for the number of tests)."
 )
+DISAGREEMENTS = (
+    "Of the items that one model has right and the other wrong, those whose margins differ most. A margin is "
+    "the true candidate's score minus the best other's, divided by the standard deviation of the model's "
+    "margins over the items of the benchmark that both models scored, so that neither a model's scale nor a "
+    "benchmark's decides. Scores are cosine similarities, or what the protocol makes of them."
+)
 PARTIAL = "† made without all items: pictures were missing or unreadable (named in summary.json)."
-OTHER_INPUTS = "‡ evaluated on other test sets than the first row: no paired test, compare with care."
+OTHER_INPUTS = (
+    "‡ evaluated on other test sets than the first row: no paired test and no items of disagreement, compare "
+    "with care."
+)
 
 
 def percent(value: float | None) -> str:
@@ -53,25 +70,24 @@ def value_text(score: Score | None) -> str:
     )
 
 
-def title(name: str) -> str:
-    """Heading of an average or subset."""
-    return TITLES.get(name, name)
-
-
-def summary_table(summary: Summary) -> Table:
-    """One model: averages, then subsets."""
-    table = Table(title=escape(summary.label), title_style="bold")
-    table.add_column("")
-    for heading in ("%", "95 % interval", "items"):
-        table.add_column(heading, justify="right")
-    table.add_column("protocol", style="dim")
-    for group, style in ((summary.averages, "bold"), (summary.subsets, "")):
-        for score in group:
+def summary_tables(summary: Summary) -> list[Table]:
+    """One model: averages, then a table a benchmark, whose title has its protocol."""
+    groups = {summary.label: list(summary.averages)}
+    for score in summary.subsets:
+        benchmark = score.name.partition("/")[0]
+        groups.setdefault(f"{benchmark}: {score.protocol}" if score.protocol else benchmark, []).append(score)
+    tables = []
+    for heading, scores in groups.items():
+        table = Table(title=escape(heading), title_style="bold")
+        table.add_column("", min_width=20)
+        for column in ("%", "95 % interval", "items"):
+            table.add_column(column, justify="right")
+        for score in scores:
             items = f"{score.n:,}" + (f" ({score.missing:,} missing)" if score.missing else "")
-            cells = (value_text(score), interval_text(score), items, score.protocol)
-            table.add_row(title(score.name), *cells, style=style)
-        table.add_section()
-    return table
+            name = title(score.name).rpartition("/")[2]
+            table.add_row(name, value_text(score), interval_text(score), items)
+        tables.append(table)
+    return [table for table in tables if table.row_count]
 
 
 def headline(summary: Summary, benchmark: Benchmark) -> str:
@@ -81,68 +97,189 @@ def headline(summary: Summary, benchmark: Benchmark) -> str:
     return f"{benchmark.name}: " + ", ".join(f"{name} {value_text(score)}" for name, score in scores)
 
 
-def console_tables(comparison: Comparison, width: int) -> list[Table]:
-    """Averages with a row a model; subsets with a column a model, with intervals where `width` lets them."""
+def console_tables(comparison: Comparison, width: int) -> list[Table | Text]:
+    """Averages and published rows with a row a model, in as many tables as `width` needs; then a table a
+    benchmark with a column a model, with intervals where `width` lets them."""
+    tables: list[Table | Text] = []
+    widest = max(len(label) for label in comparison.labels) + 6
+    for names in _columns_in(comparison.averages, lambda name: max(len(title(name)), 16) + 3, width - widest):
+        head = Table(title="Averages", title_style="bold")
+        head.add_column("model", style="bold")
+        for name in names:
+            head.add_column(title(name), justify="right")
+        for model, label in enumerate(comparison.labels):
+            row = [_rich_cell(comparison.cell(model, name)) for name in names]
+            head.add_row(escape(label) + mark(comparison, model), *row)
+        tables.append(head)
+    for among in among_published(comparison):
+        tables += _rich_published(among, width)
+    return [*tables, *(_rich_group(comparison, group, width) for group in comparison.groups)]
+
+
+def _rich_group(comparison: Comparison, group: Group, width: int) -> Table:
     intervals = width >= SUBSET_WIDTH + CELL_WIDTH * len(comparison.labels)
-    head = Table(title="Averages", title_style="bold")
-    head.add_column("model", style="bold")
-    for name in comparison.averages:
-        head.add_column(title(name), justify="right")
-    for model, label in enumerate(comparison.labels):
-        row = [_rich_cell(comparison.cell(model, name)) for name in comparison.averages]
-        head.add_row(escape(label) + _mark(comparison, model), *row)
-    detail = Table(title="Subsets", title_style="bold")
-    detail.add_column("subset", no_wrap=True)
-    for model, label in enumerate(comparison.labels):
-        detail.add_column(escape(label) + _mark(comparison, model), justify="right")
-    for name in comparison.subsets:
-        ends = name.split("/")[0] != _next_benchmark(comparison.subsets, name)
-        cells = [
-            _rich_cell(comparison.cell(model, name), "  ", intervals)
-            for model in range(len(comparison.labels))
+    table = Table(title=escape(group.title), title_style="bold")
+    table.add_column("subset", no_wrap=True)
+    models = range(len(comparison.labels))
+    for model in models:
+        table.add_column(escape(comparison.labels[model]) + mark(comparison, model), justify="right")
+    for number, (name, heading) in enumerate(zip(group.names, group.headings, strict=True)):
+        cells = [_rich_cell(comparison.cell(model, name), "  ", intervals) for model in models]
+        following = group.names[number + 1 : number + 2]
+        ends = any(_line_above(n, name) for n in following)
+        table.add_row(escape(heading), *cells, end_section=ends, style="" if "/" in name else "bold")
+    return table
+
+
+def _line_above(name: str, above: str) -> bool:
+    """Whether another benchmark begins there, or the averages do."""
+    return "/" in above and name.partition("/")[0] != above.partition("/")[0]
+
+
+def _rich_published(among: AmongPublished, width: int) -> list[Table | Text]:
+    """As many tables as the columns need; the protocols below the last one."""
+    headings = among.table.headings
+    least = max(len(row.label) for row in among.rows) + 3
+    parts = _columns_in(
+        range(len(headings)), lambda i: max(6, *map(len, headings[i].split())) + 3, width - least
+    )
+    tables: list[Table | Text] = []
+    for numbers in parts:
+        table = Table(
+            title=f"{among.table.title}, among published results", title_style="bold", box=SIMPLE_HEAD
+        )
+        table.add_column("model", no_wrap=True)
+        for i in numbers:
+            table.add_column(headings[i], justify="right")
+        for number, row in enumerate(among.rows):
+            ends = row.published and not among.rows[number + 1].published
+            style = "dim" if row.published else "bold"
+            table.add_row(escape(row.label), *(row.values[i] for i in numbers), style=style, end_section=ends)
+        tables.append(table)
+    return [*tables, Text("\n".join(among.notes), style="dim")]
+
+
+def _columns_in(columns: Sequence[T], needs: Callable[[T], int], width: int) -> list[list[T]]:
+    """The columns in runs that fit the width, at least one in each."""
+    runs: list[list[T]] = []
+    left = 0
+    for column in columns:
+        if not runs or needs(column) > left:
+            runs.append([])
+            left = width
+        runs[-1].append(column)
+        left -= needs(column)
+    return runs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A published model or one of ours."""
+
+    label: str
+    values: tuple[str, ...]
+    protocol: str
+    published: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class AmongPublished:
+    """The compared models among published ones."""
+
+    table: PublishedTable
+    rows: tuple[Row, ...]
+
+    @property
+    def notes(self) -> list[str]:
+        """On the table, then each protocol with those that it is of."""
+        told: dict[str, list[str]] = {}
+        for row in self.rows:
+            told.setdefault(row.protocol, []).append(row.label)
+        told.pop(PUBLISHED, None)
+        return [
+            self.table.note,
+            *(f"{', '.join(of)}: {protocol}" for protocol, of in told.items() if protocol),
         ]
-        detail.add_row(name, *cells, end_section=ends)
-    return [head, detail]
 
 
-def markdown(comparison: Comparison, plots: Sequence[str]) -> str:
-    """The report as Markdown; `plots` are file names beside it."""
-    labels = [label.replace("|", "\\|") + _mark(comparison, i) for i, label in enumerate(comparison.labels)]
-    lines = ["# Comparison", "", *(f"- {line}" for line in findings(comparison)), ""]
-    lines += ["| model | " + " | ".join(title(n) for n in comparison.averages) + " |"]
-    lines += ["|---|" + "---:|" * len(comparison.averages)]
-    for model, label in enumerate(labels):
-        cells = [_plain_cell(comparison.cell(model, name)) for name in comparison.averages]
-        lines.append(f"| **{label}** | " + " | ".join(cells) + " |")
-    lines += ["", "| subset | " + " | ".join(labels) + " |", "|---|" + "---:|" * len(labels)]
-    for name in comparison.subsets:
-        cells = [_plain_cell(comparison.cell(model, name)) for model in range(len(labels))]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    lines += ["", *(note.replace("*", "\\*") + "  " for note in footnotes(comparison)), ""]
-    lines += [f"![{name}]({name})" for name in plots]
-    return "\n".join(lines) + "\n"
+def among_published(comparison: Comparison) -> list[AmongPublished]:
+    """Each published table of which a compared model has a number."""
+    found = []
+    for table in published_tables().values():
+        names = [row.model for row in table.rows]
+        rows = [
+            Row(
+                label=row.model if names.count(row.model) == 1 else f"{row.model}, {row.protocol.split()[0]}",
+                values=tuple(
+                    percent(None if n not in row.values else row.values[n] / 100) for n in table.columns
+                ),
+                protocol=f"{PUBLISHED}; {row.protocol}" if row.protocol else PUBLISHED,
+                published=True,
+            )
+            for row in table.rows
+        ]
+        has_any = False
+        for summary, label, mark in zip(
+            comparison.summaries, comparison.labels, _marks(comparison), strict=True
+        ):
+            scores = [summary.score(name) for name in table.columns]
+            has_any = has_any or any(s is not None and s.value is not None for s in scores)
+            rows.append(
+                Row(
+                    label=label + mark,
+                    values=tuple(value_text(score) for score in scores),
+                    protocol=_protocol(summary, scores),
+                    published=False,
+                )
+            )
+        if has_any:
+            found.append(AmongPublished(table=table, rows=tuple(rows)))
+    return found
 
 
-def html(comparison: Comparison, plots: Mapping[str, str]) -> str:
+def _protocol(summary: Summary, scores: Sequence[Score | None]) -> str:
+    """What the rules of several scores are made of, each said once."""
+    subsets = [summary.score(name) for score in scores if score for name in score.of or (score.name,)]
+    parts = [part for score in subsets if score for part in score.protocol.split("; ") if part]
+    return "; ".join(dict.fromkeys(parts))
+
+
+def margin_text(margin: float) -> str:
+    """`+1.25`, with a true minus."""
+    return f"{margin:+.2f}".replace("-", "−")
+
+
+def html(
+    comparison: Comparison,
+    plots: Mapping[str, str],
+    disagreements: Disagreements,
+    pictures: Mapping[str, str],
+) -> str:
     """The report as one HTML page without outside resources.
 
     Args:
         comparison: what to show.
         plots: heading -> inline SVG.
+        disagreements: with each model but the first.
+        pictures: `SOURCE:ID` -> data URI; one that is not there is named instead.
     """
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=select_autoescape(), undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     environment.filters |= {"percent": percent, "points": points, "value_text": value_text, "title": title}
-    environment.filters["interval"] = interval_text
+    environment.filters |= {"interval": interval_text, "margin": margin_text}
     return environment.get_template("report.html").render(
         comparison=comparison,
         findings=findings(comparison),
         footnotes=footnotes(comparison),
+        published=among_published(comparison),
         plots=plots,
-        marks=[_mark(comparison, i) for i in range(len(comparison.labels))],
+        marks=_marks(comparison),
         models=list(enumerate(comparison.labels)),
+        disagreements=disagreements,
+        disagreements_note=DISAGREEMENTS,
+        pictures=pictures,
     )
 
 
@@ -182,17 +319,10 @@ def _rich_cell(cell: Cell, separator: str = "\n", intervals: bool = True) -> Tex
     return text
 
 
-def _plain_cell(cell: Cell) -> str:
-    interval = interval_text(cell.score)
-    text = value_text(cell.score) + (f" [{interval}]" if interval else "")
-    stars = cell.stars.replace("*", "\\*")
-    return text + (f" ({points(cell.delta)}{stars})" if cell.delta is not None else "")
-
-
-def _mark(comparison: Comparison, model: int) -> str:
+def mark(comparison: Comparison, model: int) -> str:
+    """After the label of a model that was evaluated on other test sets."""
     return "" if comparison.same_inputs[model] else " ‡"
 
 
-def _next_benchmark(names: Sequence[str], name: str) -> str:
-    after = names.index(name) + 1
-    return names[after].split("/")[0] if after < len(names) else name.split("/")[0]
+def _marks(comparison: Comparison) -> list[str]:
+    return [mark(comparison, model) for model in range(len(comparison.labels))]

@@ -30,7 +30,7 @@ from degla_ray.evaluation.benchmarks.retrieval import Retrieval
 from degla_ray.evaluation.feature_cache import FeatureCache
 from degla_ray.evaluation.needs import Encoded, Needs
 from degla_ray.evaluation.pictures import ParquetPictures, PictureSource
-from degla_ray.evaluation.report import headline, summary_table
+from degla_ray.evaluation.report import headline, summary_tables
 from degla_ray.evaluation.summary import (
     ARTIFACTS,
     FOLDER_TAG,
@@ -52,15 +52,19 @@ NAMED_MISSING = 5  # pictures named on the console; all are in summary.json
 console = Console()
 
 
-def evaluate(config: EvaluateConfig) -> Summary:
+def evaluate(config: EvaluateConfig, loaded: LoadedModel | None = None) -> Summary:
     """Scores `config.model` and writes the evaluation folder.
+
+    Args:
+        config: of the evaluation.
+        loaded: the model itself, where there is no file of it; `config.model.name` is then only a name.
 
     Raises:
         SettingError: a benchmark that these folders do not have; a model that does not load.
         DataError: a folder of another kind, broken test sets, no progress.
     """
     tests = _tests(config)
-    loaded = _load_model(config)
+    loaded = loaded or _load_model(config)
     label = config.label or loaded.name
     identity = {
         **tests.inputs,
@@ -117,6 +121,11 @@ def evaluate(config: EvaluateConfig) -> Summary:
         folder.storage.delete_folder(OWN_CACHE)
     _print(summary)
     return summary
+
+
+def check(config: EvaluateConfig) -> None:
+    """Raises what `evaluate` would raise of the test sets and the names of benchmarks; encodes nothing."""
+    _tests(config)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,12 +262,14 @@ def _track(config: EvaluateConfig, summary: Summary, identity: dict[str, Any]) -
     if "://" not in config.output:  # on other filesystems the tag says where the folder is
         root = Path(config.output)
         tracking.log_artifacts(config.tracking, run_id, root / SUMMARY, ARTIFACTS)
-        tracking.log_artifacts(config.tracking, run_id, root / "scores", f"{ARTIFACTS}/scores")
+        for dataset in ("scores", "items"):
+            tracking.log_artifacts(config.tracking, run_id, root / dataset, f"{ARTIFACTS}/{dataset}")
     tracking.finish(config.tracking, run_id)
 
 
 def _print(summary: Summary) -> None:
-    console.print(summary_table(summary))
+    for table in summary_tables(summary):
+        console.print(table)
     n, missing = sum(s.n for s in summary.subsets), sum(s.missing for s in summary.subsets)
     console.print(f"items in {n + missing:,} = scored {n:,} + missing {missing:,}")
     if summary.missing_images:

@@ -248,7 +248,7 @@ def test_evaluate_logs_one_mlflow_run_also_after_a_crash(folder: Path, tmp_path:
     assert runs[0].data.tags["degla.label"] == "tiny"
     assert runs[0].data.params["evaluate.batch_size"] == "128"
     assert {a.path for a in client.list_artifacts(runs[0].info.run_id, "evaluation")} == {
-        "evaluation/summary.json", "evaluation/scores",
+        "evaluation/summary.json", "evaluation/scores", "evaluation/items",
     }  # fmt: skip
 
 

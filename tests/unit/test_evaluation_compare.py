@@ -20,6 +20,7 @@ from degla_ray.errors import DataError, SettingError
 from degla_ray.evaluation.benchmarks.base import Scored, scores_table
 from degla_ray.evaluation.benchmarks.suite import SCENES_SUBSETS
 from degla_ray.evaluation.compare import compare
+from degla_ray.evaluation.comparison import set_side_by_side
 from degla_ray.evaluation.curves import training_curve
 from degla_ray.evaluation.statistics import mcnemar
 from degla_ray.evaluation.summary import ARTIFACTS, FOLDER_TAG, STAGE, SUMMARY, Summary, summarise
@@ -245,3 +246,21 @@ def test_compare_entry_that_is_no_evaluation_is_one_line(tmp_path: Path, store: 
         assert "\n" not in str(caught.value)
     with pytest.raises(SettingError, match="evaluations"):
         compare(CompareConfig(evaluations=[], output=str(tmp_path / "out"), tracking=store))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "same"),
+    [
+        ({"suite": "s", "prepared": None}, True),
+        ({"suite": "s", "prepared": "only here"}, True),
+        ({"suite": None, "published": {"valse": "1", "aro": "only here"}}, True),
+        ({"suite": "other"}, False),
+        ({"suite": "s", "published": {"valse": "2"}}, False),
+    ],
+)
+def test_comparison_marks_a_model_whose_common_test_sets_differ(
+    inputs: dict[str, object], same: bool
+) -> None:
+    first = {"suite": "s", "prepared": None, "published": {"valse": "1", "sugarcrepe": "1"}}
+    summaries = [Summary(label="a", model={}, inputs=i, fingerprint="") for i in (first, inputs)]
+    assert set_side_by_side(summaries, [{}, {}]).same_inputs == (True, same)
