@@ -235,7 +235,7 @@ def test_published_real_pictures_with_the_project_s_own_model(real_data: Path, t
     )
     summary = evaluate(config)
     assert not summary.partial
-    pairs, top1 = summary.score("nlvr/pairs"), summary.score("zeroshot_cifar10/top1")
+    pairs, top1 = summary.score("nlvr/pairs"), summary.score("zeroshot_folder_cifar10/top1")
     assert pairs is not None
     assert pairs.n == 5_004
     assert top1 is not None

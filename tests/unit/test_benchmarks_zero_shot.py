@@ -493,7 +493,7 @@ def write_classes(root: Path) -> Path:
 @pytest.mark.parametrize("prefix", ["", "file://"])
 def test_folder_items_names_and_pictures(tmp_path: Path, prefix: str) -> None:
     benchmark, source = zero_shot.load_folder(prefix + str(write_classes(tmp_path / "animals")))
-    assert benchmark.name == "zeroshot_animals"
+    assert benchmark.name == "zeroshot_folder_animals"
     assert benchmark.subsets == (TOP1, MEAN_PER_CLASS)
     assert {s.item_id: s.texts[0] for s in benchmark.shown()} == {
         "polar_bear/a.PNG": "polar bear",
@@ -560,7 +560,7 @@ def test_folder_of_real_cifar10_pictures_lists_all_600(real_data: Path) -> None:
     if not folder.is_dir():
         pytest.skip(f"no CIFAR-10 pictures at {folder} (set DEGLA_DATA to a folder that holds cifar10/)")
     benchmark, source = zero_shot.load_folder(str(folder))
-    assert benchmark.name == "zeroshot_cifar10"
+    assert benchmark.name == "zeroshot_folder_cifar10"
     assert benchmark.subsets == (TOP1, TOP5, MEAN_PER_CLASS)
     assert benchmark.chance(TOP1) == 0.1
     shown = list(benchmark.shown())
@@ -595,7 +595,7 @@ def write_shards(root: Path, where: str = "test") -> Path:
 def test_webdataset_items_and_pictures(tmp_path: Path, where: str, given: str, prefix: str) -> None:
     root = write_shards(tmp_path / "wds_animals", where)
     benchmark, source = zero_shot.load_webdataset(f"{prefix}{root}{given}")
-    assert benchmark.name == "zeroshot_wds_animals"
+    assert benchmark.name == "zeroshot_webdataset_wds_animals"
     expected = {f"{i // 3}.tar/s{i:07d}": ("cat", "dog", "cat")[i % 3] for i in range(6)}
     assert {s.item_id: s.texts[0] for s in benchmark.shown()} == expected
     assert benchmark.texts() == {"a photo of a cat.", "a photo of a dog."}

@@ -427,7 +427,14 @@ def load_folder(uri: str, scores: Scores = "standard") -> tuple[Benchmark, Pictu
     classes, given = _folder_names(storage, folders)
     templates = _with_braces(_lines(storage, "templates.txt") or [TEMPLATE])
     benchmark = _benchmark(
-        _base_name(storage.uri), ids, labels, classes, templates, uri, scores, unique_names=not given
+        f"folder_{_base_name(storage.uri)}",
+        ids,
+        labels,
+        classes,
+        templates,
+        uri,
+        scores,
+        unique_names=not given,
     )
     return benchmark, FilePictures(uri)
 
@@ -504,7 +511,14 @@ def load_webdataset(uri: str, scores: Scores = "standard") -> tuple[Benchmark, P
     ids = list(source.samples)
     labels = [sample.label for sample in source.samples.values()]
     benchmark = _benchmark(
-        _base_name(home.uri), ids, labels, classes, _with_braces(templates), uri, scores, unique_names=False
+        f"webdataset_{_base_name(home.uri)}",
+        ids,
+        labels,
+        classes,
+        _with_braces(templates),
+        uri,
+        scores,
+        unique_names=False,
     )
     return benchmark, source
 
