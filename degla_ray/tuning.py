@@ -30,8 +30,7 @@ from degla_ray.errors import DataError, DeglaError, SettingError
 from degla_ray.evaluation.run import evaluate
 from degla_ray.evaluation.summary import Summary
 from degla_ray.shards import Storage, canonical, fingerprint
-from degla_ray.training.data import DECODER_CPUS
-from degla_ray.training.trainer import run_identity, train
+from degla_ray.training.trainer import absolute, cpus, run_identity, train
 
 TRIAL_CPUS = 0.01
 COMPOSITION, ZERO_SHOT = "composition", "zero_shot"
@@ -241,25 +240,12 @@ def _identity(config: TuneConfig) -> dict[str, Any]:
 
 def _absolute(config: TuneConfig) -> TuneConfig:
     """Trials run in folders of their own: local paths are made absolute."""
-    train_config = dataclasses.replace(
-        config.train,
-        output=Storage(config.train.output).uri,
-        tracking=tracking.resolved(config.train.tracking),
-        data=dataclasses.replace(
-            config.train.data,
-            prepared=Storage(config.train.data.prepared).uri,
-            negatives=config.train.data.negatives and Storage(config.train.data.negatives).uri,
-        ),
-    )
-    return dataclasses.replace(config, train=train_config, suite=Storage(config.suite).uri)
+    return dataclasses.replace(config, train=absolute(config.train), suite=Storage(config.suite).uri)
 
 
 def _require_cpus(config: TuneConfig) -> None:
     """Trials that hold every CPU between them would each wait for ever for the decoders' share."""
-    each = config.train.num_workers * (
-        config.train.cpus_per_worker + config.train.data.decode_tasks * DECODER_CPUS
-    )
-    each += TRIAL_CPUS
+    each = cpus(config.train) + TRIAL_CPUS
     there = ray.cluster_resources().get("CPU", 0.0)
     if config.max_concurrent_trials * each > there:
         raise SettingError(

@@ -38,6 +38,7 @@ from degla_ray.config.training import (
     OptimizerConfig,
     TeacherConfig,
     TrainConfig,
+    ValidationSettings,
 )
 
 __all__ = [
@@ -74,5 +75,6 @@ __all__ = [
     "TrainConfig",
     "TuneConfig",
     "VLLMConfig",
+    "ValidationSettings",
     "WebdatasetConfig",
 ]

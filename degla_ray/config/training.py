@@ -202,6 +202,55 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ValidationSettings:
+    """Evaluation while a run trains, by tasks beside its workers; it decides nothing of the result."""
+
+    every_steps: int | None = None
+    """Save a checkpoint and evaluate it every so many optimizer steps; none: never."""
+    suite: str | None = None
+    """Folder of test sets; `prepare --source scenes` writes one at OUTPUT/tests."""
+    prepared: str | None = None
+    """Folder that `prepare` wrote: adds retrieval over its captions of `split`."""
+    negatives: str | None = None
+    """Folder that `negatives` wrote for `prepared`: adds caption against own negative."""
+    split: str = "val"
+    """Split of `prepared` to evaluate on."""
+    benchmarks: list[str] = field(default_factory=lambda: ["all"])
+    """Names of benchmarks to run, or [all] that there are files of."""
+    num_actors: int = 1
+    """Ray Data actors that encode, a logical CPU each."""
+    timeout_minutes: float = 60.0
+    """An evaluation that takes longer, the wait for free CPUs included, is given up; training goes on."""
+
+    def __post_init__(self) -> None:
+        require(
+            self.every_steps is None or self.every_steps >= 1,
+            "validation.every_steps",
+            self.every_steps,
+            "at least 1, or none",
+        )
+        require(
+            self.every_steps is None or self.suite is not None or self.prepared is not None,
+            "validation.suite",
+            None,
+            "a folder of test sets, or `validation.prepared`: there is nothing to evaluate on",
+        )
+        require(
+            self.negatives is None or self.prepared is not None,
+            "validation.prepared",
+            None,
+            "the folder that `validation.negatives` was made from",
+        )
+        require(bool(self.benchmarks), "validation.benchmarks", self.benchmarks, "at least one, or [all]")
+        require(self.num_actors >= 1, "validation.num_actors", self.num_actors, "at least 1")
+        require(self.timeout_minutes > 0, "validation.timeout_minutes", self.timeout_minutes, "more than 0")
+
+    def due(self, step: int) -> bool:
+        """Whether the checkpoint after `step` steps is evaluated."""
+        return self.every_steps is not None and step > 0 and step % self.every_steps == 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """Job `train`."""
 
@@ -216,6 +265,7 @@ class TrainConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     adapt: AdaptConfig = field(default_factory=AdaptConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    validation: ValidationSettings = field(default_factory=ValidationSettings)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     ray: RayConfig = field(default_factory=RayConfig)
     global_batch_size: int = 256

@@ -108,7 +108,7 @@ def load(run: Storage, name: str, parts: Parts) -> tuple[dict[str, Any], list[st
     """
     receipt = run.read_json(name, COMPLETE)
     state = json.loads(_checked(run, name, STATE, receipt))
-    parts.student.load_state_dict(safetensors.torch.load(_checked(run, name, STUDENT, receipt)), strict=True)
+    load_student(run, name, parts.student)
     if parts.teacher is not None:
         parts.teacher.load_state_dict(safetensors.torch.load(_checked(run, name, TEACHER, receipt)))
     _restore_optimizer(
@@ -116,6 +116,16 @@ def load(run: Storage, name: str, parts: Parts) -> tuple[dict[str, Any], list[st
     )
     parts.scaler.load_state_dict(state["scaler"])
     return state, _checked(run, name, TRACE, receipt).decode().splitlines()
+
+
+def load_student(run: Storage, name: str, student: nn.Module) -> None:
+    """Restores the student's weights only; it has the adapters that the run's student has.
+
+    Raises:
+        DataError: the file does not hold what was written.
+    """
+    receipt = run.read_json(name, COMPLETE)
+    student.load_state_dict(safetensors.torch.load(_checked(run, name, STUDENT, receipt)), strict=True)
 
 
 def tidy(run: Storage) -> int | None:

@@ -30,7 +30,7 @@ from degla_ray.model.export import export
 from degla_ray.model.teacher import Teacher
 from degla_ray.objectives import State
 from degla_ray.shards import Storage, canonical
-from degla_ray.training import checkpoint
+from degla_ray.training import checkpoint, validation
 from degla_ray.training.checkpoint import Parts
 from degla_ray.training.data import Feed, LocalBatch
 from degla_ray.training.decode import BatchSpec
@@ -169,7 +169,7 @@ class _Worker:
         known = ray.train.get_checkpoint()
         if known is None or Path(known.path).name != name:
             # Saved, but Ray Train was killed before it wrote that down.
-            ray.train.report({"step": steps}, checkpoint=self._handle(name), **_HERE)
+            self._report({"step": steps}, name)
         return {k: torch.tensor(v, device=self.device) for k, v in state["objective_state"].items()}
 
     def save(self, metrics: dict[str, Any]) -> None:
@@ -189,7 +189,24 @@ class _Worker:
                 "activation": self.loaded.activation,
             }
             checkpoint.save(self.run, self.done, self.parts, state, self.trace)
-        ray.train.report(metrics, checkpoint=self._handle(name), checkpoint_dir_name=name, **_HERE)
+        self._report(metrics, name)
+
+    def _report(self, metrics: dict[str, Any], name: str) -> None:
+        """Tells Ray Train of the checkpoint after `done` steps, and has it evaluated where that is due.
+
+        Every worker calls this; checkpoint and validation come from worker 0 (Ray refuses one alone).
+        """
+        due = self.rank == 0 and self.config.validation.due(self.done)
+        if due:
+            validation.ask(self.run, self.done)
+        ray.train.report(
+            metrics,
+            checkpoint=self._handle(name),
+            checkpoint_dir_name=name,
+            # The checkpoint lies where it belongs already.
+            checkpoint_upload_mode=ray.train.CheckpointUploadMode.NO_UPLOAD,
+            validation=due,
+        )
 
     def _handle(self, name: str) -> ray.train.Checkpoint | None:
         if self.rank != 0:
@@ -223,10 +240,6 @@ class _Worker:
                 f"{self.job.run_folder}/{folder}",
                 extra | {"weights": weights},
             )
-
-
-_HERE: dict[str, Any] = {"checkpoint_upload_mode": ray.train.CheckpointUploadMode.NO_UPLOAD}
-"""For `ray.train.report`: the checkpoint lies where it belongs already."""
 
 
 class _Pulse:
@@ -311,11 +324,12 @@ class _Pulse:
         settings = self.worker.config.checkpoint
         by_step = settings.every_steps is not None and self.worker.done % settings.every_steps == 0
         by_time = settings.every_minutes is not None and now - self._saved >= 60 * settings.every_minutes
-        return last or by_step or by_time
+        return last or by_step or by_time or self.worker.config.validation.due(self.worker.done)
 
     def _following(self, step_s: float) -> int:
         worker = self.worker
         following = worker.done + max(1, round(PULSE_S / step_s))
-        if every := worker.config.checkpoint.every_steps:
-            following = min(following, (worker.done // every + 1) * every)
+        for settings in (worker.config.checkpoint, worker.config.validation):
+            if every := settings.every_steps:
+                following = min(following, (worker.done // every + 1) * every)
         return min(following, worker.job.total_steps)

@@ -8,6 +8,8 @@ line is printed every ten seconds.
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
 import math
 import threading
@@ -23,9 +25,14 @@ from degla_ray.config import TrackingConfig
 from degla_ray.errors import DataError
 from degla_ray.shards import Storage
 from degla_ray.training.job import PROGRESS, REPORT_S, TRACE
+from degla_ray.training.validation import Validation, read_all, set_logged
 
 POLL_S = 1.0
 LINE_S = 10.0
+VALIDATION_S = 2.0
+"""Seconds between two looks for validations that ended."""
+BEHIND = 2
+"""Validations that may wait before the console says so."""
 SILENCE_S = 300.0
 """Seconds without a new step after which the console says so, every time again."""
 POINTS = 250
@@ -62,6 +69,11 @@ class Monitor:
         self._shown_at = self._moved_at = self._logged_at = time.monotonic()
         self._last: dict[str, Any] = {}
         self._shown: dict[str, Any] = {}
+        self._validations_at = time.monotonic()
+        # those that ended, by step; those of earlier on are not told of again
+        self._validations = {v.step: v for v in read_all(run) if v.state != "waiting"}
+        self._waiting: list[int] = []
+        self._told_of_wait = False
 
     def __enter__(self) -> Monitor:
         self._thread.start()
@@ -92,26 +104,67 @@ class Monitor:
         now = time.monotonic()
         if progress != self._last:
             self._last, self._moved_at = progress, now
-        elif now - self._moved_at > SILENCE_S:
+        elif now - self._moved_at > SILENCE_S and not self._told_of_wait:
             self.console.print(f"{self.name}: no new step for {SILENCE_S:.0f} s")
             self._moved_at = now
+        if last or now - self._validations_at >= VALIDATION_S:
+            self._validations_at = now
+            with contextlib.suppress(OSError, DataError):  # as above
+                self._look_at_validations(trained=progress.get("step") == self.total_steps)
         if progress and progress != self._shown:
             self._show(progress, live, now, last)
         if self.run_id is not None and (last or now - self._logged_at >= REPORT_S):
             self._logged_at = now
             try:
                 self._log(progress)
+                self._log_validations()
             except Exception as error:  # the store being away must not end a training run
                 self.console.print(f"{self.name}: MLflow: {error}", markup=False)
 
     def _show(self, progress: dict[str, Any], live: Live | None, now: float, last: bool) -> None:
         if live is not None:
-            live.update(Text(describe(self.name, progress)), refresh=True)
+            live.update(Text(self._line(progress)), refresh=True)
         elif last or now - self._shown_at >= LINE_S:
-            self.console.print(describe(self.name, progress), markup=False, highlight=False, soft_wrap=True)
+            self._print(self._line(progress))
         else:
             return
         self._shown, self._shown_at = progress, now
+
+    def _line(self, progress: dict[str, Any]) -> str:
+        done = [v for v in self._validations.values() if v.state == "done"]
+        return describe(self.name, progress, max(done, key=lambda v: v.step) if done else None)
+
+    def _print(self, line: str) -> None:
+        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def _look_at_validations(self, trained: bool) -> None:
+        """Tells of validations that ended since the last look, of many that wait, of a wait at the end."""
+        waiting: list[int] = []
+        for validation in read_all(self.run, besides=set(self._validations)):
+            if validation.state == "waiting":
+                waiting.append(validation.step)
+                continue
+            self._validations[validation.step] = validation
+            if validation.state == "done":
+                self._print(f"{self.name}: {validation.describe()} ({validation.seconds:.0f} s)")
+            else:
+                told = f"{self.name}: the validation of step {validation.step} failed: {validation.error}"
+                self._print(f"{told}; training goes on")
+        steps = ", ".join(map(str, waiting))
+        if trained and waiting and not self._told_of_wait:
+            self._told_of_wait = True
+            self._print(f"{self.name}: trained; waits for the validation of step {steps}")
+        elif len(waiting) > max(BEHIND, len(self._waiting)):
+            self._print(f"{self.name}: validations of step {steps} wait their turn; their checkpoints stay")
+        self._waiting = waiting
+
+    def _log_validations(self) -> None:
+        for step, validation in self._validations.items():
+            if validation.state == "done" and not validation.logged:
+                metrics = {f"validation/{k}": v for k, v in validation.metrics.items()}
+                tracking.log_metrics(self.config, self.run_id, metrics, step)
+                set_logged(self.run, validation)
+                self._validations[step] = dataclasses.replace(validation, logged=True)
 
     def _log(self, progress: dict[str, Any]) -> None:
         """Exact values at every n-th step, and the speed of the moment at the last of them."""
@@ -131,16 +184,18 @@ class Monitor:
             self._logged = step
 
 
-def describe(name: str, progress: dict[str, Any]) -> str:
-    """One line: where a run is, how fast, and every loss term."""
+def describe(name: str, progress: dict[str, Any], validation: Validation | None = None) -> str:
+    """One line: where a run is, how fast, every loss term, and the latest validation."""
     terms = dict(progress["terms"])
     lr, scale = terms.pop("lr"), terms.pop("logit_scale")
     shown = " ".join(f"{k} {v:.4f}" for k, v in terms.items())
     distance = progress["teacher_distance"]
     taught = "" if distance is None else f" | teacher {distance:.4f} away"
+    scored = "" if validation is None else f" | {validation.describe()}"
     return (
         f"{name} {progress['step']}/{progress['total_steps']}"
-        f" | {progress['samples_per_s']:.0f} samples/s | {shown} | lr {lr:.2e} scale {scale:.2f}{taught}"
+        f" | {progress['samples_per_s']:.0f} samples/s | {shown} | lr {lr:.2e} scale {scale:.2f}"
+        f"{taught}{scored}"
         f" | waited {progress['wait_s']:.0f} s for data ({progress['wait_share']:.0%} now)"
         f" | {_duration(progress['eta_s'])} left"
     )

@@ -13,12 +13,20 @@ import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
+from ray.train import (
+    CheckpointConfig,
+    FailureConfig,
+    RunConfig,
+    ScalingConfig,
+    UserCallback,
+    ValidationConfig,
+)
 from ray.train.torch import TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 
@@ -27,7 +35,7 @@ from degla_ray import ray_setup, tracking
 from degla_ray.config import ModelConfig, TrainConfig
 from degla_ray.errors import DeglaError, SettingError
 from degla_ray.shards import Storage, canonical, fingerprint, read_complete
-from degla_ray.training import checkpoint
+from degla_ray.training import checkpoint, validation
 from degla_ray.training.data import DECODER_CPUS, end_decoders, start_decoders
 from degla_ray.training.job import ERROR, EXPORT_STUDENT, EXPORT_TEACHER, PROGRESS, TRACE, Job
 from degla_ray.training.order import BatchOrder
@@ -77,7 +85,7 @@ def train(
         DataError: an input that cannot be used.
     """
     _require_files(config.model)
-    config = _absolute(config)
+    config = absolute(config)
     identity = run_identity(config)
     mark = fingerprint(identity)
     name = f"{config.name}-{mark}"
@@ -88,6 +96,7 @@ def train(
         print(f"{name}: finished already")
         return TrainResult(**run.read_json(RESULT))
 
+    validation.check(config)
     samples = load_samples(config.data, with_negatives=config.objective.num_negatives > 0)
     order = BatchOrder(seed=config.seed, num_rows=len(samples), batch_size=config.global_batch_size)
     total_steps = config.max_steps or order.steps(config.epochs)
@@ -98,6 +107,8 @@ def train(
     done = checkpoint.tidy(run)
     for left in (ERROR, PROGRESS):
         run.delete_file(left)
+    for step in validation.tidy(run, set(checkpoint.complete(run))):
+        print(f"{name}: the validation of step {step} is lost: its checkpoint is gone")
     going_on = f"; continues after step {done}" if done else ""
     print(f"{name}: {total_steps} steps of {config.global_batch_size}, {len(samples)} captions{going_on}")
     decoders = start_decoders(config.num_workers, config.data.decode_tasks)
@@ -218,7 +229,7 @@ def _require_files(config: ModelConfig) -> None:
             raise SettingError(setting, value, "a file that exists")
 
 
-def _absolute(config: TrainConfig) -> TrainConfig:
+def absolute(config: TrainConfig) -> TrainConfig:
     """Workers run in another working directory: local paths are made absolute."""
 
     def path(value: str | None) -> str | None:
@@ -226,11 +237,20 @@ def _absolute(config: TrainConfig) -> TrainConfig:
             str(Path(value).expanduser().absolute()) if value and Path(value).expanduser().exists() else value
         )
 
+    def folder(value: str | None) -> str | None:
+        return None if value is None else Storage(value).uri
+
     data = dataclasses.replace(
         config.data,
         prepared=Storage(config.data.prepared).uri,
-        negatives=None if config.data.negatives is None else Storage(config.data.negatives).uri,
-        neighbours=None if config.data.neighbours is None else Storage(config.data.neighbours).uri,
+        negatives=folder(config.data.negatives),
+        neighbours=folder(config.data.neighbours),
+    )
+    validated = dataclasses.replace(
+        config.validation,
+        suite=folder(config.validation.suite),
+        prepared=folder(config.validation.prepared),
+        negatives=folder(config.validation.negatives),
     )
     model = dataclasses.replace(
         config.model, name=path(config.model.name) or "", pretrained=path(config.model.pretrained)
@@ -239,27 +259,45 @@ def _absolute(config: TrainConfig) -> TrainConfig:
         config,
         data=data,
         model=model,
+        validation=validated,
         output=Storage(config.output).uri,
         tracking=tracking.resolved(config.tracking),
     )
 
 
+def cpus(config: TrainConfig) -> float:
+    """Logical CPUs of a run: its workers, their decoders, and a validation."""
+    return config.num_workers * _cpus_of_a_worker(config) + validation.cpus(config.validation)
+
+
+def _cpus_of_a_worker(config: TrainConfig) -> float:
+    return config.cpus_per_worker + config.data.decode_tasks * DECODER_CPUS
+
+
 def _require_cpus(config: TrainConfig) -> None:
     """Decoders need CPUs besides those that the workers hold, or the run would wait for ever.
 
-    A Ray started here has what it has; another cluster may still grow, so there it is only said.
+    A validation without CPUs would wait until its time is over. A Ray started here has what it has; another
+    cluster may still grow, so there it is only said.
     """
-    each = config.cpus_per_worker + config.data.decode_tasks * DECODER_CPUS
-    needed, there = config.num_workers * each, ray.cluster_resources().get("CPU", 0.0)
-    if needed <= there:
+    each, there = _cpus_of_a_worker(config), ray.cluster_resources().get("CPU", 0.0)
+    if cpus(config) <= there:
         return
+    setting, found = "num_workers", config.num_workers
     expected = (
         f"at most {int(there / each)}: each takes {each:g} CPUs (cpus_per_worker, and {DECODER_CPUS} for "
         f"each of data.decode_tasks) of the cluster's {there:g}"
     )
+    if config.num_workers * each <= there:
+        setting, found = "validation.num_actors", config.validation.num_actors
+        left = there - config.num_workers * each
+        expected = (
+            f"fewer, fewer workers or a larger ray.num_cpus: a validation takes {validation.TASK_CPUS} CPUs "
+            f"and 1 for each actor, and workers and decoders leave {left:g} of the cluster's {there:g}"
+        )
     if ray_setup.is_local():
-        raise SettingError("num_workers", config.num_workers, expected)
-    print(f"num_workers {config.num_workers} waits for the cluster to grow, or {expected}")
+        raise SettingError(setting, found, expected)
+    print(f"{setting} {found} waits for the cluster to grow, or {expected}")
 
 
 class _Trainer(TorchTrainer):
@@ -294,6 +332,7 @@ def _fit(config: TrainConfig, name: str, job: Job, callbacks: Sequence[UserCallb
             callbacks=list(callbacks),
             logging_config=ray.train.LoggingConfig(log_level="WARNING"),
         ),
+        validation_config=_validation(config, run),
     )
     failure: TrainingFailedError | None = None
     try:
@@ -304,6 +343,17 @@ def _fit(config: TrainConfig, name: str, job: Job, callbacks: Sequence[UserCallb
         raise DeglaError(run.read_json(ERROR)["message"]) from failure
     if failure is not None:
         raise failure
+
+
+def _validation(config: TrainConfig, run: Storage) -> ValidationConfig | None:
+    if config.validation.every_steps is None:
+        return None
+    # It only waits for a task of its own. An exception that Ray Train does not expect, such as the loss of
+    # its process, would end the run: it may be started again for ever.
+    return ValidationConfig(
+        fn=partial(validation.validate, config=config, run_folder=run.uri),
+        ray_remote_kwargs={"num_cpus": 0, "max_retries": -1, "scheduling_strategy": "SPREAD"},
+    )
 
 
 def _work(arguments: dict[str, Any]) -> None:

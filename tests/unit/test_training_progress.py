@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
+import pytest
 from mlflow import MlflowClient
 
 from degla_ray import tracking
@@ -12,6 +14,7 @@ from degla_ray.config import TrackingConfig
 from degla_ray.shards import Storage
 from degla_ray.training.job import PROGRESS, TRACE
 from degla_ray.training.progress import Monitor, describe
+from degla_ray.training.validation import Validation, ask, set_logged
 
 MOMENT: dict[str, Any] = {
     "step": 120,
@@ -31,6 +34,10 @@ def test_describe_says_everything_of_the_moment() -> None:
         " | waited 2 s for data (3% now) | 1:02:05 left"
     )
     assert "| teacher 0.5000 away |" in describe("run", MOMENT | {"teacher_distance": 0.5})
+    scored = Validation(step=100, state="done", metrics={"composition": 0.612}, headline="composition")
+    assert "scale 14.30 | validation of step 100: composition 61.2% | waited" in describe(
+        "run", MOMENT, scored
+    )
 
 
 def test_monitor_logs_exact_values_at_fixed_steps_and_the_last(tmp_path: Path) -> None:
@@ -46,3 +53,26 @@ def test_monitor_logs_exact_values_at_fixed_steps_and_the_last(tmp_path: Path) -
     curve = MlflowClient(config.uri).get_metric_history(run_id, "train/loss")
     assert {point.step: point.value for point in curve} == {s: s / 3 for s in [*range(3, 505, 3), 505]}
     assert MlflowClient(config.uri).get_run(run_id).data.metrics["train/samples_per_s"] == 431.7
+
+
+def test_monitor_tells_of_validations_once_and_logs_them_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db")
+    run_id = tracking.find_or_create_run(config, "run", "f", {})
+    run = Storage(str(tmp_path / "run"))
+    done = Validation(step=100, state="done", metrics={"composition": 0.6}, headline="composition")
+    set_logged(run, done)
+    run.write_json(MOMENT | {"step": 505, "total_steps": 505}, PROGRESS)
+    with Monitor(run, "run", 505, config, run_id):
+        later = dataclasses.replace(done, step=200)
+        run.write_json(dataclasses.asdict(later), "evaluations", "step-000000200.json")
+        ask(run, 300)
+    printed = capsys.readouterr().out
+    assert "run: validation of step 200: composition 60.0% (0 s)" in printed
+    assert "run: trained; waits for the validation of step 300" in printed
+    assert "validation of step 100" not in printed
+    with Monitor(run, "run", 505, config, run_id):
+        pass
+    curve = MlflowClient(config.uri).get_metric_history(run_id or "", "validation/composition")
+    assert [(point.step, point.value) for point in curve] == [(200, 0.6)]

@@ -1,0 +1,224 @@
+"""Evaluation while a run trains: every n-th checkpoint is scored by tasks beside the workers.
+
+Worker 0 asks (`ask`, and `ray.train.report(validation=True)`); Ray Train's controller then calls `validate`
+as a task, one checkpoint at a time in the order of steps, and keeps a checkpoint from deletion until its
+turn is over. That call only waits: the evaluation is a task of its own, because whatever else than an
+exception ends the call (a kill for its memory, say) ends the whole run in Ray 2.60. The wait costs one
+more idle process.
+
+    <run>/evaluations/step-000000120.json    waiting, done (with metrics) or failed (with the reason)
+    <run>/evaluations/step-000000120/        a folder as `jobs/evaluate.py` writes it, for `compare` too
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import ray
+from ray.exceptions import GetTimeoutError, RayTaskError
+
+from degla_ray.config import EvaluateConfig, ModelConfig, TrackingConfig, TrainConfig, ValidationSettings
+from degla_ray.errors import DeglaError, SettingError
+from degla_ray.shards import Storage
+
+if TYPE_CHECKING:
+    import ray.train
+
+    from degla_ray.model.build import LoadedModel
+
+EVALUATIONS = "evaluations"
+COMPOSITION = "composition"
+TASK_CPUS = 0.5
+"""Logical CPUs of the task that scores. It waits for its encoding actors most of the time."""
+_FILE = re.compile(r"step-(\d{9})\.json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Validation:
+    """What became of one.
+
+    Attributes:
+        step: steps of training done.
+        metrics: average, or benchmark/subset, -> accuracy, 0 to 1.
+        headline: the metric that stands for all: composition, else the first average.
+        seconds: from its turn to its end.
+        error: why it failed.
+        logged: whether MLflow has the metrics.
+    """
+
+    step: int
+    state: Literal["waiting", "done", "failed"]
+    metrics: dict[str, float] = field(default_factory=dict)
+    headline: str = ""
+    seconds: float = 0.0
+    error: str = ""
+    logged: bool = False
+
+    def describe(self) -> str:
+        return f"validation of step {self.step}: {self.headline} {self.metrics[self.headline]:.1%}"
+
+
+def cpus(settings: ValidationSettings) -> float:
+    """Logical CPUs of a validation, beside the run's workers and decoders."""
+    return 0.0 if settings.every_steps is None else TASK_CPUS + settings.num_actors
+
+
+def check(config: TrainConfig) -> None:
+    """Raises now what every validation would fail with: no such test sets, no such benchmark."""
+    if config.validation.every_steps is None:
+        return
+    from degla_ray.evaluation.run import check as check_evaluation  # torch: seconds
+
+    try:
+        check_evaluation(_evaluate_config(config, "", 0))
+    except SettingError as error:
+        raise SettingError(f"validation.{error.setting}", error.found, error.expected) from error
+
+
+def ask(run: Storage, step: int) -> None:
+    """Writes down that the checkpoint of that step waits for its validation, unless it had it already."""
+    known = _read(run, step)
+    if known is None or known.state == "failed":
+        _write(run, Validation(step=step, state="waiting"))
+
+
+def read_all(run: Storage, besides: set[int] | None = None) -> Iterator[Validation]:
+    """Every validation of a run but those of some steps, ascending."""
+    for name in run.names(EVALUATIONS):
+        found = _FILE.fullmatch(name)
+        if found and int(found[1]) not in (besides or set()):
+            validation = _read(run, int(found[1]))
+            assert validation is not None
+            yield validation
+
+
+def set_logged(run: Storage, validation: Validation) -> None:
+    _write(run, dataclasses.replace(validation, logged=True))
+
+
+def tidy(run: Storage, steps: set[int]) -> list[int]:
+    """Takes back what waits for a checkpoint that is gone; returns the steps.
+
+    A kill within two seconds of a save leaves a checkpoint that Ray Train has not heard of, and only the
+    latest of those is reported again.
+
+    Args:
+        run: the run's folder.
+        steps: of the checkpoints that are there.
+    """
+    lost = [v.step for v in read_all(run) if v.state == "waiting" and v.step not in steps]
+    for step in lost:
+        run.delete_file(EVALUATIONS, f"{_name(step)}.json")
+    return lost
+
+
+def validate(checkpoint: ray.train.Checkpoint, *, config: TrainConfig, run_folder: str) -> dict[str, float]:
+    """Has a checkpoint evaluated and writes down what came of it; raises nothing. Called by Ray Train.
+
+    Args:
+        checkpoint: in the run's folder.
+        config: of the run.
+        run_folder: URI.
+
+    Returns:
+        The metrics, for Ray Train's record; {} where it failed.
+    """
+    run, name = Storage(run_folder), Path(checkpoint.path).name
+    step = int(name.rpartition("_")[2])
+    known = _read(run, step)
+    if known is not None and known.state == "done":  # the run was killed before Ray Train wrote it down
+        return _for_ray(known)
+    started = time.monotonic()
+    # SPREAD also leads out of the placement group of a sweep's trial, which has no room for it.
+    options = {"num_cpus": TASK_CPUS, "max_retries": 0, "scheduling_strategy": "SPREAD"}
+    task = ray.remote(_evaluate).options(**options).remote(config, run_folder, name, step)
+    limit = config.validation.timeout_minutes
+    result = Validation(step=step, state="failed")
+    try:
+        result = ray.get(task, timeout=60 * limit)
+    except GetTimeoutError:
+        ray.cancel(task, force=True)  # its actors end with it
+        result = dataclasses.replace(
+            result, error=f"not done after {limit:g} minutes (validation.timeout_minutes)"
+        )
+    except Exception as error:  # whatever it is, training goes on
+        result = dataclasses.replace(result, error=_reason(error))
+    result = dataclasses.replace(result, seconds=time.monotonic() - started)
+    _write(run, result)
+    if result.state == "failed":
+        run.delete_folder(EVALUATIONS, _name(step))
+    return _for_ray(result)
+
+
+def _evaluate(config: TrainConfig, run_folder: str, checkpoint_name: str, step: int) -> Validation:
+    from degla_ray.evaluation.run import evaluate
+
+    loaded = _load(config, run_folder, checkpoint_name)
+    with contextlib.redirect_stdout(io.StringIO()):  # its tables: this console is that of the training
+        summary = evaluate(_evaluate_config(config, run_folder, step), loaded)
+    metrics = summary.metrics()
+    averages = [s.name for s in summary.averages if s.name in metrics]
+    headline = COMPOSITION if COMPOSITION in metrics else next(iter(averages or metrics))
+    return Validation(step=step, state="done", metrics=metrics, headline=headline)
+
+
+def _load(config: TrainConfig, run_folder: str, checkpoint_name: str) -> LoadedModel:
+    """The student of a checkpoint, as the run would export it."""
+    from degla_ray.model.adapt import adapt, merged
+    from degla_ray.model.build import build
+    from degla_ray.training.checkpoint import load_student
+
+    loaded = build(config.model)
+    adapt(loaded.model, config.adapt)
+    load_student(Storage(run_folder), checkpoint_name, loaded.model)
+    return dataclasses.replace(loaded, model=merged(loaded.model), source=f"{run_folder}/{checkpoint_name}")
+
+
+def _evaluate_config(config: TrainConfig, run_folder: str, step: int) -> EvaluateConfig:
+    settings, label = config.validation, f"{config.name} step {step}"
+    return EvaluateConfig(
+        model=ModelConfig(name=label),  # there is no file of it but the checkpoint's
+        output=f"{run_folder}/{EVALUATIONS}/{_name(step)}",
+        suite=settings.suite,
+        prepared=settings.prepared,
+        negatives=settings.negatives,
+        split=settings.split,
+        label=label,
+        benchmarks=settings.benchmarks,
+        num_actors=settings.num_actors,
+        stall_minutes=settings.timeout_minutes,
+        tracking=TrackingConfig(enabled=False),  # the metrics go to the training run
+        ray=config.ray,
+    )
+
+
+def _for_ray(validation: Validation) -> dict[str, float]:
+    return {f"validation/{name}": value for name, value in validation.metrics.items()}
+
+
+def _reason(error: Exception) -> str:
+    """One line: of an error in a task, what was raised there and not Ray's whole traceback."""
+    cause = error.cause if isinstance(error, RayTaskError) else error
+    text = str(cause) if isinstance(cause, DeglaError) else f"{type(cause).__name__}: {cause}"
+    return next((line for line in text.splitlines() if line.strip()), type(error).__name__)
+
+
+def _name(step: int) -> str:
+    return f"step-{step:09d}"
+
+
+def _read(run: Storage, step: int) -> Validation | None:
+    name = f"{_name(step)}.json"
+    return Validation(**run.read_json(EVALUATIONS, name)) if run.exists(EVALUATIONS, name) else None
+
+
+def _write(run: Storage, validation: Validation) -> None:
+    run.write_json(dataclasses.asdict(validation), EVALUATIONS, f"{_name(validation.step)}.json")

@@ -1,0 +1,68 @@
+"""Settings of the evaluation during training, and the files that say what became of it."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from degla_ray.config import DataConfig, ObjectiveConfig, TrainConfig, ValidationSettings
+from degla_ray.errors import SettingError
+from degla_ray.shards import Storage
+from degla_ray.training.trainer import cpus
+from degla_ray.training.validation import Validation, ask, read_all, set_logged, tidy
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"every_steps": 0, "suite": "s"}, "every_steps"),
+        ({"every_steps": 5}, "suite"),
+        ({"every_steps": 5, "suite": "s", "negatives": "n"}, "prepared"),
+        ({"every_steps": 5, "suite": "s", "num_actors": 0}, "num_actors"),
+        ({"every_steps": 5, "suite": "s", "timeout_minutes": 0.0}, "timeout_minutes"),
+        ({"every_steps": 5, "suite": "s", "benchmarks": []}, "benchmarks"),
+    ],
+)
+def test_validation_settings_impossible_combination_names_the_setting(
+    settings: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(SettingError, match=rf"^validation\.{named}: "):
+        ValidationSettings(**settings)
+
+
+def test_validation_settings_due_at_multiples_only_and_never_where_off() -> None:
+    on = ValidationSettings(every_steps=3, suite="s")
+    assert [step for step in range(10) if on.due(step)] == [3, 6, 9]
+    assert not any(ValidationSettings(suite="s").due(step) for step in range(10))
+
+
+def test_train_cpus_count_workers_decoders_and_a_validation() -> None:
+    data = DataConfig(prepared="p", decode_tasks=2)
+    plain = TrainConfig(name="x", data=data, objective=ObjectiveConfig(name="clip"), num_workers=2)
+    assert cpus(plain) == 2 * (1 + 2 * 0.5)
+    validation = ValidationSettings(every_steps=5, suite="s", num_actors=3)
+    assert cpus(dataclasses.replace(plain, validation=validation)) == cpus(plain) + 0.5 + 3
+
+
+def test_validation_that_is_done_is_not_asked_for_again(tmp_path: Path) -> None:
+    run = Storage(str(tmp_path))
+    for step in (20, 3):
+        ask(run, step)
+    assert list(read_all(run)) == [Validation(step=s, state="waiting") for s in (3, 20)]
+    done = Validation(step=3, state="done", metrics={"composition": 0.5}, headline="composition")
+    set_logged(run, done)
+    ask(run, 3)
+    assert list(read_all(run, besides={20})) == [dataclasses.replace(done, logged=True)]
+    assert done.describe() == "validation of step 3: composition 50.0%"
+
+
+def test_validation_tidy_takes_back_what_waits_for_a_checkpoint_that_is_gone(tmp_path: Path) -> None:
+    run = Storage(str(tmp_path))
+    for step in (2, 4, 6):
+        ask(run, step)
+    set_logged(run, Validation(step=2, state="done"))
+    assert tidy(run, {6}) == [4]
+    assert [(v.step, v.state) for v in read_all(run)] == [(2, "done"), (6, "waiting")]
