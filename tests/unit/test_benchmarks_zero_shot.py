@@ -22,7 +22,7 @@ import pytest
 import torch
 
 from degla_ray.errors import DataError, SettingError
-from degla_ray.evaluation.benchmarks import zero_shot
+from degla_ray.evaluation.benchmarks import own_sets, zero_shot
 from degla_ray.evaluation.benchmarks.base import Benchmark, Features
 from degla_ray.evaluation.benchmarks.classification import (
     MEAN_PER_CLASS,
@@ -492,7 +492,7 @@ def write_classes(root: Path) -> Path:
 
 @pytest.mark.parametrize("prefix", ["", "file://"])
 def test_folder_items_names_and_pictures(tmp_path: Path, prefix: str) -> None:
-    benchmark, source = zero_shot.load_folder(prefix + str(write_classes(tmp_path / "animals")))
+    benchmark, source = own_sets.load_folder(prefix + str(write_classes(tmp_path / "animals")))
     assert benchmark.name == "zeroshot_folder_animals"
     assert benchmark.subsets == (TOP1, MEAN_PER_CLASS)
     assert {s.item_id: s.texts[0] for s in benchmark.shown()} == {
@@ -509,11 +509,11 @@ def test_folder_names_and_templates_from_files(tmp_path: Path) -> None:
     root = write_classes(tmp_path / "animals")
     put(root / "templates.txt", "one {c}\nthe {}\n")
     put(root / "classnames.txt", "ice bear\nzebra, striped\n")
-    benchmark, _ = zero_shot.load_folder(str(root), "int_logits")
+    benchmark, _ = own_sets.load_folder(str(root), "int_logits")
     assert benchmark.texts() == {"one ice bear", "the ice bear", "one zebra, striped", "the zebra, striped"}
     assert benchmark.protocol == "int_logits"
     put(root / "classes.json", json.dumps({"zebra": "horse", "polar_bear": "bear"}))
-    benchmark, _ = zero_shot.load_folder(str(root))
+    benchmark, _ = own_sets.load_folder(str(root))
     assert {s.texts[0] for s in benchmark.shown() if "zebra" in s.item_id} == {"horse"}
 
 
@@ -544,22 +544,22 @@ def test_folder_that_does_not_fit_is_refused(
 ) -> None:
     put(write_classes(tmp_path) / path, content)
     with pytest.raises(DataError, match=message):
-        zero_shot.load_folder(str(tmp_path))
+        own_sets.load_folder(str(tmp_path))
 
 
 def test_folder_absent_or_of_one_class_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such folder"):
-        zero_shot.load_folder(str(tmp_path / "nowhere"))
+        own_sets.load_folder(str(tmp_path / "nowhere"))
     put(tmp_path / "only/a.jpg")
     with pytest.raises(DataError, match="1 folders in it; expected at least two"):
-        zero_shot.load_folder(str(tmp_path))
+        own_sets.load_folder(str(tmp_path))
 
 
 def test_folder_of_real_cifar10_pictures_lists_all_600(real_data: Path) -> None:
     folder = real_data / "cifar10"
     if not folder.is_dir():
         pytest.skip(f"no CIFAR-10 pictures at {folder} (set DEGLA_DATA to a folder that holds cifar10/)")
-    benchmark, source = zero_shot.load_folder(str(folder))
+    benchmark, source = own_sets.load_folder(str(folder))
     assert benchmark.name == "zeroshot_folder_cifar10"
     assert benchmark.subsets == (TOP1, TOP5, MEAN_PER_CLASS)
     assert benchmark.chance(TOP1) == 0.1
@@ -594,7 +594,7 @@ def write_shards(root: Path, where: str = "test") -> Path:
 @pytest.mark.parametrize("prefix", ["", "file://"])
 def test_webdataset_items_and_pictures(tmp_path: Path, where: str, given: str, prefix: str) -> None:
     root = write_shards(tmp_path / "wds_animals", where)
-    benchmark, source = zero_shot.load_webdataset(f"{prefix}{root}{given}")
+    benchmark, source = own_sets.load_webdataset(f"{prefix}{root}{given}")
     assert benchmark.name == "zeroshot_webdataset_wds_animals"
     expected = {f"{i // 3}.tar/s{i:07d}": ("cat", "dog", "cat")[i % 3] for i in range(6)}
     assert {s.item_id: s.texts[0] for s in benchmark.shown()} == expected
@@ -607,7 +607,7 @@ def test_webdataset_items_and_pictures(tmp_path: Path, where: str, given: str, p
 
 def test_webdataset_source_travels_without_its_table_and_reads_by_offset(tmp_path: Path) -> None:
     write_shards(tmp_path)
-    _, source = zero_shot.load_webdataset(str(tmp_path))
+    _, source = own_sets.load_webdataset(str(tmp_path))
     assert isinstance(source, TarPictures)
     assert len(source.samples) == 6
     assert b"s0000001" not in pickle.dumps(source)
@@ -629,7 +629,7 @@ def test_webdataset_of_the_real_writer_is_read(tmp_path: Path) -> None:
             sink.write({"__key__": f"s{i:07d}", "png": encode(noise(seed=i), "PNG"), "cls": i % 2})
     put(tmp_path / "classnames.txt", "even\nodd\n")
     put(tmp_path / "test/zeroshot_classification_templates.txt", "{c}\n")
-    benchmark, source = zero_shot.load_webdataset(str(tmp_path))
+    benchmark, source = own_sets.load_webdataset(str(tmp_path))
     assert [s.texts[0] for s in benchmark.shown()] == ["even", "odd"] * 5
     found = read_all(source, {s.item_id for s in benchmark.shown()})
     assert found["2.tar/s0000009"].data == encode(noise(seed=9), "PNG")
@@ -639,7 +639,7 @@ def test_webdataset_sample_with_several_pictures_is_read_as_clip_benchmark_does(
     write_shards(tmp_path)
     files = {"a.jpg": b"jpg", "a.PNG": b"png", "a.json": b"{}", "a.cls": b" 1\n", ".hidden": b""}
     write_tar(tmp_path / "test/1.tar", files)
-    _, source = zero_shot.load_webdataset(str(tmp_path))
+    _, source = own_sets.load_webdataset(str(tmp_path))
     assert read_all(source, {"1.tar/a"})["1.tar/a"].data == b"png"
 
 
@@ -661,7 +661,7 @@ def test_webdataset_sample_that_is_not_whole_is_refused(
     write_shards(tmp_path)
     write_tar(tmp_path / "test/1.tar", files)
     with pytest.raises(DataError, match=message):
-        zero_shot.load_webdataset(str(tmp_path))
+        own_sets.load_webdataset(str(tmp_path))
 
 
 @pytest.mark.parametrize("cut", [0, 100, 700, 3000, -1024])
@@ -670,7 +670,7 @@ def test_webdataset_broken_shard_is_refused_by_name(tmp_path: Path, cut: int) ->
     data = path.read_bytes()
     path.write_bytes(data[: len(data.rstrip(b"\0")) // 512 * 512] if cut < 0 else data[:cut])
     with pytest.raises(DataError, match=r"1\.tar: .* expected a whole, uncompressed tar file"):
-        zero_shot.load_webdataset(str(tmp_path))
+        own_sets.load_webdataset(str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -691,9 +691,9 @@ def test_webdataset_whose_files_do_not_fit_is_refused(
     if content is not None:
         target.write_text(content)
     with pytest.raises(DataError, match=message):
-        zero_shot.load_webdataset(str(tmp_path))
+        own_sets.load_webdataset(str(tmp_path))
 
 
 def test_webdataset_without_shards_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no \*.tar"):
-        zero_shot.load_webdataset(str(tmp_path))
+        own_sets.load_webdataset(str(tmp_path))

@@ -21,6 +21,7 @@ from degla_ray.evaluation.benchmarks.aro import load_vg_attribution, load_vg_rel
 from degla_ray.evaluation.benchmarks.base import Benchmark
 from degla_ray.evaluation.benchmarks.nlvr import NLVR, load_nlvr
 from degla_ray.evaluation.benchmarks.order import CaptionSet, load_order, load_retrieval
+from degla_ray.evaluation.benchmarks.own_sets import load_folder, load_webdataset
 from degla_ray.evaluation.benchmarks.sugarcrepe import load_sugarcrepe, load_sugarcrepe_pp
 from degla_ray.evaluation.benchmarks.valse import load_valse
 from degla_ray.evaluation.benchmarks.winoground import load_winoground
@@ -96,10 +97,10 @@ def load(config: PublishedConfig, names: Sequence[str]) -> Published:
     if config.nlvr is not None and _wanted(NLVR, names, there=True, absent=found.absent):
         _add(found, load_nlvr(Storage(config.nlvr)), config, FilePictures(config.nlvr))
     for uri in config.class_folders:
-        benchmark, source = zero_shot.load_folder(uri, config.zero_shot_scores)
+        benchmark, source = load_folder(uri, config.zero_shot_scores)
         _add(found, benchmark, config, source)
     for uri in config.webdatasets:
-        benchmark, source = zero_shot.load_webdataset(uri, config.zero_shot_scores)
+        benchmark, source = load_webdataset(uri, config.zero_shot_scores)
         _add(found, benchmark, config, source)
     return found
 

@@ -1,4 +1,4 @@
-"""Zero-shot classification sets: torchvision's eleven, a folder a class, CLIP_benchmark's tar shards.
+"""Torchvision's eleven zero-shot sets, as published.
 
 Each comes as a benchmark `zeroshot_NAME` and the source of its pictures, which has the benchmark's name.
 
@@ -23,21 +23,16 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.fs
 from PIL import Image
 
 from degla_ray.errors import DataError, SettingError
 from degla_ray.evaluation.benchmarks.base import Benchmark
 from degla_ray.evaluation.benchmarks.classification import MEAN_PER_CLASS, TOP1, TOP5, Classification, Scores
 from degla_ray.evaluation.pictures import FilePictures, Picture, PictureBatch, PictureSource
-from degla_ray.evaluation.tar_pictures import TarPictures, tar_names
 from degla_ray.schema import CLASS_ITEMS
-from degla_ray.shards import Storage
 
 PREFIX = "zeroshot_"
 METRICS = (TOP1, TOP5, MEAN_PER_CLASS)
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff")  # of class folders
-TEMPLATE = "a photo of a {}."
 WHOLE = "the whole set: there is no official split"
 
 
@@ -195,13 +190,13 @@ def _load_torchvision(root: str, name: str, scores: Scores) -> tuple[Benchmark, 
         # sorted: SUN397's come as the file system lists them
         rows = sorted((Path(path).relative_to(root).as_posix(), int(label)) for path, label in files)
         ids, labels = [path for path, _ in rows], [label for _, label in rows]
-    benchmark = _benchmark(
+    benchmark = labelled_pictures(
         name, ids, labels, classes, _templates(spec), where, scores, note=spec.note, unique_names=False
     )
     return benchmark, source
 
 
-def _benchmark(
+def labelled_pictures(
     name: str,
     image_ids: Sequence[str],
     labels: Sequence[int],
@@ -294,7 +289,7 @@ def _class_names(where: str, spec: TorchvisionSet, dataset: Any) -> list[str]:
 
         listed = IMAGENET_CLASSNAMES
     else:
-        listed = _from_clip_benchmark("en_classnames.json").get(spec.prompts)
+        listed = _from_cliplabelled_pictures("en_classnames.json").get(spec.prompts)
     if listed is None:
         # CLIP_benchmark takes torchvision's own names for these too: they are the data set's, in the order
         # of the labels, and OpenAI's are the same words with spaces.
@@ -344,14 +339,15 @@ def _templates(spec: TorchvisionSet) -> list[str]:
         from open_clip import OPENAI_IMAGENET_TEMPLATES
 
         return [template("{}") for template in OPENAI_IMAGENET_TEMPLATES]
-    return _with_braces(_from_clip_benchmark("en_zeroshot_classification_templates.json")[spec.prompts])
+    return with_braces(_from_cliplabelled_pictures("en_zeroshot_classification_templates.json")[spec.prompts])
 
 
-def _with_braces(templates: Sequence[str]) -> list[str]:
+def with_braces(templates: Sequence[str]) -> list[str]:
+    """CLIP_benchmark's `{c}` as `{}`."""
     return [template.replace("{c}", "{}") for template in templates]
 
 
-def _from_clip_benchmark(file: str) -> dict[str, list[str]]:
+def _from_cliplabelled_pictures(file: str) -> dict[str, list[str]]:
     """A data file of the package, which is not imported: it would bring in all that it evaluates with."""
     found = importlib.util.find_spec("clip_benchmark")
     if found is None or not found.submodule_search_locations:
@@ -392,161 +388,3 @@ def _png(data: Any, image_id: str) -> Picture | Exception:
     file = io.BytesIO()
     Image.fromarray(array).save(file, format="PNG", compress_level=1)
     return Picture(data=file.getvalue())
-
-
-def load_folder(uri: str, scores: Scores = "standard") -> tuple[Benchmark, PictureSource]:
-    """A dataset of one folder a class, on any filesystem; classes are in the order of the folders' names.
-
-    What prompts call a class is its folder's name with spaces for underscores, unless there is a
-    `classes.json` ({folder: name}) or a `classnames.txt` (one a line, in the order of the folders).
-    `templates.txt` (one a line, with {} or {c}) replaces the template "a photo of a {}.".
-
-    Raises:
-        DataError: no such folder, no classes, a class without pictures, names that do not fit the folders.
-    """
-    storage = Storage(uri)
-    if not storage.is_folder():
-        raise DataError(uri, "no such folder", "a folder with a folder a class")
-    infos = storage.filesystem.get_file_info(pyarrow.fs.FileSelector(storage.path()))
-    folders = sorted(i.base_name for i in infos if not i.is_file and not i.base_name.startswith("."))
-    pictures: dict[str, list[str]] = {folder: [] for folder in folders}
-    for path in storage.names_below():
-        folder = path.partition("/")[0]
-        if folder in pictures and _is_picture(path):
-            pictures[folder].append(path)
-    if len(folders) < 2:
-        raise DataError(uri, f"{len(folders)} folders in it", "at least two: one a class")
-    empty = next((folder for folder in folders if not pictures[folder]), None)
-    if empty is not None:
-        raise DataError(storage.path(empty), "no pictures", f"at least one of *{', *'.join(PICTURES)}")
-    ids = [path for folder in folders for path in pictures[folder]]
-    labels = [label for label, folder in enumerate(folders) for _ in pictures[folder]]
-    marked = next((path for path in ids if "#" in path), None)
-    if marked is not None:
-        raise DataError(storage.path(marked), "a # in its name", "none: it stands for a part of a picture")
-    classes, given = _folder_names(storage, folders)
-    templates = _with_braces(_lines(storage, "templates.txt") or [TEMPLATE])
-    benchmark = _benchmark(
-        f"folder_{_base_name(storage.uri)}",
-        ids,
-        labels,
-        classes,
-        templates,
-        uri,
-        scores,
-        unique_names=not given,
-    )
-    return benchmark, FilePictures(uri)
-
-
-def _is_picture(path: str) -> bool:
-    name = path.rpartition("/")[2]
-    return name.lower().endswith(PICTURES) and not name.startswith(".")
-
-
-def _folder_names(storage: Storage, folders: Sequence[str]) -> tuple[list[str], bool]:
-    """What prompts call the classes, and whether somebody wrote it down."""
-    if storage.is_file("classes.json"):
-        where, named = storage.path("classes.json"), storage.read_json("classes.json")
-        if not isinstance(named, dict) or not all(isinstance(x, str) and x.strip() for x in named.values()):
-            raise DataError(where, "something else", '{"FOLDER": "name", …}')
-        differing = sorted(set(folders) ^ set(named))
-        if differing:
-            expected = "one name for each folder"
-            found = "no name for" if differing[0] in folders else "a name for a folder that is not there,"
-            raise DataError(where, f"{found} {differing[0]!r}", expected)
-        return [named[folder] for folder in folders], True
-    lines = _lines(storage, "classnames.txt")
-    if lines is None:
-        return [folder.replace("_", " ") for folder in folders], False
-    if len(lines) != len(folders):
-        where = storage.path("classnames.txt")
-        raise DataError(where, f"{len(lines)} names", f"{len(folders)}, in the order of the folders")
-    return lines, True
-
-
-def _lines(storage: Storage, name: str) -> list[str] | None:
-    """The stripped lines of a text file; none if there is none.
-
-    Raises:
-        DataError: it has no lines, or an empty one among them: of class names that would be a class.
-    """
-    if not storage.is_file(name):
-        return None
-    try:
-        text = storage.read_bytes(name).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(storage.path(name), f"{error}", "UTF-8") from error
-    lines = [line.strip() for line in text.rstrip().splitlines()]
-    if not lines or not all(lines):
-        raise DataError(storage.path(name), "an empty line" if lines else "no lines", "text on every line")
-    return lines
-
-
-def load_webdataset(uri: str, scores: Scores = "standard") -> tuple[Benchmark, PictureSource]:
-    """Tar shards as CLIP_benchmark writes them, on any filesystem.
-
-    A sample is a picture and its class number, KEY.webp (or png, jpg) and KEY.cls. `classnames.txt` and
-    `zeroshot_classification_templates.txt` lie beside the shards or in the folder above.
-
-    Args:
-        uri: folder of the shards, or the folder whose `test/` they are in.
-        scores: what decisions are made on.
-
-    Raises:
-        DataError: no shards, fewer than nshards.txt says, a broken one, a sample that is not whole, a
-            class number that has no name; no names or templates.
-    """
-    shards = next((s for s in (Storage(uri), Storage(_below(uri, "test"))) if tar_names(s)), None)
-    if shards is None:
-        raise DataError(
-            uri, "no *.tar in it nor in its test/", "a dataset that clip_benchmark_export_wds wrote"
-        )
-    counted, found = _lines(shards, "nshards.txt"), tar_names(shards)
-    if counted is not None and counted != [str(len(found))]:
-        raise DataError(shards.uri, f"{len(found)} shards", f"{' '.join(counted)}, as nshards.txt says")
-    home, classes = _beside_or_above(shards, "classnames.txt")
-    _, templates = _beside_or_above(shards, "zeroshot_classification_templates.txt")
-    source = TarPictures(shards.uri)
-    ids = list(source.samples)
-    labels = [sample.label for sample in source.samples.values()]
-    benchmark = _benchmark(
-        f"webdataset_{_base_name(home.uri)}",
-        ids,
-        labels,
-        classes,
-        _with_braces(templates),
-        uri,
-        scores,
-        unique_names=False,
-    )
-    return benchmark, source
-
-
-def _beside_or_above(shards: Storage, name: str) -> tuple[Storage, list[str]]:
-    """A text file's lines, and the folder that it lies in."""
-    for storage in (shards, Storage(_above(shards.uri))):
-        lines = _lines(storage, name)
-        if lines is not None:
-            return storage, lines
-    raise DataError(shards.uri, f"no {name}", "one beside the shards, or in the folder above")
-
-
-def _split(uri: str) -> tuple[str, str]:
-    """A URI's path without a slash at its end, and its options."""
-    path, mark, options = uri.partition("?") if "://" in uri else (uri, "", "")
-    return path.rstrip("/"), mark + options
-
-
-def _below(uri: str, name: str) -> str:
-    path, options = _split(uri)
-    return f"{path}/{name}{options}"
-
-
-def _above(uri: str) -> str:
-    path, options = _split(uri)
-    return path.rpartition("/")[0] + options
-
-
-def _base_name(uri: str) -> str:
-    return _split(uri)[0].rpartition("/")[2]
