@@ -294,7 +294,7 @@ def _close(job: Job, folder: StageFolder, ledger: Ledger, window: _Window, book:
         folder.write_part("negatives", shard, to_table(negatives, NEGATIVES))
         folder.write_part("rejects", shard, to_table(rejects, REJECTS))
         folder.write_receipt(shard, counts)
-    ledger.clear()
+    ledger.clear(set(window.shards))
 
 
 def _settle(

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from degla_ray.negatives.checks import normal_form
 from degla_ray.schema import ATTEMPTS, Kind, RejectReason
-from degla_ray.shards import StageFolder, part_name
+from degla_ray.shards import StageFolder, part_name, shard_of
 
 OPEN, CLOSED = "ledger", "attempts"
 """Folders of the rows of unfinished windows, and of finished shards."""
@@ -188,9 +188,19 @@ class Ledger:
         for shard, rows in shards.items():
             self._folder.write_part(CLOSED, shard, table(rows))
 
-    def clear(self) -> None:
-        for name in self._names():
-            self._folder.storage.delete_file(OPEN, name)
+    def clear(self, shards: Collection[int]) -> None:
+        """Drops the appended rows of settled shards.
+
+        Others are there where an interrupted run's windows were not this one's: with `retry_failed` finished
+        shards come before those that it was busy with.
+        """
+        storage, names = self._folder.storage, self._names()
+        rows = [row for name in names for row in storage.open_parquet(OPEN, name).read().to_pylist()]
+        left = [row for row in rows if shard_of(row["key"], self._folder.num_shards) not in shards]
+        if left:
+            self.append(left)
+        for name in names:
+            storage.delete_file(OPEN, name)
 
     def _names(self) -> list[str]:
         return [n for n in self._folder.storage.names(OPEN) if n.endswith(".parquet")]

@@ -6,7 +6,7 @@ import pytest
 
 from degla_ray.negatives.ledger import Book, Entry, Ledger, State, may_retry, text_key
 from degla_ray.schema import ATTEMPTS, Kind, RejectReason
-from degla_ray.shards import StageFolder
+from degla_ray.shards import StageFolder, shard_of
 
 KINDS = (Kind.SWAP_NOUNS, Kind.RESHUFFLE)
 
@@ -125,10 +125,18 @@ def test_ledger_forgets_appended_rows_only_after_they_are_in_their_shard(ledger)
     ledger.append([row()])
     ledger.close({1: [row()]})
     assert ledger.read([1]) == [row()], "in both places, told once: killed before the files went"
-    ledger.clear()
+    ledger.clear({1})
     assert ledger.read([0]) == []
     assert ledger.read([1]) == [row()]
     assert [entry.state() for entry in ledger.settled(1)] == [State.OK]
+
+
+def test_ledger_keeps_appended_rows_of_shards_that_are_not_settled(ledger):
+    elsewhere = next(key for key in map(str, range(99)) if shard_of(key, 2) != shard_of("a", 2))
+    ledger.append([row(), row(elsewhere)])
+    ledger.append([row(elsewhere, "reshuffle")])
+    ledger.clear({shard_of("a", 2)})
+    assert [r["key"] for r in ledger.read([])] == [elsewhere, elsewhere]
 
 
 def test_ledger_rows_have_the_schemas_columns():
