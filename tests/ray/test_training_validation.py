@@ -144,6 +144,7 @@ def test_validation_of_a_step_that_had_it_does_nothing(config: TrainConfig, vali
     assert {p: p.stat().st_mtime_ns for p in evaluations.rglob("*")} == before
 
 
+@pytest.mark.slow
 def test_validation_that_fails_is_told_and_the_next_one_and_training_go_on(
     folder: Path, config: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
