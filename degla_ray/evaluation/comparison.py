@@ -15,7 +15,7 @@ import pyarrow as pa
 from degla_ray.evaluation.benchmarks.aro import ARO, ARO_MEMBERS
 from degla_ray.evaluation.benchmarks.zero_shot import PREFIX
 from degla_ray.evaluation.statistics import McNemar, mcnemar
-from degla_ray.evaluation.summary import Score, Summary
+from degla_ray.evaluation.summary import ZERO_SHOT, Score, Summary
 
 Decisions = Mapping[str, Mapping[str, bool]]  # `benchmark/subset` -> item id -> correct
 
@@ -28,7 +28,7 @@ TITLES = {
     "sugarcrepe_pp_itt": "SugarCrepe++",
     "valse": "VALSE",
     ARO: "ARO",
-    "zero_shot_eleven": "Zero-shot, 11 sets",
+    ZERO_SHOT: "Zero-shot, 11 sets",
 }  # the averages that a report begins with
 SCENES_FAMILY, ARO_FAMILY, ZERO_SHOT_FAMILY = "scenes", "ARO", "zero-shot sets"
 

@@ -92,8 +92,9 @@ def encode(
     work = Work(needs, on_progress)
     if cache is not None:
         for text in list(work.unseen_texts()):
-            if (feature := cache.get(text_digest(text))) is not None:
-                work.have_text(text, feature, cut=text_digest(text) in cache.truncated)
+            digest = text_digest(text)
+            if (feature := cache.get(digest)) is not None:
+                work.have_text(text, feature, cut=digest in cache.truncated)
     batches = _batches(sources, work, pool.batch_size)
     yield from work.finished()
     try:

@@ -64,8 +64,9 @@ class FeatureCache:
 
     def add(self, digest: str, feature: np.ndarray, truncated: bool = False) -> None:
         if digest not in self._features:
-            self._keep(digest, feature.tobytes(), truncated)
-            self._new.append((digest, feature.tobytes(), truncated))
+            row = (digest, feature.tobytes(), truncated)
+            self._keep(*row)
+            self._new.append(row)
             if len(self._new) >= FLUSH_ROWS:
                 self.flush()
 

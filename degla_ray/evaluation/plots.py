@@ -17,7 +17,7 @@ from degla_ray.evaluation.benchmarks.classification import TOP1
 from degla_ray.evaluation.benchmarks.zero_shot import PREFIX, ZERO_SHOT_ELEVEN
 from degla_ray.evaluation.comparison import SCENES_FAMILY, ZERO_SHOT_FAMILY, Comparison, title
 from degla_ray.evaluation.published_rows import published_points
-from degla_ray.evaluation.summary import Score
+from degla_ray.evaluation.summary import ZERO_SHOT, Score
 
 # Okabe & Ito's colours, told apart also by colour-blind readers; the base is grey.
 COLOURS = ("#7f7f7f", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
@@ -91,7 +91,7 @@ def _published_axes(comparison: Comparison) -> tuple[Axis, Axis] | None:
     composition = _all_have(comparison, COMPOSITION)
     sets = _all_have(comparison, ZERO_SHOT_ELEVEN)
     kept: list[Axis] = [
-        ("zero-shot accuracy, mean of 11 sets, % (kept)", _all_have(comparison, ("zero_shot_eleven",))),
+        ("zero-shot accuracy, mean of 11 sets, % (kept)", _all_have(comparison, (ZERO_SHOT,))),
         (f"zero-shot accuracy, mean of {', '.join(_set_name(n) for n in sets)}, % (kept)", sets),
         ("zero-shot accuracy, % (kept)", _all_have(comparison, ("zero_shot",))),
         ("retrieval R@1, % (kept)", _all_have(comparison, ("retrieval",))),

@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -132,8 +132,5 @@ def _add(
     found.benchmarks.append(benchmark)
     found.identity[benchmark.name] = identity(benchmark)
     for collection in sorted({key.partition(":")[0] for key in benchmark.image_keys()}):
-        found.sources[collection] = source or FilePictures(_folder(collection, config.images, config.data))
-
-
-def _folder(collection: str, given: Mapping[str, str], data: str | None) -> str:
-    return given.get(collection, f"{data}/{IMAGES}/{collection}")
+        folder = config.images.get(collection, f"{config.data}/{IMAGES}/{collection}")
+        found.sources[collection] = source or FilePictures(folder)
