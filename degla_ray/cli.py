@@ -9,11 +9,17 @@ that `--help` answers in 0.5 s instead of the 10 s that importing torch, Ray and
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
 import io
+import itertools
+import json
 import re
 import sys
+import typing
 from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import yaml
@@ -21,6 +27,8 @@ from jsonargparse import ArgumentParser, set_parsing_settings
 from jsonargparse.typing import register_type
 
 from degla_ray import ray_setup
+from degla_ray.cli_help import HelpAction, settings
+from degla_ray.config import JOBS
 from degla_ray.errors import DeglaError
 from degla_ray.schema import Kind, RejectReason
 
@@ -48,37 +56,101 @@ for _choices in (Kind, RejectReason):
 
 
 class _Parser(ArgumentParser):
-    """A parser whose errors are one line, without the hundred options that exist."""
+    """A parser whose errors are one line: what is wrong, and the setting that was probably meant."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise DeglaError(_plain(message)) from ex
+        raise DeglaError(_with_suggestion(_plain(message), list(settings(self)))) from ex
 
 
-def build_parser(config_class: type[ConfigT], description: str) -> ArgumentParser:
-    """A parser with `--config` and one dotted option for each setting of `config_class`."""
+def build_parser(config_class: type[ConfigT], description: str, first: Sequence[str] = ()) -> ArgumentParser:
+    """Build a parser with `--config` and one dotted option for each setting of `config_class`.
+
+    Args:
+        config_class: dataclass of the job's settings.
+        description: what the job does, for `--help`.
+        first: settings that `--help` explains; the others are listed by group.
+    """
     parser = _Parser(
         description=description,
+        add_help=False,
         allow_abbrev=False,  # a shortened or mistyped name is an unknown setting, not a guess
         usage="%(prog)s [--config FILE.yaml] [--SETTING VALUE ...] [--print_config]",
     )
+    parser.add_argument("-h", "--help", action=HelpAction, first=first)
     parser.add_argument("--config", action="config", help="YAML file of settings; later options override it")
     parser.add_class_arguments(config_class, None)
     return parser
 
 
-def parse(config_class: type[ConfigT], description: str, argv: Sequence[str] | None = None) -> ConfigT:
-    """The config that a command line (default: sys.argv) and its YAML files describe.
+def parse(
+    config_class: type[ConfigT],
+    description: str,
+    argv: Sequence[str] | None = None,
+    first: Sequence[str] = (),
+) -> ConfigT:
+    """Return the config that a command line (default: sys.argv) and its YAML files describe.
 
     Raises:
         DeglaError: unknown setting, wrong type, missing or malformed file, or impossible combination.
     """
-    parser = build_parser(config_class, description)
+    parser = build_parser(config_class, description, first)
+    words = sys.argv[1:] if argv is None else list(argv)
     try:
-        settings = parser.instantiate_classes(parser.parse_args(argv))
+        parsed = parser.instantiate_classes(parser.parse_args(_lists_joined(parser, words)))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise DeglaError(f"--config: {_plain(str(error))}") from error
-    del settings["config"]
-    return config_class(**vars(settings))
+    except DeglaError as error:
+        _require_own_config(config_class, words, error)
+        raise
+    del parsed["config"]
+    return config_class(**vars(parsed))
+
+
+def _lists_joined(parser: ArgumentParser, words: Sequence[str]) -> list[str]:
+    """Join the words after a list setting into one list: `--evaluations a b` becomes `["a", "b"]`."""
+    hints = {f"--{name}": getattr(action, "_typehint", None) for name, action in settings(parser).items()}
+    joined: list[str] = []
+    waiting = list(words)
+    while waiting:
+        option = waiting.pop(0)
+        joined.append(option)
+        if typing.get_origin(hints.get(option)) is not list:
+            continue
+        items: list[str] = []
+        while waiting and not waiting[0].startswith("--"):
+            items.append(waiting.pop(0))
+        if items and not items[0].startswith("["):
+            of_text = typing.get_args(hints[option])[0] is str
+            joined.append(json.dumps([item if of_text else yaml.safe_load(item) for item in items]))
+        else:
+            joined += items
+    return joined
+
+
+def _require_own_config(config_class: type, words: Sequence[str], error: DeglaError) -> None:
+    """Name the job that a refused `--config` file belongs to, if it is another one's.
+
+    Raises:
+        DeglaError: every setting in the file belongs to another job, and not all belong to this one.
+    """
+    files = [b for a, b in itertools.pairwise(words) if a == "--config"]
+    for file in files:
+        try:
+            content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError):
+            return  # the error that is known already says so
+        if not isinstance(content, dict) or content.keys() <= _fields(config_class):
+            continue
+        for job, other in JOBS.items():
+            if other is not config_class and content.keys() <= _fields(other):
+                raise DeglaError(
+                    f"--config: {file} holds the settings of another job: "
+                    f"python jobs/{job}.py --config {file}"
+                ) from None
+
+
+def _fields(config_class: type) -> set[str]:
+    return {field.name for field in dataclasses.fields(config_class)}
 
 
 def from_settings(config_class: type[ConfigT], settings: Mapping[str, Any], section: str) -> ConfigT:
@@ -105,13 +177,14 @@ def run(
     job: Callable[[ConfigT], object],
     description: str,
     argv: Sequence[str] | None = None,
+    first: Sequence[str] = (),
 ) -> None:
-    """Parses, calls `job(config)` and returns; a DeglaError becomes one line and exit status 2."""
+    """Parse, call `job(config)` and return; a DeglaError becomes one line and exit status 2."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # progress is seen through pipes and job logs too
     ray_setup.set_environment()
     try:
-        job(parse(config_class, description, argv))
+        job(parse(config_class, description, argv, first))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
@@ -147,6 +220,22 @@ def user_error(error: BaseException) -> DeglaError | None:
         waiting.extend(cause for cause in inner if isinstance(cause, BaseException))
     found = [candidate for candidate in seen if isinstance(candidate, DeglaError)]
     return found[-1] if found else None
+
+
+def _with_suggestion(message: str, names: Sequence[str]) -> str:
+    """Add the setting that was probably meant to a message on one that does not exist."""
+    if group := re.match(r"(?:--)?([\w.]+): .*Unable to load config [\"'](.*?)[\"']", message):
+        if f"{group[1]}.name" in names:
+            return f"{group[1]}: a group of settings; did you mean --{group[1]}.name {group[2]}?"
+        return f"{group[1]}: a group of settings; expected one of them, or a YAML file of them"
+    unknown = re.match(r"(?:--)?([\w.]+): no such setting", message)
+    if unknown is None:
+        return message
+    last = unknown[1].rpartition(".")[2]
+    near = [n for n in names if n.rpartition(".")[2] == last] or difflib.get_close_matches(
+        unknown[1], names, cutoff=0.75
+    )
+    return f"{message}; did you mean {' or '.join(f'--{name}' for name in near[:3])}?" if near else message
 
 
 def _plain(message: str) -> str:

@@ -1,23 +1,13 @@
 #!/usr/bin/env python
-"""Scores a model on test sets: one row an item, accuracies with confidence intervals, an MLflow run.
+"""Score a model on test sets and published benchmarks (stage `evaluate`).
 
-    python jobs/evaluate.py --model.name scenes-base --suite runs/scenes/tests --output runs/evaluate/base
-    python jobs/evaluate.py --model.name runs/train/RUN/export_student --output runs/evaluate/flickr \
-        --prepared runs/flickr8k --negatives runs/flickr8k-negatives --split val
+    python jobs/evaluate.py --model.name runs/train/RUN/export_student \
+        --suite runs/scenes/tests --output runs/evaluate/degla
 
-Running it again on a finished folder does nothing.
+Each distinct image and text is encoded once. A finished evaluation returns at once (docs/evaluation.md).
 """
 
-from degla_ray.cli import run
-from degla_ray.config import EvaluateConfig
-
-
-def main(config: EvaluateConfig) -> None:
-    """Imported here, so that `--help` answers at once."""
-    from degla_ray.evaluation.run import evaluate
-
-    evaluate(config)
-
+from _start import main
 
 if __name__ == "__main__":
-    run(EvaluateConfig, main, "Scores a model on test sets.")
+    main("evaluate")

@@ -1,21 +1,10 @@
 #!/usr/bin/env python
-"""Each picture's nearest other ones: NegCLIP's hard-negative images.
+"""Find each image's nearest other images: NegCLIP's hard negatives (stage `neighbours`).
 
-    python jobs/neighbours.py --prepared runs/scenes --model.name scenes-base --output runs/scenes-neighbours
-
-Then `python jobs/train.py` with `--objective.name negclip --data.neighbours runs/scenes-neighbours`.
+python jobs/neighbours.py --prepared runs/scenes --output runs/scenes-neighbours --model.name scenes-base
 """
 
-from degla_ray.cli import run
-from degla_ray.config import NeighboursConfig
-
-
-def main(config: NeighboursConfig) -> None:
-    """Imported here, so that `--help` answers at once."""
-    from degla_ray.negatives.neighbours import find_neighbours
-
-    find_neighbours(config)
-
+from _start import main
 
 if __name__ == "__main__":
-    run(NeighboursConfig, main, "Finds each picture's nearest other ones.")
+    main("neighbours")

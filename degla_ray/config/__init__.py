@@ -41,8 +41,26 @@ from degla_ray.config.training import (
     ValidationSettings,
 )
 
+JOBS: dict[str, type] = {
+    "prepare": PrepareConfig,
+    "negatives": NegativesConfig,
+    "train": TrainConfig,
+    "evaluate": EvaluateConfig,
+    "compare": CompareConfig,
+    "interpolate": InterpolateConfig,
+    "export": ExportConfig,
+    "tune": TuneConfig,
+    "chain": ChainConfig,
+    "neighbours": NeighboursConfig,
+    "fetch_benchmarks": FetchConfig,
+    "export_degla_json": ExportDeglaJsonConfig,
+    "pretrain_scenes": PretrainScenesConfig,
+}
+"""Settings of each job, in the order in which a project uses them."""
+
 __all__ = [
     "ABLATIONS",
+    "JOBS",
     "AdaptConfig",
     "ChainConfig",
     "CheckpointConfig",

@@ -5,14 +5,17 @@ from __future__ import annotations
 import pickle
 import subprocess
 import sys
+import venv
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
-from degla_ray.cli import from_settings, parse, run, user_error
-from degla_ray.config import NegativesConfig
+from degla_ray.cli import build_parser, from_settings, parse, run, user_error
+from degla_ray.cli_help import settings
+from degla_ray.commands import COMMANDS, degla, main
+from degla_ray.config import JOBS, CompareConfig, NegativesConfig, TrainConfig
 from degla_ray.errors import DataError, DeglaError, FingerprintMismatch, SettingError, TooManyRejects
 from degla_ray.schema import Kind
 
@@ -119,7 +122,7 @@ def test_cli_help_states_meaning_and_default_of_nested_settings(capsys: pytest.C
     code, out, _ = _exit(capsys, ["--help"])
     assert code == 0
     assert "Does a thing." in out
-    assert "Side in pixels. (type: int, default: 3)" in " ".join(out.split())
+    assert "--inner.size N Side in pixels. (default: 3)" in " ".join(out.split())
 
 
 def test_cli_print_config_can_be_read_back(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -204,7 +207,7 @@ def test_errors_survive_pickling_with_message_and_attributes(error: DeglaError) 
 
 
 def _job_files() -> list[Path]:
-    return sorted((Path(__file__).parents[2] / "jobs").glob("*.py"))
+    return sorted((Path(__file__).parents[2] / "jobs").glob("[a-z]*.py"))
 
 
 def test_jobs_are_there() -> None:
@@ -235,13 +238,93 @@ def test_job_help_answers_fast_and_wrong_setting_is_one_line(job: Path, tmp_path
 
 def test_job_help_does_not_import_torch_ray_or_mlflow() -> None:
     # Held by what is imported rather than by seconds, which a busy machine stretches.
-    for job in _job_files():
-        code = (
-            "import runpy, sys\n"
-            f"sys.argv = [{str(job)!r}, '--help']\n"
-            "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
-            "except SystemExit: pass\n"
-            "print('HEAVY', sorted({'torch', 'ray', 'mlflow', 'open_clip'} & set(sys.modules)))\n"
-        )
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-        assert done.stdout.splitlines()[-1] == "HEAVY []", f"{job.name}: {done.stdout.splitlines()[-1]}"
+    code = (
+        "import sys\n"
+        "from degla_ray.commands import COMMANDS, main\n"
+        "for name in COMMANDS:\n"
+        "    try: main(name, ['--help'])\n"
+        "    except SystemExit: pass\n"
+        "print('HEAVY', sorted({'torch', 'ray', 'mlflow', 'open_clip'} & set(sys.modules)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.splitlines()[-1] == "HEAVY []", done.stdout.splitlines()[-1] + done.stderr
+
+
+def test_job_without_the_package_says_how_to_get_it(tmp_path: Path) -> None:
+    bare = tmp_path / "venv"
+    venv.create(bare, with_pip=False)
+    done = subprocess.run([bare / "bin" / "python", _job_files()[0]], capture_output=True, text=True, env={})
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "source .venv/bin/activate" in done.stderr
+
+
+def test_every_job_is_a_stage_of_the_command_and_has_its_file() -> None:
+    assert list(COMMANDS) == list(JOBS)
+    assert {path.stem for path in _job_files()} == set(COMMANDS)
+    for name, command in COMMANDS.items():
+        assert set(command.first) <= settings(build_parser(JOBS[name], "")).keys(), name
+
+
+def test_degla_lists_the_stages_in_order(capsys: pytest.CaptureFixture[str]) -> None:
+    degla(["--help"])
+    lines = capsys.readouterr().out.splitlines()
+    shown = [line.split()[0] for line in lines if line.startswith("  ")]
+    assert shown == list(COMMANDS)
+
+
+def test_degla_unknown_stage_suggests_the_near_one(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        degla(["trian"])
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == "error: trian: no such stage; did you mean train?\n"
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--objective", "degla"], "did you mean --objective.name degla?"),
+        (["--negatives", "n"], "did you mean --data.negatives or --validation.negatives?"),
+        (["--optimizer.learning_rat", "1"], "--optimizer.learning_rat: no such setting"),
+        (["--optimiser.lr", "1"], "did you mean --optimizer.lr?"),
+        (["--help", "nope"], "expected all, or one of general, data,"),
+    ],
+)
+def test_parse_mistaken_setting_suggests_the_right_one(argv: list[str], said: str) -> None:
+    with pytest.raises(DeglaError) as raised:
+        parse(TrainConfig, "", ["--name", "x", "--data.prepared", "p", *argv])
+    assert said in str(raised.value)
+
+
+def test_parse_config_of_another_job_names_that_job() -> None:
+    file = str(Path(__file__).parents[2] / "jobs" / "configs" / "demo.yaml")
+    with pytest.raises(DeglaError, match=r"another job: python jobs/chain\.py --config .*demo\.yaml"):
+        parse(TrainConfig, "", ["--config", file])
+
+
+def test_parse_lists_as_words() -> None:
+    assert parse(CompareConfig, "", ["--evaluations", "a", "b: c", "--output", "o"]).evaluations == [
+        "a",
+        "b: c",
+    ]
+    assert parse(CompareConfig, "", ["--evaluations", "[a, b]"]).evaluations == ["a", "b"]
+    kinds = parse(
+        NegativesConfig, "", ["--prepared", "p", "--output", "o", "--kinds", "reshuffle", "swap_nouns"]
+    )
+    assert kinds.kinds == [Kind.RESHUFFLE, Kind.SWAP_NOUNS]
+
+
+def test_help_shows_what_is_set_first_one_group_or_all(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = {}
+    for asked in ([], ["objective"], ["all"]):
+        with pytest.raises(SystemExit):
+            main("train", ["--help", *asked])
+        shown[tuple(asked)] = capsys.readouterr().out
+    assert len(shown[()]) < 4_000
+    assert "--data.prepared TEXT" in shown[()]
+    assert "(required)" in shown[()]
+    assert "--objective.lambda_igc" not in shown[()]
+    assert "--objective.lambda_igc" in shown[("objective",)]
+    assert "--optimizer.lr" not in shown[("objective",)]
+    everything = settings(build_parser(TrainConfig, ""))
+    assert all(f"--{name} " in shown[("all",)] for name in everything)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import runpy
 import shlex
 from pathlib import Path
 
 import pytest
 
 from degla_ray.cli import parse
+from degla_ray.config import JOBS
 
 REPO = Path(__file__).parents[2]
 PAGES = [
@@ -41,17 +41,9 @@ def test_docs_commands_are_found() -> None:
 
 
 def _parse(words: list[str], monkeypatch: pytest.MonkeyPatch) -> object:
-    """The config that a job builds from a command line; the job itself is not run.
-
-    In this process: an interpreter for each command would take longer than all they do.
-    """
-    parsed = []
+    """The config that a job builds from a command line; the job itself is not run."""
     monkeypatch.chdir(REPO)
-    monkeypatch.setattr(
-        "degla_ray.cli.run", lambda config, job, text: parsed.append(parse(config, text, words[1:]))
-    )
-    runpy.run_path(words[0], run_name="__main__")
-    return parsed[0]
+    return parse(JOBS[Path(words[0]).stem], "", words[1:])
 
 
 @pytest.mark.parametrize(("page", "words"), _commands(), ids=lambda value: str(value)[:60])

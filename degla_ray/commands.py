@@ -1,0 +1,272 @@
+"""List the stages, and run one: what `degla STAGE …` and `python jobs/STAGE.py …` call.
+
+`degla train --name first …` and `python jobs/train.py --name first …` are the same command; `ray job submit`
+uses the second. A stage's imports are inside its function: `--help` answers in half a second, where torch,
+Ray and MLflow take ten.
+"""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from degla_ray.cli import EXIT_USER_ERROR, run
+from degla_ray.config import (
+    JOBS,
+    ChainConfig,
+    CompareConfig,
+    EvaluateConfig,
+    ExportConfig,
+    ExportDeglaJsonConfig,
+    FetchConfig,
+    InterpolateConfig,
+    NegativesConfig,
+    NeighboursConfig,
+    PrepareConfig,
+    PretrainScenesConfig,
+    TrainConfig,
+    TuneConfig,
+)
+
+
+def _prepare(config: PrepareConfig) -> None:
+    from degla_ray.sources.prepare import prepare
+
+    prepare(config)
+    _next(f"negatives --prepared {config.output} --output {config.output}-negatives")
+
+
+def _negatives(config: NegativesConfig) -> None:
+    from degla_ray.negatives.pipeline import generate
+
+    generate(config)
+    _next(f"train --name first --data.prepared {config.prepared} --data.negatives {config.output}")
+
+
+def _train(config: TrainConfig) -> None:
+    from degla_ray.training.trainer import train
+
+    result = train(config)
+    print(f"student: {result.export_student}")
+    if result.export_teacher is not None:
+        print(f"teacher: {result.export_teacher}")
+    _next(
+        f"evaluate --model.name {result.export_student} --prepared {config.data.prepared} "
+        f"--output runs/evaluate/{config.name}"
+    )
+
+
+def _evaluate(config: EvaluateConfig) -> None:
+    from degla_ray.evaluation.run import evaluate
+
+    evaluate(config)
+    _next(f"compare --evaluations BASE {config.output}  (BASE: the evaluation of the model before training)")
+
+
+def _compare(config: CompareConfig) -> None:
+    from degla_ray.evaluation.compare import compare
+
+    compare(config)
+
+
+def _interpolate(config: InterpolateConfig) -> None:
+    from degla_ray.evaluation.sweep_alpha import sweep
+
+    sweep(config)
+
+
+def _export(config: ExportConfig) -> None:
+    from degla_ray.model.build import build
+    from degla_ray.model.export import export, export_huggingface, said_besides
+    from degla_ray.model.pyfunc import save_pyfunc
+
+    write = {"open_clip": export, "huggingface": export_huggingface, "mlflow": save_pyfunc}[config.format]
+    write(build(config.model), config.output, said_besides(config.model.name))
+    print(f"{config.format}: {config.output}")
+
+
+def _tune(config: TuneConfig) -> None:
+    from degla_ray.tuning import tune
+
+    tune(config)
+
+
+def _chain(config: ChainConfig) -> None:
+    from degla_ray.chain import run_chain
+
+    run_chain(config)
+    if config.tracking.enabled:
+        program = Path(sys.executable).with_name("mlflow")
+        shown = program.relative_to(Path.cwd()) if program.is_relative_to(Path.cwd()) else program
+        print(f"runs:   {shown} ui --backend-store-uri {config.tracking.uri}")
+
+
+def _neighbours(config: NeighboursConfig) -> None:
+    from degla_ray.negatives.neighbours import find_neighbours
+
+    find_neighbours(config)
+
+
+def _fetch_benchmarks(config: FetchConfig) -> None:
+    from degla_ray.evaluation.fetch import fetch_benchmarks
+
+    if not fetch_benchmarks(config):
+        sys.exit(1)
+    _next(f"evaluate --model.name MODEL --published.data {config.output} --output runs/evaluate/MODEL")
+
+
+def _export_degla_json(config: ExportDeglaJsonConfig) -> None:
+    from degla_ray.sources.export_degla_json import export_degla_json
+
+    export_degla_json(config)
+
+
+def _pretrain_scenes(config: PretrainScenesConfig) -> None:
+    from degla_ray.pretrain_scenes import pretrain_scenes
+
+    print(f"model: {pretrain_scenes(config)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """One stage on the command line.
+
+    Attributes:
+        run: does the work, given the stage's config.
+        summary: one line for `--help`.
+        first: settings that `--help` explains; the others are listed by group.
+    """
+
+    run: Callable[[Any], object]
+    summary: str
+    first: tuple[str, ...] = ()
+
+
+COMMANDS: dict[str, Command] = {
+    "prepare": Command(
+        run=_prepare,
+        summary="Read images and captions from a source into Parquet.",
+        first=("source", "output", "limit", "short_side", "max_reject_fraction", "num_shards"),
+    ),
+    "negatives": Command(
+        run=_negatives,
+        summary="Write negative captions, by rule or by a language model.",
+        first=(
+            *("prepared", "output", "engine", "kinds", "per_kind", "vllm.model", "vllm.python"),
+            *("openai.base_url", "openai.model", "generation.estimate"),
+        ),
+    ),
+    "train": Command(
+        run=_train,
+        summary="Fine-tune a model; run again, it continues after its last checkpoint.",
+        first=(
+            *("name", "data.prepared", "data.negatives", "model.name", "model.pretrained", "objective.name"),
+            *("global_batch_size", "epochs", "optimizer.lr", "num_workers", "use_gpu"),
+        ),
+    ),
+    "evaluate": Command(
+        run=_evaluate,
+        summary="Score a model on test sets and published benchmarks.",
+        first=(
+            *("model.name", "model.pretrained", "output", "published.data", "prepared", "negatives"),
+            *("suite", "benchmarks", "label", "use_gpu"),
+        ),
+    ),
+    "compare": Command(
+        run=_compare,
+        summary="Compare evaluations in one report: differences, intervals, plots, examples.",
+        first=("evaluations", "output", "suite"),
+    ),
+    "interpolate": Command(
+        run=_interpolate,
+        summary="Evaluate models on the line between two (WiSE-FT).",
+        first=("first", "second", "suite", "alphas", "output"),
+    ),
+    "export": Command(
+        run=_export,
+        summary="Write a model for open_clip, Hugging Face or MLflow.",
+        first=("model.name", "output", "format"),
+    ),
+    "tune": Command(
+        run=_tune,
+        summary="Sweep settings with Ray Tune; each trial is a training run.",
+        first=("space", "suite", "num_trials", "max_concurrent_trials", "train.name", "train.data.prepared"),
+    ),
+    "chain": Command(
+        run=_chain,
+        summary="Run every stage in order from one file; continue where it stopped.",
+        first=("output", "seed", "prepare", "negatives", "base_model", "fine_tune", "evaluate"),
+    ),
+    "neighbours": Command(
+        run=_neighbours,
+        summary="Find each image's nearest other images (NegCLIP's hard negatives).",
+        first=("prepared", "output", "model.name", "count", "split"),
+    ),
+    "fetch_benchmarks": Command(
+        run=_fetch_benchmarks,
+        summary="Download and verify the files of published benchmarks.",
+        first=("output", "benchmarks", "images"),
+    ),
+    "export_degla_json": Command(
+        run=_export_degla_json,
+        summary="Write captions and negatives as DeGLA's released JSON.",
+        first=("prepared", "negatives", "output", "split"),
+    ),
+    "pretrain_scenes": Command(
+        run=_pretrain_scenes,
+        summary="Train the small base model that the demo starts from.",
+        first=("output", "export", "max_steps", "seed"),
+    ),
+}
+"""In the order in which a project uses them."""
+
+
+def main(name: str, argv: list[str] | None = None) -> None:
+    """Run one stage with the settings of a command line (default: sys.argv)."""
+    command = COMMANDS[name]
+    run(JOBS[name], command.run, command.summary, argv, command.first)
+
+
+def degla(argv: list[str] | None = None) -> None:
+    """Run the installed command `degla STAGE …` (default: sys.argv); without a stage, list them."""
+    words = sys.argv[1:] if argv is None else argv
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return
+    name = words[0].replace("-", "_")
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS)
+        hint = f"; did you mean {near[0]}?" if near else f"; expected one of {', '.join(COMMANDS)}"
+        print(f"error: {words[0]}: no such stage{hint}", file=sys.stderr)
+        sys.exit(EXIT_USER_ERROR)
+    sys.argv[0] = f"degla {name}"  # the program's name in messages
+    main(name, words[1:])
+
+
+def _overview() -> str:
+    width = max(map(len, COMMANDS))
+    stages = [f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: degla STAGE [--config FILE.yaml] [--SETTING VALUE ...]",
+            "",
+            "Teach a CLIP who does what to whom: negative captions, fine-tuning, evaluation, sweeps, on Ray.",
+            "",
+            "Stages, in the order in which a project uses them:",
+            *stages,
+            "",
+            "degla STAGE --help shows the settings of a stage. `make demo` runs the chain on data it makes.",
+        ]
+    )
+
+
+def _next(command: str) -> None:
+    """Print the command that comes next, in the form in which this one was given."""
+    stage, _, options = command.partition(" ")
+    program = Path(sys.argv[0])
+    said = f"python {program.with_name(f'{stage}.py')}" if program.suffix == ".py" else f"degla {stage}"
+    print(f"next:   {said} {options}")
