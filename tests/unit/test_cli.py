@@ -275,9 +275,9 @@ def test_degla_lists_the_stages_in_order(capsys: pytest.CaptureFixture[str]) -> 
 
 def test_degla_unknown_stage_suggests_the_near_one(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
-        degla(["trian"])
+        degla(["trane"])
     assert stopped.value.code == 2
-    assert capsys.readouterr().err == "error: trian: no such stage; did you mean train?\n"
+    assert capsys.readouterr().err == "error: trane: no such stage; did you mean train?\n"
 
 
 @pytest.mark.parametrize(
