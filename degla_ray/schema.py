@@ -114,6 +114,11 @@ SCORES = pa.schema(
         ("benchmark", pa.string()),
         ("subset", pa.string()),
         ("item_id", pa.string()),
+        (
+            "image",
+            pa.string(),
+        ),  # whose items stand or fall together: one key, whatever crops or copies it has
+        ("group", pa.string()),  # class or relation where the accuracy is the mean over groups, else null
         ("candidate_scores", pa.list_(pa.float32())),
         ("correct", pa.bool_()),
     ]

@@ -81,7 +81,7 @@ def summary_at(benchmark: Benchmark, percent: Mapping[str, float]) -> Summary:
     parts = [(subset, i, i < round(10 * value)) for subset, value in percent.items() for i in range(1000)]
     subsets, numbers, correct = zip(*parts, strict=True)
     ids = [str(number) for number in numbers]
-    scores = scores_table(benchmark.name, subsets, ids, np.zeros((len(ids), 2)), np.array(correct))
+    scores = scores_table(benchmark.name, subsets, ids, ids, np.zeros((len(ids), 2)), np.array(correct))
     return summary_of(benchmark, Scored(scores=scores, missing={}))
 
 

@@ -98,6 +98,8 @@ class WebdatasetConfig:
     """Tar files, folders or patterns of each split, e.g. {train: ["DIR/train-{000..099}.tar"]}."""
     json_field: str | None = None
     """Field of a sample's .json with its caption or list of captions; none takes its .txt."""
+    caption_per_line: bool = True
+    """Whether each line of a .txt is a caption; false: the whole file is one, whatever lines it has."""
     image_suffixes: list[str] = field(default_factory=lambda: ["jpg", "jpeg", "png", "webp"])
     """Suffixes that make a file the sample's picture; the first that a sample has counts."""
 

@@ -20,11 +20,18 @@ from degla_ray import tracking
 from degla_ray.config import CompareConfig, EvaluateConfig, ModelConfig, TrackingConfig
 from degla_ray.errors import DataError, SettingError
 from degla_ray.evaluation import plots, report
-from degla_ray.evaluation.comparison import Comparison, Decisions, decisions_of, set_side_by_side
+from degla_ray.evaluation.comparison import Comparison, Means, means_of, set_side_by_side
 from degla_ray.evaluation.curves import training_curve
 from degla_ray.evaluation.disagreements import Disagreement, most_disagreed
 from degla_ray.evaluation.markdown import markdown
-from degla_ray.evaluation.summary import ARTIFACTS, FOLDER_TAG, Summary, read_evaluation, read_summary
+from degla_ray.evaluation.summary import (
+    ARTIFACTS,
+    DECISION,
+    FOLDER_TAG,
+    Summary,
+    read_evaluation,
+    read_summary,
+)
 from degla_ray.evaluation.thumbnails import thumbnails
 from degla_ray.schema import SCORES
 from degla_ray.shards import MANIFEST, Storage, fingerprint
@@ -40,7 +47,7 @@ console = Console()
 class _Evaluation:
     folder: Storage
     summary: Summary
-    decisions: Decisions
+    means: Means
 
 
 def compare(config: CompareConfig) -> Path:
@@ -54,7 +61,7 @@ def compare(config: CompareConfig) -> Path:
         raise SettingError("evaluations", config.evaluations, f"at least one: {EXPECTED}")
     output = Path(config.output)
     found = [_read(entry, config) for entry in config.evaluations]
-    comparison = set_side_by_side([e.summary for e in found], [e.decisions for e in found])
+    comparison = set_side_by_side([e.summary for e in found], [e.means for e in found])
     drawn = _plots(comparison)
     disagreements = {
         model: most_disagreed(found[0].folder, evaluation.folder, DISAGREEMENTS)
@@ -116,8 +123,8 @@ def _of_folder(uri: str) -> _Evaluation:
 
 
 def _evaluation(folder: Storage, summary: Summary) -> _Evaluation:
-    scores = folder.read_dataset("scores", SCORES, ["benchmark", "subset", "item_id", "correct"])
-    return _Evaluation(folder=folder, summary=summary, decisions=decisions_of(scores))
+    scores = folder.read_dataset("scores", SCORES, DECISION)
+    return _Evaluation(folder=folder, summary=summary, means=means_of(scores))
 
 
 def _of_run(run_id: str, config: TrackingConfig, output: Path) -> _Evaluation:

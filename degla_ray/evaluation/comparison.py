@@ -1,23 +1,26 @@
-"""Several evaluations set against the first: differences and paired tests. Pure.
+"""Several evaluations set against the first: differences and their tests. Pure.
 
-The test of a subset pairs the two models' decisions item by item; that of an average pools its members'
-items. Items are paired only where both models saw the same test sets.
+The test is of the difference that is printed, a mean of means where that is one, and resamples images, which
+have the same weight for both models. There is one only where both models saw the same test sets.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from degla_ray.evaluation.benchmarks.aro import ARO, ARO_MEMBERS
 from degla_ray.evaluation.benchmarks.zero_shot import PREFIX
-from degla_ray.evaluation.statistics import McNemar, mcnemar
-from degla_ray.evaluation.summary import ZERO_SHOT, Score, Summary
+from degla_ray.evaluation.statistics import Difference, Mean, difference, holm
+from degla_ray.evaluation.summary import ZERO_SHOT, Score, Summary, mean_of_rows
 
-Decisions = Mapping[str, Mapping[str, bool]]  # `benchmark/subset` -> item id -> correct
+Means = Mapping[str, Mean]  # of `benchmark/subset`
+SAMPLES = 10_000  # resamples behind a test
 
 TITLES = {
     "composition": "Composition",
@@ -41,15 +44,22 @@ class Cell:
     """None where the model was not evaluated on it."""
     delta: float | None
     """Difference to the first model, in 0..1; none for the first, and where one of them has no value."""
-    test: McNemar | None
+    test: Difference | None
     """Paired test against the first model; none for the first, and on other test sets."""
+    corrected_p: float | None = None
+    """The test's p, corrected for the comparisons of its table; the larger one where two tables show it."""
 
     @property
     def stars(self) -> str:
-        """`*` p < 0.05, `**` p < 0.01, `***` p < 0.001; uncorrected for the number of tests."""
-        if self.test is None:
+        """`*` p < 0.05, `**` p < 0.01, `***` p < 0.001, corrected."""
+        if self.corrected_p is None:
             return ""
-        return "*" * sum(self.test.p_value < level for level in (0.05, 0.01, 0.001))
+        return "*" * sum(self.corrected_p < level for level in (0.05, 0.01, 0.001))
+
+    @property
+    def trend(self) -> str:
+        """`up` or `down` for a difference that has a star, else nothing."""
+        return ("up" if (self.delta or 0) > 0 else "down") if self.stars else ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +97,10 @@ class Comparison:
     def cell(self, model: int, name: str) -> Cell:
         return self.cells[model, name]
 
+    def comparisons(self, names: Sequence[str]) -> int:
+        """Tests in a table of those scores."""
+        return sum(cell.test is not None for (_, name), cell in self.cells.items() if name in names)
+
     def items(self, name: str) -> int:
         """Items that a score is over: the first model's that was evaluated on it."""
         return next(s.n for s in (self.cells[m, name].score for m in range(len(self.labels))) if s)
@@ -97,17 +111,18 @@ def title(name: str) -> str:
     return TITLES.get(name, name)
 
 
-def decisions_of(scores: pa.Table) -> dict[str, dict[str, bool]]:
-    """Decisions of a SCORES table by subset and item."""
-    decisions: dict[str, dict[str, bool]] = {}
-    columns = (scores[name].to_pylist() for name in ("benchmark", "subset", "item_id", "correct"))
-    for benchmark, subset, item_id, correct in zip(*columns, strict=True):
-        decisions.setdefault(f"{benchmark}/{subset}", {})[item_id] = correct
-    return decisions
+def means_of(scores: pa.Table) -> Means:
+    """Accuracy of each subset of a SCORES table, of which the columns DECISION are enough."""
+    means = {}
+    for benchmark in pc.unique(scores["benchmark"]).to_pylist():
+        own = scores.filter(pc.equal(scores["benchmark"], benchmark))
+        for subset in pc.unique(own["subset"]).to_pylist():
+            means[f"{benchmark}/{subset}"] = mean_of_rows(own.filter(pc.equal(own["subset"], subset)))
+    return means
 
 
-def set_side_by_side(summaries: Sequence[Summary], decisions: Sequence[Decisions]) -> Comparison:
-    """Compares evaluations; `decisions[i]` belongs to `summaries[i]`."""
+def set_side_by_side(summaries: Sequence[Summary], means: Sequence[Means]) -> Comparison:
+    """Compares evaluations; `means[i]` belongs to `summaries[i]`."""
     same = tuple(_same_inputs(summaries[0].inputs, s.inputs) for s in summaries)
     found = {score.name: score for s in summaries for score in s.averages}
     subsets = list(dict.fromkeys(score.name for s in summaries for score in s.subsets))
@@ -121,13 +136,16 @@ def set_side_by_side(summaries: Sequence[Summary], decisions: Sequence[Decisions
         firsts = {score.name: score for score in (*summaries[0].averages, *summaries[0].subsets)}
         for name in (*averages, *within):
             score, first = scores.get(name), firsts.get(name)
-            delta = None
-            if model and score and first and score.value is not None and first.value is not None:
-                delta = score.value - first.value
+            delta = _delta(first, score) if model else None
             test = None
-            if delta is not None and score is not None and same[model]:
-                test = _paired(decisions[0], decisions[model], score.of or (name,))
+            if score is not None and delta is not None and same[model]:
+                before, after = (
+                    [given[s] for s in score.of or (name,)] for given in (means[0], means[model])
+                )
+                test = difference(before, after, score.weights or (1.0,), SAMPLES, name)
             cells[model, name] = Cell(score=score, delta=delta, test=test)
+    for names in (averages, *(group.names for group in groups)):
+        _correct(cells, names)
     return Comparison(
         labels=_unique([s.label for s in summaries]),
         summaries=tuple(summaries),
@@ -177,14 +195,18 @@ def _groups(subsets: Sequence[str], averages: Sequence[str]) -> tuple[Group, ...
     return tuple(groups)
 
 
-def _paired(first: Decisions, second: Decisions, names: Sequence[str]) -> McNemar:
-    pairs = [
-        (first[name][item], right)
-        for name in names
-        for item, right in second.get(name, {}).items()
-        if item in first.get(name, {})
-    ]
-    return mcnemar([a for a, _ in pairs], [b for _, b in pairs])
+def _delta(first: Score | None, second: Score | None) -> float | None:
+    """Their difference, if both are of the same subsets and have a value."""
+    if first is None or second is None or first.of != second.of:
+        return None
+    return None if first.value is None or second.value is None else second.value - first.value
+
+
+def _correct(cells: dict[tuple[int, str], Cell], names: Sequence[str]) -> None:
+    """Corrects the p of one table's tests for their number; a cell of two tables keeps the larger one."""
+    tests = {key: cell.test for key, cell in cells.items() if key[1] in names and cell.test is not None}
+    for key, p in zip(tests, holm([test.p_value for test in tests.values()]), strict=True):
+        cells[key] = dataclasses.replace(cells[key], corrected_p=max(p, cells[key].corrected_p or 0.0))
 
 
 def _unique(labels: Sequence[str]) -> tuple[str, ...]:

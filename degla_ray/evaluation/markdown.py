@@ -11,6 +11,7 @@ from degla_ray.evaluation.report import (
     DISAGREEMENTS,
     Disagreements,
     among_published,
+    comparisons_text,
     findings,
     footnotes,
     interval_text,
@@ -31,6 +32,7 @@ def markdown(comparison: Comparison, plots: Sequence[str], disagreements: Disagr
         lines.append(
             _md_row(f"**{label}**", *(_plain_cell(comparison.cell(model, n)) for n in comparison.averages))
         )
+    lines += _md_note(comparison, comparison.averages)
     for among in among_published(comparison):
         lines += ["", f"## {among.table.title}, among published results"]
         lines += _md_head(["model", *map(literal, among.table.headings), "protocol"])
@@ -45,6 +47,7 @@ def markdown(comparison: Comparison, plots: Sequence[str], disagreements: Disagr
         for name, heading in zip(group.names, group.headings, strict=True):
             cells = [_plain_cell(comparison.cell(model, name)) for model in range(len(labels))]
             lines.append(_md_row(literal(heading) if "/" in name else f"**{literal(heading)}**", *cells))
+        lines += _md_note(comparison, group.names)
     lines += ["", *(note.replace("*", "\\*") + "  " for note in footnotes(comparison)), ""]
     lines += [f"![{name}]({name})" for name in plots]
     for model, items in disagreements.items():
@@ -66,6 +69,11 @@ def _md_item(item: Disagreement, first: str, second: str) -> str:
         name = f"**{literal(candidate)}** (true)" if item.true[i] else literal(candidate)
         rows.append(_md_row(name, *(f"{scores[i]:.3f}" for scores in item.scores)))
     return "  \n   ".join(what) + "\n" + "\n".join(f"   {row}".rstrip() for row in rows)
+
+
+def _md_note(comparison: Comparison, names: Sequence[str]) -> list[str]:
+    note = comparisons_text(comparison, names)
+    return ["", literal(note)] if note else []
 
 
 def _md_head(headings: Sequence[str]) -> list[str]:

@@ -10,6 +10,7 @@ import dataclasses
 import importlib
 import io
 import json
+import re
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -158,6 +159,11 @@ class FilePictures:
 def boxed(path: str, x: int, y: int, width: int, height: int) -> str:
     """The id of a part of a picture of `FilePictures`."""
     return f"{path}#{x},{y},{width},{height}"
+
+
+def unboxed(image_id: str) -> str:
+    """The id, or the key, of the whole picture that `boxed` took a part of."""
+    return re.sub(r"#\d+,\d+,\d+,\d+$", "", image_id)
 
 
 def _box(text: str) -> tuple[int, int, int, int] | None:

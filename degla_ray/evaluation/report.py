@@ -1,11 +1,12 @@
 """A comparison as tables on the console (rich) and as one self-contained HTML page. As Markdown: markdown.py.
 
-Numbers are percent with the bootstrap 95 % interval; differences are points against the first model, with
-stars of the paired McNemar test. `†` marks a number made without all of its items.
+Numbers are percent with their 95 % interval; differences are points against the first model, with stars and a
+colour where the paired test of the table finds them real. `†` marks a number made without all of its items.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,9 +30,9 @@ PUBLISHED = "published"
 SUBSET_WIDTH, CELL_WIDTH = 28, 30  # columns of the console's table of subsets, with intervals
 TEMPLATES = Path(__file__).parent / "templates"
 LEGEND = (
-    "Percent, and beside it the bootstrap 95 % interval over items. Differences are points against the first "
-    "row; * p < 0.05, ** p < 0.01, *** p < 0.001 (exact McNemar test over the same items, averages pooled, "
-    "not corrected for the number of tests)."
+    "Percent, and beside it the 95 % interval (bootstrap over images; Wilson's where fewer than 10 images "
+    "decide). Differences are points against the first row; * p < 0.05, ** p < 0.01, *** p < 0.001 (paired "
+    "bootstrap over images of the very difference printed, Holm-corrected for the comparisons of its table)."
 )
 DISAGREEMENTS = (
     "Of the items that one model has right and the other wrong, those whose margins differ most. A margin is "
@@ -61,6 +62,13 @@ def interval_text(score: Score | None) -> str:
 def points(delta: float | None) -> str:
     """`+3.2`, with a true minus; nothing for none."""
     return "" if delta is None else f"{100 * delta:+.1f}".replace("-", "−")
+
+
+def comparisons_text(comparison: Comparison, names: Sequence[str]) -> str:
+    """The note under a table of those scores; nothing where it makes no comparison."""
+    count = comparison.comparisons(names)
+    tests = f"{count:,} comparison{'s' if count > 1 else ''} with {comparison.labels[0]}"
+    return f"{tests}; stars by Holm-corrected p." if count else ""
 
 
 def value_text(score: Score | None) -> str:
@@ -100,7 +108,7 @@ def headline(summary: Summary, benchmark: Benchmark) -> str:
 def console_tables(comparison: Comparison, width: int) -> list[Table | Text]:
     """Averages and published rows with a row a model, in as many tables as `width` needs; then a table a
     benchmark with a column a model, with intervals where `width` lets them."""
-    tables: list[Table | Text] = []
+    heads: list[Table] = []
     widest = max(len(label) for label in comparison.labels) + 6
     for names in _columns_in(comparison.averages, lambda name: max(len(title(name)), 16) + 3, width - widest):
         head = Table(title="Averages", title_style="bold")
@@ -110,7 +118,10 @@ def console_tables(comparison: Comparison, width: int) -> list[Table | Text]:
         for model, label in enumerate(comparison.labels):
             row = [_rich_cell(comparison.cell(model, name)) for name in names]
             head.add_row(escape(label) + mark(comparison, model), *row)
-        tables.append(head)
+        heads.append(head)
+    if heads:
+        heads[-1].caption = escape(comparisons_text(comparison, comparison.averages)) or None
+    tables: list[Table | Text] = [*heads]
     for among in among_published(comparison):
         tables += _rich_published(among, width)
     return [*tables, *(_rich_group(comparison, group, width) for group in comparison.groups)]
@@ -118,7 +129,8 @@ def console_tables(comparison: Comparison, width: int) -> list[Table | Text]:
 
 def _rich_group(comparison: Comparison, group: Group, width: int) -> Table:
     intervals = width >= SUBSET_WIDTH + CELL_WIDTH * len(comparison.labels)
-    table = Table(title=escape(group.title), title_style="bold")
+    note = escape(comparisons_text(comparison, group.names))
+    table = Table(title=escape(group.title), title_style="bold", caption=note or None)
     table.add_column("subset", no_wrap=True)
     models = range(len(comparison.labels))
     for model in models:
@@ -268,9 +280,10 @@ def html(
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     environment.filters |= {"percent": percent, "points": points, "value_text": value_text, "title": title}
-    environment.filters |= {"interval": interval_text, "margin": margin_text}
+    environment.filters |= {"interval": interval_text, "margin": margin_text, "test": test_text}
     return environment.get_template("report.html").render(
         comparison=comparison,
+        note=functools.partial(comparisons_text, comparison),
         findings=findings(comparison),
         footnotes=footnotes(comparison),
         published=among_published(comparison),
@@ -280,6 +293,17 @@ def html(
         disagreements=disagreements,
         disagreements_note=DISAGREEMENTS,
         pictures=pictures,
+    )
+
+
+def test_text(cell: Cell) -> str:
+    """A difference's interval and p, for who wants to know; nothing where it is not tested."""
+    if cell.test is None or cell.corrected_p is None:
+        return ""
+    test = cell.test
+    return (
+        f"95 % interval {points(test.low)} to {points(test.high)}, p = {test.p_value:.2g}, corrected "
+        f"{cell.corrected_p:.2g}; the models differ on {test.differing:,} of {test.images:,} images"
     )
 
 
@@ -314,7 +338,7 @@ def _rich_cell(cell: Cell, separator: str = "\n", intervals: bool = True) -> Tex
     if intervals and (interval := interval_text(cell.score)):
         text.append(f" [{interval}]", style="dim")
     if cell.delta is not None:
-        colour = "green" if cell.delta > 0 else "red" if cell.delta < 0 else ""
+        colour = {"up": "green", "down": "red"}.get(cell.trend, "")
         text.append(f"{separator}{points(cell.delta)}{cell.stars}", style=colour)
     return text
 

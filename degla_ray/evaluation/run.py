@@ -47,6 +47,7 @@ from degla_ray.shards import StageFolder, Storage, read_complete
 
 PREPARED = "prepared"
 OWN_CACHE = "features"  # in the output folder, while the evaluation runs
+INTERVALS = 2  # version of how they are made: folders of another one are not continued
 NAMED_MISSING = 5  # pictures named on the console; all are in summary.json
 
 console = Console()
@@ -71,6 +72,7 @@ def evaluate(config: EvaluateConfig, loaded: LoadedModel | None = None) -> Summa
         "model": encoding.model_identity(loaded),
         "benchmarks": sorted(b.name for b in tests.benchmarks),
         "bootstrap_samples": config.bootstrap_samples,
+        "intervals": INTERVALS,
     }
     folder = StageFolder(config.output, STAGE, identity, num_shards=len(tests.benchmarks))
     if folder.complete:

@@ -1,84 +1,212 @@
-"""Uncertainty of accuracies: bootstrap intervals and the paired test between two models. Pure numpy/scipy."""
+"""Uncertainty of accuracies and of their differences, by one bootstrap over images. Pure numpy/scipy.
+
+The items of one image are one observation: SugarCrepe asks 4.8 questions an image. Every number here is a
+sum over images of what each adds to it, so an image that gets the weight w in a resample moves the number by
+(w - 1) times its influence. The weights are Poisson(1), and images of the same influence are drawn together
+as Poisson(count): 10,000 resamples of 25,010 captions take about 10 ms.
+
+Shapes: N items, I images, G groups (strata), V distinct influences, S resamples.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import binomtest
+import pandas as pd
+from scipy.stats import norm, poisson
 
 LEVEL = 0.95
+FEW = 10  # images that decide, or resamples in a tail: fewer say too little
+_BLOCK = 250_000  # weights drawn at once: 2 MB stay in the cache
+# Poisson(1) by the inverse of its distribution, to 16 bits: ten times as fast as drawing it
+_POISSON_1 = np.searchsorted(poisson.cdf(np.arange(16), 1), (np.arange(1 << 16) + 0.5) / (1 << 16)).astype(
+    float
+)
+_Z = float(norm.ppf((1 + LEVEL) / 2))
 
 
-def bootstrap_means(correct: np.ndarray, samples: int, name: str) -> np.ndarray:
-    """Means of `samples` resamples with replacement of bool [n], n >= 1: float64 [samples].
+@dataclass(frozen=True, kw_only=True)
+class Mean:
+    """Accuracy over items, or the mean over groups of the groups' accuracies."""
 
-    A resample of n zeros and ones with k ones has Binomial(n, k/n) ones, so this draws exactly the
-    bootstrap's distribution without making the resamples (n * samples numbers).
+    value: float
+    image_I: np.ndarray
+    """Hashes of the images, ascending."""
+    part_I: np.ndarray
+    """What each image adds to the value; they sum to it."""
+    share_I: np.ndarray
+    """What each image would add if all its items were correct; they sum to 1."""
+    influence_I: np.ndarray
+    """What each image adds in excess of the means of its groups."""
+    deciding: int
+    """Images that hold their group's rarer answer, over all groups."""
+
+
+def mean_of(
+    correct: np.ndarray | Sequence[bool], images: Sequence[str], groups: Sequence[str] | None = None
+) -> Mean:
+    """Return the mean of bool [N], N >= 1, or with `groups` the unweighted mean of each group's mean."""
+    correct_N = np.asarray(correct, dtype=bool)
+    hash_N = pd.util.hash_array(np.asarray(images, dtype=object), categorize=True)
+    image_I, at_N = np.unique(hash_N, return_inverse=True)
+    group_N = np.zeros(len(correct_N), dtype=np.int64)
+    if groups is not None:
+        group_N = pd.factorize(np.asarray(groups, dtype=object))[0]
+    size_G = np.bincount(group_N)
+    mean_G = np.bincount(group_N, weights=correct_N) / size_G
+    share_N = 1 / (len(size_G) * size_G[group_N])
+    pair_N = group_N * len(image_I) + at_N
+    holders_2G = [
+        np.bincount(np.unique(pair_N[correct_N == answer]) // len(image_I), minlength=len(size_G))
+        for answer in (False, True)
+    ]
+    return Mean(
+        value=float(mean_G.mean()),
+        image_I=image_I,
+        part_I=np.bincount(at_N, weights=share_N * correct_N),
+        share_I=np.bincount(at_N, weights=share_N),
+        influence_I=np.bincount(at_N, weights=share_N * (correct_N - mean_G[group_N])),
+        deciding=int(np.min(holders_2G, axis=0).sum()),
+    )
+
+
+def interval(
+    members: Sequence[Mean], weights: Sequence[float], samples: int, name: str
+) -> tuple[float, float]:
+    """Interval at LEVEL of the weighted sum of means, whose weights sum to 1. It contains the value.
+
+    The bootstrap's percentiles; a member that fewer than FEW images decide enters with Wilson's interval
+    instead, its images as the observations, because resamples of answers that are all alike never differ.
+    The two are joined by the squares of what they reach (Zou & Donner 2008).
 
     Args:
-        correct: bool [n].
+        members: one for a subset, several for an average of subsets.
+        weights: of the members.
         samples: resamples.
         name: seeds the draws: the same name and data give the same interval everywhere.
     """
-    n, ones = len(correct), int(np.count_nonzero(correct))
-    return np.random.default_rng(_seed(name)).binomial(n, ones / n, size=samples) / n
+    value = math.fsum(w * m.value for m, w in zip(members, weights, strict=True))
+    below = above = 0.0
+    drawn = [(m, w) for m, w in zip(members, weights, strict=True) if m.deciding >= FEW]
+    if drawn:
+        _, influence_I = _per_image([m.image_I for m, _ in drawn], [w * m.influence_I for m, w in drawn])
+        low, high = _percentiles(_deviations(influence_I, samples, name))
+        below, above = max(0.0, -low), max(0.0, high)
+    for member, weight in zip(members, weights, strict=True):
+        if member.deciding < FEW:
+            low, high = wilson(member.value, 1 / float(np.square(member.share_I).sum()))
+            below = math.hypot(below, weight * (member.value - low))
+            above = math.hypot(above, weight * (high - member.value))
+    return max(0.0, value - below), min(1.0, value + above)
 
 
-def bootstrap_group_means(
-    correct: np.ndarray, groups: Sequence[str], samples: int, name: str
-) -> tuple[float, np.ndarray]:
-    """Mean over groups of the groups' means, and `samples` resamples of it, each group resampled on its own.
+def wilson(share: float, n: float) -> tuple[float, float]:
+    """Wilson's interval at LEVEL of a share of n observations; n may be an effective number."""
+    centre = (share + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
+    reach = _Z / (1 + _Z**2 / n) * math.sqrt(share * (1 - share) / n + _Z**2 / (4 * n**2))
+    return min(share, max(0.0, centre - reach)), max(share, min(1.0, centre + reach))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """The second model's score minus the first's."""
+
+    value: float
+    low: float
+    """Lower end of the interval at LEVEL."""
+    high: float
+    """Upper end."""
+    p_value: float
+    """Two-sided: twice the share of resamples on the other side of zero, not corrected."""
+    images: int
+    """Images whose items enter."""
+    differing: int
+    """Images to which the two models give different parts of the score."""
+
+
+def difference(
+    first: Sequence[Mean], second: Sequence[Mean], weights: Sequence[float], samples: int, name: str
+) -> Difference:
+    """Compare two models' weighted sums of means by a paired bootstrap: an image has one weight in both.
+
+    One image more in favour of each model is resampled along. That widens the interval where few images
+    differ, as Agresti & Min (2005) do for matched pairs: five images to none have p = 0.04 (by the exact
+    McNemar test 0.06, without that pair 0.01). Where fewer than FEW resamples are beyond zero, p is the
+    normal tail of their standard deviation.
 
     Args:
-        correct: bool [n], n >= 1.
-        groups: of each item.
-        samples, name: see `bootstrap_means`.
+        first, second: the members of each model's score, in the same order.
+        weights, samples, name: see `interval`.
     """
-    _, group_N = np.unique(np.asarray(groups), return_inverse=True)
-    size_G = np.bincount(group_N)
-    share_G = np.bincount(group_N, weights=correct) / size_G
+    both = [(m, -w) for m, w in zip(first, weights, strict=True)]
+    both += [(m, w) for m, w in zip(second, weights, strict=True)]
+    value = math.fsum(w * m.value for m, w in both)
+    of = [m.image_I for m, _ in both]
+    image_I, influence_I = _per_image(of, [w * m.influence_I for m, w in both])
+    _, part_I = _per_image(of, [w * m.part_I for m, w in both])
+    _, share_I = _per_image(of, [abs(w) / 2 * m.share_I for m, w in both])
+    differ_I = np.abs(part_I) > 1e-9 * share_I
+    typical = math.sqrt(np.square(part_I[differ_I] if differ_I.any() else share_I).mean())
+    drawn_S = value + _deviations(np.append(influence_I, [typical, -typical]), samples, name)
+    low, high = _percentiles(drawn_S)
+    return Difference(
+        value=value,
+        low=max(-1.0, min(low, value)),
+        high=min(1.0, max(high, value)),
+        p_value=_p_value(value, drawn_S),
+        images=len(image_I),
+        differing=int(differ_I.sum()),
+    )
+
+
+def _p_value(value: float, drawn_S: np.ndarray) -> float:
+    beyond = min(int((drawn_S <= 1e-12).sum()), int((drawn_S >= -1e-12).sum()))
+    if beyond >= FEW:
+        return min(1.0, 2 * (beyond + 1) / (len(drawn_S) + 1))
+    return min(float(2 * norm.sf(abs(value) / drawn_S.std())), 2 * (FEW + 1) / (len(drawn_S) + 1))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Correct p values for their number (Holm 1979): any of them below 0.05 by chance in 5 % of tables."""
+    order = np.argsort(p_values)
+    factors = np.arange(len(p_values), 0, -1)
+    corrected = np.empty(len(p_values))
+    corrected[order] = np.minimum(1.0, np.maximum.accumulate(factors * np.asarray(p_values)[order]))
+    return [float(p) for p in corrected]
+
+
+def _per_image(images: Sequence[np.ndarray], values: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Images of several means, each once, and the sum of its values."""
+    image_I, at = np.unique(np.concatenate(images), return_inverse=True)
+    return image_I, np.bincount(at, weights=np.concatenate(values))
+
+
+def _deviations(influence_I: np.ndarray, samples: int, name: str) -> np.ndarray:
+    """What resamples add to a value, [S]."""
+    scale = float(np.abs(influence_I).max()) or 1.0
+    influence_V, count_V = np.unique(np.round(influence_I / scale, 9), return_counts=True)
+    alone_V = count_V == 1
     rng = np.random.default_rng(_seed(name))
-    drawn_SG = rng.binomial(size_G, share_G, size=(samples, len(size_G))) / size_G
-    return float(share_G.mean()), drawn_SG.mean(axis=1)
+    rows = max(1, _BLOCK // len(count_V))
+    blocks = []
+    for start in range(0, samples, rows):
+        size = min(rows, samples - start)
+        blocks.append(
+            _POISSON_1[rng.integers(1 << 16, size=(size, int(alone_V.sum())), dtype=np.uint16)]
+            @ influence_V[alone_V]
+            + rng.poisson(count_V[~alone_V], (size, int((~alone_V).sum()))) @ influence_V[~alone_V]
+        )
+    return scale * (np.concatenate(blocks) - count_V @ influence_V)
 
 
-def interval(means: np.ndarray) -> tuple[float, float]:
-    """Percentile interval at LEVEL of bootstrap means."""
-    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+def _percentiles(drawn_S: np.ndarray) -> tuple[float, float]:
+    low, high = np.quantile(drawn_S, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 
 
 def _seed(name: str) -> int:
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big")
-
-
-@dataclass(frozen=True, kw_only=True)
-class McNemar:
-    """Two models on the same items."""
-
-    only_first: int
-    """Items that only the first has right."""
-    only_second: int
-    """Items that only the second has right."""
-    p_value: float
-    """Exact two-sided McNemar test: are the two counts a fair coin's? 1.0 where they never differ."""
-
-
-def mcnemar(first: Sequence[bool] | np.ndarray, second: Sequence[bool] | np.ndarray) -> McNemar:
-    """Paired test of two models' decisions on the same items in the same order.
-
-    Source: McNemar 1947, in the exact (binomial) form.
-
-    Raises:
-        ValueError: the two have different lengths.
-    """
-    a, b = np.asarray(first, dtype=bool), np.asarray(second, dtype=bool)
-    if a.shape != b.shape:
-        raise ValueError(f"{a.shape} and {b.shape} decisions: not the same items")
-    only_a, only_b = int(np.sum(a & ~b)), int(np.sum(~a & b))
-    differing = only_a + only_b
-    p_value = 1.0 if differing == 0 else float(binomtest(only_a, differing, 0.5).pvalue)
-    return McNemar(only_first=only_a, only_second=only_b, p_value=p_value)

@@ -21,13 +21,14 @@ from degla_ray.evaluation.benchmarks.aro import ARO, ARO_MEMBERS
 from degla_ray.evaluation.benchmarks.base import Benchmark, Scored
 from degla_ray.evaluation.benchmarks.negatives import NAME as NEGATIVES
 from degla_ray.evaluation.benchmarks.zero_shot import ZERO_SHOT_ELEVEN
-from degla_ray.evaluation.statistics import bootstrap_group_means, bootstrap_means, interval
+from degla_ray.evaluation.statistics import Mean, interval, mean_of
 from degla_ray.shards import Storage, read_complete
 
 STAGE = "evaluate"
 SUMMARY = "summary.json"
 ARTIFACTS = "evaluation"  # folder among the artifacts of an evaluation's MLflow run
 FOLDER_TAG = "degla.folder"  # tag of such a run: URI of the evaluation folder
+DECISION = ["benchmark", "subset", "image", "group", "correct"]  # columns of SCORES
 PREPARED_RETRIEVAL = "prepared_retrieval"
 ZERO_SHOT = "zero_shot_eleven"  # the average over torchvision's eleven sets
 
@@ -41,7 +42,7 @@ class Score:
     value: float | None
     """Accuracy, 0 to 1; none where there is no item, or an average lacks a member."""
     low: float | None
-    """Lower end of the bootstrap 95 % interval."""
+    """Lower end of the 95 % interval."""
     high: float | None
     """Upper end."""
     n: int
@@ -54,6 +55,8 @@ class Score:
     """The rule in a few words."""
     of: tuple[str, ...] = ()
     """Subsets that an average is made of."""
+    weights: tuple[float, ...] = ()
+    """Of each of them in the average; they sum to 1."""
 
     @property
     def partial(self) -> bool:
@@ -98,7 +101,9 @@ class Summary:
     def from_json(cls, value: Mapping[str, Any]) -> Summary:
         fields = dict(value)
         for name in ("subsets", "averages"):
-            fields[name] = tuple(Score(**{**s, "of": tuple(s["of"])}) for s in fields[name])
+            fields[name] = tuple(
+                Score(**{**s, "of": tuple(s["of"]), "weights": tuple(s["weights"])}) for s in fields[name]
+            )
         return cls(**fields)
 
 
@@ -134,36 +139,30 @@ def summarise(
     bootstrap_samples: int,
     truncated: Mapping[str, int] | None = None,
 ) -> Summary:
-    """`base` with the accuracies of every subset, their intervals and the named averages.
-
-    An average's interval resamples each of its subsets on its own (stratified bootstrap).
-    """
+    """`base` with the accuracies of every subset, their intervals and the named averages."""
     subsets: dict[str, Score] = {}
-    means: dict[str, np.ndarray] = {}
+    means: dict[str, Mean] = {}
     for benchmark, result in zip(benchmarks, scored, strict=True):
         for subset in benchmark.subsets:
-            name, correct = f"{benchmark.name}/{subset}", _correct(result.scores, subset)
+            name, rows = f"{benchmark.name}/{subset}", _rows(result.scores, subset)
             value = low = high = None
-            if len(correct) and subset in result.groups:
-                drawn = bootstrap_group_means(correct, result.groups[subset], bootstrap_samples, name)
-                value, means[name] = drawn
-                low, high = interval(means[name])
-            elif len(correct):
-                means[name] = bootstrap_means(correct, bootstrap_samples, name)
-                value, (low, high) = float(correct.mean()), interval(means[name])
+            if len(rows):
+                means[name] = mean_of_rows(rows)
+                value = means[name].value
+                low, high = interval([means[name]], [1.0], bootstrap_samples, name)
             subsets[name] = Score(
                 name=name,
                 value=value,
                 low=low,
                 high=high,
-                n=len(correct),
+                n=len(rows),
                 missing=result.missing.get(subset, 0),
                 chance=benchmark.chance(subset),
                 protocol=benchmark.protocol,
             )
     averages: dict[str, Score] = {}
     for name, of in _members(benchmarks).items():
-        averages[name] = _average(name, of, subsets | averages, means)
+        averages[name] = _average(name, of, subsets | averages, means, bootstrap_samples)
     return dataclasses.replace(
         base,
         partial=any(s.partial for s in subsets.values()),
@@ -175,26 +174,40 @@ def summarise(
 
 
 def _average(
-    name: str, of: tuple[str, ...], scores: Mapping[str, Score], means: dict[str, np.ndarray]
+    name: str, of: tuple[str, ...], scores: Mapping[str, Score], means: Mapping[str, Mean], samples: int
 ) -> Score:
-    """The average, whose resamples join `means`."""
     present = [scores[m] for m in of if m in scores]
     n, missing = sum(s.n for s in present), sum(s.missing for s in present)
-    subsets = tuple(subset for m in of for subset in (scores[m].of if m in scores else ()) or (m,))
-    if any(m not in means for m in of):
-        return Score(name=name, value=None, low=None, high=None, n=n, missing=missing, of=subsets)
-    means[name] = np.mean([means[m] for m in of], axis=0)
-    low, high = interval(means[name])
-    value = float(np.mean([s.value for s in present]))
-    return Score(name=name, value=value, low=low, high=high, n=n, missing=missing, of=subsets)
+    weight: dict[str, float] = {}
+    for m in of:
+        own = scores[m] if m in scores and scores[m].of else None
+        for subset, share in zip(own.of, own.weights, strict=True) if own else [(m, 1.0)]:
+            weight[subset] = weight.get(subset, 0.0) + share / len(of)
+    value = low = high = None
+    if all(subset in means for subset in weight):
+        value = float(np.mean([s.value for s in present]))
+        low, high = interval([means[subset] for subset in weight], [*weight.values()], samples, name)
+    return Score(
+        name=name,
+        value=value,
+        low=low,
+        high=high,
+        n=n,
+        missing=missing,
+        of=tuple(weight),
+        weights=tuple(weight.values()),
+    )
 
 
-def _correct(scores: pa.Table, subset: str) -> np.ndarray:
-    """bool [n] of one subset of a SCORES table."""
-    own = scores["correct"].filter(
-        pc.equal(scores["subset"], subset)
-    )  # without the scores: 200 MB of ImageNet's
-    return np.array(own.to_pylist(), dtype=bool)
+def _rows(scores: pa.Table, subset: str) -> pa.Table:
+    """Rows of one subset of a SCORES table, without the candidates' scores: 200 MB of ImageNet's."""
+    return scores.select(DECISION).filter(pc.equal(scores["subset"], subset))
+
+
+def mean_of_rows(rows: pa.Table) -> Mean:
+    """The accuracy of one subset's rows, at least one, which have the columns DECISION."""
+    groups = None if rows["group"].null_count else rows["group"].to_pylist()
+    return mean_of(rows["correct"].to_pylist(), rows["image"].to_pylist(), groups)
 
 
 def read_summary(storage: Storage) -> Summary:

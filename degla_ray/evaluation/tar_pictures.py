@@ -116,7 +116,10 @@ def _walk(storage: Storage, shard: str) -> dict[str, TarSample]:
         picture = next((own[suffix] for suffix in SUFFIXES if suffix in own), None)
         if picture is None or key not in labels:
             found = f"sample {key!r} of {', '.join(sorted(own))}"
-            raise DataError(where, found, f"a picture ({', '.join(SUFFIXES)}) and a cls")
+            expected = f"a picture ({', '.join(SUFFIXES)}) and a cls"
+            if "txt" in own:
+                expected += "; captions for retrieval are read by `jobs/prepare.py --source webdataset`"
+            raise DataError(where, found, expected)
         samples[key] = TarSample(
             shard=shard, offset=picture[0], size=picture[1], label=_label(where, key, labels[key])
         )

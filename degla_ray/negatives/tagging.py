@@ -118,6 +118,10 @@ class Tagger:
         self.analyse = lru_cache(maxsize=20_000)(self._analyse)
         self._is_sure = lru_cache(maxsize=50_000)(self._only_noun)
 
+    def own_tags(self, words: Sequence[str]) -> list[str]:
+        """HanTa's tag (CLAWS 5) of each word of a caption, without the corrections for captions."""
+        return [str(tag) for tag in self._hanta.tag_sent(list(words), taglevel=0)] if words else []
+
     def _analyse(self, caption: str) -> Sentence:
         matches = list(_TOKEN.finditer(caption))
         if not matches:

@@ -29,6 +29,7 @@ from degla_ray.sources.files import find_files, open_file
 from degla_ray.sources.listing import Located, NamedCaption, NamedImage, reject_caption, to_rows
 
 MEMBER_NAME = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]*)", re.DOTALL)  # a hidden file is no part of a sample
+_LINE_BREAK = re.compile(r"\r\n|\n|\r")
 _MAX_CAPTION_BYTES = 1 << 20
 _TAIL_BYTES = 1 << 20  # behind the end mark, where only zeros may stand
 
@@ -142,7 +143,7 @@ class WebdatasetSource(Source):
         field = self._config.json_field
         try:
             if field is None:
-                return [data.removeprefix(b"\xef\xbb\xbf").decode()]
+                return self._lines(data.removeprefix(b"\xef\xbb\xbf").decode())
             content = json.loads(data)
         except (ValueError, RecursionError) as error:  # not UTF-8, no JSON
             return Refusal(RejectReason.MALFORMED_ROW, f"{type(error).__name__}: {error}")
@@ -151,6 +152,11 @@ class WebdatasetSource(Source):
             return Refusal(RejectReason.MALFORMED_ROW, f"no field {field!r} ({found})")
         value = content[field]
         return value if isinstance(value, list) else [value]
+
+    def _lines(self, text: str) -> list[Any]:
+        """The captions of a .txt: lines that are not blank, as CLIP_benchmark writes them; or all of it."""
+        lines = [line for line in _LINE_BREAK.split(text) if line.strip()]
+        return lines if self._config.caption_per_line and lines else [text]
 
     def _read(self, uri: str) -> _Shard:
         """Walks one shard.

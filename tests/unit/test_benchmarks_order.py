@@ -15,7 +15,6 @@ from degla_ray.errors import DataError
 from degla_ray.evaluation.benchmarks.aro import ARO_MEMBERS
 from degla_ray.evaluation.benchmarks.order import CaptionSet, load_order, load_retrieval
 from degla_ray.evaluation.benchmarks.shuffles import WAYS, pre_caption, shuffled
-from degla_ray.negatives.tagging import Tag, load_tagger
 from degla_ray.shards import Storage
 from tests.published_files import annotations, decisions, similarity, tied_features, write_json
 
@@ -90,37 +89,36 @@ def test_order_texts_are_the_caption_and_four_shuffles_as_shown(tmp_path: Path) 
     assert benchmark.chance("order") == pytest.approx(1 / 5)
 
 
-def test_shuffles_move_only_what_they_may() -> None:
-    moved: Counter[str] = Counter()
-    for seed in range(40):
-        for caption in CAPTIONS:
-            words, tags = [], []
-            for token in load_tagger().analyse(caption).tokens:
-                comparative = token.text in ("bigger",)
-                for word in token.text.split():
-                    words.append(word)
-                    noun = token.tag in (Tag.NOUN, Tag.NAME)
-                    tags.append("n" if noun else "a" if token.tag is Tag.ADJ or comparative else "")
-            found = dict(zip(WAYS, (text.split(" ") for text in shuffled(caption, seed)), strict=True))
-            for way, shuffle in found.items():
-                assert Counter(shuffle) == Counter(words)
-                moved[way] += shuffle != words
-            for i, (word, tag) in enumerate(zip(words, tags, strict=True)):
-                if tag:
-                    assert found["all_but_nouns_and_adjectives"][i] == word
-                else:
-                    assert found["nouns_and_adjectives"][i] == word
-            for tag in "na":
-                own = [i for i, t in enumerate(tags) if t == tag]
-                shuffle = found["nouns_and_adjectives"]
-                assert Counter(shuffle[i] for i in own) == Counter(words[i] for i in own)
-            trigrams = [words[i : i + 3] for i in range(0, len(words), 3)]
-            within = [found["within_trigrams"][i : i + 3] for i in range(0, len(words), 3)]
-            assert [sorted(t) for t in within] == [sorted(t) for t in trigrams]
-            short = [t for t in trigrams if len(t) < 3]
-            joined = " ".join(found["trigrams"])
-            assert all(" ".join(t) in joined for t in trigrams), short
-    assert all(moved[way] > 80 for way in WAYS)
+TAGGED = [  # every word by its own tag, as ARO takes them: n, a or another
+    "A/- group/n of/- people/n in/- front/n of/- a/- red/a bus/n ./-",
+    "Two/- bigger/a dogs/n ,/- a/- fire/n hydrant/n and/- a/- (/- blue/a )/- car/n :/- on/- top/n of/- it/-",
+    "a/- couple/n of/- men/n to/- the/- left/a side/n of/- someone/n 's/- tennis/n court/n ./-",
+    "boys/n in/- t/- -/- shirts/n and/- a/- pile/n of/- books/n",
+    "a/- man/n does/- n't/- cross/- the/- bridge/n",
+]
+
+
+@pytest.mark.parametrize("tagged", TAGGED)
+def test_shuffles_move_only_what_they_may(tagged: str) -> None:
+    words, tags = zip(*(word.rsplit("/", 1) for word in tagged.split()), strict=True)
+    caption = re.sub(r" (?=[.,:)]|'s|n't)| (?=-)|(?<=-) |(?<=\() ", "", " ".join(words))
+    whole = " ".join(words).replace("t - shirt", "t-shirt").split()
+    found = [[text.split(" ") for text in shuffled(caption, seed)] for seed in range(60)]
+    for content, others, trigrams, within in found:
+        assert Counter(content) == Counter(others) == Counter(words)
+        assert Counter(trigrams) == Counter(within) == Counter(whole)
+        for i, word in enumerate(words):
+            assert (others if tags[i] != "-" else content)[i] == word
+        for tag in "na":
+            own = [i for i, t in enumerate(tags) if t == tag]
+            assert Counter(content[i] for i in own) == Counter(words[i] for i in own)
+        assert [sorted(within[i : i + 3]) for i in range(0, len(whole), 3)] == [
+            sorted(whole[i : i + 3]) for i in range(0, len(whole), 3)
+        ]
+        assert all(" ".join(whole[i : i + 3]) in " ".join(trigrams) for i in range(0, len(whole), 3))
+    for tag, way in (("n", 0), ("-", 1)):  # each of them does move
+        for i in (i for i, t in enumerate(tags) if t == tag):
+            assert tags.count(tag) < 2 or {shuffles[way][i] for shuffles in found} - {words[i]}
 
 
 def test_shuffles_hang_on_caption_and_seed_not_on_the_order_of_calls() -> None:
@@ -128,7 +126,7 @@ def test_shuffles_hang_on_caption_and_seed_not_on_the_order_of_calls() -> None:
     back = [shuffled(caption, 1) for caption in reversed(CAPTIONS)]
     assert forth == back[::-1]
     assert forth[0] != shuffled(CAPTIONS[0], 2)
-    assert forth[0][0] == "a man with a small road on a red helmet on a moped dirt ."  # pinned
+    assert forth[0][0] == "A man with a red road on a small moped on a helmet dirt ."  # pinned
 
 
 def test_order_cache_is_written_once_named_by_its_hash_and_read_again(tmp_path: Path) -> None:
@@ -219,6 +217,6 @@ def test_coco_order_real_file_has_the_published_counts(tmp_path: Path, real_data
         way for item in items for way, text in zip(WAYS, item.texts[1:], strict=True) if text == item.texts[0]
     )
     assert {way: round(100 * same[way] / len(items)) for way in WAYS} == dict(
-        zip(WAYS, (16, 1, 9, 0), strict=True)
+        zip(WAYS, (11, 1, 9, 0), strict=True)
     )
     assert list(load_order(annotations(real_data), CaptionSet.COCO, cache=cache).shown()) == items

@@ -173,6 +173,7 @@ def test_sugarcrepe_golden_decisions_give_the_published_row_of_clip(real_data: P
             benchmark.name,
             [i.subset for i in items],
             [i.item_id for i in items],
+            [i.images[0] for i in items],
             np.zeros((len(items), 2)),
             np.array(right),
         )

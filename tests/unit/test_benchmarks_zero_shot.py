@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 import torch
 
@@ -32,7 +33,7 @@ from degla_ray.evaluation.benchmarks.classification import (
     Scores,
 )
 from degla_ray.evaluation.pictures import PictureSource
-from degla_ray.evaluation.statistics import bootstrap_group_means
+from degla_ray.evaluation.summary import mean_of_rows
 from degla_ray.evaluation.tar_pictures import TarPictures
 from degla_ray.schema import CLASS_ITEMS, SCORES
 from tests.fixtures_sources import encode, noise, write_tar
@@ -145,10 +146,10 @@ def test_mean_per_class_is_the_mean_of_the_classes_accuracies() -> None:
     correct = np.array([r["correct"] for r in rows])
     assert correct.tolist() == [r["correct"] for r in rows_of(benchmark, features, TOP1)]
     expected = np.mean([correct[np.array(labels) == c].mean() for c in sorted(set(labels))])
-    value, _ = bootstrap_group_means(correct, result.groups[MEAN_PER_CLASS], 10, "z")
-    assert value == pytest.approx(expected)
-    assert value != correct.mean()
-    assert list(result.groups) == [MEAN_PER_CLASS]
+    mean = mean_of_rows(result.scores.filter(pc.equal(result.scores["subset"], MEAN_PER_CLASS)))
+    assert mean.value == pytest.approx(expected)
+    assert mean.value != correct.mean()
+    assert {r["subset"] for r in result.scores.to_pylist() if r["group"] is not None} == {MEAN_PER_CLASS}
     for row, label in zip(rows, labels, strict=True):
         true, best_wrong = row["candidate_scores"]
         assert row["correct"] == (true > best_wrong), label
@@ -161,7 +162,8 @@ def test_metrics_top5_is_left_out_of_five_classes_and_missing_pictures_are_count
     kept = {key: row for key, row in features.image_row.items() if key != "s:i2"}
     result = benchmark.score(dataclasses.replace(features, image_row=kept))
     assert dict(result.missing) == {TOP1: 1, TOP5: 1, MEAN_PER_CLASS: 1}
-    assert list(result.groups[MEAN_PER_CLASS]) == [str(x) for i, x in enumerate(labels) if i != 2]
+    groups = [r["group"] for r in result.scores.to_pylist() if r["subset"] == MEAN_PER_CLASS]
+    assert groups == [str(x) for i, x in enumerate(labels) if i != 2]
     assert [benchmark.chance(s) for s in benchmark.subsets] == [0.1, 0.5, 0.1]
 
 

@@ -35,7 +35,7 @@ from degla_ray.evaluation.benchmarks.valse import SUBSETS as VALSE_SUBSETS
 from degla_ray.evaluation.benchmarks.winoground import Winoground
 from degla_ray.evaluation.benchmarks.zero_shot import METRICS, SETS
 from degla_ray.evaluation.compare import compare
-from degla_ray.evaluation.comparison import set_side_by_side
+from degla_ray.evaluation.comparison import means_of, set_side_by_side
 from degla_ray.evaluation.disagreements import disagreements
 from degla_ray.evaluation.pictures import FilePictures
 from degla_ray.evaluation.published_rows import FOLDER, published_points, published_tables
@@ -313,6 +313,7 @@ def test_retention_takes_the_composition_that_all_models_have(tmp_path: Path) ->
     whole = all_benchmarks()
     known = features(whole, 1, 0.5)
     base = Summary(label="a", model={}, inputs={}, fingerprint="")
+    means = [means_of(pa.concat_tables([b.score(known).scores for b in whole]))] * 2
 
     def summary(names: Sequence[str]) -> Summary:
         some = [b for b in whole if b.name.partition("_")[0] in names]
@@ -322,7 +323,7 @@ def test_retention_takes_the_composition_that_all_models_have(tmp_path: Path) ->
         summary(["sugarcrepe", "valse", "zeroshot", "vg", "coco", "flickr30k"]),
         summary(["sugarcrepe", "valse", "zeroshot"]),
     )
-    svg = plots.retention(set_side_by_side([full, no_aro], [{}, {}]))
+    svg = plots.retention(set_side_by_side([full, no_aro], means))
     assert svg is not None
     drawn = text_of(svg)
     assert "composition: mean of SugarCrepe and VALSE" in drawn
@@ -330,9 +331,9 @@ def test_retention_takes_the_composition_that_all_models_have(tmp_path: Path) ->
     assert "Structure-CLIP" in drawn
     sets = [b for b in whole if b.name in ("sugarcrepe", "zeroshot_dtd", "zeroshot_pets")]
     two = summarise(base, sets, [b.score(known) for b in sets], {}, bootstrap_samples=50)
-    drawn = text_of(plots.retention(set_side_by_side([full, two], [{}, {}])) or "")
+    drawn = text_of(plots.retention(set_side_by_side([full, two], means)) or "")
     assert "mean of pets, dtd" in drawn
-    assert plots.retention(set_side_by_side([full, summary(["zeroshot"])], [{}, {}])) is None
+    assert plots.retention(set_side_by_side([full, summary(["zeroshot"])], means)) is None
 
 
 def text_of(svg: str) -> str:
@@ -347,7 +348,8 @@ def test_console_tables_fit_a_narrow_console(tmp_path: Path) -> None:
     base = Summary(label="a model", model={}, inputs={}, fingerprint="")
     scored = [b.score(features(whole, 1, 0.5)) for b in whole]
     summary = summarise(base, whole, scored, {}, bootstrap_samples=50)
-    comparison = set_side_by_side([summary, summary], [{}, {}])
+    means = means_of(pa.concat_tables([result.scores for result in scored]))
+    comparison = set_side_by_side([summary, summary], [means, means])
     console = Console(width=80, file=io.StringIO(), record=True)
     for table in console_tables(comparison, 80):
         console.print(table)
@@ -480,7 +482,11 @@ def test_disagreements_equal_brute_force_on_any_scale(kind: str) -> None:
         [[100 * s for s in row] for row in tables[0]["candidate_scores"].to_pylist()],
         tables[0].schema.field("candidate_scores").type,
     )
-    logits = tables[0].set_column(3, tables[0].schema.field(3), scaled)
+    logits = tables[0].set_column(
+        tables[0].schema.get_field_index("candidate_scores"),
+        tables[0].schema.field("candidate_scores"),
+        scaled,
+    )
     again = disagreements(logits, shuffled, items_of(benchmark), 10)
     assert [(d.subset, d.item_id) for d in again] == [(d.subset, d.item_id) for d in found]
 

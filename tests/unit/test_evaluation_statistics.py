@@ -2,24 +2,47 @@
 
 from __future__ import annotations
 
-from math import comb
+import time
 
 import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import bootstrap
+from scipy.stats import binomtest, bootstrap
 
 from degla_ray.evaluation.benchmarks.base import Scored, scores_table
 from degla_ray.evaluation.benchmarks.suite import SCENES_SUBSETS
-from degla_ray.evaluation.statistics import bootstrap_means, interval, mcnemar
+from degla_ray.evaluation.statistics import Mean, difference, holm, interval, mean_of
 from degla_ray.evaluation.summary import Summary, summarise
 
 
-def test_bootstrap_interval_agrees_with_scipy_resampling() -> None:
+def each_its_own(n: int) -> list[str]:
+    return [f"image {i}" for i in range(n)]
+
+
+def of(right: int, n: int) -> Mean:
+    """A mean over n images of one item each."""
+    return mean_of(np.arange(n) < right, each_its_own(n))
+
+
+def resampled(
+    correct: np.ndarray, images: np.ndarray, groups: np.ndarray, samples: int
+) -> np.ndarray:  # the plain way: images drawn with replacement, and the statistic made anew
+    rng, names = np.random.default_rng(3), np.unique(images)
+    rows = {name: np.flatnonzero(images == name) for name in names}
+    found = []
+    for _ in range(samples):
+        drawn = np.concatenate([rows[name] for name in rng.choice(names, len(names))])
+        found.append(
+            [correct[k, drawn][groups[drawn] == g].mean() for k in (0, 1) for g in np.unique(groups)]
+        )
+    return np.array(found).reshape(samples, 2, -1).mean(axis=2)
+
+
+def test_interval_agrees_with_scipy_where_each_image_has_one_item() -> None:
     correct = np.random.default_rng(1).random(300) < 0.8
-    low, high = interval(bootstrap_means(correct, 20_000, "x"))
+    low, high = interval([mean_of(correct, each_its_own(300))], [1.0], 20_000, "x")
     reference = bootstrap(
         (correct.astype(float),), np.mean, n_resamples=20_000, method="percentile", rng=2
     ).confidence_interval
@@ -27,27 +50,150 @@ def test_bootstrap_interval_agrees_with_scipy_resampling() -> None:
     assert high == pytest.approx(reference.high, abs=0.004)
 
 
+@pytest.mark.parametrize("number_of_groups", [1, 6])
+def test_interval_and_difference_agree_with_drawing_images_and_scoring_anew(number_of_groups: int) -> None:
+    rng = np.random.default_rng(5)
+    images = rng.integers(0, 150, 700)  # 4.7 items an image, whose answers hang together
+    easy = rng.random(150) < 0.6
+    correct = np.stack([(easy[images] | (rng.random(700) < skill)) for skill in (0.3, 0.5)])
+    groups = np.array([f"g{min(i % 11, number_of_groups - 1)}" for i in range(700)])
+    first, second = (mean_of(c, [f"i{i}" for i in images], list(groups)) for c in correct)
+    reference = resampled(correct, images, groups, 2_000)
+    for mean, drawn in zip((first, second), reference.T, strict=True):
+        assert interval([mean], [1.0], 10_000, "x") == pytest.approx(
+            tuple(np.quantile(drawn, [0.025, 0.975])), abs=0.008
+        )
+    found = difference([first], [second], [1.0], 10_000, "x")
+    drawn = reference[:, 1] - reference[:, 0]
+    assert found.value == pytest.approx(second.value - first.value)
+    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(drawn, [0.025, 0.975])), abs=0.005)
+    p_value = 2 * min((drawn <= 0).mean(), (drawn >= 0).mean())
+    assert found.p_value == pytest.approx(p_value, abs=0.04)  # the reference has 2,000 draws
+
+
+def test_items_said_five_times_of_an_image_count_once() -> None:
+    correct = np.random.default_rng(2).random((2, 400)) < [[0.6], [0.7]]
+    once = [mean_of(c, each_its_own(400)) for c in correct]
+    often = [mean_of(np.repeat(c, 5), np.repeat(each_its_own(400), 5).tolist()) for c in correct]
+    as_if_apart = mean_of(np.repeat(correct[0], 5), each_its_own(2000))
+    assert interval([often[0]], [1.0], 5_000, "x") == pytest.approx(interval([once[0]], [1.0], 5_000, "x"))
+    tests = [difference([a], [b], [1.0], 5_000, "x") for a, b in (once, often)]
+    assert tests[0].p_value == tests[1].p_value
+    low, high = interval([as_if_apart], [1.0], 5_000, "x")
+    assert high - low < 0.6 * np.ptp(interval([once[0]], [1.0], 5_000, "x"))
+
+
+def test_difference_of_an_average_is_tested_as_printed_and_not_pooled() -> None:
+    """The small subset gains 8.0 points, the large one loses 2.0: the mean gains, the pooled items lose."""
+    small, large = each_its_own(100), [f"other {i}" for i in range(2000)]
+    first = [mean_of(np.arange(100) < 50, small), mean_of(np.arange(2000) < 1000, large)]
+    second = [mean_of(np.arange(100) < 58, small), mean_of(np.arange(2000) < 960, large)]
+    found = difference(first, second, [0.5, 0.5], 10_000, "x")
+    assert found.value == pytest.approx(0.03)
+    assert binomtest(8, 48).pvalue < 0.001  # what a McNemar test of the pooled items would have starred
+    assert 0 < found.low < 0.03 < found.high
+    assert 0.001 < found.p_value < 0.05
+    back = difference(second, first, [0.5, 0.5], 10_000, "x")
+    assert back.value == pytest.approx(-0.03)
+    assert back.high < 0
+
+
+@pytest.mark.parametrize(
+    ("won", "lost", "n"),
+    [(1, 0, 50), (3, 0, 500), (5, 0, 500), (8, 0, 500), (9, 1, 500), (12, 3, 500), (30, 15, 500), (7, 7, 90)],
+)
+def test_difference_of_few_items_is_never_far_surer_than_the_exact_test(won: int, lost: int, n: int) -> None:
+    first, second = np.zeros((2, n), bool)
+    second[:won], first[won : won + lost] = True, True
+    means = [mean_of(c, each_its_own(n)) for c in (first, second)]
+    exact = binomtest(won, won + lost).pvalue
+    found = difference(means[:1], means[1:], [1.0], 10_000, "x")
+    assert exact / 2 < found.p_value <= 1.05 * exact
+    assert (found.low <= 0 <= found.high) == (found.p_value >= 0.05)
+    assert found.differing == won + lost
+
+
+def test_difference_between_models_that_answer_alike_is_none_and_has_an_interval() -> None:
+    found = difference([of(30, 40)], [of(30, 40)], [1.0], 1_000, "x")
+    assert (found.value, found.p_value) == (0, 1)
+    assert -0.2 < found.low < 0 < found.high < 0.2
+
+
+def test_difference_far_beyond_every_resample_keeps_the_order_of_its_p_values() -> None:
+    p_values = [difference([of(0, 900)], [of(k, 900)], [1.0], 1_000, "x").p_value for k in (30, 60, 600)]
+    assert 1e-4 > p_values[0] > p_values[1] > p_values[2]
+
+
+ALL, NONE, HALF = of(500, 500), of(0, 500), of(250, 500)
+SHARED = mean_of(np.ones(500, bool), [f"image {i // 5}" for i in range(500)])
+
+
+@pytest.mark.parametrize(
+    ("members", "low", "high"),
+    [
+        ([ALL], 0.9924, 1),
+        ([NONE], 0, 0.0076),
+        ([SHARED], 0.963, 1),  # a hundred images
+        ([of(499, 500)], 0.9888, 0.9996),
+        ([of(1, 1)], 0.2065, 1),
+        ([of(0, 1)], 0, 0.7935),
+        ([of(1, 2)], 0.0945, 0.9055),
+        ([mean_of([True] * 9, ["one image"] * 9)], 0.2065, 1),
+        ([ALL, ALL], 0.9946, 1),
+        ([ALL, NONE], 0.4962, 0.5038),
+        ([ALL, HALF], 0.7277, 0.7722),
+        ([mean_of([True] * 100 + [False] * 100, each_its_own(200), ["a"] * 100 + ["b"] * 100)], 0.431, 0.569),
+    ],
+)
+def test_interval_at_the_edges_has_width_holds_the_value_and_stays_inside(
+    members: list[Mean], low: float, high: float
+) -> None:
+    weights = [1 / len(members)] * len(members)
+    value = float(np.mean([m.value for m in members]))
+    found = interval(members, weights, 5_000, "x")
+    assert found == pytest.approx((low, high), abs=0.003)
+    assert 0 <= found[0] <= value <= found[1] <= 1
+    assert found[0] < found[1]
+
+
+def test_interval_of_more_right_answers_never_reaches_lower() -> None:
+    lows = [interval([of(500 - wrong, 500)], [1.0], 5_000, "x")[0] for wrong in range(30, -1, -1)]
+    assert [*lows] == sorted(lows) or max(np.diff(lows) * -1) < 0.002  # resampling's grain
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 6), st.integers(0, 3)), min_size=1, max_size=60))
+def test_interval_of_any_items_has_width_holds_the_value_and_stays_inside(
+    items: list[tuple[bool, int, int]],
+) -> None:
+    correct, images, groups = zip(*items, strict=True)
+    for grouped in (None, [str(g) for g in groups]):
+        mean = mean_of(correct, [str(i) for i in images], grouped)
+        low, high = interval([mean], [1.0], 200, "x")
+        assert 0 <= low <= mean.value <= high <= 1
+        assert low < high
+
+
 def test_bootstrap_same_name_same_draws_other_name_others() -> None:
-    correct = np.array([True, False, True])
-    assert np.array_equal(bootstrap_means(correct, 50, "a"), bootstrap_means(correct, 50, "a"))
-    assert not np.array_equal(bootstrap_means(correct, 50, "a"), bootstrap_means(correct, 50, "b"))
-    assert interval(bootstrap_means(np.ones(9, bool), 50, "a")) == (1.0, 1.0)
+    mean = of(70, 100)
+    assert interval([mean], [1.0], 50, "a") == interval([mean], [1.0], 50, "a")
+    assert interval([mean], [1.0], 50, "a") != interval([mean], [1.0], 50, "b")
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.lists(st.tuples(st.booleans(), st.booleans()), max_size=40))
-def test_mcnemar_equals_the_binomial_sum(pairs: list[tuple[bool, bool]]) -> None:
-    result = mcnemar([a for a, _ in pairs], [b for _, b in pairs])
-    only_a, only_b = sum(a > b for a, b in pairs), sum(b > a for a, b in pairs)
-    n, k = only_a + only_b, min(only_a, only_b)
-    expected = min(1.0, 2 * sum(comb(n, i) for i in range(k + 1)) / 2**n) if n else 1.0
-    assert (result.only_first, result.only_second) == (only_a, only_b)
-    assert result.p_value == pytest.approx(expected)
+def test_holm_is_the_step_down_rule_in_the_order_given() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.5, 0.9]) == [1.0, 1.0]
+    assert holm([]) == []
 
 
-def test_mcnemar_unequal_lengths_raise() -> None:
-    with pytest.raises(ValueError, match="not the same items"):
-        mcnemar([True], [True, False])
+def test_difference_of_25_010_items_takes_well_under_a_second() -> None:
+    rng = np.random.default_rng(0)
+    images = [f"coco:{i // 5}" for i in range(25_010)]
+    first = rng.random(25_010) < 0.6
+    second = first ^ (rng.random(25_010) < 0.1)
+    started = time.process_time()
+    difference([mean_of(first, images)], [mean_of(second, images)], [1.0], 10_000, "x")
+    assert time.process_time() - started < 1
 
 
 class Fixed:
@@ -68,7 +214,14 @@ def summary_of(
     for name, subsets in accuracy.items():
         benchmarks.append(Fixed(name, tuple(subsets)))
         tables = [
-            scores_table(name, [s] * n, [f"{i}" for i in range(n)], np.ones((n, 2)), np.arange(n) < right)
+            scores_table(
+                name,
+                [s] * n,
+                [f"{i}" for i in range(n)],
+                [f"{s}{i}" for i in range(n)],
+                np.ones((n, 2)),
+                np.arange(n) < right,
+            )
             for s, (right, n) in subsets.items()
         ]
         scored.append(Scored(scores=pa.concat_tables(tables), missing=missing or {}))

@@ -121,7 +121,8 @@ def test_webdataset_text_that_is_no_caption_is_rejected(tmp_path: Path, caption:
 
 def test_webdataset_text_keeps_what_is_in_it_and_loses_its_mark(tmp_path: Path) -> None:
     files = {"a.jpg": JPEG, "a.txt": "\ufeffEin Hündchen,\nläuft.\n".encode()}
-    assert texts(listed(of_files(tmp_path, files)).records[0]) == ["Ein Hündchen,\nläuft."]
+    config = of_files(tmp_path, files, caption_per_line=False)
+    assert texts(listed(config).records[0]) == ["Ein Hündchen,\nläuft."]
 
 
 def test_webdataset_samples_that_lack_a_file_are_rejected(tmp_path: Path) -> None:
@@ -345,3 +346,42 @@ def test_webdataset_wrong_setting_is_named(tmp_path: Path, changes: dict[str, An
     with pytest.raises(SettingError) as caught:
         WebdatasetSource(WebdatasetConfig(**{"shards": {"train": [str(tmp_path)]}, **changes}))
     assert caught.value.setting == setting
+
+
+def test_webdataset_txt_has_a_caption_a_line_as_clip_benchmark_writes_retrieval_sets(tmp_path: Path) -> None:
+    files: dict[str, bytes] = {}
+    for i in range(200):
+        files[f"s{i:07d}.webp"] = JPEG
+        files[f"s{i:07d}.txt"] = "\n".join(f"Caption {k} of {i}." for k in range(5)).encode()
+    listing = listed(of_files(tmp_path, files))
+    assert listing.rejects == []
+    assert len(listing.records) == 200
+    captions = [c for record in listing.records for c in record.captions]
+    assert len(captions) == 1_000
+    assert captions[6].sample_id == "train/s/s0000001#1"
+    assert captions[6].caption == "Caption 1 of 1."
+
+
+@pytest.mark.parametrize(
+    ("content", "captions"),
+    [
+        (b"A dog.\r\nA cat.\r\n", ["A dog.", "A cat."]),
+        (b"\n\nA dog.\n \n\t\nA cat.\n\n", ["A dog.", "A cat."]),
+        (b"A dog.\rA cat.", ["A dog.", "A cat."]),
+        (b"\xef\xbb\xbfA dog.\nA cat.", ["A dog.", "A cat."]),
+        (b"A dog.\n", ["A dog."]),
+        ("A dog\u2028and a cat.\x85".encode(), ["A dog\u2028and a cat.\x85"]),  # no ends of lines of a file
+    ],
+)
+def test_webdataset_lines_of_a_txt_in_every_form(tmp_path: Path, content: bytes, captions: list[str]) -> None:
+    listing = listed(of_files(tmp_path, {"a.jpg": JPEG, "a.txt": content}))
+    assert listing.rejects == []
+    assert [" ".join(text.split()) for text in texts(listing.records[0])] == [
+        " ".join(text.split()) for text in captions
+    ]
+
+
+def test_webdataset_txt_as_one_caption_where_the_setting_says_so(tmp_path: Path) -> None:
+    files = {"a.jpg": JPEG, "a.txt": b"A dog that\r\nis wet.\n"}
+    listing = listed(of_files(tmp_path, files, caption_per_line=False))
+    assert [" ".join(text.split()) for text in texts(listing.records[0])] == ["A dog that is wet."]

@@ -11,7 +11,7 @@ Shapes: N pictures or items, M texts, K candidates of an item, D feature dimensi
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
@@ -67,9 +67,6 @@ class Scored:
     """Schema SCORES, one row an item that could be scored."""
     missing: Mapping[str, int]
     """Subset -> items left out because their picture could not be read; subsets with none may be absent."""
-    groups: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    """Subset whose accuracy is the mean over groups (classes, relations) of the groups' accuracies -> the
-    group of each of its rows in `scores`, in their order. Other subsets are the mean over items."""
 
 
 class Benchmark(Protocol):
@@ -137,10 +134,19 @@ def scores_table(
     benchmark: str,
     subsets: Sequence[str],
     item_ids: Sequence[str],
+    images: Sequence[str],
     candidate_scores: Sequence[np.ndarray] | np.ndarray,
     correct: np.ndarray,
+    groups: Sequence[str | None] | None = None,
 ) -> pa.Table:
-    """Rows of schema SCORES."""
+    """Rows of schema SCORES.
+
+    Args:
+        benchmark, subsets, item_ids, correct: see SCORES.
+        images: what each item shows. Intervals and tests take the items of one image as one observation.
+        candidate_scores: of each item.
+        groups: of each item; a null is in none. None: no subset is a mean over groups.
+    """
     lengths = np.fromiter((len(row) for row in candidate_scores), dtype=np.int64, count=len(item_ids))
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
     flat = np.concatenate(candidate_scores) if len(item_ids) else np.zeros(0)
@@ -148,6 +154,8 @@ def scores_table(
         pa.array([benchmark] * len(item_ids), pa.string()),
         pa.array(subsets, pa.string()),
         pa.array(item_ids, pa.string()),
+        pa.array(images, pa.string()),
+        pa.array(groups or [None] * len(item_ids), pa.string()),
         pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat.astype(np.float32))),
         pa.array(np.asarray(correct, dtype=bool)),
     ]

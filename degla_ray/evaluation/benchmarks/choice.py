@@ -23,6 +23,7 @@ from degla_ray.evaluation.benchmarks.base import (
     image_key,
     scores_table,
 )
+from degla_ray.evaluation.pictures import unboxed
 
 RULE_IN_WORDS = {Rule.STRICT: "strict", Rule.FIRST_ARGMAX: "first of the best"}
 CHUNK = 4096  # items scored at once: bounds the float64 product at CHUNK * K * D * 8 bytes
@@ -60,7 +61,7 @@ class Choice:
         note: str = "",
     ) -> None:
         self.name, self.rule = name, rule
-        self.averages, self._groups = dict(averages or {}), dict(groups or {})
+        self.averages = dict(averages or {})
         self.protocol = f"{RULE_IN_WORDS[rule]}; {note}" if note else RULE_IN_WORDS[rule]
         columns = items.to_pydict()
         self._subset: list[str] = columns["subset"]
@@ -70,6 +71,8 @@ class Choice:
         self._key: list[str] = ids if source is None else [image_key(source, image_id) for image_id in ids]
         self.subsets = tuple(subsets) if subsets is not None else tuple(dict.fromkeys(self._subset))
         self._validate(where, columns["image_id"])
+        names_of = {subset: iter(names) for subset, names in (groups or {}).items()}
+        self._group = [next(names_of[s]) if s in names_of else None for s in self._subset]
 
     def _validate(self, where: str, image_ids: list[str | None]) -> None:
         seen: set[tuple[str, str]] = set()
@@ -114,15 +117,12 @@ class Choice:
             self.name,
             [self._subset[i] for i in scored],
             [self._item_id[i] for i in scored],
+            [unboxed(self._key[i]) for i in scored],
             [rows[i] for i in scored],
             np.array([correct[i] for i in scored], dtype=bool),
+            [self._group[i] for i in scored],
         )
-        groups: dict[str, list[str]] = {}
-        for subset, names in self._groups.items():
-            own = [i for i, s in enumerate(self._subset) if s == subset]
-            kept = zip(own, names, strict=True)
-            groups[subset] = [name for i, name in kept if self._key[i] in features.image_row]
-        return Scored(scores=table, missing=missing, groups=groups)
+        return Scored(scores=table, missing=missing)
 
     def shown(self) -> Iterator[Shown]:
         for i, key in enumerate(self._key):

@@ -132,13 +132,22 @@ class Classification:
             for subset, rank in ranks.items():
                 rival_N1 = np.partition(wrong_NC, -rank, axis=1)[:, [-rank]]
                 parts[subset].extend(scores_NC if subset == TOP1 else np.hstack([true_N1, rival_N1]))
+        images = [self._key[i] for i in scored]
+        classes = [str(label) for label in label_N]
         tables = [
-            scores_table(self.name, [subset] * len(items), items, parts[subset], better_N < rank)
+            scores_table(
+                self.name,
+                [subset] * len(items),
+                items,
+                images,
+                parts[subset],
+                better_N < rank,
+                classes if subset == MEAN_PER_CLASS else None,
+            )
             for subset, rank in ranks.items()
         ]
         missing = dict.fromkeys(self.subsets, len(self._key) - len(scored))
-        groups = {MEAN_PER_CLASS: [str(label) for label in label_N]} if MEAN_PER_CLASS in self.subsets else {}
-        return Scored(scores=pa.concat_tables(tables), missing=missing, groups=groups)
+        return Scored(scores=pa.concat_tables(tables), missing=missing)
 
     def _class_features(self, features: Features) -> np.ndarray:
         """float64 [C, D], normalised."""

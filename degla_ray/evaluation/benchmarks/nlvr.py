@@ -60,7 +60,12 @@ def load_nlvr(folder: Storage) -> PictureChoice:
         ]
     if not items:
         raise DataError(where, "no sentence with a true and a false scene", "at least one")
-    return PictureChoice(NLVR, items, Rule.STRICT)
+    return PictureChoice(NLVR, items, Rule.STRICT, image=_presentation)
+
+
+def _presentation(item: Shown) -> str:
+    """What an item shows, without the order of its boxes: a presentation's scenes meet in many items."""
+    return image_key(NLVR, item.item_id.partition("-")[0])
 
 
 def _picture(record: dict[str, Any], k: int) -> str:

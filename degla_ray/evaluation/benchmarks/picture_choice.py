@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -18,12 +18,17 @@ class PictureChoice:
         name: benchmark name.
         items: one text and at least two pictures each, the true one first; each item_id once in a subset.
         rule: what a tie is.
+        image: what an item's decision hangs on, where many items show nearly the same pictures; None: its
+            true picture.
     """
 
     averages: Mapping[str, Sequence[str]] = {}
 
-    def __init__(self, name: str, items: Sequence[Shown], rule: Rule) -> None:
+    def __init__(
+        self, name: str, items: Sequence[Shown], rule: Rule, image: Callable[[Shown], str] | None = None
+    ) -> None:
         self.name, self.rule, self._items = name, rule, list(items)
+        self._image = image or (lambda item: item.images[0])
         self.protocol = RULE_IN_WORDS[rule]
         self.subsets = tuple(dict.fromkeys(item.subset for item in items))
 
@@ -45,7 +50,8 @@ class PictureChoice:
         rows = [dot_NK(features.texts(item.texts), features.images(item.images)[None])[0] for item in scored]
         correct = np.array([decide(row_K[None], self.rule)[0] for row_K in rows], dtype=bool)
         subsets, ids = [item.subset for item in scored], [item.item_id for item in scored]
-        return Scored(scores=scores_table(self.name, subsets, ids, rows, correct), missing=missing)
+        table = scores_table(self.name, subsets, ids, [self._image(item) for item in scored], rows, correct)
+        return Scored(scores=table, missing=missing)
 
     def shown(self) -> Iterator[Shown]:
         yield from self._items

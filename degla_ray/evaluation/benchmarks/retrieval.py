@@ -70,9 +70,11 @@ class Retrieval:
         text_at = {text: row for row, text in enumerate(texts)}
         true_texts = [[text_at[t] for t in self._texts_of[i]] for i in images]
         true_images = [[image_at[i] for i in self._images_of[t] if i in image_at] for t in texts]
+        keys = [self._key[i] for i in images]
+        shown = [keys[found[0]] for found in true_images]
         parts = [
-            *_direction(self.name, "i2t", images, img_ND, txt_MD, true_texts),
-            *_direction(self.name, "t2i", texts, txt_MD, img_ND, true_images),
+            *_direction(self.name, "i2t", images, keys, img_ND, txt_MD, true_texts),
+            *_direction(self.name, "t2i", texts, shown, txt_MD, img_ND, true_images),
         ]
         lost = {"i2t": len(self._texts_of) - len(images), "t2i": len(self._images_of) - len(texts)}
         missing: Mapping[str, int] = {subset: lost[subset[:3]] for subset in self.subsets}
@@ -91,6 +93,7 @@ def _direction(
     benchmark: str,
     way: str,
     items: Sequence[str],
+    images: Sequence[str],
     query_QD: np.ndarray,
     candidate_CD: np.ndarray,
     truth: Sequence[Sequence[int]],
@@ -119,5 +122,6 @@ def _direction(
             np.array([t, r] if np.isfinite(r) else [t], dtype=np.float32)
             for t, r in zip(best_true, rival, strict=True)
         ]
-        tables.append(scores_table(benchmark, [f"{way}_r{k}"] * len(items), items, shown, best_true > rival))
+        subsets = [f"{way}_r{k}"] * len(items)
+        tables.append(scores_table(benchmark, subsets, items, images, shown, best_true > rival))
     return tables

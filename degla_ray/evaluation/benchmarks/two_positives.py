@@ -45,21 +45,21 @@ class TwoPositives:
     def score(self, features: Features) -> Scored:
         """candidate_scores: itt similarity of the picture with caption, second caption and negative; tot
         that of caption and second caption, caption and negative, second caption and negative."""
-        rows: list[tuple[str, str, np.ndarray, bool]] = []
+        rows: list[tuple[str, str, str, np.ndarray, bool]] = []
         missing: Counter[str] = Counter()
         for item in self._items:
             subset, txt_3D = f"{item.subset}_{ITT}", features.texts(item.texts)
             if item.images[0] in features.image_row:
                 itt_3 = dot_NK(features.images(item.images), txt_3D[None])[0]
-                rows.append((subset, item.item_id, itt_3, bool(itt_3[:2].min() > itt_3[2])))
+                rows.append((subset, item.item_id, item.images[0], itt_3, bool(itt_3[:2].min() > itt_3[2])))
             else:
                 missing[subset] += 1
             tot_3 = dot_NK(txt_3D[[0, 0, 1]], txt_3D[[1, 2, 2], None])[:, 0]
-            rows.append((f"{item.subset}_{TOT}", item.item_id, tot_3, bool(tot_3[0] > tot_3[1:].max())))
-        subsets, ids, scores, correct = zip(*rows, strict=True) if rows else ((), (), (), ())
-        return Scored(
-            scores=scores_table(self.name, subsets, ids, scores, np.array(correct)), missing=missing
-        )
+            right = bool(tot_3[0] > tot_3[1:].max())
+            rows.append((f"{item.subset}_{TOT}", item.item_id, item.images[0], tot_3, right))
+        subsets, ids, images, scores, correct = zip(*rows, strict=True) if rows else ((), (), (), (), ())
+        table = scores_table(self.name, subsets, ids, images, scores, np.array(correct))
+        return Scored(scores=table, missing=missing)
 
     def shown(self) -> Iterator[Shown]:
         for item in self._items:

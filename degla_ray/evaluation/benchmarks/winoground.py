@@ -56,8 +56,11 @@ class Winoground:
         correct = np.concatenate([text, image, text & image])
         subsets = [subset for subset in self.subsets for _ in scored]
         ids = [item.item_id for item in scored] * len(self.subsets)
+        images = [item.images[0] for item in scored] * len(self.subsets)
         return Scored(
-            scores=scores_table(self.name, subsets, ids, np.tile(rows, (len(self.subsets), 1)), correct),
+            scores=scores_table(
+                self.name, subsets, ids, images, np.tile(rows, (len(self.subsets), 1)), correct
+            ),
             missing=dict.fromkeys(self.subsets, len(self._items) - len(scored)),
         )
 
