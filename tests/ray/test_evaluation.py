@@ -30,6 +30,7 @@ from degla_ray.evaluation.pictures import FilePictures, ParquetPictures, Picture
 from degla_ray.evaluation.run import evaluate
 from degla_ray.evaluation.summary import read_evaluation
 from degla_ray.model.build import LoadedModel, build
+from degla_ray.model.export import export
 from degla_ray.schema import CAPTIONS, NEGATIVES, SCORES
 from degla_ray.shards import StageFolder, Storage
 from tests.evaluation_suite import PART, choice_rows, images_table, png, write_model_config, write_suite
@@ -52,7 +53,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def config_of(root: Path, output: Path, model: str = "tiny", **changes: Any) -> EvaluateConfig:
     config = EvaluateConfig(
-        model=ModelConfig(name=str(root / f"{model}.json")),
+        model=ModelConfig(name=str(root / f"{model}.json"), random_init=True),
         output=str(output),
         suite=str(root / "suite"),
         label=model,
@@ -253,8 +254,11 @@ def test_evaluate_logs_one_mlflow_run_also_after_a_crash(folder: Path, tmp_path:
 
 
 def test_compare_models_with_a_suite_evaluates_them_first(folder: Path, tmp_path: Path) -> None:
+    for name in ("tiny", "wide"):
+        loaded = build(ModelConfig(name=str(folder / f"{name}.json")))
+        export(dataclasses.replace(loaded, source="learned elsewhere"), str(tmp_path / name))
     config = CompareConfig(
-        evaluations=[str(folder / "tiny.json"), str(folder / "wide.json")],
+        evaluations=[str(tmp_path / "tiny"), str(tmp_path / "wide")],
         output=str(tmp_path / "out"),
         suite=str(folder / "suite"),
         tracking=OFF,
