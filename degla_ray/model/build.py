@@ -261,7 +261,7 @@ def _tokenizer(arch: _Architecture, name: str) -> Callable[[list[str]], Tensor]:
             trust_remote_code=False,
             **(text_cfg.get("tokenizer_kwargs") or {}),
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
         reason = " ".join(str(error).split())[:200]
         raise DataError(
             name, f"no tokenizer {hf_name!r} ({reason})", "a folder with the tokenizer's files"

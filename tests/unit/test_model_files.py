@@ -168,7 +168,7 @@ def test_build_text_tower_of_a_folder_with_code_is_refused(models, tmp_path):
 @pytest.mark.parametrize("kind", ["json/tiny.json", "open_clip", "huggingface"])
 def test_build_clean_models_load(kind, models):
     root, _ = models
-    change(root / "huggingface" / "tokenizer_config.json", "", {"trust_remote_code": False, "auto_map": None})
+    change(root / "huggingface" / "tokenizer_config.json", "", {"trust_remote_code": False})
     assert build(ModelConfig(name=str(root / kind))).tokenizer(["a cat"]).shape == (1, 32)
 
 
