@@ -139,7 +139,7 @@ def read_open_clip_config(path: Path) -> tuple[dict[str, Any], dict[str, Any], P
     if wrong := [k for k in ("vision_cfg", "text_cfg") if not isinstance(model_cfg[k], dict)]:
         raise DataError(str(path), f"a {wrong[0]} {model_cfg[wrong[0]]!r:.40}", "an open_clip model config")
     tokenizer = _tokenizer_folder(path, model_cfg["text_cfg"])
-    _refuse_code_in_config(path, model_cfg, tokenizer)
+    refuse_code_in_config(str(path), model_cfg, tokenizer)
     for folder in filter(None, (tokenizer, path.parent if path.name == OPEN_CLIP_CONFIG else None)):
         refuse_code(folder)
     return model_cfg, content.get("preprocess_cfg") or {}, tokenizer
@@ -163,6 +163,43 @@ def refuse_code(folder: Path) -> None:
                 )
 
 
+def refuse_code_in_config(where: str, model_cfg: dict[str, Any], tokenizer: Path | None) -> None:
+    """Stops at a model config that would have transformers or timm import or fetch something.
+
+    Args:
+        where: the config's file or name, for messages.
+        model_cfg: open_clip's.
+        tokenizer: folder that its tokenizer is read from, if there is one.
+
+    Raises:
+        DataError: names the field.
+    """
+    text_cfg, timm_name = model_cfg["text_cfg"], str(model_cfg["vision_cfg"].get("timm_model_name") or "")
+    for key, value in (text_cfg.get("tokenizer_kwargs") or {}).items():
+        if key not in _TOKENIZER_KWARGS:
+            known = ", ".join(sorted(_TOKENIZER_KWARGS))
+            found = f"text_cfg.tokenizer_kwargs.{key} {value!r:.80}"
+            raise DataError(where, found, f"arguments that only say how to cut a text: {known}")
+    for key in ("hf_tokenizer_name", "hf_model_name"):
+        name = text_cfg.get(key)
+        if not name or (key == "hf_tokenizer_name" and tokenizer is not None):
+            continue
+        if Path(name).is_dir():  # transformers prefers it to the Hub
+            refuse_code(Path(name))
+        elif name not in _names_on_the_hub():
+            raise DataError(
+                where,
+                f"text_cfg.{key} {name!r}, a repository that may hold code",
+                "a folder, or a name that open_clip's own configs have (roberta-base, google/mt5-base, …)",
+            )
+    if ":" in timm_name:
+        raise DataError(
+            where,
+            f"vision_cfg.timm_model_name {timm_name!r}",
+            "a name of timm's own, not a place to fetch from",
+        )
+
+
 def _tokenizer_folder(path: Path, text_cfg: dict[str, Any]) -> Path | None:
     name = text_cfg.get("hf_tokenizer_name")
     if not name:
@@ -175,33 +212,6 @@ def _tokenizer_folder(path: Path, text_cfg: dict[str, Any]) -> Path | None:
             str(path), f"no tokenizer folder {folder}", "the folder of text_cfg.hf_tokenizer_name"
         )
     return folder if folder.is_dir() else None
-
-
-def _refuse_code_in_config(path: Path, model_cfg: dict[str, Any], tokenizer: Path | None) -> None:
-    text_cfg, timm_name = model_cfg["text_cfg"], str(model_cfg["vision_cfg"].get("timm_model_name") or "")
-    for key, value in (text_cfg.get("tokenizer_kwargs") or {}).items():
-        if key not in _TOKENIZER_KWARGS:
-            known = ", ".join(sorted(_TOKENIZER_KWARGS))
-            found = f"text_cfg.tokenizer_kwargs.{key} {value!r:.80}"
-            raise DataError(str(path), found, f"arguments that only say how to cut a text: {known}")
-    for key in ("hf_tokenizer_name", "hf_model_name"):
-        name = text_cfg.get(key)
-        if not name or (key == "hf_tokenizer_name" and tokenizer is not None):
-            continue
-        if Path(name).is_dir():  # transformers prefers it to the Hub
-            refuse_code(Path(name))
-        elif name not in _names_on_the_hub():
-            raise DataError(
-                str(path),
-                f"text_cfg.{key} {name!r}, a repository that may hold code",
-                "a folder, or a name that open_clip's own configs have (roberta-base, google/mt5-base, …)",
-            )
-    if ":" in timm_name:
-        raise DataError(
-            str(path),
-            f"vision_cfg.timm_model_name {timm_name!r}",
-            "a name of timm's own, not a place to fetch from",
-        )
 
 
 @functools.cache

@@ -39,6 +39,7 @@ from degla_ray.model_files import (
     WEIGHT_SUFFIXES,
     read_json,
     read_open_clip_config,
+    refuse_code_in_config,
     weights_in,
 )
 from degla_ray.model_source import (
@@ -161,6 +162,7 @@ def build(config: ModelConfig) -> LoadedModel:
 def _architecture(source: Source, name: str, stack: ExitStack) -> _Architecture:
     if source.kind is Kind.OPEN_CLIP:
         model_cfg = open_clip.get_model_config(source.where)
+        refuse_code_in_config(name, model_cfg, None)  # ./roberta-base comes before the Hub's
         return _Architecture(model_cfg=model_cfg, preprocess_cfg={}, registry_name=source.where)
     if source.kind is Kind.CONFIG:
         return _json_architecture(_local(source.where, stack))

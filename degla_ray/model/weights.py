@@ -46,7 +46,8 @@ _HARMLESS: list[Any] = [
         for module in ("numpy.core.multiarray", "numpy._core.multiarray")  # before and since NumPy 2
     ),
     argparse.Namespace,
-    pathlib.PosixPath,
+    *((pathlib.PurePosixPath, f"{module}.PosixPath") for module in ("pathlib", "pathlib._local")),
+    *((pathlib.PureWindowsPath, f"{module}.WindowsPath") for module in ("pathlib", "pathlib._local")),
 ]
 """What training code keeps beside the weights: types that hold values and run nothing."""
 # Entries beside the weights in OpenAI's archives and in older text towers; never parameters.

@@ -234,7 +234,9 @@ def test_evaluate_prepared_and_negatives_add_their_benchmarks(folder: Path, tmp_
             evaluate(dataclasses.replace(config, output=str(tmp_path / "x"), **changes))
 
 
-def test_evaluate_logs_one_mlflow_run_also_after_a_crash(folder: Path, tmp_path: Path) -> None:
+def test_evaluate_logs_one_mlflow_run_also_after_a_crash(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     store = TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db", experiment="evaluation")
     config = config_of(folder, tmp_path / "out", tracking=store)
     summary = evaluate(config)
@@ -247,6 +249,8 @@ def test_evaluate_logs_one_mlflow_run_also_after_a_crash(folder: Path, tmp_path:
     assert runs[0].data.metrics == pytest.approx(summary.metrics())
     assert {"composition", "zero_shot", "retrieval", "scenes/replace_obj"} <= runs[0].data.metrics.keys()
     assert runs[0].data.tags["degla.label"] == "tiny"
+    assert runs[0].data.tags["degla.weights"] == "random"
+    assert "random weights" in capsys.readouterr().out
     assert runs[0].data.params["evaluate.batch_size"] == "128"
     assert {a.path for a in client.list_artifacts(runs[0].info.run_id, "evaluation")} == {
         "evaluation/summary.json", "evaluation/scores", "evaluation/items",

@@ -165,6 +165,16 @@ def test_build_text_tower_of_a_folder_with_code_is_refused(models, tmp_path):
     assert not marker.exists()
 
 
+def test_build_open_clip_name_prefers_no_code_of_the_working_directory(models, monkeypatch):
+    root, marker = models
+    change(root / "huggingface" / "config.json", "", {"auto_map": {"AutoConfig": "planted.C"}})
+    (root / "huggingface").rename(root / "roberta-base")
+    monkeypatch.chdir(root)
+    with pytest.raises(DataError, match=r"roberta-base/config\.json: found auto_map"):
+        build(ModelConfig(name="roberta-ViT-B-32"))
+    assert not marker.exists()
+
+
 @pytest.mark.parametrize("kind", ["json/tiny.json", "open_clip", "huggingface"])
 def test_build_clean_models_load(kind, models):
     root, _ = models
