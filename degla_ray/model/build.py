@@ -105,10 +105,12 @@ def load(path_or_name: str) -> LoadedModel:
     """A model by one word, with its weights: an exported folder or `scenes-base`, in eval mode.
 
     Raises:
-        SettingError: nothing of that name.
+        SettingError: nothing of that name, or it has no weights.
         DataError: the folder is not whole.
     """
-    loaded = build(ModelConfig(name=path_or_name))
+    config = ModelConfig(name=path_or_name)
+    check_model(config, needs_weights=True)
+    loaded = build(config)
     loaded.model.eval()
     return loaded
 

@@ -11,7 +11,7 @@ from tiny_models import write_config
 
 from degla_ray.config import ChainConfig, DataConfig, ModelConfig, ObjectiveConfig, TrainConfig, TuneConfig
 from degla_ray.errors import DataError, SettingError
-from degla_ray.model import build, export
+from degla_ray.model import build, export, load
 from degla_ray.model.build import DEGLA_FILE, build_with_weights
 from degla_ray.model_source import Kind, check_model, find_model, find_weights, in_any_folder, starts_random
 from degla_ray.training.trainer import _model_identity
@@ -169,6 +169,8 @@ def test_build_with_weights_refuses_random_ones_unless_asked(tmp_path):
     ):
         build_with_weights(ModelConfig(name=name))
     assert build_with_weights(ModelConfig(name=name, random_init=True)).is_random
+    with pytest.raises(SettingError, match="this JSON config has none"):
+        load(name)
 
 
 def test_export_of_random_weights_is_still_random_when_it_is_opened(tmp_path):
