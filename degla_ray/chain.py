@@ -21,12 +21,14 @@ from degla_ray.config import (
     ChainConfig,
     CompareConfig,
     EvaluateConfig,
+    ModelConfig,
     NegativesConfig,
     PrepareConfig,
     TrainConfig,
 )
 from degla_ray.evaluation.compare import compare
 from degla_ray.evaluation.run import evaluate
+from degla_ray.model_source import check_model
 from degla_ray.negatives.pipeline import generate
 from degla_ray.sources.prepare import prepare
 from degla_ray.training.trainer import train
@@ -36,6 +38,7 @@ console = Console()
 
 def run_chain(config: ChainConfig) -> Path:
     """Runs every stage that is not finished yet; returns the comparison's folder."""
+    _check_models(config)
     ray_setup.start(config.ray)
     root = f"{config.output}/seed{config.seed}"
     prepared, negatives = f"{root}/prepared", f"{root}/negatives"
@@ -61,7 +64,7 @@ def run_chain(config: ChainConfig) -> Path:
     base_model: Mapping[str, Any] = config.base_model
     if config.pretrain is not None:
         _announce("train base", f"{root}/train")
-        data = {"data": {"prepared": prepared}}
+        data = {"data": {"prepared": prepared}, "model": config.base_model}
         result = train(_section(TrainConfig, "pretrain", config.pretrain, {"name": "base", **data, **wired}))
         base_model = {"name": result.export_student}
 
@@ -99,6 +102,17 @@ def run_chain(config: ChainConfig) -> Path:
 
     _announce("compare", f"{root}/compare")
     return compare(CompareConfig(evaluations=evaluations, output=f"{root}/compare", tracking=config.tracking))
+
+
+def _check_models(config: ChainConfig) -> None:
+    """Checks the names of every section's model before the first stage."""
+    base: ModelConfig = from_settings(ModelConfig, config.base_model, "base_model")
+    check_model(base, "base_model", needs_weights=config.pretrain is None)  # it is evaluated too
+    trained = config.fine_tune if config.pretrain is None else {}
+    sections = {f"fine_tune.{name}": settings for name, settings in trained.items()}
+    for section, settings in (sections | {"pretrain": config.pretrain or {}}).items():
+        model = {**(settings.get("model") or {}), **config.base_model}
+        check_model(from_settings(ModelConfig, model, f"{section}.model"), f"{section}.model")
 
 
 def _section(config_class: type, section: str, settings: Mapping[str, Any], wired: Mapping[str, Any]) -> Any:

@@ -25,10 +25,18 @@ from rich.console import Console
 from rich.table import Table
 
 from degla_ray import ray_setup, tracking
-from degla_ray.config import EvaluateConfig, ModelConfig, TrackingConfig, TrainConfig, TuneConfig
+from degla_ray.config import (
+    EvaluateConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    TrackingConfig,
+    TrainConfig,
+    TuneConfig,
+)
 from degla_ray.errors import DataError, DeglaError, SettingError
 from degla_ray.evaluation.run import evaluate
 from degla_ray.evaluation.summary import Summary
+from degla_ray.model_source import check_model, find_model
 from degla_ray.shards import Storage, canonical, fingerprint
 from degla_ray.training.trainer import absolute, cpus, run_identity, train
 
@@ -68,7 +76,14 @@ def tune(config: TuneConfig) -> Trial:
         DeglaError: no trial came to a result.
     """
     space = load_space(config.space)
-    with_settings(config.train, {name: _example(domain) for name, domain in space.items()})
+    check_model(config.train.model, "train.model", needs_weights=True)  # it is evaluated as the base
+    with_settings(config.train, {name: _values(domain)[0] for name, domain in space.items()})
+    for name, domain in space.items():
+        for value in _values(domain):  # of a list every value, not only the first
+            if name == "model.name":
+                find_model(value)
+            elif name == "objective.name":
+                ObjectiveConfig(name=value)
     config = _absolute(config)
     mark = fingerprint({**_identity(config), "space": Path(config.space).read_text(encoding="utf-8")})
     sweep = Storage(f"{config.train.output}/sweep-{config.train.name}-{mark}")
@@ -106,11 +121,13 @@ def load_space(path: str) -> dict[str, Any]:
     return dict(module.space())
 
 
-def _example(domain: Any) -> Any:
-    """A value from a domain, whatever way Ray Tune lets it be written."""
+def _values(domain: Any) -> list[Any]:
+    """A domain's values where they are listed, else one of them, whatever way Ray Tune lets it be written."""
     if isinstance(domain, Mapping) and "grid_search" in domain:
-        return domain["grid_search"][0]
-    return domain.sample() if hasattr(domain, "sample") else domain
+        return list(domain["grid_search"])
+    if hasattr(domain, "categories"):
+        return list(domain.categories)
+    return [domain.sample() if hasattr(domain, "sample") else domain]
 
 
 def with_settings(config: TrainConfig, settings: Mapping[str, Any]) -> TrainConfig:

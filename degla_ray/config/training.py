@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from difflib import get_close_matches
+from typing import Any, Literal, get_args, get_type_hints
 
 from degla_ray.config.shared import RayConfig, TrackingConfig, require
 
@@ -13,11 +14,13 @@ class ModelConfig:
     """Which open_clip model, and from which weights."""
 
     name: str = "scenes-base"
-    """open_clip name, path of an open_clip JSON config, path of an exported folder, or `scenes-base`."""
+    """open_clip name, path of a JSON config or model folder, `hf-hub:ORG/REPO`, or `scenes-base`."""
     pretrained: str | None = None
-    """open_clip tag or checkpoint file (.pt, .safetensors); none: random, or the folder's own weights."""
+    """open_clip tag, checkpoint file or model folder; none: the folder's own weights, else random ones."""
     random_init: bool = False
-    """Start a folder's or `scenes-base`'s architecture from random weights."""
+    """Random weights whatever the folder holds; all jobs but `train` refuse random weights without it."""
+    resize_positions: bool = False
+    """Interpolate position embeddings of another image size or context length, as open_clip does."""
     allow_activation_mismatch: bool = False
     """Load weights made with QuickGELU into a GELU model, or the reverse, anyway."""
 
@@ -76,6 +79,10 @@ class ObjectiveConfig:
     """What intra-modal contrast aims at: the pair, or the first negative as the released code (ceclip)."""
 
     def __post_init__(self) -> None:
+        known = get_args(get_type_hints(ObjectiveConfig)["name"])
+        near = get_close_matches(str(self.name), known, n=1)
+        hint = f"did you mean {near[0]}? One" if near else "one"
+        require(self.name in known, "objective.name", self.name, f"{hint} of {', '.join(known)}")
         for setting, value in ABLATIONS.get(self.name, {}).items():
             object.__setattr__(self, setting, value)
         K = self.num_negatives

@@ -33,6 +33,7 @@ from degla_ray.evaluation.summary import (
     read_summary,
 )
 from degla_ray.evaluation.thumbnails import thumbnails
+from degla_ray.model_source import check_model
 from degla_ray.schema import SCORES
 from degla_ray.shards import MANIFEST, Storage, fingerprint
 
@@ -60,6 +61,9 @@ def compare(config: CompareConfig) -> Path:
     if not config.evaluations:
         raise SettingError("evaluations", config.evaluations, f"at least one: {EXPECTED}")
     output = Path(config.output)
+    for entry in config.evaluations:
+        if config.suite is not None and _is_model(entry):
+            check_model(ModelConfig(name=entry), needs_weights=True)  # all names before the first evaluation
     found = [_read(entry, config) for entry in config.evaluations]
     comparison = set_side_by_side([e.summary for e in found], [e.means for e in found])
     drawn = _plots(comparison)
@@ -93,10 +97,10 @@ def compare(config: CompareConfig) -> Path:
 def _read(entry: str, config: CompareConfig) -> _Evaluation:
     """The evaluation that an entry names: its folder, its MLflow run, or a model to evaluate now."""
     storage = Storage(entry)
-    if storage.exists(MANIFEST):
-        return _of_folder(entry)
-    if RUN_ID.fullmatch(entry):
+    if RUN_ID.fullmatch(entry) and not storage.exists(MANIFEST):
         return _of_run(entry, config.tracking, Path(config.output))
+    if not _is_model(entry):
+        return _of_folder(entry)
     if config.suite is None:
         raise DataError(
             entry, "a folder without manifest.json" if storage.exists() else "no such folder", EXPECTED
@@ -115,6 +119,11 @@ def _read(entry: str, config: CompareConfig) -> _Evaluation:
         )
     )
     return _of_folder(folder)
+
+
+def _is_model(entry: str) -> bool:
+    """Whether an entry is neither an evaluation's folder nor a run."""
+    return not RUN_ID.fullmatch(entry) and not Storage(entry).exists(MANIFEST)
 
 
 def _of_folder(uri: str) -> _Evaluation:

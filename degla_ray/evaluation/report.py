@@ -46,6 +46,8 @@ OTHER_INPUTS = (
     "with care."
 )
 
+RANDOM_WEIGHTS = " (random weights)"
+
 
 def percent(value: float | None) -> str:
     """`83.4`; a dash for none."""
@@ -344,8 +346,14 @@ def _rich_cell(cell: Cell, separator: str = "\n", intervals: bool = True) -> Tex
 
 
 def mark(comparison: Comparison, model: int) -> str:
-    """After the label of a model that was evaluated on other test sets."""
-    return "" if comparison.same_inputs[model] else " ‡"
+    """What follows a label: that its weights are random, that it was evaluated on other test sets."""
+    random = RANDOM_WEIGHTS if has_random_weights(comparison.summaries[model]) else ""
+    return random + ("" if comparison.same_inputs[model] else " ‡")
+
+
+def has_random_weights(summary: Summary) -> bool:
+    """Whether the model had learned nothing, which only `model.random_init` lets an evaluation use."""
+    return summary.model.get("source") == "random"
 
 
 def _marks(comparison: Comparison) -> list[str]:

@@ -30,7 +30,7 @@ from degla_ray.evaluation.benchmarks.retrieval import Retrieval
 from degla_ray.evaluation.feature_cache import FeatureCache
 from degla_ray.evaluation.needs import Encoded, Needs
 from degla_ray.evaluation.pictures import ParquetPictures, PictureSource
-from degla_ray.evaluation.report import headline, summary_tables
+from degla_ray.evaluation.report import has_random_weights, headline, summary_tables
 from degla_ray.evaluation.summary import (
     ARTIFACTS,
     FOLDER_TAG,
@@ -41,7 +41,8 @@ from degla_ray.evaluation.summary import (
     read_summary,
     summarise,
 )
-from degla_ray.model.build import LoadedModel, build
+from degla_ray.model.build import LoadedModel, build_with_weights
+from degla_ray.model_source import Kind, check_model, find_model
 from degla_ray.schema import CAPTIONS, ITEMS, NEGATIVES
 from degla_ray.shards import StageFolder, Storage, read_complete
 
@@ -64,6 +65,10 @@ def evaluate(config: EvaluateConfig, loaded: LoadedModel | None = None) -> Summa
         SettingError: a benchmark that these folders do not have; a model that does not load.
         DataError: a folder of another kind, broken test sets, no progress.
     """
+    model_folder = None
+    if loaded is None:
+        check_model(config.model, needs_weights=True)
+        model_folder = _folder_of(config)
     tests = _tests(config)
     loaded = loaded or _load_model(config)
     label = config.label or loaded.name
@@ -85,7 +90,7 @@ def evaluate(config: EvaluateConfig, loaded: LoadedModel | None = None) -> Summa
             "name": config.model.name,
             "source": loaded.source,
             "identity": identity["model"],
-            "folder": Storage(config.model.name).uri if Storage(config.model.name).exists() else None,
+            "folder": model_folder,
         },
         inputs=tests.inputs,
         fingerprint=folder.fingerprint,
@@ -235,7 +240,12 @@ def _load_model(config: EvaluateConfig) -> LoadedModel:
     import torch
 
     torch.manual_seed(0)  # random weights, where asked for, are the same in every call
-    return build(config.model)
+    return build_with_weights(config.model)
+
+
+def _folder_of(config: EvaluateConfig) -> str | None:
+    source = find_model(config.model.name)
+    return source.where if source.kind in (Kind.FOLDER, Kind.CONFIG) else None
 
 
 def _finished(storage: Storage, label: str) -> Summary:
@@ -258,6 +268,7 @@ def _track(config: EvaluateConfig, summary: Summary, identity: dict[str, Any]) -
             "degla.label": summary.label,
             FOLDER_TAG: Storage(config.output).uri,
             "degla.partial": str(summary.partial).lower(),
+            "degla.weights": str(summary.model["source"]),
         },
     )
     tracking.log_metrics(config.tracking, run_id, summary.metrics())
@@ -272,6 +283,8 @@ def _track(config: EvaluateConfig, summary: Summary, identity: dict[str, Any]) -
 def _print(summary: Summary) -> None:
     for table in summary_tables(summary):
         console.print(table)
+    if has_random_weights(summary):
+        console.print("[bold red]random weights[/]: nothing was learned or loaded, as model.random_init asks")
     n, missing = sum(s.n for s in summary.subsets), sum(s.missing for s in summary.subsets)
     console.print(f"items in {n + missing:,} = scored {n:,} + missing {missing:,}")
     if summary.missing_images:

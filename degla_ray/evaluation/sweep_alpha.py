@@ -11,9 +11,10 @@ from pathlib import Path
 from degla_ray.config import CompareConfig, EvaluateConfig, InterpolateConfig, ModelConfig
 from degla_ray.evaluation.compare import compare
 from degla_ray.evaluation.run import evaluate
-from degla_ray.model.build import build
+from degla_ray.model.build import build_with_weights
 from degla_ray.model.export import export
 from degla_ray.model.interpolate import interpolate
+from degla_ray.model_source import find_model
 
 
 def sweep(config: InterpolateConfig) -> Path:
@@ -23,7 +24,9 @@ def sweep(config: InterpolateConfig) -> Path:
         SettingError: a model that does not load, or a benchmark that is not there.
         DataError: the models do not fit each other.
     """
-    first, second = (build(ModelConfig(name=name)) for name in (config.first, config.second))
+    for setting, name in (("first", config.first), ("second", config.second)):
+        find_model(name, setting)  # both, before either is loaded
+    first, second = (build_with_weights(ModelConfig(name=name)) for name in (config.first, config.second))
     evaluations = []
     for alpha in config.alphas:
         label = f"alpha-{alpha:g}"

@@ -7,14 +7,21 @@ Here it stops.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import open_clip
+from open_clip.pretrained import get_pretrained_cfg
 
 from degla_ray.errors import SettingError
 from degla_ray.model.weights import read_metadata
+from degla_ray.model_files import (
+    CLIP_MODEL_WEIGHTS,
+    OPEN_CLIP_CONFIG,
+    OPEN_CLIP_WEIGHTS,
+    clip_model_config,
+    read_json,
+)
 
 Activation = Literal["quickgelu", "gelu"]
 METADATA_KEY = "degla_activation"  # in the header of the safetensors files we write
@@ -32,10 +39,52 @@ def of_file(path: Path) -> Activation | None:
     stated = read_metadata(path).get(METADATA_KEY)
     if stated in ("quickgelu", "gelu"):
         return cast(Activation, stated)
-    config = path.parent / "open_clip_config.json"
-    if path.name.startswith("open_clip_") and config.is_file():
-        return of_config(json.loads(config.read_text(encoding="utf-8")).get("model_cfg", {}))
+    folder = path.parent
+    if path.name in CLIP_MODEL_WEIGHTS and (clip := clip_model_config(folder)) is not None:
+        return _of_clip_model(clip)
+    config = folder / OPEN_CLIP_CONFIG
+    if path.name in (*OPEN_CLIP_WEIGHTS, *CLIP_MODEL_WEIGHTS) and config.is_file():
+        return of_config(read_json(config, "an open_clip model config").get("model_cfg", {}))
     return None
+
+
+def _of_clip_model(config: dict[str, Any]) -> Activation | None:
+    """What `CLIPModel`'s config states; transformers' own default is QuickGELU."""
+    towers = [config.get(tower) or {} for tower in ("vision_config", "text_config")]
+    names = {tower.get("hidden_act", "quick_gelu") for tower in towers}
+    return {"quick_gelu": "quickgelu", "gelu": "gelu"}.get(names.pop()) if len(names) == 1 else None  # type: ignore[return-value]
+
+
+def require_tag(*, name: str, built: Activation, tag: str) -> None:
+    """Stops unless the model of open_clip's `name` has the activation of the weights behind its `tag`.
+
+    Raises:
+        SettingError: as `require_match`.
+    """
+    made_with: Activation = "quickgelu" if get_pretrained_cfg(name, tag).get("quick_gelu") else "gelu"
+    require_match(name=name, built=built, weights=made_with, source=f"tag {tag!r}")
+
+
+def require_file(
+    *, name: str, built: Activation, path: Path, source: str, registered: str | None = None
+) -> None:
+    """Stops unless a checkpoint's activation is the model's, or where nobody can know it.
+
+    Args:
+        name: of the model, for messages.
+        built: the model's activation.
+        path: the checkpoint.
+        source: what the user called it.
+        registered: open_clip's name of the model, where the checkpoint comes from elsewhere.
+
+    Raises:
+        SettingError: as `require_match` and `require_stated`.
+    """
+    stated = of_file(path)
+    if stated is not None:
+        require_match(name=name, built=built, weights=stated, source=source)
+    elif registered is not None:
+        require_stated(name=registered, built=built, source=source)
 
 
 def require_match(*, name: str, built: Activation, weights: Activation, source: str) -> None:

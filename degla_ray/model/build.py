@@ -3,17 +3,15 @@
     from degla_ray.model import load
     loaded = load("runs/train/my-run/export_student")
 
-A `name` is an open_clip name, an open_clip JSON config (a file, or one of ours: `scenes-tiny`, …), a folder
-that `export` wrote or that holds a Hugging Face `CLIPModel`, or `scenes-base`. Building ViT-B/32 on a CPU
-takes about 2 s, most of it initialising weights that are then overwritten.
+`degla_ray.model_source` says what a name stands for: an open_clip name, a JSON config, a folder of
+open_clip's or of Hugging Face's `CLIPModel`, a repository on the Hub, or `scenes-base`. Building ViT-B/32 on
+a CPU takes about 2 s, most of it initialising weights that are then overwritten.
 """
 
 from __future__ import annotations
 
-import difflib
 import json
 import logging
-import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -22,7 +20,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import open_clip
-from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
 from open_clip.tokenizer import HFTokenizer
 from torch import Tensor, nn
 
@@ -34,13 +31,32 @@ from degla_ray.model import (
     towers,  # noqa: F401 - registers our tower in timm
 )
 from degla_ray.model.activation import Activation
+from degla_ray.model.hub import hub_folder
 from degla_ray.model.weights import load_weights, read_state_dict
+from degla_ray.model_files import (
+    OPEN_CLIP_CONFIG,
+    OPEN_CLIP_WEIGHTS,
+    WEIGHT_SUFFIXES,
+    read_json,
+    read_open_clip_config,
+    refuse_code_in_config,
+    weights_in,
+)
+from degla_ray.model_source import (
+    Kind,
+    Source,
+    check_model,
+    find_model,
+    find_weights,
+    open_folder,
+    refuse_random,
+)
 from degla_ray.shards import Storage
 
-CONFIG_FILE = "open_clip_config.json"
-WEIGHTS_FILE = "open_clip_model.safetensors"
-_HERE = Path(__file__).parent
-_FILE_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors")
+CONFIG_FILE = OPEN_CLIP_CONFIG
+WEIGHTS_FILE = OPEN_CLIP_WEIGHTS[0]
+DEGLA_FILE = "degla.json"
+RANDOM = "random"
 
 
 @dataclass(kw_only=True)
@@ -63,7 +79,12 @@ class LoadedModel:
     activation: Activation
     name: str
     model_cfg: dict[str, Any] = field(repr=False)
-    source: str = "random"
+    source: str = RANDOM
+
+    @property
+    def is_random(self) -> bool:
+        """Whether nothing was learned or loaded."""
+        return self.source == RANDOM
 
 
 @dataclass(kw_only=True)
@@ -78,19 +99,33 @@ class _Architecture:
     """Where a Hugging Face tokenizer's files lie, if not on the hub."""
     weights: Path | None = None
     """The folder's own weights."""
-    huggingface: bool = False
-    """Whether the weights have the names of Hugging Face's CLIPModel."""
 
 
 def load(path_or_name: str) -> LoadedModel:
     """A model by one word, with its weights: an exported folder or `scenes-base`, in eval mode.
 
     Raises:
-        SettingError: nothing of that name.
+        SettingError: nothing of that name, or it has no weights.
         DataError: the folder is not whole.
     """
-    loaded = build(ModelConfig(name=path_or_name))
+    config = ModelConfig(name=path_or_name)
+    check_model(config, needs_weights=True)
+    loaded = build(config)
     loaded.model.eval()
+    return loaded
+
+
+def build_with_weights(config: ModelConfig) -> LoadedModel:
+    """`build` for whoever uses a model as it is: random weights only where `random_init` asks for them.
+
+    Raises:
+        SettingError: as `build`, and weights that are random though nobody asked.
+        DataError: as `build`.
+    """
+    check_model(config, needs_weights=True)
+    loaded = build(config)
+    if loaded.is_random:
+        refuse_random(config, f"{DEGLA_FILE} says that its weights are random")
     return loaded
 
 
@@ -105,91 +140,52 @@ def build(config: ModelConfig) -> LoadedModel:
     """
     if config.random_init and config.pretrained is not None:
         raise SettingError("model.random_init", True, "false where model.pretrained names weights")
+    found, pretrained = find_model(config.name), find_weights(config)
     with ExitStack() as stack:
-        arch = _architecture(config.name, stack)
-        built = guard.of_config(arch.model_cfg)
+        arch = _architecture(found, config.name, stack)
         tokenizer = _tokenizer(arch, config.name)
-        if config.random_init or (config.pretrained is None and arch.weights is None):
-            model, source = _create(arch, config.name, stack), "random"
-        elif config.pretrained is None or _is_file(config.pretrained):
-            model, source = _from_file(config, arch, built, stack)
+        if config.random_init or (pretrained is None and arch.weights is None):
+            model, source = _create(arch, config.name, stack), RANDOM
+        elif pretrained is not None and pretrained.kind is Kind.TAG:
+            model, source = _from_tag(config, arch, pretrained.where)
         else:
-            model, source = _from_tag(config, arch, built)
+            model, source = _from_file(config, arch, pretrained, stack)
         return LoadedModel(
             model=model,
             tokenizer=tokenizer,
             preprocess_cfg=_preprocess_cfg(model),
-            activation=built,
+            activation=guard.of_config(arch.model_cfg),
             name=config.name,
             model_cfg=arch.model_cfg,
             source=source,
         )
 
 
-def _architecture(name: str, stack: ExitStack) -> _Architecture:
-    packaged = _HERE / "configs" / f"{name}.json"
-    if name == "scenes-base":
-        return _folder_architecture(_HERE / "pretrained" / "scenes_base", name)
-    if packaged.is_file():
-        return _json_architecture(packaged)
-    if name.endswith(".json"):
-        return _json_architecture(_local(name, stack))
-    registry_name = name.replace("/", "-")  # as open_clip reads ViT-B/32
-    if registry_name in open_clip.list_models():
-        model_cfg = open_clip.get_model_config(registry_name)
-        return _Architecture(model_cfg=model_cfg, preprocess_cfg={}, registry_name=registry_name)
-    if "://" in name or os.path.isdir(os.path.expanduser(name)):
-        return _folder_architecture(_local(name, stack), name)
-    known = [*open_clip.list_models(), *(p.stem for p in (_HERE / "configs").glob("*.json")), "scenes-base"]
-    near = difflib.get_close_matches(name, known, n=3)
-    hint = f" (near: {', '.join(near)})" if near else ""
-    raise SettingError(
-        "model.name", name, f"an open_clip name{hint}, a JSON config, an exported folder, or 'scenes-base'"
-    )
-
-
-def _folder_architecture(folder: Path, name: str) -> _Architecture:
-    if huggingface.is_clip_folder(folder):
+def _architecture(source: Source, name: str, stack: ExitStack) -> _Architecture:
+    if source.kind is Kind.OPEN_CLIP:
+        model_cfg = open_clip.get_model_config(source.where)
+        refuse_code_in_config(name, model_cfg, None)  # ./roberta-base comes before the Hub's
+        return _Architecture(model_cfg=model_cfg, preprocess_cfg={}, registry_name=source.where)
+    if source.kind is Kind.CONFIG:
+        return _json_architecture(_local(source.where, stack))
+    folder = hub_folder(source.where) if source.kind is Kind.HUB else _local(source.where, stack)
+    config = open_folder(folder, name)
+    if config.name == huggingface.CONFIG_FILE:
         model_cfg, preprocess_cfg = huggingface.read_config(folder)
-        paths = [folder / file for file in huggingface.WEIGHTS_FILES]
-        return _Architecture(
+        arch = _Architecture(
             model_cfg=model_cfg,
             preprocess_cfg=preprocess_cfg,
             tokenizer_folder=folder,
-            weights=next((p for p in paths if p.is_file()), paths[0]),
-            huggingface=True,
         )
-    if not (folder / CONFIG_FILE).is_file():
-        raise DataError(
-            name, f"no {CONFIG_FILE}", f"a folder with {CONFIG_FILE} and {WEIGHTS_FILE}, or CLIPModel's"
-        )
-    arch = _json_architecture(folder / CONFIG_FILE)
-    arch.tokenizer_folder = folder
-    arch.weights = folder / WEIGHTS_FILE
+    else:
+        arch = _json_architecture(config)
+    arch.weights = weights_in(folder)
     return arch
 
 
 def _json_architecture(path: Path) -> _Architecture:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise SettingError("model.name", str(path), "an open_clip JSON config that exists") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(str(path), f"broken JSON ({error})", "an open_clip model config") from error
-    model_cfg = content.get("model_cfg", content) if isinstance(content, dict) else {}
-    if missing := [k for k in ("embed_dim", "vision_cfg", "text_cfg") if k not in model_cfg]:
-        raise DataError(str(path), f"no {', '.join(missing)}", "an open_clip model config")
-    arch = _Architecture(model_cfg=model_cfg, preprocess_cfg=content.get("preprocess_cfg", {}))
-    tokenizer_name = model_cfg["text_cfg"].get("hf_tokenizer_name")
-    if tokenizer_name:
-        folder = path.parent / tokenizer_name
-        if folder.is_dir():
-            arch.tokenizer_folder = folder
-        elif tokenizer_name.startswith((".", "/")):  # else it is a name on the hub
-            raise DataError(
-                str(path), f"no tokenizer folder {folder}", "the folder of text_cfg.hf_tokenizer_name"
-            )
-    return arch
+    model_cfg, preprocess_cfg, tokenizer = read_open_clip_config(path)
+    return _Architecture(model_cfg=model_cfg, preprocess_cfg=preprocess_cfg, tokenizer_folder=tokenizer)
 
 
 def _create(arch: _Architecture, name: str, stack: ExitStack) -> nn.Module:
@@ -208,43 +204,41 @@ def _create(arch: _Architecture, name: str, stack: ExitStack) -> nn.Module:
 
 
 def _from_file(
-    config: ModelConfig, arch: _Architecture, built: Activation, stack: ExitStack
+    config: ModelConfig, arch: _Architecture, pretrained: Source | None, stack: ExitStack
 ) -> tuple[nn.Module, str]:
-    source = config.pretrained or config.name
-    path = arch.weights if config.pretrained is None else _local(config.pretrained, stack)
+    path = arch.weights if pretrained is None else _local(pretrained.where, stack)
     assert path is not None
     if path.is_dir():
-        path = path / WEIGHTS_FILE
+        path = weights_in(path)
     weights = read_state_dict(path)  # before the model is built: a broken file is told of at once
-    if arch.huggingface and config.pretrained is None:
+    if huggingface.has_its_names(weights):
         weights = huggingface.from_huggingface(weights)
+    source = RANDOM if _is_random_export(path.parent) else config.pretrained or config.name
     if not config.allow_activation_mismatch:
-        stated = guard.of_file(path)
-        if stated is not None:
-            guard.require_match(name=config.name, built=built, weights=stated, source=source)
-        elif config.pretrained is not None and arch.registry_name is not None:
-            guard.require_stated(name=arch.registry_name, built=built, source=source)
+        guard.require_file(
+            name=config.name,
+            built=guard.of_config(arch.model_cfg),
+            path=path,
+            source=source,
+            registered=arch.registry_name if pretrained is not None else None,
+        )
     model = _create(arch, config.name, stack)
-    load_weights(model, weights, source)
+    load_weights(model, weights, source, resize_positions=config.resize_positions)
     return model, source
 
 
-def _from_tag(config: ModelConfig, arch: _Architecture, built: Activation) -> tuple[nn.Module, str]:
-    name, tag = arch.registry_name, config.pretrained
-    assert tag is not None
-    if name is None:
-        raise SettingError(
-            "model.pretrained", tag, f"a checkpoint file: {config.name!r} has no tags of its own"
-        )
-    pretrained_cfg = get_pretrained_cfg(name, tag)
-    if not pretrained_cfg:
-        tags = list_pretrained_tags_by_model(name)
-        raise SettingError(
-            "model.pretrained", tag, f"a file that exists, or a tag of {name}: {', '.join(tags)}"
-        )
+def _is_random_export(folder: Path) -> bool:
+    """Whether `export` wrote a model there that had learned nothing."""
+    path = folder / DEGLA_FILE
+    said = read_json(path, "what `export` wrote") if path.is_file() else {}
+    return said.get("source") == RANDOM and "steps" not in said
+
+
+def _from_tag(config: ModelConfig, arch: _Architecture, tag: str) -> tuple[nn.Module, str]:
+    name = arch.registry_name
+    assert name is not None
     if not config.allow_activation_mismatch:
-        made_with: Activation = "quickgelu" if pretrained_cfg.get("quick_gelu", False) else "gelu"
-        guard.require_match(name=name, built=built, weights=made_with, source=f"tag {tag!r}")
+        guard.require_tag(name=name, built=guard.of_config(arch.model_cfg), tag=tag)
     try:
         with _quiet():
             return open_clip.create_model(name, pretrained=tag), f"{name} {tag}"
@@ -253,23 +247,25 @@ def _from_tag(config: ModelConfig, arch: _Architecture, built: Activation) -> tu
 
 
 def _tokenizer(arch: _Architecture, name: str) -> Callable[[list[str]], Tensor]:
-    if arch.registry_name is not None:
-        return open_clip.get_tokenizer(arch.registry_name)
     text_cfg = arch.model_cfg["text_cfg"]
+    if arch.registry_name is not None:
+        only_data = {"trust_remote_code": False} if text_cfg.get("hf_tokenizer_name") else {}
+        return open_clip.get_tokenizer(arch.registry_name, **only_data)
     context_length = text_cfg.get("context_length", 77)
     hf_name = text_cfg.get("hf_tokenizer_name")
     if not hf_name:
         return open_clip.SimpleTokenizer(
-            context_length=context_length, **text_cfg.get("tokenizer_kwargs", {})
+            context_length=context_length, **(text_cfg.get("tokenizer_kwargs") or {})
         )
     try:
         tokenizer = HFTokenizer(
             str(arch.tokenizer_folder or hf_name),
             context_length=context_length,
             tokenizer_mode=text_cfg.get("tokenizer_mode"),
-            **text_cfg.get("tokenizer_kwargs", {}),
+            trust_remote_code=False,
+            **(text_cfg.get("tokenizer_kwargs") or {}),
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
         reason = " ".join(str(error).split())[:200]
         raise DataError(
             name, f"no tokenizer {hf_name!r} ({reason})", "a folder with the tokenizer's files"
@@ -280,17 +276,12 @@ def _tokenizer(arch: _Architecture, name: str) -> Callable[[list[str]], Tensor]:
     return tokenizer
 
 
-def _is_file(pretrained: str) -> bool:
-    """Whether `pretrained` means a file or folder rather than an open_clip tag."""
-    return pretrained.endswith(_FILE_SUFFIXES) or os.sep in pretrained or os.path.exists(pretrained)
-
-
 def _local(uri: str, stack: ExitStack) -> Path:
     """`uri` itself if it is a path, else a copy of the file or folder for as long as `stack` lives."""
     if "://" not in uri:
         return Path(uri).expanduser()
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="degla-")))
-    if uri.endswith((*_FILE_SUFFIXES, ".json")):
+    if uri.endswith((*WEIGHT_SUFFIXES, ".json")):
         parent, _, file_name = uri.rpartition("/")
         storage, names, target = Storage(parent), [file_name], folder / file_name
     else:

@@ -22,10 +22,9 @@ from torch import Tensor
 import degla_ray
 from degla_ray.model import huggingface
 from degla_ray.model.activation import METADATA_KEY
-from degla_ray.model.build import CONFIG_FILE, WEIGHTS_FILE, LoadedModel
+from degla_ray.model.build import CONFIG_FILE, DEGLA_FILE, WEIGHTS_FILE, LoadedModel
 from degla_ray.shards import Storage, canonical
 
-DEGLA_FILE = "degla.json"
 _OF_THE_EXPORT = ("activation", "preprocess", "source", "dtype", "versions")
 _LIBRARIES = ("torch", "open_clip_torch", "timm", "transformers")
 

@@ -19,12 +19,13 @@ from safetensors.torch import save
 from torch import Tensor
 
 from degla_ray.errors import DataError
+from degla_ray.model_files import CLIP_MODEL_CONFIG, CLIP_MODEL_WEIGHTS
 
 if TYPE_CHECKING:
     from degla_ray.model.build import LoadedModel
 
-CONFIG_FILE = "config.json"
-WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin")
+CONFIG_FILE = CLIP_MODEL_CONFIG
+WEIGHTS_FILE = CLIP_MODEL_WEIGHTS[0]
 CLIP_VOCABULARY = 49408
 _ARGMAX_EOS = 2
 """transformers' sign for CLIP's first configs: the pooled token is the one with the largest number."""
@@ -56,15 +57,6 @@ _RESAMPLE = {"bilinear": 2, "bicubic": 3}  # PIL's numbers
 _TRANSPOSED = ("text_projection", "visual.proj")
 _BLOCK = re.compile(r"(visual\.)?transformer\.resblocks\.(\d+)\.(.+?)([._](?:weight|bias))")
 _HF_BLOCK = re.compile(r"(text|vision)_model\.encoder\.layers\.(\d+)\.(.+)\.(weight|bias)")
-
-
-def is_clip_folder(folder: Path) -> bool:
-    """Whether `folder` holds a `CLIPModel`."""
-    try:
-        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(config, dict) and config.get("model_type") == "clip"
 
 
 def read_config(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -106,6 +98,11 @@ def read_config(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         "text_cfg": text_cfg,
     }
     return model_cfg, _preprocess(folder, vision.image_size)
+
+
+def has_its_names(state: dict[str, Tensor]) -> bool:
+    """Whether a state dict is a `CLIPModel`'s."""
+    return any(name.startswith(("text_model.", "vision_model.")) for name in state)
 
 
 def from_huggingface(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -174,7 +171,7 @@ def files(model: LoadedModel) -> dict[str, bytes]:
         raise DataError(model.name, f"pictures of {height} x {width} pixels", "square ones")
     weights = to_huggingface(model.model.state_dict(), model.name)
     content = {
-        WEIGHTS_FILES[0]: save(weights, metadata={"format": "pt"}),
+        WEIGHTS_FILE: save(weights, metadata={"format": "pt"}),
         CONFIG_FILE: _config(model.model_cfg, height, model.name).to_json_string().encode(),
     }
     with tempfile.TemporaryDirectory(prefix="degla-") as folder:

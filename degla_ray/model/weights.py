@@ -1,11 +1,15 @@
 """Reading weights that somebody handed over: nothing is unpickled, and what does not fit is named.
 
-Opens open_clip `.pt` and `.safetensors` state dicts and the official DeGLA, NegCLIP and CE-CLIP `.pt`
-files ({"state_dict": ..., "epoch": ..., "optimizer": ...}, names with or without `module.`).
+Opens state dicts of open_clip and of Hugging Face's `CLIPModel`, in one file or several under an index, and
+the checkpoints that training code writes around them: the official DeGLA, NegCLIP and CE-CLIP `.pt` files
+({"state_dict": ..., "epoch": ..., "optimizer": ...}), names with or without the prefixes of wrappers.
 """
 
 from __future__ import annotations
 
+import argparse
+import math
+import pathlib
 import pickle
 import re
 import zipfile
@@ -13,15 +17,39 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from open_clip.model import convert_to_custom_text_state_dict
+from open_clip.model import convert_to_custom_text_state_dict, resize_pos_embed, resize_text_pos_embed
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from degla_ray.errors import DataError
+from degla_ray.model_files import INDEX_SUFFIX, shards_of
+from degla_ray.model_source import check_weights
 
-_PREFIXES = ("module.", "_orig_mod.")  # DistributedDataParallel, torch.compile
+_STATE_KEYS = ("state_dict", "model_state_dict", "model", "module")
+# FSDP, torch.compile, activation checkpointing and Lightning put these anywhere in a name.
+_WRAPPERS = re.compile(r"(?:(?<=\.)|^)_(orig_mod|(fsdp|checkpoint)_wrapped_module|forward_module)\.")
+_ANCHOR = "logit_scale"
+"""A tensor that every CLIP has once: what is before it is the prefix of all names."""
+_HARMLESS: list[Any] = [
+    np.dtype,
+    np.ndarray,
+    *(type(np.dtype(kind)) for kind in "?bBhHiIlLqQefdSU"),
+    *(
+        (function, f"{module}.{name}")
+        for name, function in (
+            ("scalar", np._core.multiarray.scalar),  # type: ignore[attr-defined]
+            ("_reconstruct", np._core.multiarray._reconstruct),  # type: ignore[attr-defined]
+        )
+        for module in ("numpy.core.multiarray", "numpy._core.multiarray")  # before and since NumPy 2
+    ),
+    argparse.Namespace,
+    *((pathlib.PurePosixPath, f"{module}.PosixPath") for module in ("pathlib", "pathlib._local")),
+    *((pathlib.PureWindowsPath, f"{module}.WindowsPath") for module in ("pathlib", "pathlib._local")),
+]
+"""What training code keeps beside the weights: types that hold values and run nothing."""
 # Entries beside the weights in OpenAI's archives and in older text towers; never parameters.
 _NOT_WEIGHTS = (
     "input_resolution",
@@ -33,42 +61,90 @@ _SHOWN = 3
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Names and tensors of a checkpoint file, prefixes of wrappers removed.
+    """Names and tensors of a checkpoint file, or of the files of an index, prefixes of wrappers removed.
 
     Raises:
-        DataError: no such file, truncated, a pickle that holds more than tensors, or no state dict in it.
+        DataError: no such file, something else in its place, truncated, a pickle that holds more than
+            tensors, or no state dict in it.
     """
-    if not path.is_file():
-        raise DataError(str(path), "no such file", "an open_clip state dict (.pt or .safetensors)")
-    if path.suffix == ".safetensors":
-        try:
-            content: Any = load_file(path)
-        except SafetensorError as error:
-            raise DataError(
-                str(path), f"a broken safetensors file ({error})", "a whole .safetensors file"
-            ) from error
-    else:
-        content = _read_pt(path)
-    state = content.get("state_dict", content) if isinstance(content, Mapping) else content
-    if not isinstance(state, Mapping) or not state:
-        raise DataError(
-            str(path), f"a {type(state).__name__} without weights", "a state dict: names and tensors"
-        )
-    weights = {}
-    for name, value in state.items():
-        name = _without_prefix(str(name))
-        if name in _NOT_WEIGHTS:
-            continue
+    check_weights(path)
+    is_index = path.name.endswith(INDEX_SUFFIX)
+    state = _read_shards(path) if is_index else _state_dict(_read_file(path), str(path))
+    weights: dict[str, Tensor] = {}
+    for full_name, value in state.items():
+        name = _WRAPPERS.sub("", str(full_name))
+        if name in weights:
+            raise DataError(str(path), f"two tensors {name!r}, with and without a wrapper", "one model's")
+        weights[name] = value
+    prefix = _prefix(weights, str(path))
+    weights = {name.removeprefix(prefix): value for name, value in weights.items()}
+    for name in _NOT_WEIGHTS:
+        weights.pop(name, None)
+    for name, value in weights.items():
         if not isinstance(value, Tensor):
             raise DataError(
                 str(path), f"a {type(value).__name__} under {name!r}", "a state dict: names and tensors only"
             )
-        weights[name] = value
     return weights
 
 
-def load_weights(model: nn.Module, weights: dict[str, Tensor], where: str) -> None:
+def _read_file(path: Path) -> Any:
+    if path.suffix != ".safetensors":
+        return _read_pt(path)
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise DataError(
+            str(path), f"a broken safetensors file ({error})", "a whole .safetensors file"
+        ) from error
+
+
+def _read_shards(index: Path) -> dict[str, Any]:
+    state: dict[str, Any] = {}
+    for path, names in shards_of(index).items():
+        part = _state_dict(_read_file(path), str(path))
+        if missing := [name for name in names if name not in part]:
+            found = f"{len(missing)} tensors missing that the index promises ({_first(missing)})"
+            raise DataError(str(path), found, "the file that belongs to the index")
+        state |= part
+    return state
+
+
+def _state_dict(content: Any, where: str) -> Mapping[Any, Any]:
+    """The state dict inside what a training program saved."""
+    while isinstance(content, Mapping):
+        inside = [k for k in _STATE_KEYS if isinstance(content.get(k), Mapping)]
+        if not inside:
+            break
+        if len(inside) > 1:
+            found = f"weights under {' and '.join(map(repr, inside))}"
+            raise DataError(where, found, "a state dict under one name: torch.save({'state_dict': …}, …)")
+        content = content[inside[0]]
+    if not isinstance(content, Mapping) or not content:
+        raise DataError(
+            where, f"a {type(content).__name__} without weights", "a state dict: names and tensors"
+        )
+    return content
+
+
+def _prefix(names: Mapping[str, Any], where: str) -> str:
+    """What wrappers put before every name (`module.`, `model.`, …, in any order and number)."""
+    anchors = [n for n in names if n == _ANCHOR or n.endswith(f".{_ANCHOR}")]
+    if len(anchors) > 1:
+        raise DataError(where, f"{len(anchors)} models ({_first(anchors)})", "the state dict of one")
+    return anchors[0].removesuffix(_ANCHOR) if anchors else ""
+
+
+def load_weights(
+    model: nn.Module, weights: dict[str, Tensor], where: str, *, resize_positions: bool = False
+) -> None:
     """Puts `weights` into `model`: every name and shape must fit.
+
+    Args:
+        model: what to load into.
+        weights: name -> tensor.
+        where: names the weights in messages.
+        resize_positions: interpolate position embeddings of another number of patches or tokens.
 
     Raises:
         DataError: names are missing or unknown, shapes differ, or values are not finite; the first few
@@ -82,6 +158,8 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], where: str) -> No
         if scalar in weights and scalar in wanted and weights[scalar].numel() == wanted[scalar].numel() == 1:
             weights[scalar] = weights[scalar].reshape(wanted[scalar].shape)
 
+    if resize_positions:
+        _resize_positions(weights, model, wanted)
     problems = []
     if missing := [n for n in wanted if n not in weights]:
         problems.append(f"{len(missing)} names missing ({_first(missing)})")
@@ -97,8 +175,23 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], where: str) -> No
     if broken := [n for n, w in weights.items() if w.is_floating_point() and not w.isfinite().all()]:
         problems.append(f"NaN or infinite values in {len(broken)} tensors ({_first(broken)})")
     if problems:
-        raise DataError(where, "; ".join(problems), f"the {len(wanted)} tensors of this model's state dict")
+        expected = f"the {len(wanted)} tensors of this model's state dict"
+        if len(problems) == 1 and shapes and all("positional_embedding" in shape for shape in shapes):
+            expected += ", or model.resize_positions true to interpolate them as open_clip does"
+        raise DataError(where, "; ".join(problems), expected)
     model.load_state_dict(weights, strict=True)
+
+
+def _resize_positions(weights: dict[str, Tensor], model: nn.Module, wanted: Mapping[str, Tensor]) -> None:
+    """As open_clip does: image positions bicubic over the grid, text positions linear."""
+    for name in ("visual.positional_embedding", "positional_embedding", "text.positional_embedding"):
+        if name not in weights or name not in wanted or weights[name].shape == wanted[name].shape:
+            continue
+        old, new = weights[name].shape, wanted[name].shape
+        square = name != "visual.positional_embedding" or math.isqrt(old[0] - 1) ** 2 == old[0] - 1
+        if len(old) == 2 and old[1] == new[1] and square:  # else it stays, and its shape is told of
+            weights[name] = weights[name].float()
+            (resize_pos_embed if name.startswith("visual") else resize_text_pos_embed)(weights, model)
 
 
 def read_metadata(path: Path) -> dict[str, str]:
@@ -124,7 +217,8 @@ def _read_pt(path: Path) -> Any:
         )
     try:
         # mmap: an optimizer state beside the weights is never read. Only the zip format allows it.
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+        with torch.serialization.safe_globals(_HARMLESS):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except pickle.UnpicklingError as error:
         text = " ".join(str(error).split())
         named = re.search(r"GLOBAL (\S+)", text)
@@ -135,12 +229,6 @@ def _read_pt(path: Path) -> Any:
     except Exception as error:  # a cut or foreign file makes the unpickler raise nearly anything
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise DataError(str(path), f"a broken file ({reason})", "a whole file from torch.save") from error
-
-
-def _without_prefix(name: str) -> str:
-    for prefix in _PREFIXES:
-        name = name.removeprefix(prefix)
-    return name
 
 
 def _first(names: list[str]) -> str:

@@ -19,7 +19,7 @@ from degla_ray.errors import SettingError
 from degla_ray.evaluation import encode as encoding
 from degla_ray.evaluation.benchmarks.base import image_key
 from degla_ray.evaluation.pictures import ParquetPictures
-from degla_ray.model.build import build
+from degla_ray.model.build import build_with_weights
 from degla_ray.schema import CAPTIONS, NEIGHBOURS
 from degla_ray.shards import StageFolder, read_complete
 
@@ -43,7 +43,7 @@ def find_neighbours(config: NeighboursConfig) -> dict[str, int]:
     image_ids = sorted(pc.unique(own["image_id"]).to_pylist())
     if len(image_ids) <= config.count:
         raise SettingError("split", config.split, f"one of more than {config.count} pictures")
-    loaded = build(config.model)
+    loaded = build_with_weights(config.model)
     loaded.model.eval()
     identity = {
         "prepared": manifest["fingerprint"],

@@ -236,7 +236,7 @@ class _Worker:
         for folder, model in models.items():
             weights = folder.removeprefix("export_")
             export(
-                dataclasses.replace(self.loaded, model=model),
+                dataclasses.replace(self.loaded, model=model, source=f"trained from {self.loaded.source}"),
                 f"{self.job.run_folder}/{folder}",
                 extra | {"weights": weights},
             )

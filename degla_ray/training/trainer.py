@@ -34,6 +34,7 @@ import degla_ray
 from degla_ray import ray_setup, tracking
 from degla_ray.config import ModelConfig, TrainConfig
 from degla_ray.errors import DeglaError, SettingError
+from degla_ray.model_source import check_model, find_model, find_weights, in_any_folder, starts_random
 from degla_ray.shards import Storage, canonical, fingerprint, read_complete
 from degla_ray.training import checkpoint, validation
 from degla_ray.training.data import DECODER_CPUS, end_decoders, start_decoders
@@ -84,7 +85,7 @@ def train(
             CPUs; a loss that is not finite.
         DataError: an input that cannot be used.
     """
-    _require_files(config.model)
+    check_model(config.model)
     config = absolute(config)
     identity = run_identity(config)
     mark = fingerprint(identity)
@@ -111,6 +112,9 @@ def train(
         print(f"{name}: the validation of step {step} is lost: its checkpoint is gone")
     going_on = f"; continues after step {done}" if done else ""
     print(f"{name}: {total_steps} steps of {config.global_batch_size}, {len(samples)} captions{going_on}")
+    start = "random" if starts_random(config.model) else config.model.pretrained or config.model.name
+    if start == "random":
+        print(f"{name}: starts from random weights")
     decoders = start_decoders(config.num_workers, config.data.decode_tasks)
     run_id = None
     try:
@@ -119,7 +123,7 @@ def train(
             name,
             mark,
             params={**canonical(config), "total_steps": total_steps},
-            tags={"stage": "train", "run_folder": run.uri},
+            tags={"stage": "train", "run_folder": run.uri, "degla.weights": start},
             parent_run_id=parent_run_id,
         )
         if fingerprint_of_negatives := identity["data"].get("negatives"):
@@ -200,13 +204,10 @@ def run_identity(config: TrainConfig) -> dict[str, Any]:
 
 def _model_identity(config: ModelConfig) -> dict[str, Any]:
     """Names, and the SHA-256 of local files instead of their paths: a path may come to hold other weights."""
-    package = Path(degla_ray.__file__).parent / "model"
-    packaged = package / "configs" / f"{config.name}.json"
-    name: Any = _digests(packaged if packaged.exists() else Path(config.name)) or config.name
-    if config.name == "scenes-base":
-        name = _digests(package / "pretrained" / "scenes_base")
-    pretrained = config.pretrained and (_digests(Path(config.pretrained)) or config.pretrained)
-    return {"name": name, "pretrained": pretrained, "random_init": config.random_init}
+    model, weights = find_model(config.name), find_weights(config)
+    identity: dict[str, Any] = {"name": (model.path and _digests(model.path)) or config.name}
+    identity["pretrained"] = weights and ((weights.path and _digests(weights.path)) or weights.where)
+    return identity | {"random_init": config.random_init, "resize_positions": config.resize_positions}
 
 
 def _digests(source: Path) -> dict[str, str]:
@@ -219,23 +220,8 @@ def _digests(source: Path) -> dict[str, str]:
     return digests
 
 
-def _require_files(config: ModelConfig) -> None:
-    """Tells of a missing file before anything is started; all else about a model, a worker finds out."""
-    for setting, value, suffixes in (
-        ("model.name", config.name, (".json",)),
-        ("model.pretrained", config.pretrained or "", (".pt", ".pth", ".bin", ".safetensors")),
-    ):
-        if value.endswith(suffixes) and "://" not in value and not Path(value).expanduser().exists():
-            raise SettingError(setting, value, "a file that exists")
-
-
 def absolute(config: TrainConfig) -> TrainConfig:
     """Workers run in another working directory: local paths are made absolute."""
-
-    def path(value: str | None) -> str | None:
-        return (
-            str(Path(value).expanduser().absolute()) if value and Path(value).expanduser().exists() else value
-        )
 
     def folder(value: str | None) -> str | None:
         return None if value is None else Storage(value).uri
@@ -252,13 +238,10 @@ def absolute(config: TrainConfig) -> TrainConfig:
         prepared=folder(config.validation.prepared),
         negatives=folder(config.validation.negatives),
     )
-    model = dataclasses.replace(
-        config.model, name=path(config.model.name) or "", pretrained=path(config.model.pretrained)
-    )
     return dataclasses.replace(
         config,
         data=data,
-        model=model,
+        model=in_any_folder(config.model),
         validation=validated,
         output=Storage(config.output).uri,
         tracking=tracking.resolved(config.tracking),

@@ -30,6 +30,7 @@ from degla_ray.evaluation.pictures import FilePictures, ParquetPictures, Picture
 from degla_ray.evaluation.run import evaluate
 from degla_ray.evaluation.summary import read_evaluation
 from degla_ray.model.build import LoadedModel, build
+from degla_ray.model.export import export
 from degla_ray.schema import CAPTIONS, NEGATIVES, SCORES
 from degla_ray.shards import StageFolder, Storage
 from tests.evaluation_suite import PART, choice_rows, images_table, png, write_model_config, write_suite
@@ -52,7 +53,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def config_of(root: Path, output: Path, model: str = "tiny", **changes: Any) -> EvaluateConfig:
     config = EvaluateConfig(
-        model=ModelConfig(name=str(root / f"{model}.json")),
+        model=ModelConfig(name=str(root / f"{model}.json"), random_init=True),
         output=str(output),
         suite=str(root / "suite"),
         label=model,
@@ -233,7 +234,9 @@ def test_evaluate_prepared_and_negatives_add_their_benchmarks(folder: Path, tmp_
             evaluate(dataclasses.replace(config, output=str(tmp_path / "x"), **changes))
 
 
-def test_evaluate_logs_one_mlflow_run_also_after_a_crash(folder: Path, tmp_path: Path) -> None:
+def test_evaluate_logs_one_mlflow_run_also_after_a_crash(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     store = TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db", experiment="evaluation")
     config = config_of(folder, tmp_path / "out", tracking=store)
     summary = evaluate(config)
@@ -246,6 +249,8 @@ def test_evaluate_logs_one_mlflow_run_also_after_a_crash(folder: Path, tmp_path:
     assert runs[0].data.metrics == pytest.approx(summary.metrics())
     assert {"composition", "zero_shot", "retrieval", "scenes/replace_obj"} <= runs[0].data.metrics.keys()
     assert runs[0].data.tags["degla.label"] == "tiny"
+    assert runs[0].data.tags["degla.weights"] == "random"
+    assert "random weights" in capsys.readouterr().out
     assert runs[0].data.params["evaluate.batch_size"] == "128"
     assert {a.path for a in client.list_artifacts(runs[0].info.run_id, "evaluation")} == {
         "evaluation/summary.json", "evaluation/scores", "evaluation/items",
@@ -253,8 +258,11 @@ def test_evaluate_logs_one_mlflow_run_also_after_a_crash(folder: Path, tmp_path:
 
 
 def test_compare_models_with_a_suite_evaluates_them_first(folder: Path, tmp_path: Path) -> None:
+    for name in ("tiny", "wide"):
+        loaded = build(ModelConfig(name=str(folder / f"{name}.json")))
+        export(dataclasses.replace(loaded, source="learned elsewhere"), str(tmp_path / name))
     config = CompareConfig(
-        evaluations=[str(folder / "tiny.json"), str(folder / "wide.json")],
+        evaluations=[str(tmp_path / "tiny"), str(tmp_path / "wide")],
         output=str(tmp_path / "out"),
         suite=str(folder / "suite"),
         tracking=OFF,

@@ -81,7 +81,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def config_of(data: Path, output: Path, **changes: Any) -> EvaluateConfig:
     config = EvaluateConfig(
-        model=ModelConfig(name=str(data / "tiny.json")),
+        model=ModelConfig(name=str(data / "tiny.json"), random_init=True),
         output=str(output),
         published=PublishedConfig(data=str(data)),
         num_actors=1,

@@ -199,7 +199,7 @@ def test_train_too_few_cpus_says_how_many_workers_fit(folder: Path) -> None:
 def test_train_unknown_model_is_told_of(folder: Path) -> None:
     config = train_config(folder, name="unknown")
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, name="ViT-B-99"))
-    with pytest.raises(DeglaError, match=r"model\.name: found 'ViT-B-99'.*near: ViT-B"):
+    with pytest.raises(DeglaError, match=r"model\.name: found 'ViT-B-99'.*did you mean ViT-B"):
         train(config)
 
 

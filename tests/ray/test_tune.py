@@ -35,7 +35,7 @@ def _config(folder: Path, space: str, **settings: object) -> TuneConfig:
             prepared=str(folder / "prepared"), negatives=str(folder / "negatives"), decode_tasks=1
         ),
         output=str(folder / "runs"),
-        model=ModelConfig(name=str(folder / "model.json")),
+        model=ModelConfig(name=str(folder / "model.json"), random_init=True),
         optimizer=OptimizerConfig(lr=1e-3, warmup_steps=1),
         checkpoint=CheckpointConfig(every_minutes=None),
         tracking=TrackingConfig(uri=f"sqlite:///{folder}/mlflow.db", experiment="sweep"),

@@ -64,7 +64,12 @@ def write_evaluation(folder: Path, label: str, skill: float, suite: str = "s", *
     stage = StageFolder(str(folder), STAGE, {"label": label, "suite": suite}, num_shards=1)
     base = Summary(
         label=label,
-        model={"name": label, "source": "", "identity": "0", "folder": changes.get("model_folder")},
+        model={
+            "name": label,
+            "source": changes.get("source", ""),
+            "identity": "0",
+            "folder": changes.get("model_folder"),
+        },
         inputs={"suite": suite},
         fingerprint=stage.fingerprint,
     )
@@ -170,6 +175,18 @@ def test_compare_partial_and_other_test_sets_are_marked(tmp_path: Path) -> None:
     third = json.loads((output / "comparison.json").read_text())[2]["results"]["composition"]
     assert third["test"] is None
     assert third["delta"] is not None
+
+
+def test_compare_random_weights_are_said_in_every_form_of_the_report(tmp_path: Path, capsys) -> None:
+    folders = [
+        write_evaluation(tmp_path / "a", "a", 0.5, source="runs/x"),
+        write_evaluation(tmp_path / "b", "b", 0.6, source="random"),
+    ]
+    output = compare(CompareConfig(evaluations=folders, output=str(tmp_path / "out"), tracking=OFF))
+    page, markdown = Page((output / "report.html").read_text()).text, (output / "report.md").read_text()
+    for text in (page, markdown, " ".join(capsys.readouterr().out.split())):
+        assert "b (random weights)" in text
+        assert "a (random weights)" not in text
 
 
 def test_compare_one_evaluation_alone_and_stale_plots_are_cleared(tmp_path: Path) -> None:

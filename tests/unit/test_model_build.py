@@ -92,8 +92,8 @@ def test_build_exported_folder_random_init_keeps_only_the_architecture(tmp_path)
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"name": "ViT-B-23"}, r"model.name: found 'ViT-B-23'.*near:.*ViT-B-32"),
-        ({"name": "scenes-bse"}, r"near:.*scenes-base"),
+        ({"name": "ViT-B-23"}, r"model.name: found 'ViT-B-23'.*did you mean.*ViT-B-32"),
+        ({"name": "scenes-bse"}, r"did you mean.*scenes-base"),
         ({"name": "nowhere.json"}, r"model.name: found 'nowhere.json'"),
         (
             {"name": "ViT-B-32", "pretrained": "laion9b"},

@@ -1,0 +1,57 @@
+"""A model's repository on the Hugging Face Hub as a local folder: `hf-hub:ORG/REPO`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+)
+
+from degla_ray.errors import DataError
+from degla_ray.model_files import CLIP_MODEL_WEIGHTS, INDEX_SUFFIX, OPEN_CLIP_WEIGHTS
+from degla_ray.model_source import HUB
+
+_SMALL_FILES = ("*.json", "*.txt", "*.model")  # configs, the tokenizer's files; never *.py
+
+
+def hub_folder(repository: str) -> Path:
+    """The folder in the Hub's cache that holds a repository's configs, tokenizer and weights.
+
+    Args:
+        repository: `ORG/REPO` or `ORG/REPO@REVISION`.
+
+    Raises:
+        DataError: no such repository, no weights in it, or neither the Hub nor a copy within reach.
+    """
+    repo, _, revision = repository.partition("@")
+    try:
+        folder = Path(snapshot_download(repo, revision=revision or None, allow_patterns=list(_SMALL_FILES)))
+        for name in (*OPEN_CLIP_WEIGHTS, *CLIP_MODEL_WEIGHTS):
+            if not (folder / name).is_file() and not _download(repo, name, revision):
+                continue
+            if name.endswith(INDEX_SUFFIX):
+                for file in sorted(set(json.loads((folder / name).read_bytes())["weight_map"].values())):
+                    hf_hub_download(repo, file, revision=revision or None)
+            return folder
+    except (OSError, HfHubHTTPError, HFValidationError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(f"{HUB}{repository}", f"no download ({reason})", "the Hub within reach") from error
+    expected = f"one of {', '.join((*OPEN_CLIP_WEIGHTS, *CLIP_MODEL_WEIGHTS))}"
+    raise DataError(f"{HUB}{repository}", "no weights", expected)
+
+
+def _download(repo: str, name: str, revision: str) -> bool:
+    """Fetches a file; False where the repository has none of that name."""
+    try:
+        hf_hub_download(repo, name, revision=revision or None)
+    except LocalEntryNotFoundError:  # no Hub, and no copy of this file: another one may be there
+        return False
+    except EntryNotFoundError:
+        return False
+    return True
