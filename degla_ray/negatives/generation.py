@@ -11,8 +11,6 @@ round's end while its last answers come.
 from __future__ import annotations
 
 import itertools
-import queue
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -23,6 +21,7 @@ from typing import Any
 import pyarrow as pa
 
 from degla_ray.config import NegativesConfig
+from degla_ray.deadline import with_deadline
 from degla_ray.errors import DeglaError
 from degla_ray.negatives.engine import COMPLETERS
 from degla_ray.negatives.engine_pool import CALLS_AT_A_TIME, Ask, engine_pool
@@ -171,7 +170,8 @@ def ask(
         )
     )
     batches = dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
-    for batch in without_stall(iter(batches), job.config.generation.stall_s):
+    stall_s = job.config.generation.stall_s
+    for batch in with_deadline(batches, stall_s, lambda done: _stalled(stall_s)):
         yield batch.to_pylist()
 
 
@@ -195,32 +195,11 @@ def question(run_seed: int, caption: str, kind: str, attempt: int = 0, last: boo
     return {"key": key, "kind": kind, "attempt": attempt, "caption": caption, "seed": seed, "last": last}
 
 
-def without_stall(batches: Iterator[pa.Table], stall_s: float) -> Iterator[pa.Table]:
-    """The batches; where none comes for `stall_s` (an engine that dies at every start, say) an error."""
-    arrived: queue.Queue[tuple[str, Any]] = queue.Queue(maxsize=4)
-
-    def pull() -> None:
-        try:
-            for batch in batches:
-                arrived.put(("batch", batch))
-            arrived.put(("end", None))
-        except BaseException as error:  # to be raised where it can be handled
-            arrived.put(("error", error))
-
-    threading.Thread(target=pull, daemon=True).start()
-    while True:
-        try:
-            what, value = arrived.get(timeout=stall_s)
-        except queue.Empty:
-            raise DeglaError(
-                f"generation.stall_s: no answer for {stall_s:g} s; the engines' own logs (Ray's worker-*.err)"
-                " say why; the same command goes on with what is left"
-            ) from None
-        if what == "end":
-            return
-        if what == "error":
-            raise value
-        yield value
+def _stalled(seconds: float) -> DeglaError:
+    return DeglaError(
+        f"generation.stall_s: no answer for {seconds:g} s; the engines' own logs (Ray's worker-*.err)"
+        " say why; the same command goes on with what is left"
+    )
 
 
 class _Applicable:
