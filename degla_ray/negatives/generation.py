@@ -24,6 +24,7 @@ from degla_ray.config import NegativesConfig
 from degla_ray.deadline import with_deadline
 from degla_ray.errors import DeglaError
 from degla_ray.negatives.engine import COMPLETERS
+from degla_ray.negatives.engine_clock import EngineClock
 from degla_ray.negatives.engine_pool import CALLS_AT_A_TIME, Ask, engine_pool
 from degla_ray.negatives.gate import Gate, seed_of
 from degla_ray.negatives.ledger import Book, Entry, Ledger, Row, State, may_retry, table, text_key
@@ -77,12 +78,12 @@ def generate_pending(job: Job, folder: StageFolder, captions: pa.Table, graphs: 
     stall_s = job.config.generation.stall_s
     words = vocabulary(captions["caption"].to_pylist()) if job.config.generation.fill_with_rules else None
     by_key = captions.append_column("key", pa.array([text_key(c) for c in captions["caption"].to_pylist()]))
-    gpus = max(1, actors.gpus) * actors.max_size
-    total = _share(by_key, pending, folder.num_shards) * len(job.kinds)
+    clock = EngineClock(actors.gpus)
+    wanted = _share(by_key, pending, folder.num_shards) * len(job.kinds)
     with (
-        Progress(job.config, total, gpus) as progress,
+        Progress(job.config, wanted, clock) as progress,
         _timed(folder, progress),
-        engine_pool(actors, stall_s) as engines,
+        engine_pool(actors, stall_s, clock) as engines,
     ):
         for window in _windows(by_key, graphs, pending, folder.num_shards):
             book = Book(window.captions, job.kinds, job.config.per_kind, job.config.generation.attempts)
@@ -90,7 +91,7 @@ def generate_pending(job: Job, folder: StageFolder, captions: pa.Table, graphs: 
             book.add(known)
             if job.config.generation.retry_failed:
                 book.retry(job.config.generation.retry_reasons)
-            progress.resume(book.settled())
+            progress.begin(book)
             while work := book.next_round():
                 for rows in ask(job, engines, _questions(job, window, work), words):
                     book.add(rows)

@@ -14,6 +14,7 @@ import os
 import sys
 import threading
 import time
+import uuid
 from typing import Any
 
 ENGINE_DIED = 70
@@ -29,12 +30,17 @@ class AsyncActor:
     """
 
     def __init__(self, *, heads: dict[str, list[dict[str, str]]], joint: bool) -> None:
+        self._id, self._started = uuid.uuid4().hex, time.monotonic()
         self._heads, self._joint = heads, joint
         self.loop = asyncio.new_event_loop()
         threading.Thread(target=self.loop.run_forever, daemon=True).start()
 
-    def ready(self) -> None:
-        """Returns once the actor has started."""
+    def ready(self) -> tuple[str, float]:
+        """Returns once the actor has started: which one it is, and its age in seconds.
+
+        An actor that Ray started again after a crash is another one.
+        """
+        return self._id, time.monotonic() - self._started
 
     def answer(self, batch: dict[str, Any]) -> dict[str, Any]:
         """The batch with the columns of `BLANK`. Several calls may run at a time."""
