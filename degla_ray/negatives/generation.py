@@ -26,14 +26,26 @@ from degla_ray.errors import DeglaError
 from degla_ray.negatives.engine import COMPLETERS
 from degla_ray.negatives.engine_clock import EngineClock
 from degla_ray.negatives.engine_pool import CALLS_AT_A_TIME, Ask, engine_pool
+from degla_ray.negatives.failures import Refusals, Refused
 from degla_ray.negatives.gate import Gate, seed_of
-from degla_ray.negatives.ledger import Book, Entry, Ledger, Row, State, may_retry, table, text_key
+from degla_ray.negatives.ledger import (
+    CLOSED,
+    OPEN,
+    Book,
+    Entry,
+    Ledger,
+    Row,
+    State,
+    may_retry,
+    table,
+    text_key,
+)
 from degla_ray.negatives.progress import Progress
 from degla_ray.negatives.prompting import Prompts
 from degla_ray.negatives.proposals import Veto, no_veto
 from degla_ray.negatives.shard import STAGE, Caption, captions_of, scene_veto, to_table, vocabulary
 from degla_ray.schema import NEGATIVES, REJECTS, Kind, RejectReason
-from degla_ray.shards import StageFolder, shard_of
+from degla_ray.shards import MANIFEST, StageFolder, shard_of
 
 WINDOW = 20_000
 """Captions worked on at a time, about."""
@@ -80,11 +92,14 @@ def generate_pending(job: Job, folder: StageFolder, captions: pa.Table, graphs: 
     by_key = captions.append_column("key", pa.array([text_key(c) for c in captions["caption"].to_pylist()]))
     clock = EngineClock(actors.gpus)
     wanted = _share(by_key, pending, folder.num_shards) * len(job.kinds)
+    new = len(pending) == folder.num_shards and ledger.empty
     with (
         Progress(job.config, wanted, clock) as progress,
+        _taken_back(folder, progress, new),
         _timed(folder, progress),
         engine_pool(actors, stall_s, clock) as engines,
     ):
+        refusals = Refusals(job.config.engine, enough=BLOCK)
         for window in _windows(by_key, graphs, pending, folder.num_shards):
             book = Book(window.captions, job.kinds, job.config.per_kind, job.config.generation.attempts)
             known = [row for row in ledger.read(window.shards) if (row["key"], row["kind"]) in book.entries]
@@ -92,15 +107,36 @@ def generate_pending(job: Job, folder: StageFolder, captions: pa.Table, graphs: 
             if job.config.generation.retry_failed:
                 book.retry(job.config.generation.retry_reasons)
             progress.begin(book)
-            while work := book.next_round():
-                for rows in ask(job, engines, _questions(job, window, work), words):
+
+            def keep(rows: list[Row], book: Book = book) -> None:
+                if rows:
                     book.add(rows)
                     ledger.append(rows)
                     progress.add(rows)
+
+            while work := book.next_round():
+                for rows in ask(job, engines, _questions(job, window, work), words):
+                    keep(refusals.passed(rows))
                     if progress.used_up:
                         return False
+                if new and not progress.answers:
+                    refusals.stop()
+                keep(refusals.release())
             _close(job, folder, ledger, window, book)
     return True
+
+
+@contextmanager
+def _taken_back(folder: StageFolder, progress: Progress, new: bool) -> Iterator[None]:
+    """Leaves nothing in a new folder for which the server refused everything: mended settings are others."""
+    try:
+        yield
+    except Refused:
+        if new and not progress.answers:
+            for name in (OPEN, CLOSED, "negatives", "rejects", "receipts", "runs"):
+                folder.storage.delete_folder(name)
+            folder.storage.delete_file(MANIFEST)
+        raise
 
 
 @contextmanager
@@ -177,16 +213,21 @@ def ask(
 
 
 def _blocks(job: Job, questions: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    """The questions cut into blocks; where a caption's kinds are asked for together they stay together."""
+    """The questions cut into blocks; where a caption's kinds are asked for together they stay together.
+
+    A server is sent no more at a time than `openai.concurrency`: one that hangs lets a whole block time out
+    at once, and not one row after the other.
+    """
+    block = min(BLOCK, job.config.openai.concurrency) if job.config.engine == "openai" else BLOCK
     if job.config.generation.prompting == "joint":
         by_caption = sorted(questions, key=lambda q: str(q["key"]))
         groups = [list(group) for _, group in itertools.groupby(by_caption, key=lambda q: q["key"])]
-        size = max(1, BLOCK // len(job.kinds))
+        size = max(1, block // len(job.kinds))
         for i in range(0, len(groups), size):
             yield [row for group in groups[i : i + size] for row in group]
     else:
-        for i in range(0, len(questions), BLOCK):
-            yield questions[i : i + BLOCK]
+        for i in range(0, len(questions), block):
+            yield questions[i : i + block]
 
 
 def question(run_seed: int, caption: str, kind: str, attempt: int = 0, last: bool = False) -> dict[str, Any]:
