@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
@@ -14,6 +15,8 @@ Row = TypeVar("Row")
 
 AHEAD = 4
 """Rows that may wait for their reader."""
+STOP_S = 20.0
+"""In which an execution should have ended."""
 
 
 def with_deadline(rows: Iterable[Row], seconds: float, stalled: Callable[[int], DeglaError]) -> Iterator[Row]:
@@ -43,7 +46,8 @@ def with_deadline(rows: Iterable[Row], seconds: float, stalled: Callable[[int], 
         except BaseException as error:  # to be raised where it can be handled
             hand("error", error)
 
-    threading.Thread(target=pull, name="degla-rows", daemon=True).start()
+    puller = threading.Thread(target=pull, name="degla-rows", daemon=True)
+    puller.start()
     over = False
     try:
         for done in itertools.count():
@@ -60,15 +64,20 @@ def with_deadline(rows: Iterable[Row], seconds: float, stalled: Callable[[int], 
     finally:
         left.set()
         if not over:
-            _stop_execution(others)
+            _stop_execution(puller, others)
 
 
-def _stop_execution(others: set[threading.Thread]) -> None:
-    """Ends the Ray Data execution that began after `others` were running.
+def _stop_execution(puller: threading.Thread, others: set[threading.Thread]) -> None:
+    """Ends the Ray Data execution that began after `others` were running, and with it the puller.
 
     Nothing public does: an execution that nobody reads any more goes on waiting for its actors, and starts
-    a Ray of its own once ours has ended.
+    a Ray of its own once ours has ended. On a busy machine it may still be about to begin.
     """
-    for thread in set(threading.enumerate()) - others:
-        if type(thread).__name__ == "StreamingExecutor":
-            thread.shutdown(force=True)  # type: ignore[attr-defined]
+    end = time.monotonic() + STOP_S
+    while True:
+        for thread in set(threading.enumerate()) - others:
+            if type(thread).__name__ == "StreamingExecutor":
+                thread.shutdown(force=True)  # type: ignore[attr-defined]
+        puller.join(timeout=0.2)
+        if not puller.is_alive() or time.monotonic() > end:
+            return

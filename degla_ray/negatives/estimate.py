@@ -13,7 +13,7 @@ from rich.table import Table
 from degla_ray.negatives.engine import COMPLETERS, Actors
 from degla_ray.negatives.engine_pool import engine_pool
 from degla_ray.negatives.failures import Refusals, tell
-from degla_ray.negatives.generation import BLOCK, Job, ask, question
+from degla_ray.negatives.generation import Job, ask, block_size, question
 from degla_ray.negatives.ledger import Row, text_key
 
 
@@ -31,7 +31,7 @@ def estimate(job: Job, captions: Sequence[str]) -> None:
     actors = COMPLETERS[job.config.engine].actors(job.config, job.prompts)
     with engine_pool(replace(actors, min_size=1, max_size=1), job.config.generation.stall_s) as engines:
         started = time.monotonic()
-        refusals = Refusals(job.config.engine, enough=BLOCK)
+        refusals = Refusals(job.config.engine, block_size(job.config))
         for block in ask(job, engines, questions, None):
             rows += refusals.passed(block)
         refusals.stop()

@@ -16,6 +16,9 @@ from degla_ray.shards import Storage
 FAILURES = (RejectReason.TIMEOUT, RejectReason.ENGINE_ERROR, RejectReason.REASONING_ONLY)
 """Reasons that have their cause in the settings or the server, not in a caption."""
 
+NO_ACCIDENT = 16
+"""Refusals in a row that do not come of a few captions which a server will not read."""
+
 _FIELD = re.compile(
     r"(?:parameters?|arguments?|fields?|value):? *['\"`](\w+)['\"`]|['\"`](\w+)['\"`] is not", re.I
 )
@@ -45,11 +48,11 @@ class Refusals:
 
     Args:
         engine: whose rows they are; what rules filled in says nothing of the server.
-        enough: refusals in a row that are no accident of a few captions.
+        block: questions that are asked together; so many refusals in a row are enough.
     """
 
-    def __init__(self, engine: str, enough: int) -> None:
-        self._engine, self._enough = engine, enough
+    def __init__(self, engine: str, block: int) -> None:
+        self._engine, self._enough = engine, max(NO_ACCIDENT, block)
         self._held: list[Row] = []
 
     def passed(self, rows: Sequence[Row]) -> list[Row]:
@@ -77,8 +80,8 @@ class Refusals:
             return
         refused = self._refused()
         said = Counter(row["text"] for row in refused).most_common(1)[0][0]
-        found = f"the server refused all of {len(refused)} requests with {status}: {said}"
-        helps = remedy(refused[0]["reason"], status, said)
+        found = f"the server refused all of {len(refused)} questions with {status}: {said}"
+        helps = remedy(refused[0]["reason"], status, said).removesuffix(_AGAIN)
         raise Refused(f"{found}; {helps}. Nothing of these is kept; the same command asks again")
 
     def _refused(self) -> list[Row]:

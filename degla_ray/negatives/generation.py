@@ -99,7 +99,7 @@ def generate_pending(job: Job, folder: StageFolder, captions: pa.Table, graphs: 
         _timed(folder, progress),
         engine_pool(actors, stall_s, clock) as engines,
     ):
-        refusals = Refusals(job.config.engine, enough=BLOCK)
+        refusals = Refusals(job.config.engine, block_size(job.config))
         for window in _windows(by_key, graphs, pending, folder.num_shards):
             book = Book(window.captions, job.kinds, job.config.per_kind, job.config.generation.attempts)
             known = [row for row in ledger.read(window.shards) if (row["key"], row["kind"]) in book.entries]
@@ -212,13 +212,18 @@ def ask(
         yield batch.to_pylist()
 
 
-def _blocks(job: Job, questions: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    """The questions cut into blocks; where a caption's kinds are asked for together they stay together.
+def block_size(config: NegativesConfig) -> int:
+    """Questions of one block.
 
     A server is sent no more at a time than `openai.concurrency`: one that hangs lets a whole block time out
     at once, and not one row after the other.
     """
-    block = min(BLOCK, job.config.openai.concurrency) if job.config.engine == "openai" else BLOCK
+    return min(BLOCK, config.openai.concurrency) if config.engine == "openai" else BLOCK
+
+
+def _blocks(job: Job, questions: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """The questions cut into blocks; where a caption's kinds are asked for together they stay together."""
+    block = block_size(job.config)
     if job.config.generation.prompting == "joint":
         by_caption = sorted(questions, key=lambda q: str(q["key"]))
         groups = [list(group) for _, group in itertools.groupby(by_caption, key=lambda q: q["key"])]

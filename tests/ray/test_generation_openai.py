@@ -87,9 +87,9 @@ def test_generate_server_that_refuses_everything_stops_at_once_and_mended_settin
         config = config_of(prepared, tmp_path / "out", server, attempts=3)
         config = replace(config, kinds=[Kind.SWAP_ADJECTIVES, Kind.REPLACE_NOUNS])
         config = replace(config, openai=replace(config.openai, concurrency=5))  # some blocks ask nothing
-        with pytest.raises(DeglaError, match=r"all of \d+ requests with HTTP 400: Unsupported .*extra_body"):
+        with pytest.raises(DeglaError, match=r"all of \d+ questions with HTTP 400: Unsupported .*extra_body"):
             generate(config)
-        assert len(server.requests) <= 60, "each question once"
+        assert len(server.requests) <= 30, "no more than a few blocks"
         assert not Storage(config.output).names_below()
         mended = replace(config.openai, extra_body={"max_completion_tokens": 64})
         counts = generate(replace(config, openai=mended))
@@ -170,12 +170,13 @@ def test_engine_pool_clock_counts_engines_that_exist() -> None:
         assert age_s < now_s
         assert now_s - 2.5 <= lived <= now_s, "one engine fits, sixteen are wanted"
         ray.kill(ready[first], no_restart=False)
-        while ray.get(ready[first].ready.remote())[0] == killed:
-            threading.Event().wait(0.1)
+        next_one = killed
+        while next_one == killed:  # it again, or one that waited for its CPUs
+            (second, *_), _ = ray.wait([engine.ready.remote() for engine in engines], num_returns=1)
+            next_one, second_s = ray.get(second)
         threading.Event().wait(2)
-        _, second_s = ray.get(ready[first].ready.remote())
         together = clock.gpu_hours * 3600 / 2
-        assert lived + second_s - 2.5 <= together <= now_s + 2 + second_s, "both lives, not the gap"
+        assert lived + second_s <= together <= now_s + second_s + 3.5, "both lives, not the gap"
     after = clock.gpu_hours
     threading.Event().wait(1.5)
     assert clock.gpu_hours == after

@@ -17,13 +17,13 @@ class StreamingExecutor(threading.Thread):
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
-        self._over = threading.Event()
+        self.over = threading.Event()
 
     def run(self) -> None:
-        self._over.wait()
+        self.over.wait()
 
     def shutdown(self, force: bool) -> None:
-        self._over.set()
+        self.over.set()
 
 
 def stalled(done: int) -> DeglaError:
@@ -40,19 +40,32 @@ def test_with_deadline_passes_on_what_comes_and_ends() -> None:
 
 
 def test_with_deadline_nothing_comes_any_more_raises_and_ends_the_execution() -> None:
-    executor, never = StreamingExecutor(), threading.Event()
+    executor = StreamingExecutor()
 
     def rows() -> Iterator[int]:
         executor.start()
         yield 1
-        never.wait()
+        executor.over.wait()
 
     found = with_deadline(rows(), 0.1, stalled)
     assert next(found) == 1
     with pytest.raises(DeglaError, match="nothing after 1"):
         next(found)
     assert ended(executor)
-    never.set()
+
+
+def test_with_deadline_execution_that_begins_after_the_deadline_is_ended_too() -> None:
+    executor, late = StreamingExecutor(), threading.Event()
+
+    def rows() -> Iterator[int]:
+        late.wait(0.5)
+        executor.start()
+        executor.over.wait()
+        yield from ()
+
+    with pytest.raises(DeglaError, match="nothing after 0"):
+        next(with_deadline(rows(), 0.1, stalled))
+    assert ended(executor)
 
 
 def test_with_deadline_reader_that_stops_ends_the_execution_and_the_puller() -> None:

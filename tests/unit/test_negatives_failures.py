@@ -18,9 +18,9 @@ def row(**columns: Any) -> dict[str, Any]:
 
 
 def test_refusals_all_alike_stop_with_the_servers_sentence_and_what_helps() -> None:
-    refusals = Refusals("openai", enough=4)
-    assert refusals.passed([row(**UNKNOWN_KEY)] * 3) == []
-    with pytest.raises(Refused, match=r"all of 4 requests with HTTP 401: wrong key; .*openai\.key_variable"):
+    refusals = Refusals("openai", block=20)
+    assert refusals.passed([row(**UNKNOWN_KEY)] * 19) == []
+    with pytest.raises(Refused, match=r"all of 20 questions with HTTP 401: wrong key; .*openai\.key_variable"):
         refusals.passed([row(**UNKNOWN_KEY)])
 
 
@@ -36,7 +36,7 @@ def test_refusals_all_alike_stop_with_the_servers_sentence_and_what_helps() -> N
     ],
 )
 def test_refusals_anything_else_between_them_lets_all_pass(other: dict[str, Any]) -> None:
-    refusals = Refusals("openai", enough=4)
+    refusals = Refusals("openai", block=20)
     refused = [row(**UNKNOWN_KEY)] * 3
     assert refusals.passed(refused) == []
     assert refusals.passed([other]) == [*refused, other]
@@ -45,17 +45,24 @@ def test_refusals_anything_else_between_them_lets_all_pass(other: dict[str, Any]
     refusals.stop()
 
 
+def test_refusals_few_that_a_server_will_not_read_do_not_stop_small_blocks() -> None:
+    refusals = Refusals("openai", block=1)
+    refused = row(**UNKNOWN_KEY | {"detail": "HTTP 400"})
+    assert [refusals.passed([refused]) for _ in range(15)] == [[]] * 15
+    assert len(refusals.passed([row()])) == 16
+
+
 @pytest.mark.parametrize("detail", ["HTTP 500", "", "check veto"])
 def test_refusals_errors_that_may_pass_do_not_stop(detail: str) -> None:
-    refusals = Refusals("openai", enough=2)
-    errors = [row(**UNKNOWN_KEY | {"detail": detail})] * 5
+    refusals = Refusals("openai", block=1)
+    errors = [row(**UNKNOWN_KEY | {"detail": detail})] * 50
     assert refusals.passed(errors) == errors
 
 
 def test_refusals_what_rules_filled_in_and_what_was_not_asked_is_no_answer() -> None:
-    rows = [row(**UNKNOWN_KEY), row(engine="rules"), row(state="not_applicable")] * 2
-    with pytest.raises(Refused, match="all of 2 requests"):
-        Refusals("openai", enough=2).passed(rows)
+    rows = [row(**UNKNOWN_KEY), row(engine="rules"), row(state="not_applicable")] * 16
+    with pytest.raises(Refused, match="all of 16 questions"):
+        Refusals("openai", block=1).passed(rows)
 
 
 @pytest.mark.parametrize(
