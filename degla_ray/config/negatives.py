@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from degla_ray.config.shared import RayConfig, TrackingConfig, require
 from degla_ray.schema import Kind, RejectReason
+
+
+def _is_json(value: Any) -> bool:
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +59,12 @@ class VLLMConfig:
             self.min_actors,
             "1 <= min_actors <= max_actors",
         )
+        require(
+            _is_json(self.chat_template_kwargs),
+            "vllm.chat_template_kwargs",
+            self.chat_template_kwargs,
+            "what JSON can hold: no dates, no NaN",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +93,12 @@ class OpenAIConfig:
             "an address without; the key is read from the variable that openai.key_variable names",
         )
         require(self.concurrency >= 1, "openai.concurrency", self.concurrency, "at least 1")
+        require(
+            _is_json(self.extra_body),
+            "openai.extra_body",
+            self.extra_body,
+            "what JSON can hold: no dates, no NaN",
+        )
         ours = sorted({"model", "messages", "stream", "n"} & set(self.extra_body))
         require(not ours, "openai.extra_body", ours, "fields other than model, messages, stream and n")
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from datetime import date
 from typing import Any
 
 import pytest
 
-from degla_ray.config import NegativesConfig, OpenAIConfig
+from degla_ray.config import NegativesConfig, OpenAIConfig, VLLMConfig
 from degla_ray.errors import SettingError
 from degla_ray.negatives.openai_actor import OpenAIActor
 from degla_ray.negatives.preflight import preflight
@@ -236,6 +237,14 @@ def test_complete_request_has_no_stop_string_and_the_fields_that_are_asked_for()
 def test_config_fields_that_are_ours_are_refused(field: str) -> None:
     with pytest.raises(SettingError, match=rf"openai\.extra_body: found \['{field}'\]"):
         OpenAIConfig(extra_body={field: 1})
+
+
+@pytest.mark.parametrize("value", [date(2026, 1, 1), float("nan"), {1}])
+def test_config_fields_that_no_request_can_hold_are_refused(value: Any) -> None:
+    with pytest.raises(SettingError, match=r"openai\.extra_body"):
+        OpenAIConfig(extra_body={"field": value})
+    with pytest.raises(SettingError, match=r"vllm\.chat_template_kwargs"):
+        VLLMConfig(chat_template_kwargs={"field": [value]})
 
 
 def test_config_password_in_the_address_is_refused_and_not_repeated() -> None:
