@@ -121,6 +121,8 @@ def remedy(reason: str, detail: str, said: str) -> str:
 
 def _other_fields(said: str) -> str:
     """The setting that gives a request other fields than those a server refused."""
+    if re.search(r"too (?:large|long|many)|context length|maximum|exceed", said, re.I):
+        return "lower generation.max_tokens or generation.shots, or serve the model with a longer context"
     if "max_completion_tokens" in said:
         return "give --openai.extra_body '{max_completion_tokens: 64}'"
     found = _FIELD.search(said)

@@ -78,6 +78,8 @@ def test_refusals_what_rules_filled_in_and_what_was_not_asked_is_no_answer() -> 
         ),
         ("engine_error", "HTTP 400", "Unsupported parameter: 'seed'", "'{seed: null}'"),
         ("engine_error", "HTTP 422", "`response_format` is not supported", "'{response_format: null}'"),
+        ("engine_error", "HTTP 400", "'max_completion_tokens' is too large: 4000", "generation.max_tokens"),
+        ("engine_error", "HTTP 400", "This model's maximum context length is 512", "generation.shots"),
         ("engine_error", "HTTP 401", "who?", "openai.key_variable"),
         ("engine_error", "HTTP 404", "no such model", "openai.model"),
         ("engine_error", "HTTP 429", "slow down", "--generation.retry_failed true"),
