@@ -49,11 +49,13 @@ class RejectReason(StrEnum):
     # answers of a language model
     NO_TEXT = "no_text"
     CUT_OFF = "cut_off"  # the answer reached its token limit
+    REASONING_ONLY = "reasoning_only"  # a thought and no answer
     COMMENTARY = "commentary"  # a refusal, an explanation, a question
     SEVERAL_SENTENCES = "several_sentences"
     MARKUP = "markup"
     WRONG_LANGUAGE = "wrong_language"
     NON_PRINTABLE = "non_printable"
+    GIVE_AWAY = "give_away"  # an emoji, a dash, capitals ... that its caption lacks
     TOO_LONG = "too_long"  # far more words than the caption
     # answers that never came
     TIMEOUT = "timeout"

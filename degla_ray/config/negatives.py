@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from degla_ray.config.shared import RayConfig, TrackingConfig, require
 from degla_ray.schema import Kind, RejectReason
+
+
+def _is_json(value: Any) -> bool:
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +49,8 @@ class VLLMConfig:
     """GiB of an engine's key-value cache where there are no GPUs."""
     enforce_eager: bool = False
     """Start faster and run slower: no compilation, no CUDA graphs."""
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the model's chat template, e.g. {enable_thinking: false}."""
 
     def __post_init__(self) -> None:
         require(
@@ -46,6 +58,12 @@ class VLLMConfig:
             "vllm.min_actors",
             self.min_actors,
             "1 <= min_actors <= max_actors",
+        )
+        require(
+            _is_json(self.chat_template_kwargs),
+            "vllm.chat_template_kwargs",
+            self.chat_template_kwargs,
+            "what JSON can hold: no dates, no NaN",
         )
 
 
@@ -63,6 +81,26 @@ class OpenAIConfig:
     """Requests under way at a time."""
     max_retries: int = 5
     """Times that a request is repeated after a refused connection, status 408, 409, 429 or 5xx."""
+    extra_body: dict[str, Any] = field(default_factory=dict)
+    """Further fields of a request, or other values of ours; null leaves a field out, and
+    max_completion_tokens takes the place of max_tokens."""
+
+    def __post_init__(self) -> None:
+        require(
+            "@" not in urlsplit(self.base_url).netloc,
+            "openai.base_url",
+            "an address with a user or password in it",
+            "an address without; the key is read from the variable that openai.key_variable names",
+        )
+        require(self.concurrency >= 1, "openai.concurrency", self.concurrency, "at least 1")
+        require(
+            _is_json(self.extra_body),
+            "openai.extra_body",
+            self.extra_body,
+            "what JSON can hold: no dates, no NaN",
+        )
+        ours = sorted({"model", "messages", "stream", "n"} & set(self.extra_body))
+        require(not ours, "openai.extra_body", ours, "fields other than model, messages, stream and n")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,9 +120,10 @@ class GenerationConfig:
     attempts: int = 3
     """Times that a (caption, kind) is asked, with another seed each, until an answer passes the checks."""
     timeout_s: float = 300.0
-    """Seconds after which a request is given up."""
+    """Seconds after which a request is given up, its repetitions included."""
     stall_s: float = 1800.0
-    """Seconds without any answer after which the job gives up; starting an engine counts."""
+    """Seconds without any answer after which the job gives up; starting an engine counts. At least twice
+    timeout_s, so that the requests of a hung server are given up before the job is."""
     fill_with_rules: bool = False
     """Where no attempt passed, take the rule engine's negative (its rows say so)."""
     retry_failed: bool = False
@@ -102,6 +141,12 @@ class GenerationConfig:
         require(1 <= self.attempts <= 100, "generation.attempts", self.attempts, "1 to 100")
         require(self.shots >= 0, "generation.shots", self.shots, "at least 0")
         require(self.timeout_s > 0, "generation.timeout_s", self.timeout_s, "more than 0 seconds")
+        require(
+            self.stall_s >= 2 * self.timeout_s,
+            "generation.stall_s",
+            self.stall_s,
+            f"at least twice generation.timeout_s ({self.timeout_s:g})",
+        )
         require(
             self.estimate is None or self.estimate >= 1,
             "generation.estimate",

@@ -11,10 +11,7 @@ through Ray's object store: it need not be readable elsewhere.
 from __future__ import annotations
 
 import hashlib
-import itertools
-import queue
 import sys
-import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from degla_ray.deadline import with_deadline
 from degla_ray.errors import DataError, SettingError
 from degla_ray.evaluation.benchmarks.base import image_key
 from degla_ray.evaluation.feature_cache import FeatureCache, picture_digest, text_digest
@@ -206,7 +204,14 @@ def _run(
             num_gpus=1 if pool.use_gpu else None,
         )
     )
-    yield from _with_deadline(results.iter_rows(), pool.stall_seconds, len(batches))
+
+    def stalled(done: int) -> DataError:
+        found = f"no progress for {pool.stall_seconds:g} s after {done} of {len(batches)} batches"
+        return DataError(
+            "encoding", found, "a batch sooner: are the cluster's CPUs or GPUs taken? (`ray status`)"
+        )
+
+    yield from with_deadline(results.iter_rows(), pool.stall_seconds, stalled)
 
 
 class _Decoder:
@@ -311,47 +316,6 @@ def _decode(picture: Picture, transform: Any) -> np.ndarray:
     if not np.isfinite(array).all():
         raise ValueError("not finite after preprocessing")
     return array
-
-
-def _with_deadline(rows: Iterator[Any], seconds: float, total: int) -> Iterator[Any]:
-    """Passes rows on; no row for `seconds` raises. Ray Data itself waits for ever."""
-    handed: queue.Queue[tuple[bool, Any]] = queue.Queue()
-    others = set(threading.enumerate())
-
-    def pull() -> None:
-        try:
-            for row in rows:
-                handed.put((True, row))
-            handed.put((False, None))
-        except BaseException as error:  # re-raised in the consuming thread
-            handed.put((False, error))
-
-    threading.Thread(target=pull, name="degla-encode", daemon=True).start()
-    for done in itertools.count():
-        try:
-            is_row, value = handed.get(timeout=seconds)
-        except queue.Empty:
-            found = f"no progress for {seconds:g} s after {done} of {total} batches"
-            expected = "a batch sooner: are the cluster's CPUs or GPUs taken? (`ray status`)"
-            _stop_execution(others)
-            raise DataError("encoding", found, expected) from None
-        if is_row:
-            yield value
-        elif value is None:
-            return
-        else:
-            raise value
-
-
-def _stop_execution(others: set[threading.Thread]) -> None:
-    """Ends the Ray Data execution that began after `others` were running.
-
-    Nothing public does: an execution that nobody reads any more goes on waiting for its actors, and starts
-    a Ray of its own once ours has ended.
-    """
-    for thread in set(threading.enumerate()) - others:
-        if type(thread).__name__ == "StreamingExecutor":
-            thread.shutdown(force=True)  # type: ignore[attr-defined]
 
 
 def _chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:

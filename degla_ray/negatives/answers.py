@@ -11,6 +11,7 @@ import re
 import unicodedata
 from typing import NamedTuple
 
+from degla_ray.negatives.vllm_actor import after_thought
 from degla_ray.schema import RejectReason
 
 _LABEL = re.compile(r"^(?:rewritten|rewrite|negative|caption|answer|output|new caption|result)\s*:\s*", re.I)
@@ -42,16 +43,19 @@ def read_answer(answer: str, caption: str, *, cut_off: bool) -> str | Unusable:
     """The caption in an answer.
 
     Args:
-        answer: what the model wrote; its first line counts.
+        answer: what the model wrote; its first line counts, after the thought of a reasoning model.
         caption: what it was asked to rewrite.
         cut_off: the answer reached its token limit, so its last line is not whole.
     """
-    lines = [line for line in answer.splitlines() if line.strip()]
+    said = after_thought(answer)
+    if said is None:
+        return Unusable(RejectReason.REASONING_ONLY, "a thought and no answer")
+    lines = [line for line in said.splitlines() if line.strip()]
     if not lines:
         return Unusable(RejectReason.NO_TEXT, "no text")
     if cut_off and len(lines) == 1:
         return Unusable(RejectReason.CUT_OFF, "the answer reached its token limit")
-    text = " ".join(_bare(lines[0]).split())
+    text = _with_the_captions_apostrophe(" ".join(_bare(lines[0]).split()), caption)
     for reason, found in (
         (RejectReason.NO_TEXT, not _WORD.search(text)),
         (RejectReason.NON_PRINTABLE, not text.isprintable() or "�" in text),
@@ -60,6 +64,8 @@ def read_answer(answer: str, caption: str, *, cut_off: bool) -> str | Unusable:
         (RejectReason.COMMENTARY, text.endswith("?") and not caption.endswith("?")),
         (RejectReason.SEVERAL_SENTENCES, _sentences(text) > _sentences(caption)),
         (RejectReason.WRONG_LANGUAGE, any(_is_foreign(c) for c in text if c not in caption)),
+        (RejectReason.GIVE_AWAY, any(_is_mark(c) for c in text if c not in caption)),
+        (RejectReason.GIVE_AWAY, _new_capitals(text, caption) > _new_capitals(caption, text)),
         (RejectReason.TOO_LONG, _words(text) > 1.5 * _words(caption) + MORE_WORDS),
     ):
         if found:
@@ -86,6 +92,22 @@ def _words(text: str) -> int:
 def _is_foreign(letter: str) -> bool:
     """A letter that English captions do not have; é and its like are Latin."""
     return letter.isalpha() and not unicodedata.name(letter, "").startswith("LATIN")
+
+
+def _is_mark(character: str) -> bool:
+    """Whether it is no part of a plain sentence: an emoji, a dash, a bracket, a symbol, a ligature."""
+    plain = character.isalpha() or character in "0123456789 ,.!?'-"
+    return not plain or unicodedata.normalize("NFKC", character) != character
+
+
+def _new_capitals(text: str, other: str) -> int:
+    """Words behind the first that have a capital and are not so written in the other text."""
+    known = set(_WORD.findall(other))
+    return sum(word != word.lower() and word not in known for word in _WORD.findall(text)[1:])
+
+
+def _with_the_captions_apostrophe(text: str, caption: str) -> str:
+    return text if "’" in caption else text.replace("’", "'")
 
 
 def _ended_like(text: str, caption: str) -> str:

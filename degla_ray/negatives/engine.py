@@ -41,7 +41,7 @@ class Actors:
 
     Attributes:
         actor: class; its `answer` takes a batch of questions and returns it with the columns of
-            `vllm_actor.BLANK`, its `ready` returns.
+            `vllm_actor.BLANK`, its `ready` tells which one it is and its age.
         arguments: of its constructor.
         resources: of each actor, as Ray's `options` takes them.
         gpus: that each actor holds; one that runs without counts as one in the hours.
@@ -125,6 +125,7 @@ def _vllm(config: NegativesConfig, prompts: Prompts) -> Actors:
             },
             "timeout_s": asked.timeout_s,
             "environment": environment,
+            "template": vllm.chat_template_kwargs,
         },
         resources=resources,
         min_size=vllm.min_actors,
@@ -163,12 +164,17 @@ COMPLETERS: dict[str, CompleterKind] = {
             "model": config.vllm.model,
             "quantization": config.vllm.quantization,
             "max_model_len": config.vllm.max_model_len,
+            "chat_template_kwargs": config.vllm.chat_template_kwargs,
         },
         actors=_vllm,
     ),
     "openai": CompleterKind(
         model=lambda config: config.openai.model,
-        identity=lambda config: {"model": config.openai.model, "base_url": config.openai.base_url},
+        identity=lambda config: {
+            "model": config.openai.model,
+            "base_url": config.openai.base_url,
+            "extra_body": config.openai.extra_body,
+        },
         actors=_openai,
     ),
     "scripted": CompleterKind(model=lambda config: "scripted", identity=lambda config: {}, actors=_scripted),

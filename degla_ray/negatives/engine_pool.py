@@ -15,25 +15,33 @@ from typing import Any
 
 from degla_ray.errors import DeglaError
 from degla_ray.negatives.engine import Actors
+from degla_ray.negatives.engine_clock import WATCH, EngineClock
 
 CALLS_AT_A_TIME = 2
 """Blocks that an engine has at a time: the next comes in while the last answers of one are being written."""
 
 
 @contextmanager
-def engine_pool(actors: Actors, stall_s: float) -> Iterator[list[Any]]:
+def engine_pool(actors: Actors, stall_s: float, clock: EngineClock | None = None) -> Iterator[list[Any]]:
     """Handles of `max_size` engines, of which `min_size` are ready; they end with the context.
+
+    Args:
+        actors: what to start.
+        stall_s: seconds to wait for `min_size` of them.
+        clock: to sum up how long they live.
 
     Raises:
         DeglaError: an engine cannot start; says what it said. Or none did for `stall_s`.
     """
     import ray
 
-    engine = ray.remote(actors.actor).options(
+    engine = ray.remote(concurrency_groups={WATCH: 1})(actors.actor).options(
         max_restarts=-1, max_task_retries=-1, max_concurrency=CALLS_AT_A_TIME, **actors.resources
     )
     handles = [engine.remote(**actors.arguments) for _ in range(actors.max_size)]
     try:
+        if clock is not None:
+            clock.watch(handles)
         ready = [handle.ready.remote() for handle in handles]
         done, _ = ray.wait(ready, num_returns=actors.min_size, timeout=stall_s)
         try:
@@ -46,6 +54,8 @@ def engine_pool(actors: Actors, stall_s: float) -> Iterator[list[Any]]:
             raise DeglaError(f"generation.stall_s: {found}; has the cluster room for all of them?")
         yield handles
     finally:
+        if clock is not None:
+            clock.stop()
         for handle in handles:
             ray.kill(handle)
 

@@ -12,7 +12,8 @@ from rich.table import Table
 
 from degla_ray.negatives.engine import COMPLETERS, Actors
 from degla_ray.negatives.engine_pool import engine_pool
-from degla_ray.negatives.generation import Job, ask, question
+from degla_ray.negatives.failures import Refusals, tell
+from degla_ray.negatives.generation import Job, ask, block_size, question
 from degla_ray.negatives.ledger import Row, text_key
 
 
@@ -30,9 +31,13 @@ def estimate(job: Job, captions: Sequence[str]) -> None:
     actors = COMPLETERS[job.config.engine].actors(job.config, job.prompts)
     with engine_pool(replace(actors, min_size=1, max_size=1), job.config.generation.stall_s) as engines:
         started = time.monotonic()
+        refusals = Refusals(job.config.engine, block_size(job.config))
         for block in ask(job, engines, questions, None):
-            rows += block
+            rows += refusals.passed(block)
+        refusals.stop()
+        rows += refusals.release()
         rate = _answers(rows) / (time.monotonic() - started)
+    tell(rows)
     _print(job, actors, rows, rate, texts=len(texts), asked=len(sample))
 
 

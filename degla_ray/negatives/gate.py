@@ -17,6 +17,9 @@ from degla_ray.negatives.rules import RuleEngine
 from degla_ray.negatives.tagging import Sentence, Tag
 from degla_ray.schema import ATTEMPTS, Kind, RejectReason
 
+HTTP = "HTTP "
+"""Begins the detail of an error that a server gave a status for."""
+
 _NEEDS: dict[Kind, tuple[Tag, int]] = {
     Kind.SWAP_NOUNS: (Tag.NOUN, 2),
     Kind.SWAP_ADJECTIVES: (Tag.ADJ, 2),
@@ -55,7 +58,7 @@ class Gate:
         if not answer["applicable"]:
             return [row | {"state": State.NOT_APPLICABLE.value, "text": ""}]
         if answer["error"]:
-            found = {"state": State.ERROR.value, "reason": str(answer["error"]), "text": str(answer["text"])}
+            found = _failed(answer)
         else:
             found = self._verdict(caption, kind, str(answer["text"]), str(answer["finish_reason"]))
         rows = [row | found]
@@ -94,6 +97,12 @@ class Gate:
         written_by = {"engine": self._rules.name, "model": self._rules.model}
         nothing = {"prompt_tokens": 0, "completion_tokens": 0, "cached_tokens": 0, "seconds": 0.0}
         return [row | written_by | nothing | {"state": State.OK.value, "text": text} for text in accepted]
+
+
+def _failed(answer: dict[str, Any]) -> dict[str, str]:
+    detail = f"{HTTP}{answer['status']}" if answer["status"] else ""
+    said = {"reason": str(answer["error"]), "detail": detail, "text": str(answer["text"])}
+    return {"state": State.ERROR.value, **said}
 
 
 def _rejected(text: str, reason: RejectReason, detail: str) -> dict[str, str]:

@@ -11,8 +11,6 @@ round's end while its last answers come.
 from __future__ import annotations
 
 import itertools
-import queue
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -23,17 +21,31 @@ from typing import Any
 import pyarrow as pa
 
 from degla_ray.config import NegativesConfig
+from degla_ray.deadline import with_deadline
 from degla_ray.errors import DeglaError
 from degla_ray.negatives.engine import COMPLETERS
+from degla_ray.negatives.engine_clock import EngineClock
 from degla_ray.negatives.engine_pool import CALLS_AT_A_TIME, Ask, engine_pool
+from degla_ray.negatives.failures import Refusals, Refused
 from degla_ray.negatives.gate import Gate, seed_of
-from degla_ray.negatives.ledger import Book, Entry, Ledger, Row, State, may_retry, table, text_key
+from degla_ray.negatives.ledger import (
+    CLOSED,
+    OPEN,
+    Book,
+    Entry,
+    Ledger,
+    Row,
+    State,
+    may_retry,
+    table,
+    text_key,
+)
 from degla_ray.negatives.progress import Progress
 from degla_ray.negatives.prompting import Prompts
 from degla_ray.negatives.proposals import Veto, no_veto
 from degla_ray.negatives.shard import STAGE, Caption, captions_of, scene_veto, to_table, vocabulary
 from degla_ray.schema import NEGATIVES, REJECTS, Kind, RejectReason
-from degla_ray.shards import StageFolder, shard_of
+from degla_ray.shards import MANIFEST, StageFolder, shard_of
 
 WINDOW = 20_000
 """Captions worked on at a time, about."""
@@ -78,29 +90,53 @@ def generate_pending(job: Job, folder: StageFolder, captions: pa.Table, graphs: 
     stall_s = job.config.generation.stall_s
     words = vocabulary(captions["caption"].to_pylist()) if job.config.generation.fill_with_rules else None
     by_key = captions.append_column("key", pa.array([text_key(c) for c in captions["caption"].to_pylist()]))
-    gpus = max(1, actors.gpus) * actors.max_size
-    total = _share(by_key, pending, folder.num_shards) * len(job.kinds)
+    clock = EngineClock(actors.gpus)
+    wanted = _share(by_key, pending, folder.num_shards) * len(job.kinds)
+    new = len(pending) == folder.num_shards and ledger.empty
     with (
-        Progress(job.config, total, gpus) as progress,
+        Progress(job.config, wanted, clock) as progress,
+        _taken_back(folder, progress, new),
         _timed(folder, progress),
-        engine_pool(actors, stall_s) as engines,
+        engine_pool(actors, stall_s, clock) as engines,
     ):
+        refusals = Refusals(job.config.engine, block_size(job.config))
         for window in _windows(by_key, graphs, pending, folder.num_shards):
             book = Book(window.captions, job.kinds, job.config.per_kind, job.config.generation.attempts)
             known = [row for row in ledger.read(window.shards) if (row["key"], row["kind"]) in book.entries]
             book.add(known)
             if job.config.generation.retry_failed:
                 book.retry(job.config.generation.retry_reasons)
-            progress.resume(book.settled())
-            while work := book.next_round():
-                for rows in ask(job, engines, _questions(job, window, work), words):
+            progress.begin(book)
+
+            def keep(rows: list[Row], book: Book = book) -> None:
+                if rows:
                     book.add(rows)
                     ledger.append(rows)
                     progress.add(rows)
+
+            while work := book.next_round():
+                for rows in ask(job, engines, _questions(job, window, work), words):
+                    keep(refusals.passed(rows))
                     if progress.used_up:
                         return False
+                if new and not progress.answers:
+                    refusals.stop()
+                keep(refusals.release())
             _close(job, folder, ledger, window, book)
     return True
+
+
+@contextmanager
+def _taken_back(folder: StageFolder, progress: Progress, new: bool) -> Iterator[None]:
+    """Leaves nothing in a new folder for which the server refused everything: mended settings are others."""
+    try:
+        yield
+    except Refused:
+        if new and not progress.answers:
+            for name in (OPEN, CLOSED, "negatives", "rejects", "receipts", "runs"):
+                folder.storage.delete_folder(name)
+            folder.storage.delete_file(MANIFEST)
+        raise
 
 
 @contextmanager
@@ -171,21 +207,32 @@ def ask(
         )
     )
     batches = dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
-    for batch in without_stall(iter(batches), job.config.generation.stall_s):
+    stall_s = job.config.generation.stall_s
+    for batch in with_deadline(batches, stall_s, lambda done: _stalled(stall_s)):
         yield batch.to_pylist()
+
+
+def block_size(config: NegativesConfig) -> int:
+    """Questions of one block.
+
+    A server is sent no more at a time than `openai.concurrency`: one that hangs lets a whole block time out
+    at once, and not one row after the other.
+    """
+    return min(BLOCK, config.openai.concurrency) if config.engine == "openai" else BLOCK
 
 
 def _blocks(job: Job, questions: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
     """The questions cut into blocks; where a caption's kinds are asked for together they stay together."""
+    block = block_size(job.config)
     if job.config.generation.prompting == "joint":
         by_caption = sorted(questions, key=lambda q: str(q["key"]))
         groups = [list(group) for _, group in itertools.groupby(by_caption, key=lambda q: q["key"])]
-        size = max(1, BLOCK // len(job.kinds))
+        size = max(1, block // len(job.kinds))
         for i in range(0, len(groups), size):
             yield [row for group in groups[i : i + size] for row in group]
     else:
-        for i in range(0, len(questions), BLOCK):
-            yield questions[i : i + BLOCK]
+        for i in range(0, len(questions), block):
+            yield questions[i : i + block]
 
 
 def question(run_seed: int, caption: str, kind: str, attempt: int = 0, last: bool = False) -> dict[str, Any]:
@@ -195,32 +242,11 @@ def question(run_seed: int, caption: str, kind: str, attempt: int = 0, last: boo
     return {"key": key, "kind": kind, "attempt": attempt, "caption": caption, "seed": seed, "last": last}
 
 
-def without_stall(batches: Iterator[pa.Table], stall_s: float) -> Iterator[pa.Table]:
-    """The batches; where none comes for `stall_s` (an engine that dies at every start, say) an error."""
-    arrived: queue.Queue[tuple[str, Any]] = queue.Queue(maxsize=4)
-
-    def pull() -> None:
-        try:
-            for batch in batches:
-                arrived.put(("batch", batch))
-            arrived.put(("end", None))
-        except BaseException as error:  # to be raised where it can be handled
-            arrived.put(("error", error))
-
-    threading.Thread(target=pull, daemon=True).start()
-    while True:
-        try:
-            what, value = arrived.get(timeout=stall_s)
-        except queue.Empty:
-            raise DeglaError(
-                f"generation.stall_s: no answer for {stall_s:g} s; the engines' own logs (Ray's worker-*.err)"
-                " say why; the same command goes on with what is left"
-            ) from None
-        if what == "end":
-            return
-        if what == "error":
-            raise value
-        yield value
+def _stalled(seconds: float) -> DeglaError:
+    return DeglaError(
+        f"generation.stall_s: no answer for {seconds:g} s; the engines' own logs (Ray's worker-*.err)"
+        " say why; the same command goes on with what is left"
+    )
 
 
 class _Applicable:

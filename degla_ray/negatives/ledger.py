@@ -160,6 +160,11 @@ class Ledger:
     def __init__(self, folder: StageFolder) -> None:
         self._folder = folder
 
+    @property
+    def empty(self) -> bool:
+        """Whether nothing was answered yet."""
+        return not self._names() and not self._folder.storage.names(CLOSED)
+
     def append(self, rows: Sequence[Row]) -> None:
         self._folder.storage.write_table(table(rows), OPEN, f"{uuid.uuid4().hex}.parquet")
 

@@ -24,6 +24,7 @@ from degla_ray.negatives import rules
 from degla_ray.negatives.checks import CHECKS_VERSION
 from degla_ray.negatives.engine import COMPLETERS, ENGINES
 from degla_ray.negatives.estimate import estimate
+from degla_ray.negatives.failures import require_accepted, tell_failures
 from degla_ray.negatives.generation import Job, generate_pending, reopen
 from degla_ray.negatives.given import read_given, write_given
 from degla_ray.negatives.preflight import check_resources, preflight
@@ -75,6 +76,7 @@ def generate(config: NegativesConfig) -> dict[str, int]:
     if folder.complete:
         print(f"{config.output} is finished: nothing to do")
         _report(folder.manifest["counts"])
+        _judge(config, folder, folder.manifest["counts"])
         return dict(folder.manifest["counts"])
     if folder.pending():
         captions, graphs = _read(source)
@@ -95,7 +97,14 @@ def generate(config: NegativesConfig) -> dict[str, int]:
     counts = folder.finish()
     if config.engine in COMPLETERS:
         publish(config, folder, COMPLETERS[config.engine].model(config))
+    _judge(config, folder, counts)
     return counts
+
+
+def _judge(config: NegativesConfig, folder: StageFolder, counts: Mapping[str, int]) -> None:
+    """Tells what failed of what a language model was asked, and whether anything came of it."""
+    if config.engine in COMPLETERS:
+        require_accepted(config, counts, tell_failures(folder.storage, counts))
 
 
 def _prompts(config: NegativesConfig, kinds: tuple[Kind, ...]) -> Prompts:

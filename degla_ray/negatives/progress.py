@@ -5,10 +5,12 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Sequence
+from datetime import timedelta
 from types import TracebackType
 
 from degla_ray.config import NegativesConfig
-from degla_ray.negatives.ledger import Row, State
+from degla_ray.negatives.engine_clock import EngineClock
+from degla_ray.negatives.ledger import Book, Row, State
 
 REPORT_S = 10.0
 
@@ -18,16 +20,19 @@ class Progress:
 
     Args:
         config: for the limit on hours.
-        total: (caption, kind)s of the pending shards.
-        engine_gpus: GPUs, or engines where there are none, that run at a time.
+        wanted: questions of the pending shards: (caption, kind)s, however many answers each takes.
+        clock: of the engines.
     """
 
-    def __init__(self, config: NegativesConfig, total: int, engine_gpus: int) -> None:
+    def __init__(self, config: NegativesConfig, wanted: int, clock: EngineClock) -> None:
         self._limit_h = config.generation.max_gpu_hours
-        self._total, self._gpus = total, engine_gpus
-        self._settled = 0
+        self._wanted, self._clock = wanted, clock
+        self._book: Book | None = None
+        self._closed = self._found = 0
+        self._last_error = ""
         self._counts: Counter[str] = Counter()
         self._started = self._printed = time.monotonic()
+        self._asking_since: float | None = None
 
     def __enter__(self) -> Progress:
         return self
@@ -60,16 +65,34 @@ class Progress:
     @property
     def gpu_hours(self) -> float:
         """Of all engines together; one without a GPU counts as one."""
-        return self.seconds / 3600 * self._gpus
+        return self._clock.gpu_hours
 
-    def resume(self, settled: int) -> None:
-        """Entries of the next window that an earlier run settled."""
-        self._settled += settled
+    @property
+    def settled(self) -> int:
+        """Questions that nothing is asked for any more."""
+        return self._closed + (self._book.settled() if self._book else 0)
+
+    @property
+    def remaining_s(self) -> float | None:
+        """Seconds that the rest takes at the rate of this run so far; None before anything is settled."""
+        newly = self.settled - self._found
+        if self._asking_since is None or not newly:
+            return None
+        return (time.monotonic() - self._asking_since) * (self._wanted - self.settled) / newly
+
+    def begin(self, book: Book) -> None:
+        """Takes up the next window; what its book has settled was settled by an earlier run."""
+        self._closed = self.settled
+        self._book = book
+        self._found += book.settled()
+        self._asking_since = self._asking_since or time.monotonic()
 
     def add(self, rows: Sequence[Row]) -> None:
         for row in rows:
             self._counts[row["state"]] += 1
             self._counts[f"reason {row['reason']}"] += bool(row["reason"])
+            if row["state"] == State.ERROR:
+                self._last_error = row["text"]
             self._counts["tokens in"] += row["prompt_tokens"]
             self._counts["cached"] += row["cached_tokens"]
         if time.monotonic() - self._printed >= REPORT_S:
@@ -84,12 +107,14 @@ class Progress:
             return
         reasons = Counter({k.removeprefix("reason "): n for k, n in count.items() if k.startswith("reason ")})
         commonest = ", ".join(f"{reason} {n}" for reason, n in reasons.most_common(3) if n)
-        done = self._settled + count[State.OK] + count[State.NOT_APPLICABLE]
+        left = self.remaining_s
         print(
             f"negatives: {count[State.OK]:,} accepted of {answers:,} answers "
             f"({count[State.OK] / elapsed:,.1f}/s of {answers / elapsed:,.1f}/s)"
-            f"; {done:,} of {self._total:,} have theirs or need none"
-            f"; prefix cache {count['cached'] / max(count['tokens in'], 1):.0%}"
-            + (f"; {commonest}" if commonest else ""),
+            f"; {self.settled:,} of {self._wanted:,} questions settled"
+            + (f", {timedelta(seconds=round(left))} left" if left else "")
+            + f"; prefix cache {count['cached'] / max(count['tokens in'], 1):.0%}"
+            + (f"; {commonest}" if commonest else "")
+            + (f"; last error: {self._last_error}" if self._last_error else ""),
             flush=True,
         )

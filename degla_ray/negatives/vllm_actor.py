@@ -11,9 +11,11 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import sys
 import threading
 import time
+import uuid
 from typing import Any
 
 ENGINE_DIED = 70
@@ -29,12 +31,17 @@ class AsyncActor:
     """
 
     def __init__(self, *, heads: dict[str, list[dict[str, str]]], joint: bool) -> None:
+        self._id, self._started = uuid.uuid4().hex, time.monotonic()
         self._heads, self._joint = heads, joint
         self.loop = asyncio.new_event_loop()
         threading.Thread(target=self.loop.run_forever, daemon=True).start()
 
-    def ready(self) -> None:
-        """Returns once the actor has started."""
+    def ready(self) -> tuple[str, float]:
+        """Returns once the actor has started: which one it is, and its age in seconds.
+
+        An actor that Ray started again after a crash is another one.
+        """
+        return self._id, time.monotonic() - self._started
 
     def answer(self, batch: dict[str, Any]) -> dict[str, Any]:
         """The batch with the columns of `BLANK`. Several calls may run at a time."""
@@ -75,6 +82,7 @@ class VLLMActor(AsyncActor):
         sampling: arguments of SamplingParams; the seed is each row's own, `max_tokens` each kind's.
         timeout_s: after which a request is given up, in seconds, from when the engine has it.
         environment: variables that vLLM reads at its import.
+        template: arguments of the model's chat template.
     """
 
     def __init__(
@@ -86,6 +94,7 @@ class VLLMActor(AsyncActor):
         sampling: dict[str, Any],
         timeout_s: float,
         environment: dict[str, str],
+        template: dict[str, Any],
     ) -> None:
         super().__init__(heads=heads, joint=joint)
         os.environ.update(environment)
@@ -93,8 +102,9 @@ class VLLMActor(AsyncActor):
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        self._timeout_s, self._sampling = timeout_s, sampling
+        self._timeout_s, self._sampling, self._template = timeout_s, sampling, template
         self._tokenizer = AutoTokenizer.from_pretrained(engine["model"])
+        self._reasons = reasons(self._tokenizer)
         self._requests = 0
         # The engine's own tasks live in the loop that it is made in.
         made = asyncio.run_coroutine_threadsafe(_make(AsyncLLM, AsyncEngineArgs(**engine)), self.loop)
@@ -109,7 +119,7 @@ class VLLMActor(AsyncActor):
         request_id = f"{os.getpid()}-{self._requests}"
         answer = dict(BLANK)
         try:
-            tokens = prompt_tokens(self._tokenizer, turns)
+            tokens = prompt_tokens(self._tokenizer, turns, self._template)
             params = SamplingParams(
                 **{**self._sampling, "max_tokens": self._sampling["max_tokens"] * len(kinds)},
                 **self._form(kinds),
@@ -140,7 +150,7 @@ class VLLMActor(AsyncActor):
     def _form(self, kinds: list[str]) -> dict[str, Any]:
         """An answer is a line, or an object with the kinds as keys."""
         if not self._joint:
-            return {"stop": ["\n"]}
+            return {} if self._reasons else {"stop": ["\n"]}  # a thought has many lines
         from vllm.sampling_params import StructuredOutputsParams
 
         return {"structured_outputs": StructuredOutputsParams(json=json_schema(kinds))}
@@ -153,9 +163,27 @@ BLANK: dict[str, Any] = {
     "completion_tokens": 0,
     "cached_tokens": 0,
     "error": "",
+    "status": 0,
     "seconds": 0.0,
 }
-"""The columns that a completer adds, of a row that was not asked."""
+"""The columns that a completer adds, of a row that was not asked; `status` is the HTTP status of an error."""
+
+_MARK = r"(?:think(?:ing)?|thought|reason(?:ing)?)"
+_OPENS, _CLOSES = rf"(?:<{_MARK}>|\[{_MARK}\])", rf"(?:</{_MARK}>|\[/{_MARK}\])"
+_THOUGHT = re.compile(f"{_OPENS}.*?{_CLOSES}", re.S | re.I)
+_REST_OF_THOUGHT = re.compile(f"^.*{_CLOSES}", re.S | re.I)
+_BEGUN_THOUGHT = re.compile(f"{_OPENS}.*$", re.S | re.I)
+
+
+def after_thought(text: str) -> str | None:
+    """The answer without the thought of a reasoning model; None where there is nothing but a thought.
+
+    Some chat templates open the thought in the prompt, so that the answer holds its end only; one that
+    reached its token limit has no end.
+    """
+    left = _THOUGHT.sub("", text)
+    left = _BEGUN_THOUGHT.sub("", _REST_OF_THOUGHT.sub("", left))
+    return None if left != text and not left.strip() else left
 
 
 def json_schema(kinds: list[str]) -> dict[str, Any]:
@@ -171,27 +199,50 @@ def json_schema(kinds: list[str]) -> dict[str, Any]:
 def split(answer: dict[str, Any], kinds: list[str]) -> list[dict[str, Any]]:
     """One answer for several kinds as an answer each, tokens and seconds shared out.
 
-    What is no JSON object stays as it is for every kind: the checks of form name what is wrong with it.
+    One without exactly one JSON object that names a kind stays as it is for every kind: the checks of form
+    name what is wrong with it.
     """
-    try:
-        texts = json.loads(answer["text"])
-    except json.JSONDecodeError:
-        texts = None
+    found = [] if answer["error"] else _objects(after_thought(answer["text"]) or "", kinds)
     each = []
     for n, kind in enumerate(kinds):
         own = answer | {"seconds": answer["seconds"] / len(kinds)}
         for tokens in ("prompt_tokens", "completion_tokens", "cached_tokens"):
             own[tokens] = (answer[tokens] + n) // len(kinds)  # they add up to the whole
-        if isinstance(texts, dict):
-            own["text"] = str(texts.get(kind, ""))
+        if len(found) == 1:
+            text = found[0].get(kind, "")
+            # The object is whole, whatever was cut off behind it.
+            own |= {"text": text if isinstance(text, str) else json.dumps(text), "finish_reason": "stop"}
+        elif not answer["error"]:
+            own["text"] = " ".join(answer["text"].split())  # lines are one answer here
         each.append(own)
     return each
 
 
-def prompt_tokens(tokenizer: Any, turns: list[dict[str, str]]) -> list[int]:
+def _objects(text: str, kinds: list[str]) -> list[dict[str, Any]]:
+    """The different JSON objects in a text that have one of the kinds as a key, wherever they stand."""
+    decoder, objects, at = json.JSONDecoder(), list[dict[str, Any]](), text.find("{")
+    while at >= 0:
+        try:
+            value, end = decoder.raw_decode(text, at)
+        except (json.JSONDecodeError, RecursionError):
+            value, end = {}, at + 1
+        if not any(kind in value for kind in kinds):
+            end = at + 1  # what it holds may be one
+        elif value not in objects:
+            objects.append(value)
+        at = text.find("{", end)
+    return objects
+
+
+def reasons(tokenizer: Any) -> bool:
+    """Whether a model writes its thought before its answer, as far as its tokenizer tells."""
+    return "</think>" in tokenizer.get_vocab() or "think>" in str(tokenizer.chat_template)
+
+
+def prompt_tokens(tokenizer: Any, turns: list[dict[str, str]], template: dict[str, Any]) -> list[int]:
     """The prompt: by the model's chat template where it has one, else as plain text to be continued."""
     if tokenizer.chat_template:
-        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, **template)
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
     return list(tokenizer(as_plain_text(turns))["input_ids"])
 

@@ -304,7 +304,7 @@ def test_generate_without_an_engine_gives_up_and_says_so(finished: NegativesConf
     stuck = replace(
         finished,
         output=str(tmp_path / "out"),
-        generation=replace(finished.generation, stall_s=0.01),
+        generation=replace(finished.generation, stall_s=0.01, timeout_s=0.005),
     )
     with pytest.raises(DeglaError, match=r"generation\.stall_s: 0 of 1 engines ready after 0\.01 s"):
         generate(stuck)

@@ -29,8 +29,9 @@ from degla_ray.config import (
     TrackingConfig,
     VLLMConfig,
 )
-from degla_ray.errors import SettingError
+from degla_ray.errors import DeglaError, SettingError
 from degla_ray.negatives import generation
+from degla_ray.negatives.failures import NothingAccepted
 from degla_ray.negatives.pipeline import generate
 from degla_ray.schema import ATTEMPTS, Kind
 from degla_ray.shards import Storage, read_complete
@@ -67,6 +68,12 @@ def config(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Negat
     )
 
 
+def generate_of_a_weak_model(config: NegativesConfig) -> None:
+    """`generate`; a model of this size may write nothing for twelve captions that passes."""
+    with contextlib.suppress(NothingAccepted):
+        generate(config)
+
+
 def answers(output: str) -> list[dict[str, object]]:
     rows = Storage(output).read_dataset("attempts", ATTEMPTS).to_pylist()
     return [row for row in rows if row["state"] != "not_applicable"]
@@ -88,7 +95,7 @@ def check_answers(config: NegativesConfig) -> None:
 
 
 def test_generate_vllm_answers_counts_tokens_and_caches_what_prompts_share(config: NegativesConfig) -> None:
-    generate(config)
+    generate_of_a_weak_model(config)
     check_answers(config)
     rows = answers(config.output)
     assert sum(row["cached_tokens"] for row in rows) > 0.5 * sum(row["prompt_tokens"] for row in rows)
@@ -98,7 +105,7 @@ def test_generate_vllm_joint_answers_have_every_kind(config: NegativesConfig, tm
     joint = replace(
         config, output=str(tmp_path / "out"), generation=GenerationConfig(attempts=1, prompting="joint")
     )
-    generate(joint)
+    generate_of_a_weak_model(joint)
     rows = answers(joint.output)
     assert len(rows) >= 12
     whole = [row for row in rows if row["reason"] not in ("cut_off", "markup")]
@@ -114,7 +121,7 @@ def test_generate_vllm_engine_killed_is_replaced_and_nothing_is_lost(
     killed: list[int] = []
     watcher = threading.Thread(target=kill_engine_core, args=(tmp_path / "out" / "ledger", killed))
     watcher.start()
-    generate(config)
+    generate_of_a_weak_model(config)
     watcher.join()
     assert killed
     check_answers(config)
@@ -184,7 +191,7 @@ def test_generate_openai_server_gives_answers_and_what_it_refuses_is_an_error(
         output=str(tmp_path / "there"),
         openai=OpenAIConfig(base_url=server, model="small"),
     )
-    generate(there)
+    generate_of_a_weak_model(there)
     check_answers(there)
     unknown = replace(
         there, output=str(tmp_path / "wrong"), openai=OpenAIConfig(base_url=server, model="no such model")
@@ -194,6 +201,7 @@ def test_generate_openai_server_gives_answers_and_what_it_refuses_is_an_error(
     refused = replace(
         there, output=str(tmp_path / "refused"), generation=GenerationConfig(attempts=1, max_tokens=4000)
     )
-    counts = generate(refused)
-    assert {row["reason"] for row in answers(refused.output)} == {"engine_error"}
-    assert counts["captions.swap_nouns.error"] > 0
+    with pytest.raises(
+        DeglaError, match=r"the server refused all of \d+ questions with HTTP 400: .*max_tokens"
+    ):
+        generate(refused)

@@ -22,6 +22,11 @@ GOOD = "A white cat chases a brown dog."
         "a white cat chases a brown dog",
         f"\n{GOOD}\nCaption: A man eats.",
         "A white   cat chases a brown dog !",
+        f"<think>\nThe nouns are dog and cat.\nI swap them.\n</think>\n\n{GOOD}",
+        f"The nouns are dog and cat.\n</think>\n{GOOD}",  # the template opened the thought
+        f"<thinking>Hm.</thinking><thinking>Yes.</thinking>{GOOD}\nDone.",
+        f"[THINK]Hm.[/THINK]{GOOD}",
+        f"{GOOD}\n<think>Was that right?",
     ],
 )
 def test_read_answer_takes_labels_quotes_and_endings_off(answer):
@@ -51,6 +56,23 @@ def test_read_answer_follows_the_captions_case_and_full_stop():
         ("A white cat runs. A brown dog follows.", RejectReason.SEVERAL_SENTENCES),
         ("Белый кот гонит собаку.", RejectReason.WRONG_LANGUAGE),
         ("A white cat chases a 棕色 dog.", RejectReason.WRONG_LANGUAGE),
+        ("A white cat chases a brown dog 😀.", RejectReason.GIVE_AWAY),
+        ("A white cat chases a brown dog 🇬🇧", RejectReason.GIVE_AWAY),
+        ("A white cat ☺ chases a brown dog.", RejectReason.GIVE_AWAY),
+        ("A white cat chases a brown dog…", RejectReason.GIVE_AWAY),
+        ("A white cat — not a brown dog — chases.", RejectReason.GIVE_AWAY),
+        ("A white cat (small) chases a brown dog.", RejectReason.GIVE_AWAY),
+        ("A white cat chases a brown dog; it runs.", RejectReason.GIVE_AWAY),
+        ("A white cat chases a “brown” dog.", RejectReason.GIVE_AWAY),
+        ("A white cat & a brown dog.", RejectReason.GIVE_AWAY),
+        ("A white cat chases a brown dog\u20e3.", RejectReason.GIVE_AWAY),
+        ("A white cat chases ② brown dogs.", RejectReason.GIVE_AWAY),
+        ("A white cat chases a ﬂuffy dog.", RejectReason.GIVE_AWAY),
+        ("A WHITE cat chases a brown dog.", RejectReason.GIVE_AWAY),
+        ("A White Cat Chases A Brown Dog.", RejectReason.GIVE_AWAY),
+        ("<think>\nThe nouns are dog and", RejectReason.REASONING_ONLY),
+        ("<think>The nouns are dog and cat.</think>\n", RejectReason.REASONING_ONLY),
+        ("The nouns are dog and cat.</think>", RejectReason.REASONING_ONLY),
         ("A white cat " + "and another cat " * 8 + "chases a brown dog.", RejectReason.TOO_LONG),
     ],
 )
@@ -74,3 +96,24 @@ def test_read_answer_allows_what_the_caption_has_itself():
     caption = "A sign reads: STOP! A man waits - patiently."
     answer = "A man reads: STOP! A sign waits - patiently."
     assert read_answer(answer, caption, cut_off=False) == answer
+
+
+@pytest.mark.parametrize(
+    ("caption", "answer", "taken"),
+    [
+        ("A man's dog sits.", "A dog’s man sits.", "A dog's man sits."),
+        ("A man’s dog sits.", "A dog’s man sits.", "A dog’s man sits."),
+        ("A man in Paris walks.", "A man in London walks.", "A man in London walks."),
+        ("Boston terriers see a dog.", "A dog sees Boston terriers.", "A dog sees Boston terriers."),
+        ("A ♥ on a red card.", "A ♥ on a blue card.", "A ♥ on a blue card."),
+        ("A café by a red-brick house.", "A red-brick café by a house.", "A red-brick café by a house."),
+    ],
+)
+def test_read_answer_takes_marks_and_capitals_that_give_nothing_away(caption, answer, taken):
+    assert read_answer(answer, caption, cut_off=False) == taken
+
+
+def test_read_answer_thought_that_was_cut_off_is_a_thought():
+    found = read_answer("<think>The nouns are", CAPTION, cut_off=True)
+    assert isinstance(found, Unusable)
+    assert found.reason is RejectReason.REASONING_ONLY

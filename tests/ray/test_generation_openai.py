@@ -1,0 +1,182 @@
+"""Generation over a server that speaks OpenAI's API: what it refuses, sends wrong or never sends."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from degla_ray.config import (
+    GenerationConfig,
+    NegativesConfig,
+    OpenAIConfig,
+    PrepareConfig,
+    ScenesConfig,
+    TrackingConfig,
+)
+from degla_ray.errors import DeglaError
+from degla_ray.negatives.engine import Actors
+from degla_ray.negatives.engine_clock import EngineClock
+from degla_ray.negatives.engine_pool import engine_pool
+from degla_ray.negatives.pipeline import generate
+from degla_ray.negatives.scripted_actor import ScriptedActor
+from degla_ray.schema import ATTEMPTS, Kind
+from degla_ray.shards import Storage, is_complete
+from degla_ray.sources.prepare import prepare
+from tests.openai_server import Reply, Server, completion, openai_server
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+@pytest.fixture(scope="module")
+def prepared(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = str(tmp_path_factory.mktemp("prepared") / "scenes")
+    scenes = ScenesConfig(num_images=10, num_validation_images=0, test_items=0)
+    prepare(PrepareConfig(source="scenes", output=folder, scenes=scenes, num_shards=1))
+    return folder
+
+
+def config_of(prepared: str, output: Path, server: Server, **generation: Any) -> NegativesConfig:
+    return NegativesConfig(
+        prepared=prepared,
+        output=str(output),
+        engine="openai",
+        kinds=[Kind.REPLACE_NOUNS],
+        per_kind=1,
+        num_shards=1,
+        openai=OpenAIConfig(base_url=server.url, model="small", max_retries=0),
+        generation=GenerationConfig(**{"attempts": 1, "shots": 1, **generation}),
+        tracking=TrackingConfig(enabled=False),
+    )
+
+
+def attempts(config: NegativesConfig) -> list[dict[str, Any]]:
+    return Storage(config.output).read_dataset("attempts", ATTEMPTS).to_pylist()
+
+
+def replaced(request: dict[str, Any], server: Server) -> Reply:
+    """A good answer: the caption with another shape."""
+    caption = request["messages"][-1]["content"]
+    for shape, other in (("circle", "square"), ("square", "circle"), ("triangle", "circle")):
+        if shape in caption:
+            return completion(f"<think>\nA {shape} is there.\n</think>\n{caption.replace(shape, other, 1)}")
+    return completion(caption)
+
+
+def refused(status: int, message: str) -> Callable[[dict[str, Any], Server], Reply]:
+    return lambda request, server: Reply(body={"error": {"message": message}}, status=status)
+
+
+def test_generate_server_that_refuses_everything_stops_at_once_and_mended_settings_go_on(
+    prepared: str, tmp_path: Path
+) -> None:
+    def answer(request: dict[str, Any], server: Server) -> Reply:
+        if "max_tokens" in request:
+            return refused(400, "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens'.")(
+                request, server
+            )
+        return replaced(request, server)
+
+    with openai_server(answer) as server:
+        config = config_of(prepared, tmp_path / "out", server, attempts=3)
+        config = replace(config, kinds=[Kind.SWAP_ADJECTIVES, Kind.REPLACE_NOUNS])
+        config = replace(config, openai=replace(config.openai, concurrency=5))  # some blocks ask nothing
+        with pytest.raises(DeglaError, match=r"all of \d+ questions with HTTP 400: Unsupported .*extra_body"):
+            generate(config)
+        assert len(server.requests) <= 60, "no question twice"
+        assert not Storage(config.output).names_below()
+        mended = replace(config.openai, extra_body={"max_completion_tokens": 64})
+        counts = generate(replace(config, openai=mended))
+    assert counts["rows.replace_nouns"] > 0
+    assert {row["state"] for row in attempts(config)} <= {"ok", "rejected", "not_applicable"}
+
+
+def test_generate_replies_that_are_no_completions_cost_only_their_rows(
+    prepared: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bodies = [b"<html>502</html>", b"", {"choices": None}, {"error": {"message": "out of memory"}}]
+
+    def answer(request: dict[str, Any], server: Server) -> Reply:
+        number = len(server.requests)
+        return Reply(body=bodies[number // 2 % 4]) if number % 2 else replaced(request, server)
+
+    with openai_server(answer) as server:
+        config = config_of(prepared, tmp_path / "out", server)
+        counts = generate(config)
+    assert counts["captions.replace_nouns.ok"] > 0
+    assert counts["captions.replace_nouns.error"] > 0
+    assert {row["reason"] for row in attempts(config) if row["state"] == "error"} == {"engine_error"}
+    told = capsys.readouterr().out
+    assert "failed: " in told
+    assert "--generation.retry_failed true" in told
+
+
+def test_generate_nothing_accepted_is_an_error_until_it_is_asked_again(prepared: str, tmp_path: Path) -> None:
+    mended = threading.Event()
+
+    def answer(request: dict[str, Any], server: Server) -> Reply:
+        return (replaced if mended.is_set() else refused(500, "CUDA out of memory"))(request, server)
+
+    with openai_server(answer) as server:
+        config = config_of(prepared, tmp_path / "out", server)
+        wanted = r"nothing was accepted of \d+ answers: .*CUDA out of memory.*--generation\.retry_failed true"
+        for _ in range(2):
+            with pytest.raises(DeglaError, match=wanted):
+                generate(config)
+            assert is_complete(config.output)
+        mended.set()
+        counts = generate(replace(config, generation=replace(config.generation, retry_failed=True)))
+    assert counts["rows.replace_nouns"] > 0
+
+
+def test_generate_hung_server_gives_rows_their_timeout_before_the_job_is_given_up(
+    prepared: str, tmp_path: Path
+) -> None:
+    def answer(request: dict[str, Any], server: Server) -> Reply:
+        server.over.wait(600)
+        return completion("late")
+
+    with openai_server(answer) as server:
+        config = config_of(prepared, tmp_path / "out", server, timeout_s=2, stall_s=15)
+        config = replace(config, openai=replace(config.openai, concurrency=3, max_retries=5))
+        with pytest.raises(DeglaError, match=r"nothing was accepted of \d+ answers: \d+ timeout"):
+            generate(config)
+    assert Counter(row["reason"] for row in attempts(config))["timeout"] > 20, "30 captions, 3 at a time"
+
+
+def test_engine_pool_clock_counts_engines_that_exist() -> None:
+    actors = Actors(
+        actor=ScriptedActor,
+        arguments={"heads": {}, "joint": False},
+        resources={"num_cpus": 5},
+        min_size=1,
+        max_size=16,
+    )
+    clock = EngineClock(gpus=2)
+    assert clock.gpu_hours == 0
+    with engine_pool(actors, 60, clock) as engines:
+        ready = {engine.ready.remote(): engine for engine in engines}
+        (first,), _ = ray.wait(list(ready), num_returns=1)
+        killed, age_s = ray.get(first)
+        threading.Event().wait(4)
+        lived = clock.gpu_hours * 3600 / 2
+        _, now_s = ray.get(ready[first].ready.remote())
+        assert age_s < now_s
+        assert now_s - 2.5 <= lived <= now_s, "one engine fits, sixteen are wanted"
+        ray.kill(ready[first], no_restart=False)
+        next_one = killed
+        while next_one == killed:  # it again, or one that waited for its CPUs
+            (second, *_), _ = ray.wait([engine.ready.remote() for engine in engines], num_returns=1)
+            next_one, second_s = ray.get(second)
+        threading.Event().wait(2)
+        together = clock.gpu_hours * 3600 / 2
+        assert lived + second_s <= together <= now_s + second_s + 3.5, "both lives, not the gap"
+    after = clock.gpu_hours
+    threading.Event().wait(1.5)
+    assert clock.gpu_hours == after
