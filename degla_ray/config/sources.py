@@ -92,14 +92,18 @@ class ParquetConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class WebdatasetConfig:
-    """Tar shards: files of one name before the first dot are a sample."""
+    """Tar shards: files of one name before their suffix are a sample."""
 
     shards: dict[str, list[str]] = field(default_factory=dict)
     """Tar files, folders or patterns of each split, e.g. {train: ["DIR/train-{000..099}.tar"]}."""
     json_field: str | None = None
-    """Field of a sample's .json with its caption or list of captions; none takes its .txt."""
+    """Field of a sample's JSON file with its caption or captions, e.g. caption, meta.caption of nested
+    objects, captions.text of a list of objects; none takes a text file."""
+    caption_suffix: str | None = None
+    """Suffix of a sample's file with the caption, e.g. caption or outputs.txt; none takes txt, or json where
+    `json_field` is set."""
     image_suffixes: list[str] = field(default_factory=lambda: ["jpg", "jpeg", "png", "webp"])
-    """Suffixes that make a file the sample's picture; the first that a sample has counts."""
+    """Suffixes that make a file the sample's picture, e.g. inputs.jpg; the first that a sample has counts."""
 
     def __post_init__(self) -> None:
         require(bool(self.image_suffixes), "webdataset.image_suffixes", self.image_suffixes, "at least one")

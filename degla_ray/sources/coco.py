@@ -42,6 +42,8 @@ class CocoSource(Source):
         SettingError: a folder or file that the settings name is not there, or both forms are given.
     """
 
+    spare = frozenset({RejectReason.IMAGE_WITHOUT_CAPTION})
+
     def __init__(self, config: CocoConfig) -> None:
         self._config = config
         self._folder = ImageFolder(config.images, "coco.images")

@@ -59,10 +59,17 @@ class Finder(Protocol):
 
 
 class Located:
-    """Pictures whose place was read with their captions: the name is the locator already."""
+    """Pictures whose place was read with their captions: the name is the locator already.
+
+    Args:
+        missing: why there is none, where the name is empty.
+    """
+
+    def __init__(self, missing: str = "there is no picture with the captions") -> None:
+        self._missing = missing
 
     def find(self, names: Sequence[str]) -> str | Refusal:
-        return names[0] or Refusal(RejectReason.MISSING_IMAGE, "there is no picture with the captions")
+        return names[0] or Refusal(RejectReason.MISSING_IMAGE, self._missing)
 
 
 class ImageFolder:
@@ -131,6 +138,9 @@ class AnnotatedFolder(Source):
     Raises:
         SettingError: a folder or file that the settings name is not there.
     """
+
+    # A folder may hold all splits' images, and the caption files one split.
+    spare = frozenset({RejectReason.IMAGE_WITHOUT_CAPTION})
 
     def __init__(self, config: Any, setting: str, files: Mapping[str, str], expected: str) -> None:
         self._config, self._setting, self._files = config, setting, files

@@ -84,7 +84,7 @@ class ParquetSource(Source):
 
     def __init__(self, config: ParquetConfig) -> None:
         self._config = config
-        self._files = find_files(config.files, "parquet.files", ".parquet")
+        self._files, self._not_taken = find_files(config.files, "parquet.files", ".parquet")
         first = next(iter(self._files.values()))[0]
         with _open(first) as file:
             self._embedded = _check_columns(config, file.schema_arrow, first)

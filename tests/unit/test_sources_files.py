@@ -20,7 +20,7 @@ def folder(tmp_path: Path) -> Path:
 
 def found(folder: Path, *patterns: str) -> list[str]:
     files = find_files({"train": [f"{folder}/{p}" for p in patterns]}, "x.shards", ".tar")
-    return [uri.removeprefix(f"{folder}/") for uri in files["train"]]
+    return [uri.removeprefix(f"{folder}/") for uri in files.files["train"]]
 
 
 @pytest.mark.parametrize(
@@ -73,6 +73,6 @@ def test_find_files_relative_to_the_working_folder_are_opened(
 ) -> None:
     monkeypatch.chdir(folder)
     for pattern in ("a-000.tar", "a-000.*"):
-        (uri,) = find_files({"train": [pattern]}, "x.shards", ".tar")["train"]
+        (uri,) = find_files({"train": [pattern]}, "x.shards", ".tar").files["train"]
         with open_file(uri) as file:
             assert (uri, file.read()) == (str(folder / "a-000.tar"), b"a-000.tar")
