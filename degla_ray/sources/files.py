@@ -19,6 +19,7 @@ from degla_ray.errors import DataError, SettingError
 from degla_ray.shards import Storage
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+_NAMED = 3  # files, in a message
 _WILD = re.compile(r"[*?\[]")
 
 
@@ -66,6 +67,12 @@ def open_file(uri: str) -> pa.NativeFile:
     folder, slash, name = uri.rpartition("/")
     storage = _folder(folder + slash)
     return storage.filesystem.open_input_file(storage.path(name))
+
+
+def some(names: Sequence[str]) -> str:
+    """Return the first of `names` and how many more there are, for a message."""
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(repr(name) for name in names[:_NAMED]) + more
 
 
 @functools.lru_cache(maxsize=16)  # an S3 client takes longer to make than a picture to read

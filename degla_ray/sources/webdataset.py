@@ -21,12 +21,10 @@ from degla_ray.errors import SettingError
 from degla_ray.schema import RejectReason
 from degla_ray.shards import canonical
 from degla_ray.sources.base import Note, Record, Refusal, Reject, RowsRead, Source, Unit
-from degla_ray.sources.files import find_files, open_file
+from degla_ray.sources.files import find_files, open_file, some
 from degla_ray.sources.json_field import captions_at
 from degla_ray.sources.listing import Located, NamedCaption, NamedImage, reject_caption, to_rows
 from degla_ray.sources.webdataset_shard import Lost, Sample, Shard, read_shard
-
-_NAMED = 3  # of the files that are left aside, in a note
 
 
 class WebdatasetSource(Source):
@@ -82,9 +80,9 @@ class WebdatasetSource(Source):
                 for lost in shard.lost:
                     yield from _lost_rows(uri, shard, lost, usual)
         if self._not_taken:
-            yield Note(text=f"not looked at, for they are no .tar files: {_some(self._not_taken)}")
+            yield Note(text=f"not looked at, for they are no .tar files: {some(self._not_taken)}")
         if strays:
-            yield Note(text=f"inside the shards, of no sample: {_some(strays)}")
+            yield Note(text=f"inside the shards, of no sample: {some(strays)}")
 
     def read_image(self, locator: str) -> bytes:
         uri, offset, size = locator.rsplit(":", 2)
@@ -186,11 +184,6 @@ def _lost_rows(uri: str, shard: Shard, lost: Lost, usual: int | None) -> Iterato
         row_id = f"{base}:{lost.gap.start}#{index}"
         yield _reject(Unit.IMAGE, row_id, reason, told)
         yield _reject(Unit.CAPTION, row_id, RejectReason.CAPTION_WITHOUT_IMAGE, told)
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(repr(name) for name in names[:_NAMED]) + more
 
 
 def _reject_sample(where: str, sample: Sample, detail: str) -> Iterator[Reject]:
