@@ -44,9 +44,9 @@ class CocoSource(Source):
 
     spare = frozenset({RejectReason.IMAGE_WITHOUT_CAPTION})
 
-    def __init__(self, config: CocoConfig) -> None:
+    def __init__(self, config: CocoConfig, follow_links: bool = False) -> None:
         self._config = config
-        self._folder = ImageFolder(config.images, "coco.images")
+        self._folder = ImageFolder(config.images, "coco.images", follow_links)
         if config.karpathy is not None and config.annotations:
             raise SettingError("coco.annotations", dict(config.annotations), "nothing beside coco.karpathy")
         if config.karpathy is None and not config.annotations:

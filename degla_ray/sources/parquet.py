@@ -30,7 +30,6 @@ from degla_ray.sources.listing import (
     Located,
     NamedCaption,
     NamedImage,
-    normalise,
     reject_caption,
     to_rows,
 )
@@ -85,7 +84,7 @@ class ParquetSource(Source):
         SettingError: no files, no column of a name, or a column of another type than it should have.
     """
 
-    def __init__(self, config: ParquetConfig) -> None:
+    def __init__(self, config: ParquetConfig, follow_links: bool = False) -> None:
         self._config = config
         self._files, self._not_taken = find_files(config.files, "parquet.files", ".parquet")
         first = next(iter(self._files.values()))[0]
@@ -97,7 +96,9 @@ class ParquetSource(Source):
         if self._embedded and config.images is not None:
             found = f"the bytes of pictures in column {config.image_column!r}"
             raise SettingError("parquet.images", config.images, f"none: there are {found}")
-        self._folder = None if self._embedded else ImageFolder(config.images or "", "parquet.images")
+        self._folder = (
+            None if self._embedded else ImageFolder(config.images or "", "parquet.images", follow_links)
+        )
         self._reader: _Reader | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -244,7 +245,7 @@ class ParquetSource(Source):
     ) -> NamedImage | Refusal:
         """Return the picture of a row, entered if it is new; else why it cannot be told which it is."""
         name = row.name if isinstance(row.name, str) and row.name.isprintable() else ""
-        image_id = row.own_id if self._embedded else normalise(name) or name
+        image_id = row.own_id if self._embedded else self._relative(name) or name
         if self._config.image_id_column is not None:
             found = str(row.image_id) if isinstance(row.image_id, int | str) else ""
             if not found or not found.isprintable():
@@ -278,7 +279,7 @@ class ParquetSource(Source):
         return Refusal(RejectReason.DUPLICATE_ID, detail)
 
     def _relative(self, name: str) -> str | None:
-        return normalise(name)
+        return self._folder.relative(name) if self._folder else None
 
     def _add(self, row: _Row, image: NamedImage) -> Iterator[Reject]:
         why = self._refuse(row)

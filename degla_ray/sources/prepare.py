@@ -153,6 +153,7 @@ def _open_folder(config: PrepareConfig, source: Source) -> StageFolder:
         config.source: source.identity(),
         "short_side": config.short_side,
         "max_image_pixels": config.max_image_pixels,
+        "follow_links": config.follow_links,
         "limit": config.limit,
     }
     try:
