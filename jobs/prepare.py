@@ -2,8 +2,8 @@
 """Turns a source of pictures and captions into the project's Parquet datasets.
 
     python jobs/prepare.py --source scenes --output runs/scenes
-    python jobs/prepare.py --source flickr8k --output runs/flickr8k --flickr8k.images DIR/Images \
-        --flickr8k.captions '{train: DIR/captions_train.txt, val: DIR/captions_val.txt}'
+    python jobs/prepare.py --source csv --output runs/flickr8k --csv.images DIR/Images \
+        --csv.captions '{train: DIR/captions_train.txt, val: DIR/captions_val.txt}'
     python jobs/prepare.py --source coco --output runs/coco --coco.images DIR \
         --coco.karpathy dataset_coco.json
     python jobs/prepare.py --source parquet --output runs/mine --parquet.files '{train: [DIR/train]}'
