@@ -33,6 +33,7 @@ class RejectReason(StrEnum):
     OUTSIDE_FOLDER = "outside_folder"
     MISSING_IMAGE = "missing_image"
     IMAGE_WITHOUT_CAPTION = "image_without_caption"
+    FURTHER_IMAGE = "further_image"  # beside the one of its sample that is used, e.g. a segmentation map
     # captions
     EMPTY_CAPTION = "empty_caption"
     NOT_A_STRING = "not_a_string"

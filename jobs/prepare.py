@@ -2,8 +2,10 @@
 """Read images and captions from a source into Parquet (stage `prepare`).
 
     python jobs/prepare.py --source scenes --output runs/scenes
+    python jobs/prepare.py --source csv --output runs/flickr8k --csv.images DIR/Images \
+        --csv.captions '{train: DIR/captions_train.txt, val: DIR/captions_val.txt}'
 
-`--source` names the format: `scenes` renders its own images, `coco`, `flickr8k`, `parquet`, `webdataset`,
+`--source` names the format: `scenes` renders its own images, `coco`, `csv`, `parquet`, `webdataset`,
 `degla_json` and `negclip_tsv` read yours (docs/sources.md). Run again, an unfinished folder continues and a
 finished one stays as it is.
 """

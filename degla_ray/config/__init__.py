@@ -18,6 +18,7 @@ from degla_ray.config.negatives import GenerationConfig, NegativesConfig, OpenAI
 from degla_ray.config.shared import RayConfig, TrackingConfig
 from degla_ray.config.sources import (
     CocoConfig,
+    CsvConfig,
     DeglaJsonConfig,
     ExportDeglaJsonConfig,
     Flickr8kConfig,
@@ -66,6 +67,7 @@ __all__ = [
     "CheckpointConfig",
     "CocoConfig",
     "CompareConfig",
+    "CsvConfig",
     "DataConfig",
     "DeglaJsonConfig",
     "EvaluateConfig",

@@ -51,13 +51,35 @@ class ScenesConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Flickr8kConfig:
-    """A folder of pictures and CSV files `image,caption` with a header."""
+class CsvConfig:
+    """A folder of pictures and CSV files whose header names a picture's and a caption's column."""
 
     images: str = ""
     """Folder of the pictures."""
     captions: dict[str, str] = field(default_factory=dict)
     """Caption file of each split, e.g. {train: captions_train.txt, val: captions_val.txt}."""
+    separator: str = ","
+    """Character between columns; tab or \\t is a tab."""
+    image_column: str = "image"
+    """Column of the picture's path below `images`, e.g. filepath; upper and lower case are one."""
+    caption_column: str = "caption"
+    """Column of the caption, e.g. title; upper and lower case are one."""
+
+    def __post_init__(self) -> None:
+        if self.separator in ("tab", "\\t"):
+            object.__setattr__(self, "separator", "\t")
+        good = len(self.separator) == 1 and self.separator not in '"\r\n'
+        require(good, "csv.separator", self.separator, "one character, or tab")
+        columns = f"{self.image_column}, {self.caption_column}"
+        require(
+            self.image_column.lower() != self.caption_column.lower(),
+            "csv.caption_column",
+            columns,
+            "two columns",
+        )
+
+
+Flickr8kConfig = CsvConfig  # `flickr8k` is another name of `csv`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,16 +114,20 @@ class ParquetConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class WebdatasetConfig:
-    """Tar shards: files of one name before the first dot are a sample."""
+    """Tar shards: files of one name before their suffix are a sample."""
 
     shards: dict[str, list[str]] = field(default_factory=dict)
     """Tar files, folders or patterns of each split, e.g. {train: ["DIR/train-{000..099}.tar"]}."""
     json_field: str | None = None
-    """Field of a sample's .json with its caption or list of captions; none takes its .txt."""
+    """Field of a sample's JSON file with its caption or captions, e.g. caption, meta.caption of nested
+    objects, captions.text of a list of objects; none takes a text file."""
+    caption_suffix: str | None = None
+    """Suffix of a sample's file with the caption, e.g. caption or outputs.txt; none takes txt, or json where
+    `json_field` is set."""
     caption_per_line: bool = True
-    """Whether each line of a .txt is a caption; false: the whole file is one, whatever lines it has."""
+    """Whether each line of a text file is a caption; false: the file is one caption, whatever lines it has."""
     image_suffixes: list[str] = field(default_factory=lambda: ["jpg", "jpeg", "png", "webp"])
-    """Suffixes that make a file the sample's picture; the first that a sample has counts."""
+    """Suffixes that make a file the sample's picture, e.g. inputs.jpg; the first that a sample has counts."""
 
     def __post_init__(self) -> None:
         require(bool(self.image_suffixes), "webdataset.image_suffixes", self.image_suffixes, "at least one")
@@ -143,11 +169,12 @@ class NegclipTsvConfig:
 class PrepareConfig:
     """Job `prepare`: a source becomes images + captions (+ rejects)."""
 
-    source: Literal["scenes", "flickr8k", "coco", "parquet", "webdataset", "degla_json", "negclip_tsv"]
-    """Which source; its settings stand under the same name."""
+    source: Literal["scenes", "csv", "flickr8k", "coco", "parquet", "webdataset", "degla_json", "negclip_tsv"]
+    """Which source; its settings stand under the same name. `flickr8k` is another name of `csv`."""
     output: str
     """Folder to write, any URI pyarrow opens."""
     scenes: ScenesConfig = field(default_factory=ScenesConfig)
+    csv: CsvConfig = field(default_factory=CsvConfig)
     flickr8k: Flickr8kConfig = field(default_factory=Flickr8kConfig)
     coco: CocoConfig = field(default_factory=CocoConfig)
     parquet: ParquetConfig = field(default_factory=ParquetConfig)
@@ -162,6 +189,8 @@ class PrepareConfig:
     """A picture with more pixels than this is rejected before it is decoded."""
     max_reject_fraction: float = 0.05
     """Stop when more than this fraction of the rows is rejected."""
+    follow_links: bool = False
+    """Follow links deep in a folder of pictures out of it; one that is directly in the folder always is."""
     limit: int | None = None
     """Use only so many pictures of the source, the first of each split in proportion; none uses all."""
     ray: RayConfig = field(default_factory=RayConfig)
@@ -193,6 +222,8 @@ class ExportDeglaJsonConfig:
     """Split whose captions are written."""
     min_negatives: int = 4
     """Captions with fewer negatives are left out; the released training code draws 4."""
+    seed: int = 0
+    """Decides the order of a caption's negatives, in which kinds take turns: the code reads the first 4."""
 
     def __post_init__(self) -> None:
         require(self.min_negatives >= 1, "min_negatives", self.min_negatives, "at least 1")

@@ -16,7 +16,7 @@ import pyarrow as pa
 from degla_ray.errors import DataError
 from degla_ray.evaluation.pictures import Picture, PictureBatch
 from degla_ray.shards import Storage
-from degla_ray.sources.webdataset import MEMBER_NAME, members
+from degla_ray.sources.tar_walk import MEMBER_NAME, members
 
 SUFFIXES = ("webp", "png", "jpg", "jpeg")  # in CLIP_benchmark's order, where a sample has several
 

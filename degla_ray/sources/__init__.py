@@ -13,18 +13,19 @@ def open_source(config: PrepareConfig) -> Source:
         SettingError: a folder or file that the settings name is not there.
     """
     # Imported where they are chosen: no source's libraries are loaded for another's job.
-    if config.source == "flickr8k":
-        from degla_ray.sources.flickr8k import Flickr8kSource
+    follow_links = config.follow_links
+    if config.source in ("csv", "flickr8k"):
+        from degla_ray.sources.csv_captions import CsvSource
 
-        return Flickr8kSource(config.flickr8k)
+        return CsvSource(getattr(config, config.source), config.source, follow_links)
     if config.source == "coco":
         from degla_ray.sources.coco import CocoSource
 
-        return CocoSource(config.coco)
+        return CocoSource(config.coco, follow_links)
     if config.source == "parquet":
         from degla_ray.sources.parquet import ParquetSource
 
-        return ParquetSource(config.parquet)
+        return ParquetSource(config.parquet, follow_links)
     if config.source == "webdataset":
         from degla_ray.sources.webdataset import WebdatasetSource
 
@@ -32,11 +33,11 @@ def open_source(config: PrepareConfig) -> Source:
     if config.source == "degla_json":
         from degla_ray.sources.degla_json import DeglaJsonSource
 
-        return DeglaJsonSource(config.degla_json)
+        return DeglaJsonSource(config.degla_json, follow_links)
     if config.source == "negclip_tsv":
         from degla_ray.sources.negclip_tsv import NegclipTsvSource
 
-        return NegclipTsvSource(config.negclip_tsv)
+        return NegclipTsvSource(config.negclip_tsv, follow_links)
     from degla_ray.sources.scenes.source import ScenesSource
 
     return ScenesSource(config.scenes)

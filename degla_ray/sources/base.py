@@ -1,8 +1,8 @@
 """What a source of pictures and captions has to offer, and the rows it speaks in.
 
 A source lists its rows on the driver without touching a picture (`records`) and reads one picture's
-bytes inside a Ray task (`read_image`). To add a source: copy flickr8k.py, yield Record, Reject and
-RowsRead, and name it in sources/__init__.py. The listing is held in memory on the driver: about
+bytes inside a Ray task (`read_image`). To add a source: copy csv_captions.py, yield Record, Reject and
+RowsRead (and Note), and name it in sources/__init__.py. The listing is held in memory on the driver: about
 0.5 kB a picture with five captions, so 60 MB for COCO; negatives that come with them are held too.
 """
 
@@ -84,15 +84,29 @@ class RowsRead:
     captions: int = 0
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Note:
+    """A sentence for the console on what was left aside though it is no row."""
+
+    text: str
+
+
 class Source(ABC):
-    """One data set. Instances travel to Ray tasks: hold settings, not listings."""
+    """One data set. Instances travel to Ray tasks: hold settings, not listings.
+
+    Attributes:
+        spare: reasons of image rejects that do not count toward `max_reject_fraction`, since nobody asked
+            for those images.
+    """
+
+    spare: frozenset[RejectReason] = frozenset()
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:
         """Everything that decides the output: settings and the hashes of the annotation files."""
 
     @abstractmethod
-    def records(self) -> Iterator[Record | Reject | RowsRead]:
+    def records(self) -> Iterator[Record | Reject | RowsRead | Note]:
         """All rows, cheaply and in an order that depends on the source alone.
 
         Raises:
@@ -117,6 +131,9 @@ class Source(ABC):
 
 def check_caption(value: object) -> str | Refusal:
     """`value` as a caption without outer white space, or why it is none."""
+    if isinstance(value, dict):
+        fields = ", ".join(map(str, value))
+        return Refusal(RejectReason.NOT_A_STRING, f"the caption is an object with the fields {fields:.200}")
     if not isinstance(value, str):
         return Refusal(RejectReason.NOT_A_STRING, f"the caption is of type {type(value).__name__}")
     if not value.strip():

@@ -42,9 +42,11 @@ class CocoSource(Source):
         SettingError: a folder or file that the settings name is not there, or both forms are given.
     """
 
-    def __init__(self, config: CocoConfig) -> None:
+    spare = frozenset({RejectReason.IMAGE_WITHOUT_CAPTION})
+
+    def __init__(self, config: CocoConfig, follow_links: bool = False) -> None:
         self._config = config
-        self._folder = ImageFolder(config.images, "coco.images")
+        self._folder = ImageFolder(config.images, "coco.images", follow_links)
         if config.karpathy is not None and config.annotations:
             raise SettingError("coco.annotations", dict(config.annotations), "nothing beside coco.karpathy")
         if config.karpathy is None and not config.annotations:

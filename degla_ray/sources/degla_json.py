@@ -42,8 +42,8 @@ class DeglaJsonSource(AnnotatedFolder):
         SettingError: a folder or file that the settings name is not there.
     """
 
-    def __init__(self, config: DeglaJsonConfig) -> None:
-        super().__init__(config, "degla_json.annotations", config.annotations, "a JSON file")
+    def __init__(self, config: DeglaJsonConfig, follow_links: bool = False) -> None:
+        super().__init__(config, "degla_json.annotations", config.annotations, "a JSON file", follow_links)
 
     def records(self) -> Iterator[Record | Reject | RowsRead]:
         images: dict[str, NamedImage] = {}

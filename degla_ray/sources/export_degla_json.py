@@ -6,7 +6,10 @@ have one can be written. All texts are held in memory: about 1 GB for 414,000 ca
 
 from __future__ import annotations
 
+import itertools
 import json
+import random
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -47,7 +50,11 @@ def export_degla_json(config: ExportDeglaJsonConfig) -> dict[str, int]:
         )
     columns = ["sample_id", "kind", "negative"]
     released = released_entries(
-        own, negatives.read_dataset("negatives", NEGATIVES, columns), config.min_negatives, config.prepared
+        own,
+        negatives.read_dataset("negatives", NEGATIVES, columns),
+        config.min_negatives,
+        config.prepared,
+        config.seed,
     )
     if not released.entries:
         found = f"no caption with {config.min_negatives} negatives"
@@ -69,8 +76,21 @@ def export_degla_json(config: ExportDeglaJsonConfig) -> dict[str, int]:
     return counts
 
 
-def released_entries(captions: pa.Table, negatives: pa.Table, min_negatives: int, where: str) -> Released:
-    """Entries in the order of (COCO number, sample_id), each one's negatives in the order of (kind, text).
+def deal(by_kind: Mapping[str, Sequence[str]], seed: str) -> list[str]:
+    """Return the texts of all kinds in turn, one of each, the kinds and the texts of a kind shuffled.
+
+    The released training code reads the first four, so that every kind has its share of them.
+    """
+    rng = random.Random(seed)
+    kinds = [rng.sample(sorted(by_kind[kind]), len(by_kind[kind])) for kind in sorted(by_kind)]
+    rng.shuffle(kinds)
+    return [text for turn in itertools.zip_longest(*kinds) for text in turn if text is not None]
+
+
+def released_entries(
+    captions: pa.Table, negatives: pa.Table, min_negatives: int, where: str, seed: int = 0
+) -> Released:
+    """Entries in the order of (COCO number, sample_id), each one's negatives as `deal` orders them.
 
     Args:
         captions: in the schema CAPTIONS.
@@ -78,16 +98,17 @@ def released_entries(captions: pa.Table, negatives: pa.Table, min_negatives: int
             passed over.
         min_negatives: captions with fewer are left out.
         where: what the captions were read from, for messages.
+        seed: of the order of a caption's negatives.
 
     Raises:
         DataError: a picture has no COCO number, or two pictures have one.
     """
-    given: dict[str, list[str]] = {sample_id: [] for sample_id in captions["sample_id"].to_pylist()}
-    ordered = negatives.sort_by([(name, "ascending") for name in ("sample_id", "kind", "negative")])
-    texts = (ordered[name].to_pylist() for name in ("sample_id", "negative"))
-    for sample_id, text in zip(*texts, strict=True):
-        if sample_id in given:
-            given[sample_id].append(text)
+    by_kind: dict[str, dict[str, list[str]]] = {i: {} for i in captions["sample_id"].to_pylist()}
+    columns = (negatives[name].to_pylist() for name in ("sample_id", "kind", "negative"))
+    for sample_id, kind, text in zip(*columns, strict=True):
+        if sample_id in by_kind:
+            by_kind[sample_id].setdefault(kind, []).append(text)
+    given = {sample_id: deal(kinds, f"{seed} {sample_id}") for sample_id, kinds in by_kind.items()}
     pictures: dict[int, str] = {}
     entries: list[tuple[int, str, dict[str, Any]]] = []
     for row in captions.to_pylist():

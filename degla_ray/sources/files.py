@@ -1,7 +1,8 @@
 """The files of a source that keeps pictures inside them (Parquet, tar), by name, folder or pattern.
 
 Only the last part of a path may hold `*`, `?` or `[...]`; `{000..009}` may stand anywhere and names each
-of the ten. On any filesystem that pyarrow opens.
+of the ten. A file or folder that has the very name comes first, so names may hold these characters. On any
+filesystem that pyarrow opens.
 """
 
 from __future__ import annotations
@@ -10,18 +11,27 @@ import fnmatch
 import functools
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import pyarrow as pa
 
-from degla_ray.errors import SettingError
+from degla_ray.errors import DataError, SettingError
 from degla_ray.shards import Storage
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+_NAMED = 3  # files, in a message
 _WILD = re.compile(r"[*?\[]")
 
 
-def find_files(patterns: Mapping[str, Sequence[str]], setting: str, suffix: str) -> dict[str, list[str]]:
-    """URIs of each split's files: as the patterns stand, and sorted within one.
+class Found(NamedTuple):
+    """URIs of each split's files, and those of folders' other files, which are not taken."""
+
+    files: dict[str, list[str]]
+    others: list[str]
+
+
+def find_files(patterns: Mapping[str, Sequence[str]], setting: str, suffix: str) -> Found:
+    """Find each split's files: as the patterns stand, and sorted within one.
 
     Args:
         patterns: names, folders and patterns of each split.
@@ -34,17 +44,18 @@ def find_files(patterns: Mapping[str, Sequence[str]], setting: str, suffix: str)
     if not patterns:
         raise SettingError(setting, {}, f"files of each split, e.g. {{train: [train-*{suffix}]}}")
     found: dict[str, list[str]] = {}
+    others: list[str] = []
     seen: set[str] = set()
     for split, names in patterns.items():
         found[split] = []
-        for uri in (uri for name in names for uri in _find(name, f"{setting}.{split}", suffix)):
+        for uri in (uri for name in names for uri in _find(name, f"{setting}.{split}", suffix, others)):
             if uri in seen:
                 raise SettingError(f"{setting}.{split}", uri, "each file once")
             seen.add(uri)
             found[split].append(uri)
         if not found[split]:
             raise SettingError(f"{setting}.{split}", list(names), "at least one file")
-    return found
+    return Found(files=found, others=sorted(set(others) - seen))
 
 
 def open_file(uri: str) -> pa.NativeFile:
@@ -58,33 +69,59 @@ def open_file(uri: str) -> pa.NativeFile:
     return storage.filesystem.open_input_file(storage.path(name))
 
 
+def some(names: Sequence[str]) -> str:
+    """Return the first of `names` and how many more there are, for a message."""
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(repr(name) for name in names[:_NAMED]) + more
+
+
 @functools.lru_cache(maxsize=16)  # an S3 client takes longer to make than a picture to read
 def _folder(uri: str) -> Storage:
     return Storage(uri)
 
 
-def _find(name: str, setting: str, suffix: str) -> Iterator[str]:
-    if match := _RANGE.search(name):
+def _find(name: str, setting: str, suffix: str, others: list[str]) -> Iterator[str]:
+    """Yield the files of one name; enters a folder's other files in `others`."""
+    storage = _named(name)
+    if storage is not None and storage.is_file():
+        yield storage.uri
+    elif storage is not None and storage.is_folder():
+        below = [f"{storage.uri.rstrip('/')}/{each}" for each in storage.names_below()]
+        taken = [uri for uri in below if uri.lower().endswith(suffix)]
+        others += [uri for uri in below if not uri.lower().endswith(suffix)]
+        if not taken:
+            found = f"{name}, a folder of {len(below)} other files"
+            raise SettingError(setting, found, f"a folder with {suffix} files in it")
+        yield from taken
+    elif match := _RANGE.search(name):
         first, last = int(match[1]), int(match[2])
         if first > last:
             raise SettingError(setting, name, "a range from the smaller to the larger number")
         for number in range(first, last + 1):
             digits = f"{number:0{len(match[1])}d}"
-            yield from _find(f"{name[: match.start()]}{digits}{name[match.end() :]}", setting, suffix)
-        return
-    folder, slash, last_part = name.rpartition("/")
-    if _WILD.search(folder):
-        raise SettingError(setting, name, "a pattern in the last part of the path only")
-    if _WILD.search(last_part):
-        storage = Storage(folder + slash if slash else ".")
-        below = [each for each in storage.names() if fnmatch.fnmatchcase(each, last_part)]
+            each = f"{name[: match.start()]}{digits}{name[match.end() :]}"
+            yield from _find(each, setting, suffix, others)
     else:
-        storage = Storage(name)
-        if storage.is_file():
-            yield storage.uri
-            return
-        below = [each for each in storage.names_below() if each.lower().endswith(suffix)]
-    if not below:
+        yield from _matching(name, setting, suffix)
+
+
+def _named(name: str) -> Storage | None:
+    """Return the place that has this very name; None if it can only be a pattern."""
+    try:
+        return Storage(name)
+    except DataError:
+        if _WILD.search(name):  # no character of a remote store's URI
+            return None
+        raise
+
+
+def _matching(name: str, setting: str, suffix: str) -> Iterator[str]:
+    folder, slash, last_part = name.rpartition("/")
+    storage = _named(folder + slash if slash else ".")
+    if storage is None or (_WILD.search(folder) and not storage.is_folder()):
+        raise SettingError(setting, name, "a pattern in the last part of the path only")
+    below = [each for each in storage.names() if fnmatch.fnmatchcase(each, last_part)]
+    if not below or not _WILD.search(last_part):
         raise SettingError(
             setting, name, f"an existing file, a folder of {suffix} files or a pattern of some"
         )

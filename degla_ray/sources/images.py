@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -43,13 +45,11 @@ def check_and_convert(data: bytes, max_pixels: int, short_side: int | None) -> C
     """
     if not data:
         return Refusal(RejectReason.ZERO_BYTE, "the file is empty")
-    with warnings.catch_warnings():  # Pillow warns about what is decided here: size and broken EXIF
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(), _without_pillows_limit():
+        warnings.simplefilter("ignore")  # of broken EXIF, which is decided here
         try:
             with Image.open(io.BytesIO(data), formats=_available()) as image:
                 return _check(image, data, max_pixels, short_side)
-        except Image.DecompressionBombError as error:
-            return Refusal(RejectReason.OVERSIZED, str(error))
         except UnidentifiedImageError:
             reason = RejectReason.TRUNCATED if _ends_early(data) else RejectReason.UNREADABLE
             return Refusal(reason, f"no picture in {len(data)} bytes that begin with {data[:8]!r}")
@@ -57,6 +57,16 @@ def check_and_convert(data: bytes, max_pixels: int, short_side: int | None) -> C
             truncated = "truncated" in str(error).lower() or isinstance(error, EOFError) or _ends_early(data)
             reason = RejectReason.TRUNCATED if truncated else RejectReason.UNREADABLE
             return Refusal(reason, f"{type(error).__name__}: {error}")
+
+
+@contextmanager
+def _without_pillows_limit() -> Iterator[None]:
+    """Leave the number of pixels to `max_pixels`: Pillow's own limit would refuse 179 million and more."""
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
 
 
 def _check(

@@ -2,15 +2,18 @@
 
 Shared by every source whose pictures are files in a folder. The folder is listed once (one system
 call for some hundred names) instead of being asked for every name; only names that the listing
-lacks are looked up one by one, which is also where symbolic links are followed and judged.
+lacks are looked up one by one. Links that are directly in the folder are the user's own, such as a linked
+train2014, and are followed; of those below, only links that stay inside.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
 import posixpath
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
@@ -59,40 +62,67 @@ class Finder(Protocol):
 
 
 class Located:
-    """Pictures whose place was read with their captions: the name is the locator already."""
+    """Pictures whose place was read with their captions: the name is the locator already.
+
+    Args:
+        missing: why there is none, where the name is empty.
+    """
+
+    def __init__(self, missing: str = "there is no picture with the captions") -> None:
+        self._missing = missing
 
     def find(self, names: Sequence[str]) -> str | Refusal:
-        return names[0] or Refusal(RejectReason.MISSING_IMAGE, "there is no picture with the captions")
+        return names[0] or Refusal(RejectReason.MISSING_IMAGE, self._missing)
 
 
 class ImageFolder:
     """The folder of a source's pictures, on any filesystem pyarrow opens.
 
+    Args:
+        uri: the folder.
+        setting: what it is called on the command line.
+        follow_links: whether links below the folder's first level may lead out of it.
+
     Raises:
         SettingError: there is no such folder; names `setting`.
     """
 
-    def __init__(self, uri: str, setting: str) -> None:
+    def __init__(self, uri: str, setting: str, follow_links: bool = False) -> None:
         if not uri:
             raise SettingError(setting, uri, "the folder of the pictures")
         self._storage = Storage(uri)
         if not self._storage.is_folder():
             raise SettingError(setting, uri, "an existing folder of pictures")
+        self._follow_links = follow_links
+        # What an absolute path may begin with to be one of the folder's files.
+        self._roots = {self._storage.uri.rstrip("/"), self._storage.path().rstrip("/")}
+        if isinstance(self._storage.filesystem, pafs.LocalFileSystem):
+            self._roots.add(os.path.realpath(self._storage.path()))
 
     def read(self, locator: str) -> bytes:
         return self._storage.read_bytes(locator)
 
+    def relative(self, name: str) -> str | None:
+        """Return `name` without detours, relative to the folder; None if it leaves the folder."""
+        plain = posixpath.normpath(name) if name.startswith("/") else name
+        for root in self._roots:
+            if plain.startswith(f"{root}/"):
+                return normalise(plain[len(root) + 1 :])
+        return normalise(name)
+
     def list(self) -> FolderListing:
-        return FolderListing(self._storage)
+        return FolderListing(self, self._storage, self._follow_links)
 
 
 class FolderListing:
     """The names of all files below an image folder at one moment."""
 
-    def __init__(self, storage: Storage) -> None:
+    def __init__(self, folder: ImageFolder, storage: Storage, follow_links: bool) -> None:
+        self._folder, self._follow_links = folder, follow_links
         self._local = isinstance(storage.filesystem, pafs.LocalFileSystem)
         self._root = os.path.realpath(storage.path()) if self._local else storage.path()
-        self.files = set(_walk(self._root) if self._local else storage.names_below())
+        self._targets = _link_targets(self._root) if self._local else {}
+        self.files = set(_walk(self._root, self._targets) if self._local else storage.names_below())
 
     def pictures(self) -> list[str]:
         """Files that are pictures by their suffix, sorted."""
@@ -103,9 +133,9 @@ class FolderListing:
 
         The first name decides whether the row tries to leave the folder; the others are ours.
         """
-        if normalise(names[0]) is None:
+        if self._folder.relative(names[0]) is None:
             return Refusal(RejectReason.OUTSIDE_FOLDER, f"{names[0]!r} does not stay in the image folder")
-        inside = [n for n in map(normalise, names) if n is not None]
+        inside = [n for n in map(self._folder.relative, names) if n is not None]
         for name in inside:
             if name in self.files:
                 return name
@@ -113,10 +143,21 @@ class FolderListing:
             path = os.path.join(self._root, name)
             if os.path.isfile(path):  # reached through a symbolic link
                 real = os.path.realpath(path)
-                if os.path.commonpath([real, self._root]) == self._root:
+                if self._follow_links or any(_below(real, top) for top in self._tops):
                     return name
-                return Refusal(RejectReason.OUTSIDE_FOLDER, f"{name!r} is a link to {real!r}")
-        return Refusal(RejectReason.MISSING_IMAGE, f"no file {inside[0]!r} in the image folder")
+                detail = f"{name!r} is a link to {real!r}, out of the image folder (follow_links follows it)"
+                return Refusal(RejectReason.OUTSIDE_FOLDER, detail)
+        hint = self._alike.get(_loosely(inside[0]))
+        detail = f"no file {inside[0]!r} in the image folder" + (f", but {hint!r}" if hint else "")
+        return Refusal(RejectReason.MISSING_IMAGE, detail)
+
+    @property
+    def _tops(self) -> list[str]:
+        return [self._root, *self._targets.values()]
+
+    @functools.cached_property
+    def _alike(self) -> dict[str, str]:
+        return {_loosely(name): name for name in sorted(self.files)}
 
 
 class AnnotatedFolder(Source):
@@ -127,14 +168,20 @@ class AnnotatedFolder(Source):
         setting: dotted name of the setting that holds the files, e.g. `flickr8k.captions`.
         files: annotation file of each split.
         expected: what such a file is called where there is none, e.g. `a TSV file`.
+        follow_links: see ImageFolder.
 
     Raises:
         SettingError: a folder or file that the settings name is not there.
     """
 
-    def __init__(self, config: Any, setting: str, files: Mapping[str, str], expected: str) -> None:
+    # A folder may hold all splits' images, and the caption files one split.
+    spare = frozenset({RejectReason.IMAGE_WITHOUT_CAPTION})
+
+    def __init__(
+        self, config: Any, setting: str, files: Mapping[str, str], expected: str, follow_links: bool
+    ) -> None:
         self._config, self._setting, self._files = config, setting, files
-        self._folder = ImageFolder(config.images, f"{setting.partition('.')[0]}.images")
+        self._folder = ImageFolder(config.images, f"{setting.partition('.')[0]}.images", follow_links)
         if not files:
             raise SettingError(setting, {}, f"{expected} for each split, e.g. {{train: FILE}}")
         for split, path in files.items():
@@ -257,8 +304,9 @@ def _no_caption(captions: int) -> Refusal:
     return Refusal(RejectReason.IMAGE_WITHOUT_CAPTION, detail)
 
 
-def _walk(root: str) -> Iterator[str]:
-    pending = [""]
+def _walk(root: str, targets: Mapping[str, str]) -> Iterator[str]:
+    """Yield the files below `root`, through the links that are directly in it but no others."""
+    pending = ["", *(name for name, real in targets.items() if os.path.isdir(real))]
     while pending:
         folder = pending.pop()
         with os.scandir(os.path.join(root, folder)) as entries:
@@ -266,5 +314,25 @@ def _walk(root: str) -> Iterator[str]:
                 name = f"{folder}/{entry.name}" if folder else entry.name
                 if entry.is_dir(follow_symlinks=False):
                     pending.append(name)
-                elif entry.is_file(follow_symlinks=False):
+                elif entry.is_file(follow_symlinks=False) or os.path.isfile(targets.get(name, "")):
                     yield name
+
+
+def _link_targets(root: str) -> dict[str, str]:
+    """Return where the links that are directly in a folder lead.
+
+    Those that lead nowhere are left out, and those to a folder that holds `root`, which would let in all of
+    it.
+    """
+    with os.scandir(root) as entries:
+        links = {entry.name: os.path.realpath(entry.path) for entry in entries if entry.is_symlink()}
+    return {name: real for name, real in links.items() if os.path.exists(real) and not _below(root, real)}
+
+
+def _below(path: str, top: str) -> bool:
+    return os.path.commonpath([path, top]) == top
+
+
+def _loosely(name: str) -> str:
+    """Return a name as a reader would take it: without case, accents in one form."""
+    return unicodedata.normalize("NFC", name).casefold()

@@ -1,15 +1,16 @@
-"""NegCLIP's training files: tab-separated title, filepath, neg_caption and neg_image, as pandas writes them.
+"""NegCLIP's training files: tab-separated title, filepath and neg_caption, as pandas writes them.
 
-`neg_caption` and `neg_image` hold Python lists as text; they are parsed as literals, never evaluated. The
-negatives go beside the captions as the dataset `given`. The neighbours (row numbers of the same file) are
-checked and not kept: `jobs/neighbours.py` finds them for any set of pictures.
+`neg_caption` holds a Python list as text; it is parsed as a literal, never evaluated. The negatives go beside
+the captions as the dataset `given`. The column neg_image (neighbours, as row numbers of the same file) is not
+read: `jobs/neighbours.py` finds them for any set of pictures.
 """
 
 from __future__ import annotations
 
 import ast
-import csv
-import posixpath
+import io
+import re
+import tokenize
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -28,16 +29,17 @@ from degla_ray.sources.base import (
     given_table,
 )
 from degla_ray.sources.coco import file_names
+from degla_ray.sources.delimited import check_text, read_rows
 from degla_ray.sources.listing import (
     AnnotatedFolder,
     NamedCaption,
     NamedImage,
-    normalise,
     reject_caption,
     to_rows,
 )
 
-COLUMNS = ("title", "filepath", "neg_caption", "neg_image")
+COLUMNS = ("title", "filepath", "neg_caption")
+_ADJACENT = re.compile(r"""['"]\s*[rRbBuUfF]{0,2}['"]""")  # also inside a text; only then tokens are counted
 
 
 class NegclipTsvSource(AnnotatedFolder):
@@ -47,8 +49,8 @@ class NegclipTsvSource(AnnotatedFolder):
         SettingError: a folder or file that the settings name is not there.
     """
 
-    def __init__(self, config: NegclipTsvConfig) -> None:
-        super().__init__(config, "negclip_tsv.annotations", config.annotations, "a TSV file")
+    def __init__(self, config: NegclipTsvConfig, follow_links: bool = False) -> None:
+        super().__init__(config, "negclip_tsv.annotations", config.annotations, "a TSV file", follow_links)
 
     def records(self) -> Iterator[Record | Reject | RowsRead]:
         images: dict[str, NamedImage] = {}
@@ -56,7 +58,7 @@ class NegclipTsvSource(AnnotatedFolder):
             rows = 0
             for where, row in parse_tsv(self._file(split), path):
                 rows += 1
-                refused = _add(row, split, where, images)
+                refused = self._add(row, split, where, images)
                 if refused is not None:
                     yield refused
             yield RowsRead(captions=rows)
@@ -66,42 +68,45 @@ class NegclipTsvSource(AnnotatedFolder):
     def side_tables(self, records: list[Record]) -> dict[str, pa.Table]:
         return {"given": given_table(records)}
 
+    def _add(
+        self, row: dict[str, str] | Refusal, split: str, where: str, images: dict[str, NamedImage]
+    ) -> Reject | None:
+        """Enters one caption under its picture, or says why it cannot be used."""
+        if isinstance(row, Refusal):
+            return reject_caption(NamedCaption("", "", split, where), row)
+        path = row["filepath"].strip()
+        if not path or not path.isprintable():
+            why = Refusal(RejectReason.MALFORMED_ROW, f"no usable filepath ({path[:80]!r})")
+            return reject_caption(NamedCaption("", row["title"], split, where), why)
+        image_id = self._folder.relative(path) or path
+        image = images.setdefault(
+            image_id, NamedImage(image_id=image_id, names=file_names(path, ""), where=where)
+        )
+        sample_id = f"{image_id}#{len(image.captions) + image.captions_lost}"
+        caption = NamedCaption(sample_id, row["title"], split, where)
+        given = _negatives(row)
+        if isinstance(given, Refusal):
+            image.captions_lost += 1
+            return reject_caption(caption, given, image_id)
+        image.captions.append(caption._replace(given=given))
+        return None
+
 
 def parse_tsv(data: bytes, path: str) -> Iterator[tuple[str, dict[str, str] | Refusal]]:
-    """Each row after the header: `file:line` of its first line, and its cells by column or why not.
-
-    A quoted cell may go on over several lines. Where a quote is never closed, only the line that it opens
-    in is lost.
+    """Yield of each row after the header `file:line`, and its cells by column or why not.
 
     Raises:
         DataError: the header lacks one of COLUMNS.
     """
-    name = posixpath.basename(path)
-    # Bytes that are not UTF-8 stay recognisable, so that they spoil their own row only.
-    text = data.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape")
-    lines = [f"{line}\n" for line in text.split("\n")]
-    header = _cells(lines, 0)[0]
+    rows = read_rows(data, path, "\t")
+    first = next(rows)
+    header = first.cells
     if isinstance(header, Refusal) or any(header.count(column) != 1 for column in COLUMNS):
-        found = f"the line {text.partition(chr(10))[0][:80]!r}"
+        found = f"the line {first.line[:80]!r}"
         raise DataError(f"{path}:1", found, f"tab-separated columns, among them {', '.join(COLUMNS)}")
-    number = 1
-    while number < len(lines):
-        cells, used = _cells(lines, number)
-        where = f"{name}:{number + 1}"
-        number += used
-        if isinstance(cells, Refusal):
-            yield where, cells
-        elif any(cell.strip() for cell in cells):
-            yield where, _row(header, cells)
-
-
-def _cells(lines: list[str], first: int) -> tuple[list[str] | Refusal, int]:
-    """The cells of the row that begins in line `first` (from 0), and how many lines it takes."""
-    reader = csv.reader((lines[i] for i in range(first, len(lines))), delimiter="\t", strict=True)
-    try:
-        return next(reader), reader.line_num
-    except csv.Error as error:
-        return Refusal(RejectReason.MALFORMED_ROW, f"{error} in {lines[first][:80]!r}"), 1
+    for row in rows:
+        cells = row.cells
+        yield row.where, cells if isinstance(cells, Refusal) else _row(header, cells)
 
 
 def _row(header: list[str], cells: list[str]) -> dict[str, str] | Refusal:
@@ -110,50 +115,27 @@ def _row(header: list[str], cells: list[str]) -> dict[str, str] | Refusal:
         return Refusal(RejectReason.MALFORMED_ROW, found)
     row = {column: cells[header.index(column)] for column in COLUMNS}
     for column, cell in row.items():
-        try:
-            cell.encode()
-        except UnicodeEncodeError as error:
-            return Refusal(
-                RejectReason.MALFORMED_ROW, f"{column} is not UTF-8 at its character {error.start}"
-            )
+        if (why := check_text(column, cell)) is not None:
+            return why
     return row
 
 
-def _add(
-    row: dict[str, str] | Refusal, split: str, where: str, images: dict[str, NamedImage]
-) -> Reject | None:
-    """Enters one caption under its picture, or says why it cannot be used."""
-    if isinstance(row, Refusal):
-        return reject_caption(NamedCaption("", "", split, where), row)
-    path = row["filepath"].strip()
-    if not path or not path.isprintable():
-        why = Refusal(RejectReason.MALFORMED_ROW, f"no usable filepath ({path[:80]!r})")
-        return reject_caption(NamedCaption("", row["title"], split, where), why)
-    image_id = normalise(path) or path
-    image = images.setdefault(
-        image_id, NamedImage(image_id=image_id, names=file_names(path, ""), where=where)
-    )
-    sample_id = f"{image_id}#{len(image.captions) + image.captions_lost}"
-    caption = NamedCaption(sample_id, row["title"], split, where)
-    given = _negatives(row)
-    if isinstance(given, Refusal):
-        image.captions_lost += 1
-        return reject_caption(caption, given, image_id)
-    image.captions.append(caption._replace(given=given))
-    return None
-
-
 def _negatives(row: dict[str, str]) -> tuple[str, ...] | Refusal:
-    texts, neighbours = (_literal(row[column]) for column in ("neg_caption", "neg_image"))
+    texts = _literal(row["neg_caption"])
     if isinstance(texts, Refusal):
         return Refusal(texts.reason, f"neg_caption: {texts.detail}")
-    if isinstance(neighbours, Refusal):
-        return Refusal(neighbours.reason, f"neg_image: {neighbours.detail}")
-    if not isinstance(neighbours, list) or any(type(number) is not int for number in neighbours):
-        return Refusal(
-            RejectReason.MALFORMED_ROW, f"neg_image is no list of row numbers ({neighbours!r:.80})"
-        )
+    if isinstance(texts, list) and _ADJACENT.search(row["neg_caption"]):
+        strings = _strings(row["neg_caption"])
+        if strings != len(texts):
+            found = f"neg_caption: {strings} texts in a list of {len(texts)}; a comma is missing between two"
+            return Refusal(RejectReason.MALFORMED_ROW, found)
     return check_given(texts)
+
+
+def _strings(cell: str) -> int:
+    """Count the string tokens of a literal that Python parsed."""
+    tokens = tokenize.generate_tokens(io.StringIO(cell.strip()).readline)
+    return sum(token.type == tokenize.STRING for token in tokens)
 
 
 def _literal(cell: str) -> Any:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import posixpath
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -21,21 +22,24 @@ from degla_ray.config import ParquetConfig
 from degla_ray.errors import DataError, SettingError
 from degla_ray.schema import RejectReason
 from degla_ray.shards import ROW_GROUP_ROWS, canonical
-from degla_ray.sources.base import Record, Refusal, Reject, RowsRead, Source, Unit
-from degla_ray.sources.files import find_files, open_file
+from degla_ray.sources.base import Note, Record, Refusal, Reject, RowsRead, Source, Unit
+from degla_ray.sources.files import find_files, open_file, some
 from degla_ray.sources.listing import (
     Finder,
     ImageFolder,
     Located,
     NamedCaption,
     NamedImage,
-    normalise,
     reject_caption,
     to_rows,
 )
 
 _BYTES = "bytes"  # field of Hugging Face's struct
 _BUFFER_BYTES = 1 << 20
+_EMBEDDED = (
+    "the bytes of pictures: embed them (Hugging Face: datasets.table.embed_table_storage before to_parquet), "
+    "or give a column of paths and the folder they start from, parquet.images"
+)
 
 
 class _Row(NamedTuple):
@@ -57,8 +61,6 @@ class _Reader:
         self.first = 0
         # Otherwise Arrow reads the whole column of the group before it gives out a row.
         self._file = pq.ParquetFile(open_file(uri), buffer_size=_BUFFER_BYTES, pre_buffer=False)
-        if pa.types.is_struct(self._file.schema_arrow.field(column).type):
-            column = f"{column}.{_BYTES}"
         self._batches = self._file.iter_batches(ROW_GROUP_ROWS, row_groups=[group], columns=[column])
         self._batch = pa.array([])
 
@@ -76,22 +78,27 @@ class _Reader:
 class ParquetSource(Source):
     """image_id is the column's, the picture's path, or `<split>-<file>-<row>`; sample_id `<image_id>#<i>`.
 
-    Where several rows have one image_id, the picture is the first one's.
+    Rows of one image_id are one picture. A row whose picture is another one's is a reject.
 
     Raises:
         SettingError: no files, no column of a name, or a column of another type than it should have.
     """
 
-    def __init__(self, config: ParquetConfig) -> None:
+    def __init__(self, config: ParquetConfig, follow_links: bool = False) -> None:
         self._config = config
-        self._files = find_files(config.files, "parquet.files", ".parquet")
+        self._files, self._not_taken = find_files(config.files, "parquet.files", ".parquet")
         first = next(iter(self._files.values()))[0]
         with _open(first) as file:
             self._embedded = _check_columns(config, file.schema_arrow, first)
+            if self._embedded and _all_without_bytes(file, config.image_column):
+                found = f"{config.image_column}, whose pictures have no bytes in {first}"
+                raise SettingError("parquet.image_column", found, _EMBEDDED)
         if self._embedded and config.images is not None:
             found = f"the bytes of pictures in column {config.image_column!r}"
             raise SettingError("parquet.images", config.images, f"none: there are {found}")
-        self._folder = None if self._embedded else ImageFolder(config.images or "", "parquet.images")
+        self._folder = (
+            None if self._embedded else ImageFolder(config.images or "", "parquet.images", follow_links)
+        )
         self._reader: _Reader | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -109,22 +116,30 @@ class ParquetSource(Source):
             hashes[split] = digest.hexdigest()
         return {"settings": canonical(self._config), "sha256": hashes}
 
-    def records(self) -> Iterator[Record | Reject | RowsRead]:
+    def records(self) -> Iterator[Record | Reject | RowsRead | Note]:
         images: dict[str, NamedImage] = {}
-        without_id = 0
+        refused = rows = 0
+        digests = self._digests_of_repeated()
         for split, uris in self._files.items():
             for number, uri in enumerate(uris):
                 for row in self._rows(uri, split, number):
+                    rows += 1
                     yield RowsRead(captions=len(row.captions))
-                    image = self._image(row, images)
+                    image = self._image(row, images, digests)
                     if isinstance(image, Refusal):
-                        without_id += 1
+                        refused += 1
                         yield from _reject_row(row, image)
                     else:
                         yield from self._add(row, image)
-        yield RowsRead(images=len(images) + without_id)
+        yield RowsRead(images=len(images) + refused)
         finder: Finder = self._folder.list() if self._folder else Located()
         yield from to_rows(images.values(), finder)
+        if (again := rows - refused - len(images)) > 0:
+            yield Note(
+                text=f"{again} of {rows} rows show the picture of an earlier row and are counted with it"
+            )
+        if self._not_taken:
+            yield Note(text=f"not looked at, for they are no .parquet files: {some(self._not_taken)}")
 
     def read_image(self, locator: str) -> bytes:
         if self._folder is not None:
@@ -138,10 +153,12 @@ class ParquetSource(Source):
         except pa.ArrowException as error:
             raise OSError(_line(error)) from error
         self._reader = reader
+        path = None
         if isinstance(value, dict):
-            value = value[_BYTES]
+            value, path = value[_BYTES], value.get("path")
         if value is None:
-            raise FileNotFoundError(f"no picture in row {row} of row group {group} of {uri}")
+            found = f"only the path {path!r}, no bytes of a picture," if path else "no picture"
+            raise FileNotFoundError(f"{found} in row {row} of row group {group} of {uri}")
         return bytes(value)
 
     def _groups(self, uri: str) -> Iterator[tuple[int, int, pa.Table]]:
@@ -197,10 +214,38 @@ class ParquetSource(Source):
                     split=columns[config.split_column][row] if config.split_column else split,
                 )
 
-    def _image(self, row: _Row, images: dict[str, NamedImage]) -> NamedImage | Refusal:
-        """The picture of a row, entered if it is new; else why it cannot be told which it is."""
+    def _digests_of_repeated(self) -> dict[str, bytes | None]:
+        """Return the hash of each picture, by its locator, whose image_id several rows have.
+
+        None stands for a row without bytes. Only those pictures are read, in the order of the rows.
+        """
+        if not self._embedded or self._config.image_id_column is None:
+            return {}
+        ids = [
+            (str(row.image_id), str(row.name))
+            for split, uris in self._files.items()
+            for number, uri in enumerate(uris)
+            for row in self._rows(uri, split, number)
+        ]
+        times = Counter(image_id for image_id, _ in ids)
+        digests: dict[str, bytes | None] = {}
+        for image_id, locator in ids:
+            if times[image_id] > 1:
+                try:
+                    digests[locator] = hashlib.blake2b(self.read_image(locator), digest_size=16).digest()
+                except FileNotFoundError:
+                    digests[locator] = None
+                except OSError as error:  # another picture than any that can be read
+                    digests[locator] = f"{locator}: {error}".encode()
+        self._reader = None
+        return digests
+
+    def _image(
+        self, row: _Row, images: dict[str, NamedImage], digests: dict[str, bytes | None]
+    ) -> NamedImage | Refusal:
+        """Return the picture of a row, entered if it is new; else why it cannot be told which it is."""
         name = row.name if isinstance(row.name, str) and row.name.isprintable() else ""
-        image_id = row.own_id if self._embedded else normalise(name) or name
+        image_id = row.own_id if self._embedded else self._relative(name) or name
         if self._config.image_id_column is not None:
             found = str(row.image_id) if isinstance(row.image_id, int | str) else ""
             if not found or not found.isprintable():
@@ -208,14 +253,36 @@ class ParquetSource(Source):
                 return Refusal(RejectReason.MALFORMED_ROW, detail)
             image_id = found
         if image_id in images:
-            return images[image_id]
+            return self._same(row, name, images[image_id], digests)
         if not name:
             detail = f"no usable {self._config.image_column} ({row.name!r:.80})"
             return Refusal(RejectReason.MALFORMED_ROW, detail)
         return images.setdefault(image_id, NamedImage(image_id=image_id, names=(name,), where=row.where))
 
+    def _same(
+        self, row: _Row, name: str, image: NamedImage, digests: dict[str, bytes | None]
+    ) -> NamedImage | Refusal:
+        """Return `image` if the row shows it, or shows none; else why not."""
+        first = image.names[0]
+        if self._embedded:
+            own, earlier = digests.get(name), digests.get(first)
+            if earlier is None and own is not None:
+                image.names = (name,)
+            same = own is None or earlier is None or own == earlier
+            found = "has other bytes here"
+        else:
+            same = not isinstance(row.name, str) or self._relative(row.name) == self._relative(first)
+            found = f"is {first!r} there, {row.name!r:.200} here"
+        if same:
+            return image
+        detail = f"{self._config.image_id_column} {image.image_id!r}, first in {image.where}, {found}"
+        return Refusal(RejectReason.DUPLICATE_ID, detail)
+
+    def _relative(self, name: str) -> str | None:
+        return self._folder.relative(name) if self._folder else None
+
     def _add(self, row: _Row, image: NamedImage) -> Iterator[Reject]:
-        why = self._refuse(row, image)
+        why = self._refuse(row)
         for value in row.captions:
             sample_id = f"{image.image_id}#{len(image.captions) + image.captions_lost}"
             caption = NamedCaption(sample_id, value, str(row.split), row.where)
@@ -225,18 +292,11 @@ class ParquetSource(Source):
                 image.captions_lost += 1
                 yield reject_caption(caption, why, image.image_id)
 
-    def _refuse(self, row: _Row, image: NamedImage) -> Refusal | None:
+    def _refuse(self, row: _Row) -> Refusal | None:
         if not isinstance(row.split, str) or not row.split or not row.split.isprintable():
             return Refusal(
                 RejectReason.MALFORMED_ROW, f"no usable {self._config.split_column} ({row.split!r:.80})"
             )
-        if self._embedded or not isinstance(row.name, str):
-            return None
-        if normalise(row.name) != normalise(image.names[0]):
-            detail = (
-                f"image {image.image_id!r} is {image.names[0]!r} in {image.where}, {row.name!r:.200} here"
-            )
-            return Refusal(RejectReason.DUPLICATE_ID, detail)
         return None
 
 
@@ -260,6 +320,8 @@ def _check_columns(config: ParquetConfig, schema: pa.Schema, uri: str) -> bool:
         and image.get_field_index(_BYTES) >= 0
         and _is_binary(image.field(_BYTES).type)
     )
+    if pa.types.is_struct(image) and not embedded:
+        raise SettingError("parquet.image_column", f"{config.image_column}, {image}", _EMBEDDED)
     if not embedded and not _is_text(image):
         _wrong(config.image_column, "image_column", image, "binary, struct<bytes, path> or string", uri)
     caption = _type_of(config.caption_column, "caption_column", schema, uri)
@@ -274,6 +336,19 @@ def _check_columns(config: ParquetConfig, schema: pa.Schema, uri: str) -> bool:
         if not _is_text(split):
             _wrong(config.split_column, "split_column", split, "string", uri)
     return embedded
+
+
+def _all_without_bytes(file: pq.ParquetFile, column: str) -> bool:
+    """Whether every picture is null, by the file's own statistics."""
+    rows = nulls = 0
+    for number in range(file.num_row_groups):
+        group = file.metadata.row_group(number)
+        for chunk in map(group.column, range(group.num_columns)):
+            if chunk.path_in_schema in (column, f"{column}.{_BYTES}"):
+                known = chunk.statistics is not None and chunk.statistics.has_null_count
+                rows += chunk.num_values
+                nulls += chunk.statistics.null_count if known else 0
+    return 0 < rows == nulls
 
 
 def _type_of(column: str, setting: str, schema: pa.Schema, uri: str) -> pa.DataType:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -20,7 +20,7 @@ from degla_ray.errors import DataError, SettingError, TooManyRejects
 from degla_ray.schema import RejectReason
 from degla_ray.shards import MANIFEST, StageFolder, Storage, shard_of
 from degla_ray.sources import open_source
-from degla_ray.sources.base import STAGE, Record, Reject, Source, Unit
+from degla_ray.sources.base import STAGE, Note, Record, Reject, Source, Unit
 from degla_ray.sources.write_shard import (
     Progress,
     ShardResult,
@@ -38,12 +38,17 @@ OUTPUT_VERSION = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Listing:
-    """A source's rows before any picture is opened; `images_in` and `captions_in` were counted apart."""
+    """A source's rows before any picture is opened; `images_in` and `captions_in` were counted apart.
+
+    `notes` are for the console; `spare` is the source's.
+    """
 
     records: list[Record]
     rejects: list[Reject]
     images_in: int
     captions_in: int
+    notes: list[str] = field(default_factory=list)
+    spare: frozenset[RejectReason] = frozenset()
 
 
 def prepare(config: PrepareConfig) -> dict[str, int]:
@@ -69,6 +74,8 @@ def prepare(config: PrepareConfig) -> dict[str, int]:
             _print_counts(folder.manifest["counts"])
             return dict(folder.manifest["counts"])
     listing = list_rows(source, config.limit)
+    for note in listing.notes:
+        print(f"note: {note}")
     result = ShardResult()
     result.add_rejects(listing.rejects)
     _stop_at_too_many(config, listing, result)
@@ -94,12 +101,15 @@ def list_rows(source: Source, limit: int | None) -> Listing:
     """
     records: list[Record] = []
     rejects: list[Reject] = []
+    notes: list[str] = []
     images_in = captions_in = 0
     for row in source.records():
         if isinstance(row, Record):
             records.append(row)
         elif isinstance(row, Reject):
             rejects.append(row)
+        elif isinstance(row, Note):
+            notes.append(row.text)
         else:
             images_in, captions_in = images_in + row.images, captions_in + row.captions
     if limit is not None and len(records) > limit:
@@ -109,7 +119,14 @@ def list_rows(source: Source, limit: int | None) -> Listing:
         images_in = len(records) + sum(r.unit is Unit.IMAGE for r in rejects)
         captions_in = sum(len(r.captions) for r in records) + sum(r.unit is Unit.CAPTION for r in rejects)
     assert len({r.image_id for r in records}) == len(records), "a source repeats an image_id"
-    return Listing(records=records, rejects=rejects, images_in=images_in, captions_in=captions_in)
+    return Listing(
+        records=records,
+        rejects=rejects,
+        images_in=images_in,
+        captions_in=captions_in,
+        notes=notes,
+        spare=source.spare,
+    )
 
 
 def _first_of_each_split(records: list[Record], limit: int) -> list[Record]:
@@ -136,6 +153,7 @@ def _open_folder(config: PrepareConfig, source: Source) -> StageFolder:
         config.source: source.identity(),
         "short_side": config.short_side,
         "max_image_pixels": config.max_image_pixels,
+        "follow_links": config.follow_links,
         "limit": config.limit,
     }
     try:
@@ -196,14 +214,14 @@ def _shard_row(row: dict[str, Any], *, task: ShardTask, progress: Progress) -> d
 def _stop_at_too_many(config: PrepareConfig, listing: Listing, result: ShardResult) -> None:
     """Raises TooManyRejects if the rejects known so far are too many for all rows.
 
-    A picture that no caption names is a reject, but counts neither here nor there: it is no fault of
-    a row that was asked for (a folder of all splits, a caption file of one).
+    Images that nobody asked for (`Source.spare`) count neither here nor there, such as those of another
+    split in a folder of all of them.
     """
-    spare = result.counts[f"rejected.{Unit.IMAGE}.{RejectReason.IMAGE_WITHOUT_CAPTION}"]
-    rows = listing.images_in + listing.captions_in - spare
+    spare = {f"rejected.{Unit.IMAGE}.{reason}" for reason in listing.spare}
+    rows = listing.images_in + listing.captions_in - sum(result.counts[name] for name in spare)
     by_reason: Counter[str] = Counter()
     for name, count in result.counts.items():
-        if name.startswith("rejected.") and not name.endswith(f".{RejectReason.IMAGE_WITHOUT_CAPTION}"):
+        if name.startswith("rejected.") and name not in spare:
             by_reason[name.rpartition(".")[2]] += count
     rejected = sum(by_reason.values())
     if listing.records and rejected <= config.max_reject_fraction * rows:

@@ -1,9 +1,9 @@
-"""WebDataset's tar shards: files of one name before the first dot are a sample.
+"""WebDataset's tar shards: files of one key are a sample (webdataset_shard.py says which).
 
-The driver walks each shard's headers once, skipping over the pictures, and reads the captions; a task then
-reads a picture by its byte offset, so shards must not be compressed. Walking takes about 25 µs a file on a
-local disk. A shard that breaks off or has a broken header is used up to there, and the rest is one reject
-that names it: what it would have held is not known.
+The driver walks each shard's headers once, skipping over the images, and reads the captions; a task then
+reads an image by its byte offset, so shards must not be compressed. Walking takes about 25 µs a file on a
+local disk. Of a damaged shard everything readable is used. What is lost is estimated, from the unread bytes
+or from the split's whole shards, and rejected image by image, so that it counts toward the limit.
 """
 
 from __future__ import annotations
@@ -12,49 +12,22 @@ import hashlib
 import json
 import posixpath
 import re
-import tarfile
+import statistics
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
-
-import pyarrow as pa
+from typing import Any
 
 from degla_ray.config import WebdatasetConfig
-from degla_ray.errors import DataError, SettingError
+from degla_ray.errors import SettingError
 from degla_ray.schema import RejectReason
 from degla_ray.shards import canonical
-from degla_ray.sources.base import Record, Refusal, Reject, RowsRead, Source, Unit
-from degla_ray.sources.files import find_files, open_file
+from degla_ray.sources.base import Note, Record, Refusal, Reject, RowsRead, Source, Unit
+from degla_ray.sources.files import find_files, open_file, some
+from degla_ray.sources.json_field import captions_at
 from degla_ray.sources.listing import Located, NamedCaption, NamedImage, reject_caption, to_rows
+from degla_ray.sources.webdataset_shard import Lost, Sample, Shard, read_shard
 
-MEMBER_NAME = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]*)", re.DOTALL)  # a hidden file is no part of a sample
 _LINE_BREAK = re.compile(r"\r\n|\n|\r")
-_MAX_CAPTION_BYTES = 1 << 20
-_TAIL_BYTES = 1 << 20  # behind the end mark, where only zeros may stand
-
-
-class _Place(NamedTuple):
-    offset: int
-    size: int
-
-
-@dataclass(kw_only=True)
-class _Sample:
-    """A sample's files: all suffixes as found, where the pictures lie, and the caption file's bytes."""
-
-    suffixes: list[str] = field(default_factory=list)
-    pictures: dict[str, _Place] = field(default_factory=dict)
-    caption: bytes | Refusal | None = None
-
-
-@dataclass(kw_only=True)
-class _Shard:
-    """What was read of one tar file; `twice` are names that came again, `fault` why it is not whole."""
-
-    samples: dict[str, _Sample] = field(default_factory=dict)
-    twice: list[str] = field(default_factory=list)
-    fault: Refusal | None = None
 
 
 class WebdatasetSource(Source):
@@ -64,20 +37,23 @@ class WebdatasetSource(Source):
         SettingError: a shard that the settings name is not there, or two of a split have one name.
     """
 
+    spare = frozenset({RejectReason.FURTHER_IMAGE})
+
     def __init__(self, config: WebdatasetConfig) -> None:
         self._config = config
-        self._shards = find_files(config.shards, "webdataset.shards", ".tar")
+        self._shards, self._not_taken = find_files(config.shards, "webdataset.shards", ".tar")
         for split, uris in self._shards.items():
             ((name, times),) = Counter(map(_stem, uris)).most_common(1)
             if times > 1:
                 expected = "shards of different names: they are part of the ids"
                 raise SettingError(f"webdataset.shards.{split}", f"{times} times {name}", expected)
         self._suffixes = tuple(suffix.lower().lstrip(".") for suffix in config.image_suffixes)
-        self._caption_suffix = "txt" if config.json_field is None else "json"
+        default = "txt" if config.json_field is None else "json"
+        self._caption_suffix = (config.caption_suffix or default).lower().lstrip(".")
         self._hashes: dict[str, str] = {}  # of shards read already: reading one twice takes as long
 
     def identity(self) -> dict[str, Any]:
-        """Hashes the shards' tables of contents and the captions, not the pictures' bytes."""
+        """Hashes the shards' tables of contents and the captions, not the images' bytes."""
         hashes = {}
         for split, uris in self._shards.items():
             for uri in uris:
@@ -87,10 +63,29 @@ class WebdatasetSource(Source):
             hashes[split] = hashlib.sha256(names.encode("utf-8", "surrogateescape")).hexdigest()
         return {"settings": canonical(self._config), "sha256": hashes}
 
-    def records(self) -> Iterator[Record | Reject | RowsRead]:
+    def records(self) -> Iterator[Record | Reject | RowsRead | Note]:
+        strays: list[str] = []
         for split, uris in self._shards.items():
+            whole: list[int] = []
+            damaged: list[tuple[str, Shard]] = []
             for uri in uris:
-                yield from self._shard_rows(split, uri)
+                shard = self._read(uri)
+                strays += shard.strays
+                yield from self._shard_rows(split, uri, shard)
+                if shard.lost:
+                    damaged.append((uri, shard))
+                else:
+                    whole.append(len(shard.samples))
+                    if not shard.samples:
+                        yield Note(text=f"{uri} holds no sample")
+            usual = round(statistics.median(whole)) if whole else None
+            for uri, shard in damaged:
+                for lost in shard.lost:
+                    yield from _lost_rows(uri, shard, lost, usual)
+        if self._not_taken:
+            yield Note(text=f"not looked at, for they are no .tar files: {some(self._not_taken)}")
+        if strays:
+            yield Note(text=f"inside the shards, of no sample: {some(strays)}")
 
     def read_image(self, locator: str) -> bytes:
         uri, offset, size = locator.rsplit(":", 2)
@@ -100,8 +95,7 @@ class WebdatasetSource(Source):
             raise OSError(f"{len(data)} bytes at {offset} of {uri}, expected {size}: it has been changed")
         return data
 
-    def _shard_rows(self, split: str, uri: str) -> Iterator[Record | Reject | RowsRead]:
-        shard = self._read(uri)
+    def _shard_rows(self, split: str, uri: str, shard: Shard) -> Iterator[Record | Reject | RowsRead]:
         base = posixpath.basename(uri)
         images = []
         for key, sample in shard.samples.items():
@@ -111,138 +105,101 @@ class WebdatasetSource(Source):
                 yield from _reject_sample(where, sample, f"a name that is no plain text ({key!r})")
                 continue
             image_id = f"{split}/{_stem(uri)}/{key}"
-            place = next((sample.pictures[s] for s in self._suffixes if s in sample.pictures), None)
-            locator = f"{uri}:{place.offset}:{place.size}" if place else ""
+            yield from self._further_images(image_id, where, sample)
+            place = next((sample.images[s] for s in self._suffixes if s in sample.images), None)
             image = NamedImage(
-                image_id=image_id, names=(locator,), where=f"{where} ({', '.join(sample.suffixes)})"
+                image_id=image_id,
+                names=(f"{uri}:{place.offset}:{place.size}" if place else "",),
+                where=f"{where} ({', '.join(sample.files)}{sample.damage and '; '}{sample.damage})",
             )
-            values = self._captions(sample.caption)
+            if sample.caption is None and place is not None:
+                yield RowsRead(images=1)
+                detail = f"{image.where}: no {self._caption_suffix} file (webdataset.caption_suffix)"
+                yield _reject(Unit.IMAGE, image_id, RejectReason.IMAGE_WITHOUT_CAPTION, detail)
+                continue
+            values = [] if sample.caption is None else self._captions(sample.caption)
             if isinstance(values, Refusal):
                 image.captions_lost = 1
                 yield RowsRead(captions=1)
-                yield reject_caption(NamedCaption(f"{image_id}#0", "", split, where), values, image_id)
+                row = NamedCaption(f"{image_id}#0", "", split, where)
+                yield reject_caption(row, values, image_id)
             else:
                 yield RowsRead(captions=len(values))
-                image.captions = [
-                    NamedCaption(f"{image_id}#{i}", value, split, where) for i, value in enumerate(values)
-                ]
+                ids = [f"{image_id}#{i}" for i in range(len(values))]
+                image.captions = [NamedCaption(i, v, split, where) for i, v in zip(ids, values, strict=True)]
             images.append(image)
         yield RowsRead(images=len(images))
-        yield from to_rows(images, Located())
-        for name in shard.twice:
-            yield from _reject_file(f"{base}:{name}", RejectReason.DUPLICATE_ID, "the same file again")
-        if shard.fault is not None:
-            yield from _reject_file(base, shard.fault.reason, f"the rest of the shard: {shard.fault.detail}")
+        detail = f"no image with a suffix of webdataset.image_suffixes ({', '.join(self._suffixes)})"
+        yield from to_rows(images, Located(detail))
+        for name, unit in shard.twice:
+            yield RowsRead(images=unit is Unit.IMAGE, captions=unit is Unit.CAPTION)
+            yield _reject(
+                unit, f"{base}:{name}", RejectReason.DUPLICATE_ID, f"{base}:{name}: the same file again"
+            )
 
-    def _captions(self, data: bytes | Refusal | None) -> list[Any] | Refusal:
-        """The captions of a sample as they stand in its file, unchecked."""
-        if data is None:
-            return []
+    def _further_images(self, image_id: str, where: str, sample: Sample) -> Iterator[Reject | RowsRead]:
+        """Reject the images of a sample beside the one that counts as its own."""
+        own = [suffix for suffix in self._suffixes if suffix in sample.images]
+        further = [*own[1:], *sample.further]
+        if own:
+            reason, detail = RejectReason.FURTHER_IMAGE, f"{own[0]} is the image of the sample"
+        else:
+            # The sample itself is rejected for want of an image, and stands for the first of these.
+            reason, detail = RejectReason.MISSING_IMAGE, "its suffix is not among webdataset.image_suffixes"
+            further = further[1:]
+        for suffix in further:
+            yield RowsRead(images=1)
+            yield _reject(Unit.IMAGE, f"{image_id}.{suffix}", reason, f"{where}.{suffix}: {detail}")
+
+    def _captions(self, data: bytes | Refusal) -> list[Any] | Refusal:
+        """Return the captions of a sample as they are in its file, unchecked."""
         if isinstance(data, Refusal):
             return data
-        field = self._config.json_field
         try:
-            if field is None:
+            if self._config.json_field is None:
                 return self._lines(data.removeprefix(b"\xef\xbb\xbf").decode())
-            content = json.loads(data)
+            return captions_at(json.loads(data), self._config.json_field)
         except (ValueError, RecursionError) as error:  # not UTF-8, no JSON
             return Refusal(RejectReason.MALFORMED_ROW, f"{type(error).__name__}: {error}")
-        if not isinstance(content, dict) or field not in content:
-            found = sorted(content)[:8] if isinstance(content, dict) else type(content).__name__
-            return Refusal(RejectReason.MALFORMED_ROW, f"no field {field!r} ({found})")
-        value = content[field]
-        return value if isinstance(value, list) else [value]
 
     def _lines(self, text: str) -> list[Any]:
-        """The captions of a .txt: lines that are not blank, as CLIP_benchmark writes them; or all of it."""
+        """Return the captions of a text file: its lines that are not blank, or all of it."""
         lines = [line for line in _LINE_BREAK.split(text) if line.strip()]
         return lines if self._config.caption_per_line and lines else [text]
 
-    def _read(self, uri: str) -> _Shard:
-        """Walks one shard.
-
-        Raises:
-            DataError: the file cannot be read; one that can, but is no whole tar file, gives a fault.
-        """
-        shard, digest = _Shard(), hashlib.sha256()
-        try:
-            with open_file(uri) as file:
-                total = file.size()
-                try:
-                    for member in members(file):
-                        digest.update(f"{member.name!r} {member.offset_data} {member.size}\n".encode())
-                        self._add(shard, member, file, total, digest)
-                except pa.ArrowException:  # some are ValueErrors, but of the file system
-                    raise
-                except (tarfile.TarError, ValueError, OverflowError) as error:
-                    cut = not total or any(word in str(error) for word in ("unexpected end", "truncated"))
-                    reason = RejectReason.TRUNCATED if cut else RejectReason.UNREADABLE
-                    shard.fault = Refusal(
-                        reason, f"{error} ({total} bytes; an uncompressed tar file is read)"
-                    )
-        except (pa.ArrowException, OSError) as error:
-            raise DataError(uri, f"{type(error).__name__}: {error}", "a tar file that can be read") from error
-        digest.update(repr(shard.fault).encode())
-        self._hashes[uri] = digest.hexdigest()
+    def _read(self, uri: str) -> Shard:
+        shard = read_shard(uri, self._suffixes, self._caption_suffix)
+        self._hashes[uri] = shard.digest
         return shard
-
-    def _add(
-        self, shard: _Shard, member: tarfile.TarInfo, file: pa.NativeFile, total: int, digest: Any
-    ) -> None:
-        match = MEMBER_NAME.fullmatch(member.name)
-        if match is None or member.isdir() or member.offset_data + member.size > total:
-            return  # one that the file's end cuts is part of the shard's fault
-        key, suffix = match[1], match[2].lower()
-        sample = shard.samples.setdefault(key, _Sample())
-        if not member.isreg() or member.issparse():
-            sample.suffixes.append(f"{suffix}: no plain file")
-            return
-        if suffix in sample.suffixes and suffix in (*self._suffixes, self._caption_suffix):
-            shard.twice.append(member.name)
-            return
-        sample.suffixes.append(suffix)
-        if suffix in self._suffixes:
-            sample.pictures[suffix] = _Place(member.offset_data, member.size)
-        elif suffix == self._caption_suffix and member.size > _MAX_CAPTION_BYTES:
-            sample.caption = Refusal(RejectReason.MALFORMED_ROW, f"a caption file of {member.size} bytes")
-        elif suffix == self._caption_suffix:
-            file.seek(member.offset_data)
-            sample.caption = file.read(member.size)
-            digest.update(sample.caption)
 
 
 def _stem(uri: str) -> str:
-    return posixpath.basename(uri).removesuffix(".tar")
+    name = posixpath.basename(uri)
+    return name[:-4] if name.lower().endswith(".tar") else name
 
 
-def members(file: pa.NativeFile) -> Iterator[tarfile.TarInfo]:
-    """All members in order.
-
-    Raises:
-        tarfile.TarError: after the last member there is something else than a tar file's end.
-    """
-    with tarfile.open(fileobj=file, mode="r:", encoding="utf-8") as tar:
-        while (member := tar.next()) is not None:
-            tar.members.clear()  # type: ignore[attr-defined]  # it would hold on to all of them
-            yield member
-        # tarfile takes a broken or missing header for the end; `offset` is where it looked for one.
-        file.seek(tar.offset)
-        tail = file.read(_TAIL_BYTES)
-        if len(tail) < tarfile.BLOCKSIZE:
-            raise tarfile.ReadError(f"unexpected end of data: no end mark at byte {tar.offset}")
-        if tail[: tarfile.BLOCKSIZE].strip(b"\0"):
-            raise tarfile.ReadError(f"no header at byte {tar.offset}")
-        if tail.strip(b"\0"):
-            raise tarfile.ReadError(f"more data behind the end mark at byte {tar.offset}")
+def _lost_rows(uri: str, shard: Shard, lost: Lost, usual: int | None) -> Iterator[Reject | RowsRead | Note]:
+    """Reject the samples of an unreadable part, as many as it probably held."""
+    base = posixpath.basename(uri)
+    number = shard.images_lost(lost, usual)
+    told = f"{base}: {lost.told(shard.size)}"
+    if number:
+        told += f", in which about {number} samples are lost"
+    yield Note(text=told)
+    yield RowsRead(images=number, captions=number)
+    reason = RejectReason.TRUNCATED if lost.gap.cut_off else RejectReason.UNREADABLE
+    for index in range(number):
+        row_id = f"{base}:{lost.gap.start}#{index}"
+        yield _reject(Unit.IMAGE, row_id, reason, told)
+        yield _reject(Unit.CAPTION, row_id, RejectReason.CAPTION_WITHOUT_IMAGE, told)
 
 
-def _reject_sample(where: str, sample: _Sample, detail: str) -> Iterator[Reject]:
+def _reject_sample(where: str, sample: Sample, detail: str) -> Iterator[Reject]:
     why = Refusal(RejectReason.MALFORMED_ROW, detail)
-    yield Reject(unit=Unit.IMAGE, row_id=where, reason=why.reason, detail=f"{where}: {detail}", text=where)
+    yield _reject(Unit.IMAGE, where, why.reason, f"{where}: {detail}")
     if sample.caption is not None:
         yield reject_caption(NamedCaption("", "", "", where), why)
 
 
-def _reject_file(row_id: str, reason: RejectReason, detail: str) -> Iterator[Reject | RowsRead]:
-    yield RowsRead(images=1)
-    yield Reject(unit=Unit.IMAGE, row_id=row_id, reason=reason, detail=f"{row_id}: {detail}", text=row_id)
+def _reject(unit: Unit, row_id: str, reason: RejectReason, detail: str) -> Reject:
+    return Reject(unit=unit, row_id=row_id, reason=reason, detail=detail, text=row_id)

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,11 @@ import pytest
 
 from degla_ray.config import DeglaJsonConfig, ExportDeglaJsonConfig
 from degla_ray.errors import DataError, SettingError
-from degla_ray.schema import CAPTIONS, NEGATIVES
+from degla_ray.schema import CAPTIONS, NEGATIVES, Kind
 from degla_ray.shards import StageFolder
 from degla_ray.sources.coco import coco_number
 from degla_ray.sources.degla_json import DeglaJsonSource
-from degla_ray.sources.export_degla_json import export_degla_json, released_entries
+from degla_ray.sources.export_degla_json import deal, export_degla_json, released_entries
 from tests.fixtures_sources import list_balanced, write_coco_pictures
 
 REPO = Path(__file__).resolve().parents[2]
@@ -70,7 +71,8 @@ def test_export_writes_what_the_source_reads_back(tmp_path: Path, capsys: pytest
     line = "captions in 3 = written 2 + left out 1 (fewer than 4 negatives)"
     assert capsys.readouterr().out.splitlines() == [line]
     entries = json.loads(Path(config.output).read_text())
-    assert entries == [
+    plain = [{**entry, "enhanced": sorted(entry["enhanced"])} for entry in entries]
+    assert plain == [
         {
             "image_id": 100,
             "original": "A dog, „quoted“.",
@@ -88,6 +90,18 @@ def test_export_writes_what_the_source_reads_back(tmp_path: Path, capsys: pytest
     assert [(c.caption, list(c.given)) for c in record.captions] == [
         (entry["original"], entry["enhanced"]) for entry in entries
     ]
+
+
+def test_export_deals_kinds_in_turn_so_that_the_first_four_are_spread(tmp_path: Path) -> None:
+    kinds = [kind.value for kind in Kind]
+    by_kind = {kind: [f"{kind} {i}" for i in range(3)] for kind in kinds}
+    first = [[text.split()[0] for text in deal(by_kind, f"0 {i}")[:4]] for i in range(500)]
+    assert all(len(set(four)) == 4 for four in first)
+    shares = Counter(kind for four in first for kind in four)
+    assert all(0.17 < shares[kind] / 2000 < 0.23 for kind in kinds)
+    assert deal(by_kind, "0 a") == deal(dict(reversed(by_kind.items())), "0 a") != deal(by_kind, "1 a")
+    assert sorted(deal(by_kind, "0 a")) == sorted(text for texts in by_kind.values() for text in texts)
+    assert deal({"a": ["x"], "b": ["y", "z"]}, "0")[2] in ("y", "z")
 
 
 def test_export_takes_fewer_negatives_and_another_split_where_asked(tmp_path: Path) -> None:

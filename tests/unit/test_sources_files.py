@@ -20,7 +20,7 @@ def folder(tmp_path: Path) -> Path:
 
 def found(folder: Path, *patterns: str) -> list[str]:
     files = find_files({"train": [f"{folder}/{p}" for p in patterns]}, "x.shards", ".tar")
-    return [uri.removeprefix(f"{folder}/") for uri in files["train"]]
+    return [uri.removeprefix(f"{folder}/") for uri in files.files["train"]]
 
 
 @pytest.mark.parametrize(
@@ -73,6 +73,28 @@ def test_find_files_relative_to_the_working_folder_are_opened(
 ) -> None:
     monkeypatch.chdir(folder)
     for pattern in ("a-000.tar", "a-000.*"):
-        (uri,) = find_files({"train": [pattern]}, "x.shards", ".tar")["train"]
+        (uri,) = find_files({"train": [pattern]}, "x.shards", ".tar").files["train"]
         with open_file(uri) as file:
             assert (uri, file.read()) == (str(folder / "a-000.tar"), b"a-000.tar")
+
+
+@pytest.mark.parametrize("name", ["a[1]", "what?", "x*y", "n{0..1}", "50% #1"])
+def test_find_files_name_with_a_patterns_characters_is_taken_as_it_is(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    (tmp_path / name / f"{name}.tar").write_text("x")
+    (tmp_path / name / "b-0.tar").write_text("x")
+    assert found(tmp_path, name) == sorted([f"{name}/{name}.tar", f"{name}/b-0.tar"])
+    assert found(tmp_path, f"{name}/{name}.tar") == [f"{name}/{name}.tar"]
+    if "{" not in name:
+        below = found(tmp_path, f"{name}/b-*.tar", f"{name}/[!b]*.tar")
+        assert below == [f"{name}/b-0.tar", f"{name}/{name}.tar"]
+        assert found(tmp_path, f"{name}/b-{{0..0}}.tar") == [f"{name}/b-0.tar"]
+
+
+def test_find_files_other_files_of_a_folder_are_listed(folder: Path) -> None:
+    others = find_files({"train": [str(folder)]}, "x.shards", ".tar").others
+    assert others == [f"{folder}/notes.txt"]
+    (folder / "gz").mkdir()
+    (folder / "gz" / "a.tar.gz").write_text("x")
+    with pytest.raises(SettingError, match="a folder of 1 other files"):
+        found(folder, "gz")

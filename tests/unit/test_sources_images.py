@@ -239,3 +239,15 @@ def test_image_at_the_pixel_limit_is_kept_and_one_over_is_oversized() -> None:
 def test_image_of_several_frames_is_animated(kind: str) -> None:
     data = encode(noise(), kind, save_all=True, append_images=[noise(seed=1), noise(seed=2)])
     assert refused(data).reason is RejectReason.ANIMATED
+
+
+def test_image_limit_above_pillows_own_is_obeyed() -> None:
+    data = encode(Image.new("1", (20_000, 9_000)), "PNG")  # 180 million pixels; Pillow refuses 179 million
+    before = Image.MAX_IMAGE_PIXELS
+    good = check_and_convert(data, 200_000_000, 64)
+    assert not isinstance(good, Refusal), good
+    assert (good.width, good.height) == (142, 64)
+    refused = check_and_convert(data, 179_999_999, 64)
+    assert isinstance(refused, Refusal)
+    assert refused.detail == "20000x9000 is more than 179999999 pixels"
+    assert before == Image.MAX_IMAGE_PIXELS

@@ -79,11 +79,11 @@ def test_tsv_rows_are_parsed_as_pandas_writes_them(data: bytes, expected: list[t
 def test_tsv_columns_are_found_by_their_names_and_a_mark_is_taken() -> None:
     data = b"\xef\xbb\xbfneg_image\tneg_caption\tfilepath\ttitle\n[1]\t['a']\tf.jpg\tOne\n"
     ((_, row),) = parse_tsv(data, "n.tsv")
-    assert row == {"title": "One", "filepath": "f.jpg", "neg_caption": "['a']", "neg_image": "[1]"}
+    assert row == {"title": "One", "filepath": "f.jpg", "neg_caption": "['a']"}
 
 
 @pytest.mark.parametrize(
-    "header", [b"", b"title,filepath,neg_caption,neg_image", b"title\tfilepath\tneg_caption", b'"title\t']
+    "header", [b"", b"title,filepath,neg_caption,neg_image", b"title\tfilepath", b'"title\t']
 )
 def test_tsv_without_its_header_stops(header: bytes) -> None:
     with pytest.raises(DataError, match=r"n\.tsv:1: .*expected tab-separated columns, among them title, "):
@@ -101,10 +101,13 @@ def test_tsv_without_its_header_stops(header: bytes) -> None:
         (2, "{'a': 1}", "its negatives are no list but dict"),
         (2, "['a', 3]", "negative 1: not_a_string"),
         (2, "['a', ' ']", "negative 1: empty_caption"),
-        (3, "[1, 2", "neg_image: '[1, 2' is no Python list (SyntaxError)"),
-        (3, "[1, 'a']", "neg_image is no list of row numbers ([1, 'a'])"),
-        (3, "[1, True]", "neg_image is no list of row numbers"),
-        (3, "7", "neg_image is no list of row numbers (7)"),
+        (2, "['a.' 'b.']", "neg_caption: 2 texts in a list of 1; a comma is missing between two"),
+        (2, "['a.'\n 'b.', 'c.']", "neg_caption: 3 texts in a list of 2"),
+        (2, "['a.''b.']", "neg_caption: 2 texts in a list of 1"),
+        (2, """["a." 'b.']""", "neg_caption: 2 texts in a list of 1"),
+        (2, "['a.' r'b.']", "neg_caption: 2 texts in a list of 1"),
+        (2, "array(['a.', 'b.'], dtype=object)", "neg_caption: "),
+        (2, "['a.', ..., 'z.']", "negative 1: not_a_string"),
     ],
 )
 def test_negclip_malformed_list_rejects_its_row(tmp_path: Path, column: int, cell: str, detail: str) -> None:
@@ -115,6 +118,29 @@ def test_negclip_malformed_list_rejects_its_row(tmp_path: Path, column: int, cel
     assert (reject.row_id.rpartition("#")[2], reject.reason.value) == ("1", "malformed_row")
     assert reject.detail.startswith(f"neg_clip.tsv:3: {detail}")
     assert [c.sample_id[-1] for c in listing.records[0].captions] == ["0", "2"]
+
+
+def test_negclip_texts_with_quotes_in_them_are_no_glued_ones(tmp_path: Path) -> None:
+    row = negclip_row(9)
+    texts = ["it's ''quoted''", 'a "" b', "", "' '"]
+    row[2] = repr(texts[:2] + texts[3:])
+    (record,) = listed(write_negclip(tmp_path, [row], [9])).records
+    assert record.captions[0].given == tuple(text.strip() for text in texts if text)
+
+
+@pytest.mark.parametrize("cell", ["[1, 2", "7", "", "[1, 'a']"])
+def test_negclip_neighbours_are_not_read(tmp_path: Path, cell: str) -> None:
+    row = negclip_row(9)
+    row[3] = cell
+    assert listed(write_negclip(tmp_path, [row], [9])).rejects == []
+
+
+def test_negclip_file_without_neighbours_is_read(tmp_path: Path) -> None:
+    config = write_negclip(tmp_path, [], [9])
+    header, row = "title\tfilepath\tneg_caption", "A cat.\tCOCO_val2014_000000000009.jpg\t['A dog.']"
+    Path(config.annotations["train"]).write_text(f"{header}\n{row}\n")
+    listing = listed(config)
+    assert (listing.rejects, listing.records[0].captions[0].given) == ([], ("A dog.",))
 
 
 def test_negclip_line_that_is_no_row_is_rejected_by_file_and_line(tmp_path: Path) -> None:

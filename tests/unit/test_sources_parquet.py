@@ -110,13 +110,60 @@ def test_parquet_captions_of_any_text_type_are_read(
     assert [c.caption for c in listing.records[0].captions] == captions
 
 
-def test_parquet_rows_of_one_id_are_one_picture_the_first(tmp_path: Path) -> None:
-    rows = [{"caption": f"Caption {i}.", "id": i % 2} for i in range(5)]
+def test_parquet_rows_of_one_id_and_one_picture_are_one_picture(tmp_path: Path) -> None:
+    rows = [{"caption": f"Caption {i}.", "id": i % 2, "image": encode(noise(seed=i % 2))} for i in range(5)]
+    rows[0]["image"] = None  # the picture is then that of the next row of the id
     source = ParquetSource(from_rows(tmp_path, rows, image_id_column="id"))
     listing = list_balanced(source)
     assert [(r.image_id, len(r.captions)) for r in listing.records] == [("0", 3), ("1", 2)]
     assert [c.caption for c in listing.records[1].captions] == ["Caption 1.", "Caption 3."]
-    assert source.read_image(listing.records[1].locator) == encode(noise(seed=1))
+    assert [source.read_image(r.locator) for r in listing.records] == [encode(noise(seed=i)) for i in (0, 1)]
+    assert listing.notes == ["3 of 5 rows show the picture of an earlier row and are counted with it"]
+
+
+@pytest.mark.parametrize("kind", [pa.int64(), pa.string()])
+def test_parquet_ids_that_begin_anew_in_each_file_join_no_caption_to_another_picture(
+    tmp_path: Path, kind: pa.DataType
+) -> None:
+    for file in range(2):
+        rows = [
+            {
+                "id": str(i) if kind == pa.string() else i,
+                "image": encode(noise(seed=10 * file + i)),
+                "caption": f"File {file} row {i}.",
+            }
+            for i in range(6)
+        ]
+        write_parquet(tmp_path / f"{file}.parquet", rows)
+    config = ParquetConfig(files={"train": [str(tmp_path)]}, image_id_column="id")
+    source = ParquetSource(config)
+    listing = list_balanced(source)
+    assert [(r.image_id, [c.caption for c in r.captions]) for r in listing.records] == [
+        (str(i), [f"File 0 row {i}."]) for i in range(6)
+    ]
+    assert (listing.images_in, listing.captions_in) == (12, 12)
+    assert rejected(listing, Unit.IMAGE) == [(f"1.parquet[{i}]", "duplicate_id") for i in range(6)]
+    assert rejected(listing, Unit.CAPTION) == [
+        (f"1.parquet[{i}]#0", "caption_without_image") for i in range(6)
+    ]
+    assert "id '3', first in 0.parquet[3], has other bytes here" in listing.rejects[6].detail
+    assert not {r.reason for r in listing.rejects} & listing.spare
+    own = listed(ParquetConfig(files=config.files))
+    assert (len(own.records), own.rejects) == (12, [])
+
+
+def test_parquet_pictures_that_are_paths_alone_say_what_to_do(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        {"image": {"bytes": None, "path": f"{i}.jpg"}, "caption": "A dog."} for i in range(3)
+    ]
+    path = write_parquet(
+        tmp_path / "d.parquet", rows, image=pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    )
+    with pytest.raises(SettingError, match=r"whose pictures have no bytes .*embed them \(Hugging Face"):
+        ParquetSource(ParquetConfig(files={"train": [str(path)]}))
+    only = write_parquet(tmp_path / "e.parquet", [{"image": {"path": "a.jpg"}, "caption": "A dog."}])
+    with pytest.raises(SettingError, match=r"struct<path: string>.*embed them \(Hugging Face"):
+        ParquetSource(ParquetConfig(files={"train": [str(only)]}))
 
 
 def test_parquet_columns_go_by_the_names_of_the_settings(tmp_path: Path) -> None:
@@ -169,10 +216,11 @@ def test_parquet_one_id_with_two_paths_is_rejected(tmp_path: Path) -> None:
         {"image": None, "caption": "Three.", "id": "x"},
     ]
     listing = listed(with_paths(tmp_path, rows, image_id_column="id"))
-    (reject,) = listing.rejects
-    assert (reject.row_id, reject.reason.value) == ("x#1", "duplicate_id")
-    assert "is 'a.jpg' in d.parquet[0], 'deep/b.jpg' here" in reject.detail
-    assert [c.sample_id for c in listing.records[0].captions] == ["x#0", "x#2"]
+    assert rejected(listing, Unit.IMAGE) == [("d.parquet[1]", "duplicate_id")]
+    assert rejected(listing, Unit.CAPTION) == [("d.parquet[1]#0", "caption_without_image")]
+    found = "id 'x', first in d.parquet[0], is 'a.jpg' there, 'deep/b.jpg' here"
+    assert found in listing.rejects[0].detail
+    assert [c.sample_id for c in listing.records[0].captions] == ["x#0", "x#1"]
 
 
 @pytest.mark.parametrize(
@@ -219,7 +267,8 @@ def test_parquet_row_without_a_split_is_malformed(tmp_path: Path, bad: str | Non
 
 
 def test_parquet_image_in_two_splits_stays_in_its_first(tmp_path: Path) -> None:
-    rows = [{"caption": "A dog.", "id": 1, "part": split} for split in ("train", "val")]
+    shared = {"caption": "A dog.", "id": 1, "image": encode(noise())}
+    rows = [{**shared, "part": split} for split in ("train", "val")]
     listing = listed(from_rows(tmp_path, rows, image_id_column="id", split_column="part"))
     assert rejected(listing, Unit.CAPTION) == [("1#1", "duplicate_id")]
 
@@ -247,8 +296,9 @@ def test_parquet_row_without_bytes_is_missing_when_it_is_read(tmp_path: Path) ->
     source = ParquetSource(from_rows(tmp_path, rows))
     records = list_balanced(source).records
     assert source.read_image(records[0].locator) == encode(noise())
-    for record in records[1:]:
-        with pytest.raises(FileNotFoundError, match=r"no picture in row \d of row group \d of .*d\.parquet"):
+    found = ("only the path 'elsewhere.jpg', no bytes of a picture,", "no picture")
+    for record, what in zip(records[1:], found, strict=True):
+        with pytest.raises(FileNotFoundError, match=what + r" in row \d of row group \d of .*d\.parquet"):
             source.read_image(record.locator)
 
 

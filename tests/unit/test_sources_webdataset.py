@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from degla_ray.config import WebdatasetConfig
-from degla_ray.errors import SettingError
+from degla_ray.config import PrepareConfig, WebdatasetConfig
+from degla_ray.errors import DataError, SettingError, TooManyRejects
 from degla_ray.sources.base import Record, Unit
-from degla_ray.sources.prepare import Listing
+from degla_ray.sources.prepare import Listing, prepare
 from degla_ray.sources.webdataset import WebdatasetSource
 from tests.fixtures_sources import encode, list_balanced, noise, rejected, write_tar, write_webdataset
 
@@ -128,7 +128,7 @@ def test_webdataset_text_keeps_what_is_in_it_and_loses_its_mark(tmp_path: Path) 
 def test_webdataset_samples_that_lack_a_file_are_rejected(tmp_path: Path) -> None:
     files = {"a.txt": b"No picture.", "b.jpg": JPEG, "c.cls": b"7", "d.seg.png": JPEG, "d.txt": b"No."}
     listing = with_one_more(tmp_path, files)
-    assert rejected(listing, Unit.IMAGE) == [
+    assert sorted(rejected(listing, Unit.IMAGE)) == [
         ("train/s/a", "missing_image"),
         ("train/s/b", "image_without_caption"),
         ("train/s/c", "missing_image"),
@@ -138,7 +138,7 @@ def test_webdataset_samples_that_lack_a_file_are_rejected(tmp_path: Path) -> Non
         ("train/s/a#0", "caption_without_image"),
         ("train/s/d#0", "caption_without_image"),
     ]
-    assert "s.tar:d (seg.png, txt): there is no picture" in listing.rejects[-1].detail
+    assert "s.tar:d (txt, seg.png): no image with a suffix of webdataset.image" in str(listing.rejects)
 
 
 def test_webdataset_names_are_taken_as_webdataset_takes_them(tmp_path: Path) -> None:
@@ -155,8 +155,9 @@ def test_webdataset_names_are_taken_as_webdataset_takes_them(tmp_path: Path) -> 
     }
     source = WebdatasetSource(of_files(tmp_path, files))
     listing = list_balanced(source)
-    assert listing.rejects == []
-    assert [r.image_id for r in listing.records] == ["train/s/x.y/a", "train/s/./b"]
+    assert [(r.row_id, r.reason.value) for r in listing.rejects] == [("train/s/b.webp", "further_image")]
+    assert listing.notes == ["inside the shards, of no sample: '.DS_Store', '._a.jpg', 'README'"]
+    assert [r.image_id for r in listing.records] == ["train/s/x.y/a", "train/s/b"]
     assert source.read_image(listing.records[1].locator) == b"png"
     other = of_files(tmp_path / "other", files, image_suffixes=[".webp", "png"])
     b = listed(other).records[0]
@@ -179,7 +180,8 @@ def test_webdataset_file_that_comes_twice_is_rejected_the_second_time(tmp_path: 
     listing = list_balanced(source)
     assert texts(listing.records[0]) == ["First."]
     assert source.read_image(listing.records[0].locator) == JPEG
-    assert rejected(listing, Unit.IMAGE) == [("s.tar:a.txt", "duplicate_id"), ("s.tar:a.jpg", "duplicate_id")]
+    assert rejected(listing, Unit.CAPTION) == [("s.tar:a.txt", "duplicate_id")]
+    assert rejected(listing, Unit.IMAGE) == [("s.tar:a.jpg", "duplicate_id")]
 
 
 def test_webdataset_links_and_folders_are_no_files(tmp_path: Path) -> None:
@@ -232,26 +234,16 @@ def cut_before_header(data: bytes) -> bytes:
     return data[: data.index(b"b.jpg")]
 
 
-def broken_header(data: bytes) -> bytes:
-    place = data.index(b"b.jpg") + 148  # of the checksum
-    return data[:place] + b"xxxxxx" + data[place + 6 :]
-
-
-def two_in_one(data: bytes) -> bytes:
-    return data + data
-
-
 @pytest.mark.parametrize(
-    ("damage", "reason", "detail"),
+    ("damage", "detail"),
     [
-        (cut_in_data, "truncated", "unexpected end of data"),
-        (cut_in_header, "truncated", "unexpected end of data: no end mark at byte 2560"),
-        (cut_before_header, "truncated", "unexpected end of data: no end mark at byte 2560"),
-        (broken_header, "unreadable", "no header at byte 2560"),
+        (cut_in_data, "unexpected end of data in 'b.jpg'; 600 of 3160 bytes unread"),
+        (cut_in_header, "unexpected end of data: no end mark at byte 2560; 100 of 2660 bytes unread"),
+        (cut_before_header, "unexpected end of data: no end mark at byte 2560; 0 of 2560 bytes unread"),
     ],
 )
-def test_webdataset_damaged_shard_is_used_up_to_there_and_the_rest_is_a_reject(
-    tmp_path: Path, damage: Callable[[bytes], bytes], reason: str, detail: str
+def test_webdataset_shard_that_is_cut_off_is_used_up_to_there_and_the_rest_rejected(
+    tmp_path: Path, damage: Callable[[bytes], bytes], detail: str
 ) -> None:
     config = of_files(tmp_path, {"a.jpg": b"x" * 1000, "a.txt": b"A.", "b.jpg": b"y" * 1000, "b.txt": b"B."})
     path = tmp_path / "s.tar"
@@ -260,38 +252,199 @@ def test_webdataset_damaged_shard_is_used_up_to_there_and_the_rest_is_a_reject(
     listing = list_balanced(source)
     (record,) = listing.records
     assert (texts(record), source.read_image(record.locator)) == (["A."], b"x" * 1000)
-    (reject,) = listing.rejects
-    assert (reject.unit, reject.row_id, reject.reason.value) == (Unit.IMAGE, "s.tar", reason)
-    assert reject.detail.startswith(f"s.tar: the rest of the shard: {detail}")
+    assert rejected(listing, Unit.IMAGE) == [("s.tar:2560#0", "truncated")]
+    assert rejected(listing, Unit.CAPTION) == [("s.tar:2560#0", "caption_without_image")]
+    assert listing.notes == [f"s.tar: {detail}, in which about 1 samples are lost"]
 
 
-def test_webdataset_data_behind_the_end_mark_is_a_reject(tmp_path: Path) -> None:
-    config = of_files(tmp_path, {"a.jpg": JPEG, "a.txt": b"A."})
-    path = tmp_path / "s.tar"
-    path.write_bytes(two_in_one(path.read_bytes()))
-    listing = listed(config)
-    assert len(listing.records) == 1
-    assert rejected(listing, Unit.IMAGE) == [("s.tar", "unreadable")]
-    assert "more data behind the end mark at byte" in listing.rejects[0].detail
+def numbered(folder: Path, name: str, samples: int) -> Path:
+    """A shard of samples with an image, a text and a JSON file each."""
+    files = {}
+    for i in range(samples):
+        files |= {f"{i:03d}.jpg": bytes([i]) * 1500, f"{i:03d}.txt": b"A.", f"{i:03d}.json": b"{}"}
+    return write_tar(folder / f"{name}.tar", files)
+
+
+def test_webdataset_shard_cut_at_a_tenth_counts_what_whole_shards_hold(tmp_path: Path) -> None:
+    for name in "abc":
+        numbered(tmp_path, name, 40)
+    path = tmp_path / "b.tar"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 10])
+    listing = listed(WebdatasetConfig(shards={"train": [str(tmp_path)]}))
+    held = sum(r.image_id.startswith("train/b/") for r in listing.records)
+    assert 3 <= held <= 4
+    assert len(listing.records) == 80 + held
+    assert len([r for r in listing.rejects if r.reason.value == "truncated"]) >= 39 - held
+    assert listing.images_in in (120, 121)  # a sample that the end cuts is there and lost
+    assert listing.captions_in in (120, 121)
+    (note,) = listing.notes
+    assert "b.tar: unexpected end of data" in note
+    assert f" of {path.stat().st_size} bytes unread, in which about" in note
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "txt"])
+def test_webdataset_damaged_header_costs_its_own_sample_only(tmp_path: Path, suffix: str) -> None:
+    path = numbered(tmp_path, "s", 20)
+    data = bytearray(path.read_bytes())
+    data[data.index(f"007.{suffix}".encode()) + 148] ^= 255  # of the checksum
+    path.write_bytes(data)
+    listing = listed(WebdatasetConfig(shards={"train": [str(path)]}))
+    assert (len(listing.records), listing.images_in) == (19, 20)
+    (reject,) = [r for r in listing.rejects if r.unit is Unit.IMAGE]
+    assert reject.row_id == "train/s/007"
+    unread = 512 + (1536 if suffix == "jpg" else 512)
+    assert "no header at byte" in reject.detail
+    assert f"{unread} of {len(data)} bytes unread" in reject.detail
+
+
+@pytest.mark.parametrize("junk", [b"\0", b"\xa5"])
+def test_webdataset_hole_in_a_shard_counts_the_samples_it_swallowed(tmp_path: Path, junk: bytes) -> None:
+    path = numbered(tmp_path, "s", 100)
+    data = bytearray(path.read_bytes())
+    first, last = data.index(b"010.jpg"), data.index(b"060.jpg")
+    data[first:last] = junk * (last - first)
+    path.write_bytes(data)
+    listing = listed(WebdatasetConfig(shards={"train": [str(path)]}))
+    assert len(listing.records) == 50
+    assert listing.images_in == 100
+    assert {r.reason.value for r in listing.rejects if r.unit is Unit.IMAGE} == {"unreadable"}
+    # The same up to the end: nothing but zeros, many more than an end mark has.
+    data[first:] = junk * (len(data) - first)
+    path.write_bytes(data)
+    assert listed(WebdatasetConfig(shards={"train": [str(path)]})).images_in == pytest.approx(100, abs=3)
+
+
+def test_webdataset_broken_first_header_costs_the_first_file_only(tmp_path: Path) -> None:
+    path = numbered(tmp_path, "s", 5)
+    path.write_bytes(b"\xff" * 512 + path.read_bytes()[512:])
+    listing = listed(WebdatasetConfig(shards={"train": [str(path)]}))
+    assert [r.image_id for r in listing.records] == [f"train/s/00{i}" for i in range(1, 5)]
+    assert listing.images_in == 5
+
+
+def test_webdataset_shards_written_one_behind_the_other_are_all_read(tmp_path: Path) -> None:
+    one = write_tar(tmp_path / "one", {"a.jpg": JPEG, "a.txt": b"A."})
+    two = write_tar(tmp_path / "two", {"b.jpg": JPEG, "b.txt": b"B."})
+    (tmp_path / "s.tar").write_bytes(one.read_bytes() + two.read_bytes())
+    source = WebdatasetSource(WebdatasetConfig(shards={"train": [str(tmp_path / "s.tar")]}))
+    listing = list_balanced(source)
+    assert [(texts(r), source.read_image(r.locator)) for r in listing.records] == [
+        (["A."], JPEG),
+        (["B."], JPEG),
+    ]
+    assert (listing.rejects, listing.notes) == ([], [])
+
+
+def test_webdataset_keys_may_hold_dots(tmp_path: Path) -> None:
+    files = {}
+    for i in range(5):
+        files |= {f"IMG.{i:04d}.JPG": JPEG, f"IMG.{i:04d}.txt": f"Number {i}.".encode()}
+        files |= {f"IMG.{i:04d}.json": b"{}"}
+    listing = listed(of_files(tmp_path, {**files, "v1.jpg": JPEG, "v1.txt": b"One."}))
+    assert listing.rejects == []
+    assert [r.image_id for r in listing.records] == [f"train/s/IMG.{i:04d}" for i in range(5)] + [
+        "train/s/v1"
+    ]
+    assert texts(listing.records[3]) == ["Number 3."]
+
+
+def test_webdataset_sample_of_several_images_counts_each(tmp_path: Path) -> None:
+    files = {"a.left.jpg": JPEG, "a.right.jpg": JPEG, "a.txt": b"Two eyes."}
+    files |= {"b.jpg": JPEG, "b.seg.png": JPEG, "b.png": JPEG, "b.txt": b"B."}
+    listing = listed(of_files(tmp_path, files))
+    assert [r.image_id for r in listing.records] == ["train/s/b"]
+    assert listing.images_in == 5
+    assert sorted(rejected(listing, Unit.IMAGE)) == [
+        ("train/s/a", "missing_image"),
+        ("train/s/a.right.jpg", "missing_image"),
+        ("train/s/b.png", "further_image"),
+        ("train/s/b.seg.png", "further_image"),
+    ]
+    both = listed(of_files(tmp_path / "x", files, image_suffixes=["left.jpg", "jpg"]))
+    assert [r.image_id for r in both.records] == ["train/s/a", "train/s/b"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "settings"),
+    [
+        ("x.caption", b"A dog.", {"caption_suffix": "caption"}),
+        ("x.outputs.txt", b"A dog.", {"caption_suffix": ".outputs.TXT"}),
+        ("x.json", b'{"meta": {"caption": "A dog."}}', {"json_field": "meta.caption"}),
+        ("x.json", b'{"meta.caption": "A dog.", "meta": {"caption": "No."}}', {"json_field": "meta.caption"}),
+        ("x.json", b'{"captions": [{"text": "A dog."}]}', {"json_field": "captions.text"}),
+        ("x.json", b'[{"a": {"b": ["A dog."]}}]', {"json_field": "a.b"}),
+        ("x.meta.json", b'{"t": "A dog."}', {"json_field": "t", "caption_suffix": "meta.json"}),
+    ],
+)
+def test_webdataset_caption_is_found_where_the_settings_say(
+    tmp_path: Path, name: str, content: bytes, settings: dict[str, Any]
+) -> None:
+    listing = listed(of_files(tmp_path, {"x.jpg": JPEG, name: content}, **settings))
+    assert listing.rejects == []
+    assert [(r.image_id, texts(r)) for r in listing.records] == [("train/s/x", ["A dog."])]
+
+
+def test_webdataset_list_of_objects_loses_only_its_bad_ones_and_says_what_they_hold(tmp_path: Path) -> None:
+    content = json.dumps({"captions": [{"text": "A dog.", "lang": "en"}, {"lang": "en"}]}).encode()
+    files = {"a.jpg": JPEG, "a.json": content}
+    listing = listed(of_files(tmp_path, files, json_field="captions.text"))
+    assert texts(listing.records[0]) == ["A dog."]
+    assert rejected(listing, Unit.CAPTION) == [("train/s/a#1", "not_a_string")]
+    listing = listed(of_files(tmp_path, files, json_field="captions"))
+    assert "an object with the fields text, lang" in listing.rejects[0].detail
+
+
+def test_webdataset_captions_in_another_file_stop_and_name_the_setting(tmp_path: Path) -> None:
+    files = {}
+    for i in range(10):
+        files |= {f"{i}.jpg": JPEG, f"{i}.caption": b"A dog."}
+    config = of_files(tmp_path, {**files, "good.jpg": JPEG, "good.txt": b"Good."})
+    with pytest.raises(TooManyRejects) as caught:
+        prepare(PrepareConfig(source="webdataset", output=str(tmp_path / "out"), webdataset=config))
+    assert "10 of 12 rows rejected" in str(caught.value)
+    assert "s.tar:0 (jpg, caption): no txt file (webdataset.caption_suffix)" in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_webdataset_further_images_do_not_count_toward_the_limit(tmp_path: Path) -> None:
+    files = {"a.jpg": JPEG, "a.seg.png": JPEG, "a.txt": b"A."}
+    listing = listed(of_files(tmp_path, files))
+    assert rejected(listing, Unit.IMAGE) == [("train/s/a.seg.png", "further_image")]
+    assert {r.reason for r in listing.rejects} <= listing.spare
+
+
+def test_webdataset_other_files_of_a_folder_are_named(tmp_path: Path) -> None:
+    numbered(tmp_path, "a", 1)
+    numbered(tmp_path, "B", 1).rename(tmp_path / "B.TAR")
+    for name in ("c.tar.gz", "d.tgz", "stats.json"):
+        (tmp_path / name).write_bytes(b"x")
+    write_tar(tmp_path / "e.tar", {})
+    listing = listed(WebdatasetConfig(shards={"train": [str(tmp_path)]}))
+    assert [r.image_id for r in listing.records] == ["train/B/000", "train/a/000"]
+    assert listing.notes[0] == f"{tmp_path}/e.tar holds no sample"
+    assert listing.notes[1].startswith("not looked at, for they are no .tar files: ")
+    assert all(name in listing.notes[1] for name in ("c.tar.gz", "d.tgz", "stats.json"))
 
 
 @pytest.mark.parametrize(
     ("data", "reason"),
     [(b"", "truncated"), (b"half a header", "truncated"), (b"no tar at all " * 100, "unreadable")],
 )
-def test_webdataset_file_that_is_no_tar_is_one_reject(tmp_path: Path, data: bytes, reason: str) -> None:
-    config = write_webdataset(tmp_path)
+def test_webdataset_file_that_is_no_tar_is_rejected(tmp_path: Path, data: bytes, reason: str) -> None:
+    config = write_webdataset(tmp_path, shards=3)
     (tmp_path / "shard-000.tar").write_bytes(data)
     listing = listed(config)
-    assert [r.image_id.split("/")[0] for r in listing.records] == ["val"] * 3
-    assert rejected(listing, Unit.IMAGE) == [("shard-000.tar", reason)]
+    assert len(listing.records) == 6
+    lost = 3 if reason == "truncated" else 1  # as many as the split's other shard has
+    assert [r for _, r in rejected(listing, Unit.IMAGE)] == [reason] * lost
 
 
-def test_webdataset_compressed_shard_is_a_reject_that_says_so(tmp_path: Path) -> None:
-    with tarfile.open(tmp_path / "s.tar", "w:gz") as tar:
+@pytest.mark.parametrize("mode", ["w:gz", "w:bz2", "w:xz"])
+def test_webdataset_compressed_shard_stops_and_is_named(tmp_path: Path, mode: Any) -> None:
+    with tarfile.open(tmp_path / "s.tar", mode) as tar:
         tar.addfile(tarfile.TarInfo("a.jpg"))
-    (reject,) = listed(WebdatasetConfig(shards={"train": [str(tmp_path / "s.tar")]})).rejects
-    assert "an uncompressed tar file is read" in reject.detail
+    with pytest.raises(DataError, match=r"s\.tar: found a file compressed by \w+; expected an uncompressed"):
+        listed(WebdatasetConfig(shards={"train": [str(tmp_path / "s.tar")]}))
 
 
 def test_webdataset_empty_tar_has_no_rows(tmp_path: Path) -> None:

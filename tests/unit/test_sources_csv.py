@@ -1,28 +1,30 @@
-"""Flickr8k's folder and CSV files, good and bad."""
+"""A folder of pictures and CSV files, good and bad, as Flickr8k and open_clip have them."""
 
 from __future__ import annotations
 
+import csv
 import os
 from pathlib import Path
 
 import pytest
 
-from degla_ray.config import Flickr8kConfig
+from degla_ray.cli import parse
+from degla_ray.config import CsvConfig, Flickr8kConfig, PrepareConfig
 from degla_ray.errors import DataError, SettingError
 from degla_ray.schema import RejectReason
 from degla_ray.sources.base import Record, Refusal, Reject, Unit
-from degla_ray.sources.flickr8k import Flickr8kSource, parse_csv
+from degla_ray.sources.csv_captions import CsvSource, parse_csv
 from degla_ray.sources.prepare import Listing
 from tests.fixtures_sources import encode, list_balanced, noise, write_flickr8k
 
 
 def rows(text: str | bytes) -> list[tuple[str, str] | Refusal]:
     data = text.encode() if isinstance(text, str) else text
-    return [row for _, row in parse_csv(b"image,caption\n" + data, "captions.txt")]
+    return [row for _, row in parse_csv(b"image,caption\n" + data, "captions.txt", CsvConfig())]
 
 
 def listed(config: Flickr8kConfig, limit: int | None = None) -> Listing:
-    return list_balanced(Flickr8kSource(config), limit)
+    return list_balanced(CsvSource(config, "flickr8k"), limit)
 
 
 def only_reject(listing: Listing, unit: Unit) -> Reject:
@@ -65,13 +67,20 @@ def test_csv_malformed_line_is_refused(line: bytes) -> None:
 
 def test_csv_mark_crlf_and_blank_lines_are_taken() -> None:
     data = b"\xef\xbb\xbfimage,caption\r\na.jpg,One\r\n\r\n   \r\nb.jpg,Two"
-    assert list(parse_csv(data, "x/c.csv")) == [("c.csv:2", ("a.jpg", "One")), ("c.csv:5", ("b.jpg", "Two"))]
+    assert list(parse_csv(data, "x/c.csv", CsvConfig())) == [
+        ("c.csv:2", ("a.jpg", "One")),
+        ("c.csv:5", ("b.jpg", "Two")),
+    ]
 
 
-@pytest.mark.parametrize("header", [b"", b"a.jpg,A dog", b"image\tcaption", b"file,image,caption"])
+@pytest.mark.parametrize(
+    "header", [b"", b"a.jpg,A dog", b"image\tcaption", b"image,caption,image", b'"image,caption']
+)
 def test_csv_without_its_header_stops(header: bytes) -> None:
-    with pytest.raises(DataError, match=r"c\.csv:1.*expected the header 'image,caption'"):
-        list(parse_csv(header + b"\na.jpg,A dog\n", "c.csv"))
+    with pytest.raises(
+        DataError, match=r"c\.csv:1.*expected a header with the columns 'image' and 'caption' sepa"
+    ):
+        list(parse_csv(header + b"\na.jpg,A dog\n", "c.csv", CsvConfig()))
 
 
 def test_flickr8k_good_folder_gives_every_row(tmp_path: Path) -> None:
@@ -139,18 +148,153 @@ def test_flickr8k_name_that_leaves_the_folder_is_rejected(tmp_path: Path, name: 
     assert only_reject(listing, Unit.CAPTION).reason is RejectReason.CAPTION_WITHOUT_IMAGE
 
 
-def test_flickr8k_link_out_of_the_folder_is_rejected_and_one_inside_is_not(tmp_path: Path) -> None:
+def test_flickr8k_links_directly_in_the_folder_are_followed_and_deeper_ones_out_of_it_are_not(
+    tmp_path: Path,
+) -> None:
     config = write_flickr8k(tmp_path)
-    (tmp_path / "secret.jpg").write_bytes(encode(noise()))
-    os.symlink(tmp_path / "secret.jpg", tmp_path / "Images" / "out.jpg")
-    os.symlink(tmp_path, tmp_path / "Images" / "up")
-    os.symlink("p0.jpg", tmp_path / "Images" / "alias.jpg")
-    for name in ("out.jpg", "up/secret.jpg", "alias.jpg"):
+    for folder in ("elsewhere", "blobs", "Images/deep"):
+        (tmp_path / folder).mkdir()
+    for name in ("elsewhere/a.jpg", "elsewhere/mute.jpg", "blobs/b.jpg", "blobs/c.jpg"):
+        (tmp_path / name).write_bytes(encode(noise()))
+    for target, link in (
+        (tmp_path / "elsewhere", "Images/train2014"),
+        (tmp_path / "blobs" / "b.jpg", "Images/b.jpg"),
+        ("p0.jpg", "Images/alias.jpg"),
+        ("../p0.jpg", "Images/deep/alias.jpg"),
+        (tmp_path / "blobs" / "c.jpg", "Images/deep/out.jpg"),
+        (tmp_path / "blobs" / "c.jpg", "elsewhere/out.jpg"),
+        (tmp_path, "Images/up"),
+        ("loop.jpg", "Images/loop.jpg"),
+        (tmp_path / "nowhere", "Images/gone.jpg"),
+    ):
+        os.symlink(target, tmp_path / link)
+    inside = {"train2014/a.jpg", "b.jpg", "alias.jpg", "deep/alias.jpg"}
+    outside = {"deep/out.jpg", "train2014/out.jpg"}
+    for name in (*sorted(inside | outside), "loop.jpg", "gone.jpg"):
         add_line(config, f"{name},A link .")
     listing = listed(config)
-    outside = {r.row_id for r in listing.rejects if r.reason is RejectReason.OUTSIDE_FOLDER}
-    assert outside == {"out.jpg", "up/secret.jpg"}
-    assert "alias.jpg" in {r.image_id for r in listing.records}
+    assert inside < {r.image_id for r in listing.records}
+    found = {
+        reason: {r.row_id for r in listing.rejects if r.unit is Unit.IMAGE and r.reason is reason}
+        for reason in RejectReason
+    }
+    assert found[RejectReason.OUTSIDE_FOLDER] == outside
+    assert found[RejectReason.MISSING_IMAGE] == {"loop.jpg", "gone.jpg"}
+    assert found[RejectReason.IMAGE_WITHOUT_CAPTION] == {"train2014/mute.jpg"}
+    source = CsvSource(config, "flickr8k", follow_links=True)
+    assert inside | outside < {r.image_id for r in list_balanced(source).records}
+    assert source.read_image("train2014/out.jpg") == encode(noise())
+
+
+def test_csv_absolute_paths_inside_the_folder_are_taken(tmp_path: Path) -> None:
+    config = write_flickr8k(tmp_path / "disk", images=3, captions=1)
+    os.symlink(config.images, tmp_path / "pictures")
+    for root in (config.images, str(tmp_path / "pictures"), f"{config.images}/../Images"):
+        add_line(config, f"{root}/p0.jpg,An absolute path .")
+    add_line(config, f"{tmp_path}/p0.jpg,Not inside .")
+    listing = listed(Flickr8kConfig(images=str(tmp_path / "pictures"), captions=config.captions))
+    assert [len(r.captions) for r in listing.records] == [4, 1, 1]
+    reject = only_reject(listing, Unit.IMAGE)
+    assert (reject.row_id, reject.reason) == (f"{tmp_path}/p0.jpg", RejectReason.OUTSIDE_FOLDER)
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [("Photo.jpg", "photo.JPG"), ("cafe\u0301.jpg", "caf\u00e9.jpg"), ("STRASSE.jpg", "straße.jpg")],
+)
+def test_csv_name_that_differs_in_case_or_accents_gets_a_hint(tmp_path: Path, file: str, name: str) -> None:
+    config = write_flickr8k(tmp_path)
+    (tmp_path / "Images" / file).write_bytes(encode(noise()))
+    add_line(config, f"{name},A dog .")
+    (reject,) = [r for r in listed(config).rejects if r.reason is RejectReason.MISSING_IMAGE]
+    assert f"no file {name!r} in the image folder, but {file!r}" in reject.detail
+
+
+@pytest.mark.parametrize("folder", ["a[1]", "what?", "x*y", "50% #1", "a{0..1}"])
+def test_csv_folder_with_any_character_in_its_name_is_read(tmp_path: Path, folder: str) -> None:
+    listing = listed(write_flickr8k(tmp_path / folder))
+    assert (len(listing.records), listing.rejects) == (6, [])
+
+
+@pytest.mark.parametrize(
+    ("separator", "settings"),
+    [("\t", "tab"), ("\t", "\\t"), ("\t", "\t"), (";", ";"), ("|", "|"), (",", ",")],
+)
+def test_csv_columns_and_separator_are_settings(tmp_path: Path, separator: str, settings: str) -> None:
+    folder = write_flickr8k(tmp_path).images
+    rows = [
+        ["title", "key", "filepath"],
+        ['A dog, a "cat";\na tab\tand a | bar.', "7", "p0.jpg"],
+        ["One.", "", "p1.jpg"],
+    ]
+    with open(tmp_path / "c.csv", "w", newline="", encoding="utf-8-sig") as file:
+        csv.writer(file, delimiter=separator).writerows(rows)
+    config = CsvConfig(
+        images=folder,
+        captions={"train": str(tmp_path / "c.csv")},
+        separator=settings,
+        image_column="filepath",
+        caption_column="Title",
+    )
+    listing = list_balanced(CsvSource(config))
+    assert [(r.image_id, [c.caption for c in r.captions]) for r in listing.records] == [
+        ("p0.jpg", [rows[1][0]]),
+        ("p1.jpg", ["One."]),
+    ]
+    assert {r.reason for r in listing.rejects} == {RejectReason.IMAGE_WITHOUT_CAPTION}
+
+
+def test_csv_row_is_named_by_the_line_that_it_begins_in() -> None:
+    data = b'a.jpg,"Two\nlines, ""quoted"""\nb.jpg,Two\n,lost\n'
+    found = list(parse_csv(b"image,caption\n" + data, "c.csv", CsvConfig()))
+    assert found[:2] == [("c.csv:2", ("a.jpg", 'Two\nlines, "quoted"')), ("c.csv:4", ("b.jpg", "Two"))]
+    assert found[2][0] == "c.csv:5"
+    assert isinstance(found[2][1], Refusal)
+
+
+def test_csv_quote_that_is_never_closed_loses_its_own_line_only() -> None:
+    found = rows('a.jpg,"One\nb.jpg,Two\nc.jpg,"Three"\n')
+    assert isinstance(found[0], Refusal)
+    assert found[1:] == [("b.jpg", "Two"), ("c.jpg", "Three")]
+
+
+def test_csv_row_of_more_cells_is_refused_where_the_caption_is_not_last() -> None:
+    config = CsvConfig(image_column="image", caption_column="caption")
+    found = list(parse_csv(b"caption,image\nA dog, a cat,a.jpg\nA dog,a.jpg\n", "c.csv", config))
+    assert isinstance(found[0][1], Refusal)
+    assert found[1] == ("c.csv:3", ("a.jpg", "A dog"))
+
+
+def test_csv_of_excel_in_utf16_is_read() -> None:
+    config = CsvConfig(separator="tab")
+    data = "image\tcaption\r\na.jpg\tEin Hündchen\r\n".encode("utf-16")
+    assert list(parse_csv(data, "c.txt", config)) == [("c.txt:2", ("a.jpg", "Ein Hündchen"))]
+
+
+@pytest.mark.parametrize(
+    "settings", [{"separator": ""}, {"separator": ",,"}, {"separator": '"'}, {"caption_column": "IMAGE"}]
+)
+def test_csv_impossible_setting_is_refused(settings: dict[str, str]) -> None:
+    with pytest.raises(SettingError, match=r"^csv\."):
+        CsvConfig(**settings)  # type: ignore[arg-type]
+
+
+def test_csv_options_of_the_command_line_are_read(tmp_path: Path) -> None:
+    given = {"tab": "\t", "\\t": "\t", "|": "|", ";": ";", ",": ","}
+    for text, separator in given.items():
+        options = [
+            "--source",
+            "csv",
+            "--output",
+            "o",
+            "--csv.separator",
+            text,
+            "--csv.image_column",
+            "filepath",
+        ]
+        config = parse(PrepareConfig, "", options)
+        assert (config.csv.separator, config.csv.image_column) == (separator, "filepath")
+        assert isinstance(config.flickr8k, Flickr8kConfig)
 
 
 def test_flickr8k_folder_that_is_itself_a_link_works(tmp_path: Path) -> None:
@@ -197,10 +341,10 @@ def test_flickr8k_limit_takes_from_each_split_in_proportion(tmp_path: Path) -> N
 
 def test_flickr8k_identity_changes_with_the_captions_only(tmp_path: Path) -> None:
     config = write_flickr8k(tmp_path)
-    before = Flickr8kSource(config).identity()
-    assert Flickr8kSource(config).identity() == before
+    before = CsvSource(config, "flickr8k").identity()
+    assert CsvSource(config, "flickr8k").identity() == before
     add_line(config, "p0.jpg,One more .")
-    assert Flickr8kSource(config).identity() != before
+    assert CsvSource(config, "flickr8k").identity() != before
 
 
 @pytest.mark.parametrize(
@@ -216,7 +360,7 @@ def test_flickr8k_wrong_setting_is_named(tmp_path: Path, changes: dict[str, obje
     good = write_flickr8k(tmp_path)
     settings = {"images": good.images, "captions": good.captions, **changes}
     with pytest.raises(SettingError) as caught:
-        Flickr8kSource(Flickr8kConfig(**settings))  # type: ignore[arg-type]
+        CsvSource(Flickr8kConfig(**settings), "flickr8k")  # type: ignore[arg-type]
     assert caught.value.setting == setting
 
 
