@@ -12,17 +12,17 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
 
 from degla_ray.negatives.grammar import Grammar
 from degla_ray.negatives.lexicon import Entry, Lexicon, Number
-from degla_ray.negatives.phrases import NounPhrase, is_symmetric, noun_phrases
+from degla_ray.negatives.phrases import NounPhrase, is_coordinated, is_symmetric, noun_phrases
 from degla_ray.negatives.tagging import Sentence, Tag, Token
 from degla_ray.schema import Kind, RejectReason
 
-CHECKS_VERSION = 1
+CHECKS_VERSION = 2
 """Part of a negatives folder's identity: raise it when a check decides otherwise than before."""
 
 MIN_BROKEN = 0.5
@@ -228,7 +228,12 @@ def statements(sentence: Sentence, language: Language) -> tuple[Statement, ...]:
         else:
             said.append(Statement(relation, tuple(things), tuple(sorted(inner))))
             relation, things, inner = _words(gaps[i]), [], []
-        things.append(_thing(sentence, phrase, language.lexicon))
+        thing = _thing(sentence, phrase, language.lexicon)
+        if is_coordinated(gaps[i], phrase) and things:
+            # A black hat and (black) coat: the attributes are shared, and the numbers tell nothing apart.
+            thing = replace(thing, attributes=things[-1].attributes, number=None)
+            things[-1] = replace(things[-1], number=None)
+        things.append(thing)
     said.append(Statement(relation, tuple(things), tuple(sorted(inner))))
     return (*said, Statement(_words(gaps[-1]), (), ()))
 
@@ -273,7 +278,8 @@ def _contradict(a: frozenset[str], b: frozenset[str]) -> bool:
 
 
 def broken_bonds(caption: Sentence, scrambled: Sentence, language: Language) -> float:
-    """Share of the caption's bonds (adjective or preposition beside its noun) that a scramble breaks.
+    """Return the share of the caption's bonds that a scramble breaks: of adjectives or of prepositions with
+    their nouns, the larger of the two shares.
 
     Where few are broken only whole phrases moved, and the scramble may still be read as the caption. A
     caption without any such bond has nothing to break: 0.
@@ -287,7 +293,11 @@ def broken_bonds(caption: Sentence, scrambled: Sentence, language: Language) -> 
         if before is not None and before.tag is Tag.PREP and before.lemma not in language.grammar.symmetric:
             wanted[("preposition", before.lemma, head)] += 1
     broken = wanted - _bonds(scrambled.tokens, language.lexicon)
-    return broken.total() / wanted.total() if wanted else 0.0
+    shares = []
+    for sort in ("adjective", "preposition"):
+        if all_of_it := sum(n for bond, n in wanted.items() if bond[0] == sort):
+            shares.append(sum(n for bond, n in broken.items() if bond[0] == sort) / all_of_it)
+    return max(shares, default=0.0)
 
 
 def _reads_as_compound(caption: Sentence, negative: Sentence, language: Language) -> bool:

@@ -68,10 +68,20 @@ def exchanged(sentence: Sentence, first: NounPhrase, second: NounPhrase) -> Sent
     return replace(sentence, tokens=tuple(_fit_articles(tokens, edited)))
 
 
-def reordered(sentence: Sentence, slots: Sequence[int], order: Sequence[int]) -> Sentence:
-    """The sentence with the words of `order` in the places `slots`; spaces stay with the places."""
-    changes = {slot: sentence.tokens[source] for slot, source in zip(slots, order, strict=True)}
-    return substituted(sentence, changes)
+def moved(sentence: Sentence, units: Sequence[range], order: Sequence[range]) -> Sentence:
+    """Put the spans `order` into the places of the spans `units`; what no span covers stays where it is.
+
+    The space before a span stays with the place.
+    """
+    tokens = sentence.tokens
+    edited: list[Token] = []
+    at = 0
+    for place, source in zip(units, order, strict=True):
+        edited += tokens[at : place.start]
+        span = [tokens[i] for i in source]
+        edited += [replace(span[0], space=tokens[place.start].space), *span[1:]]
+        at = place.stop
+    return replace(sentence, tokens=tuple(_fit_articles(tokens, [*edited, *tokens[at:]])))
 
 
 def grammatical_number(sentence: Sentence, phrase: NounPhrase) -> Number | None:

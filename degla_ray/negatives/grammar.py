@@ -51,6 +51,7 @@ class Grammar:
         tags: word -> corrected tag.
         frozen: nouns that are never swapped or replaced.
         symmetric: relations, in base form, that hold both ways.
+        alternating: verbs in base form of which the vehicle and the way may be exchanged.
         stances: base forms left out of a relation before it is compared.
         negations: words under which nothing is touched.
         verbs_after_subject: plural nouns that are verbs after a living subject.
@@ -61,6 +62,7 @@ class Grammar:
     tags: dict[str, str]
     frozen: frozenset[str]
     symmetric: frozenset[str]
+    alternating: frozenset[str]
     stances: frozenset[str]
     negations: frozenset[str]
     verbs_after_subject: frozenset[str]
@@ -82,6 +84,7 @@ def load_grammar(path: Path = GRAMMAR_FILE) -> Grammar:
         "frozen",
         "tags",
         "symmetric",
+        "alternating",
         "stances",
         "negations",
         "verbs_after_subject",
@@ -97,6 +100,7 @@ def load_grammar(path: Path = GRAMMAR_FILE) -> Grammar:
         tags={str(word): str(tag) for word, tag in data["tags"].items()},
         frozen=_strings(data["frozen"]),
         symmetric=_strings(data["symmetric"]),
+        alternating=_strings(data["alternating"]),
         stances=_strings(data["stances"]),
         negations=_strings(data["negations"]),
         verbs_after_subject=_strings(data["verbs_after_subject"]),

@@ -80,12 +80,26 @@ def is_symmetric(
     """
     if _points_back(after, grammar):
         return False
+    if _alternates(before, gap, grammar):
+        return True
     words = [t.lemma for t in gap if t.tag not in (Tag.DET, Tag.PRON) and t.lemma != "be"]
     words = [w for w, following in pairwise([*words, ""]) if w != following]  # "(is red) and (big) and"
     if not words and all(t.lemma == "be" or t.tag is Tag.DET for t in gap):
         return not (before and before[-1].tag is Tag.PREP)
     bare = [w for w in words if w not in grammar.stances]
     return any(" ".join(w) in grammar.symmetric for w in (words, bare) if w)
+
+
+def _alternates(before: Sequence[Token], gap: Sequence[Token], grammar: Grammar) -> bool:
+    """Return whether a verb's vehicle and way surround `gap`: "rides (a wave) on (a surfboard)"."""
+    verb = before[-1] if before else None
+    moves = verb is not None and verb.tag is Tag.VERB and verb.lemma in grammar.alternating
+    return moves and [t.tag for t in gap] == [Tag.PREP]
+
+
+def is_coordinated(gap: Sequence[Token], second: NounPhrase) -> bool:
+    """Return whether `second` shares the words before the first noun: "a black hat and coat"."""
+    return [t.lemma for t in gap] in (["and"], ["or"], ["&"]) and second.start == second.head
 
 
 def _points_back(following: Sequence[Token], grammar: Grammar) -> bool:

@@ -27,6 +27,7 @@ from degla_ray.negatives.estimate import estimate
 from degla_ray.negatives.failures import require_accepted, tell_failures
 from degla_ray.negatives.generation import Job, generate_pending, reopen
 from degla_ray.negatives.given import read_given, write_given
+from degla_ray.negatives.languages import ENGLISH, describe, survey
 from degla_ray.negatives.preflight import check_resources, preflight
 from degla_ray.negatives.prompting import Prompts, load_prompts, prompt_sha
 from degla_ray.negatives.proposals import ORDER
@@ -80,10 +81,13 @@ def generate(config: NegativesConfig) -> dict[str, int]:
         return dict(folder.manifest["counts"])
     if folder.pending():
         captions, graphs = _read(source)
+        languages = survey(captions["caption"].to_pylist())
+        print(describe(languages))
         if config.engine != GIVEN_KIND:
             ray_setup.start(config.ray)
         if config.engine in ENGINES:
-            _write_by_edits(config, folder, kinds, captions, graphs)
+            english = languages.get(ENGLISH, 0.0) >= 0.5
+            _write_by_edits(config, folder, kinds, captions, graphs, english)
         elif config.engine == GIVEN_KIND:
             write_given(folder, captions, read_given(source))
         else:
@@ -152,8 +156,9 @@ def _write_by_edits(
     kinds: tuple[Kind, ...],
     captions: pa.Table,
     graphs: dict[str, str],
+    english: bool,
 ) -> None:
-    task = ShardTask(folder=folder, kinds=kinds, per_kind=config.per_kind, seed=config.seed)
+    task = ShardTask(folder=folder, kinds=kinds, per_kind=config.per_kind, seed=config.seed, english=english)
     pending = folder.pending()
     words = vocabulary(captions["caption"].to_pylist())
     share = len(captions) * len(pending) / folder.num_shards

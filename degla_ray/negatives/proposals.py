@@ -92,11 +92,13 @@ class Selection:
     Attributes:
         accepted: texts by kind.
         rejects: candidates that failed.
+        unread: why the caption was not read at all, if it was not.
     """
 
     accepted: dict[Kind, list[str]] = field(default_factory=dict)
     rejects: list[Reject] = field(default_factory=list)
     seen: frozenset[str] = frozenset()
+    unread: RejectReason | None = None
 
     def take(
         self,

@@ -12,16 +12,16 @@ from dataclasses import replace
 from itertools import combinations, zip_longest
 
 from degla_ray.negatives.checks import Language, broken_bonds, statements
-from degla_ray.negatives.edits import counts, exchanged, reordered, substituted, with_noun
+from degla_ray.negatives.edits import counts, exchanged, moved, substituted, with_noun
 from degla_ray.negatives.grammar import words_sha
 from degla_ray.negatives.lexicon import Behaviour, Entry, Number
-from degla_ray.negatives.phrases import NounPhrase, noun_phrases
+from degla_ray.negatives.phrases import NounPhrase, is_coordinated, noun_phrases
 from degla_ray.negatives.proposals import Proposal, Request, no_veto, select
 from degla_ray.negatives.siblings import Mentioned
 from degla_ray.negatives.tagging import Sentence, Tag, load_tagger, tagger_name
 from degla_ray.schema import Kind
 
-RULES_VERSION = 2
+RULES_VERSION = 3
 """Part of a negatives folder's identity: raise it when a rule writes something else than before."""
 
 SCRAMBLES = 18
@@ -76,8 +76,7 @@ class RuleEngine:
     # --- swaps
 
     def _swap_nouns(self, sentence: Sentence, request: Request, rng: random.Random) -> Iterator[Proposal]:
-        pairs = _neighbours_first(self._phrases(sentence), rng)
-        for first, second in pairs:
+        for first, second in self._pairs(sentence, rng):
             edited = self._nouns_swapped(sentence, first, second)
             if edited is not None:
                 yield Proposal(sentence=edited)
@@ -116,7 +115,7 @@ class RuleEngine:
     ) -> Iterator[Proposal]:
         same_field: list[tuple[int, int]] = []
         other: list[tuple[int, int]] = []
-        for first, second in _neighbours_first(self._phrases(sentence), rng):
+        for first, second in self._pairs(sentence, rng):
             for i in first.adjectives:
                 for j in second.adjectives:
                     fit = self._adjectives_fit(sentence, (first, i), (second, j))
@@ -231,29 +230,44 @@ class RuleEngine:
     # --- order
 
     def _reshuffle(self, sentence: Sentence, request: Request, rng: random.Random) -> Iterator[Proposal]:
-        """Whole phrases exchanged across their relation, and scrambled word orders, in turn."""
-        pairs = _neighbours_first(self._phrases(sentence), rng)
+        """Whole phrases exchanged across their relation, and scrambled orders of phrases, in turn."""
+        pairs = self._pairs(sentence, rng)
         exchanges = (Proposal(sentence=exchanged(sentence, first, second)) for first, second in pairs)
         yield from _interleaved([exchanges, self._scrambles(sentence, rng)])
 
     def _scrambles(self, sentence: Sentence, rng: random.Random) -> Iterator[Proposal]:
-        tokens = sentence.tokens
         if len(statements(sentence, self.language)) <= 2:
             return  # one thing, or things that stand in no order: nothing that word order says
         phrases = self._phrases(sentence)
         nouns = [phrase.head for phrase in phrases]
         adjectives = [i for phrase in phrases for i in phrase.adjectives]
-        slots = [i for i, t in enumerate(tokens) if t.tag is not Tag.PUNCT]
+        units = self._units(sentence)
         found = []
         for n in range(SCRAMBLES):
             if n % 2 == 0 and len(nouns) > 2:
                 yield Proposal(sentence=self._content_shuffled(sentence, nouns, adjectives, rng))
             else:
-                order = (_trigrams_shuffled, _within_trigrams_shuffled)[n // 2 % 2](slots, rng)
-                if order != slots:
-                    found.append(reordered(sentence, slots, order))
+                order = (_trigrams_shuffled, _within_trigrams_shuffled)[n // 2 % 2](units, rng)
+                if order != units:
+                    found.append(moved(sentence, units, order))
         found.sort(key=lambda scrambled: -broken_bonds(sentence, scrambled, self.language))
         yield from (Proposal(sentence=scrambled, scrambled=True) for scrambled in found)
+
+    def _units(self, sentence: Sentence) -> list[range]:
+        """Token spans that move as one: a noun phrase with its determiner, any other word alone."""
+        tokens = sentence.tokens
+        starts = {
+            p.start: p.end for p in noun_phrases(sentence, self.language.grammar, self.language.lexicon)
+        }
+        units, i = [], 0
+        while i < len(tokens):
+            end = starts.get(i, i + 1)
+            if tokens[i].tag is Tag.DET and end == i + 1 < len(tokens):
+                end = starts.get(i + 1, i + 2)  # "his" or "the" before a word that is no noun
+            if tokens[i].tag is not Tag.PUNCT:
+                units.append(range(i, end))
+            i = end
+        return units
 
     def _content_shuffled(
         self, sentence: Sentence, nouns: Sequence[int], adjectives: Sequence[int], rng: random.Random
@@ -269,6 +283,19 @@ class RuleEngine:
             new = number and with_noun(tokens[i], self.language.lexicon, tokens[i].lemma, number)
             changes[slot] = new or tokens[i]
         return substituted(sentence, changes)
+
+    def _pairs(self, sentence: Sentence, rng: random.Random) -> list[tuple[NounPhrase, NounPhrase]]:
+        """Return pairs of usable phrases, neighbours first.
+
+        Left out are pairs whose exchange says the same or nothing: a thing and what it is made of ("a garden
+        of tulips"), and things named in one breath ("a black hat and coat", "its neck and wings").
+        """
+        pairs = []
+        for first, second in _neighbours_first(self._phrases(sentence), rng):
+            gap = sentence.tokens[first.end : second.start]
+            if not is_coordinated(gap, second) and [t.lemma for t in gap] != ["of"]:
+                pairs.append((first, second))
+        return pairs
 
     def _entry(self, sentence: Sentence, phrase: NounPhrase) -> Entry | None:
         known = self.language.lexicon.noun(sentence.tokens[phrase.head].lemma)
@@ -301,11 +328,11 @@ def _interleaved(choices: Iterable[Iterable[Proposal]]) -> Iterator[Proposal]:
         yield from (proposal for proposal in row if proposal is not None)
 
 
-def _trigrams_shuffled(slots: Sequence[int], rng: random.Random) -> list[int]:
-    groups = [slots[i : i + 3] for i in range(0, len(slots), 3)]
+def _trigrams_shuffled(units: Sequence[range], rng: random.Random) -> list[range]:
+    groups = [units[i : i + 3] for i in range(0, len(units), 3)]
     return [i for group in rng.sample(groups, len(groups)) for i in group]
 
 
-def _within_trigrams_shuffled(slots: Sequence[int], rng: random.Random) -> list[int]:
-    groups = [slots[i : i + 3] for i in range(0, len(slots), 3)]
+def _within_trigrams_shuffled(units: Sequence[range], rng: random.Random) -> list[range]:
+    groups = [units[i : i + 3] for i in range(0, len(units), 3)]
     return [i for group in groups for i in rng.sample(group, len(group))]

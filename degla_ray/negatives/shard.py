@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from degla_ray.negatives.languages import is_english, language_of
 from degla_ray.negatives.proposals import ORDER, Engine, Request, Selection, Veto, no_veto, select
 from degla_ray.schema import NEGATIVES, REJECTS, Kind, RejectReason
 from degla_ray.shards import StageFolder, shard_of
@@ -33,12 +34,14 @@ class ShardTask:
         kinds: kinds wanted.
         per_kind: negatives of a kind for a caption, at most.
         seed: of the engine's choices.
+        english: whether most captions of the source are English.
     """
 
     folder: StageFolder
     kinds: tuple[Kind, ...]
     per_kind: int
     seed: int
+    english: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,12 +116,24 @@ def write_shard(task: ShardTask, engine: Engine, shard: int, captions: Sequence[
 def _generate(
     task: ShardTask, engine: Engine, captions: Sequence[Caption], counts: Counter[str]
 ) -> list[Selection]:
+    english = [is_english(c.text, task.english) for c in captions]
     requests = [
         Request(caption=c.text, siblings=c.siblings, limit=task.per_kind, seed=f"{task.seed} {c.sample_id}")
-        for c in captions
+        for c, readable in zip(captions, english, strict=True)
+        if readable
     ]
-    vetoes = [no_veto if c.graph is None else scene_veto(c.graph, counts) for c in captions]
-    return select(engine, requests, task.kinds, vetoes)
+    vetoes = [
+        no_veto if c.graph is None else scene_veto(c.graph, counts)
+        for c, readable in zip(captions, english, strict=True)
+        if readable
+    ]
+    selected = iter(select(engine, requests, task.kinds, vetoes))
+    return [next(selected) if readable else _other_language(task.kinds) for readable in english]
+
+
+def _other_language(kinds: Sequence[Kind]) -> Selection:
+    """No negatives, of no kind: the rules do not read the caption's language."""
+    return Selection(accepted={kind: [] for kind in kinds}, unread=RejectReason.WRONG_LANGUAGE)
 
 
 def scene_veto(graph: str, counts: Counter[str]) -> Veto:
@@ -147,6 +162,12 @@ def _tables(
                 rows.append(
                     (caption.sample_id, kind.value, text, engine.name, engine.model, engine.prompt_sha, 0)
                 )
+        if selection.unread is not None:
+            code, probability = language_of(caption.text)
+            detail = f"{code}, probability {probability:.2f}"
+            rejects.append(
+                (STAGE, caption.sample_id, "caption", caption.text, selection.unread.value, detail)
+            )
         for r in selection.rejects:
             rejects.append((STAGE, caption.sample_id, r.kind.value, r.text, r.reason.value, r.detail))
     return to_table(rows, NEGATIVES), to_table(rejects, REJECTS)
@@ -165,5 +186,7 @@ def _count(task: ShardTask, selections: Iterable[Selection], counts: Counter[str
             state = "ok" if accepted else "rejected" if kind in failed else "not_applicable"
             counts[f"captions.{kind}.{state}"] += 1
             counts[f"rows.{kind}"] += len(accepted)
+        if selection.unread is not None:
+            counts[f"rejects.caption.{selection.unread}"] += 1
         for reject in selection.rejects:
             counts[f"rejects.{reject.kind}.{reject.reason}"] += 1

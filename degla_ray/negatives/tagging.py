@@ -7,7 +7,9 @@ become one token, and so do listed multiword nouns and noun + noun ("fire hydran
 
 from __future__ import annotations
 
+import html
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -21,7 +23,8 @@ from degla_ray.negatives.lexicon import Lexicon, Number, load_lexicon, plural, s
 MODEL_FILE = "morphmodel_en.pgz"  # lies inside the HanTa package
 
 # 's is a token of its own; other hyphens and apostrophes stay inside their word (t-shirt, don't).
-_TOKEN = re.compile(r"[^\W_]+(?:[-'’](?!s\b)[^\W_]+)*|['’]s\b|[^\w\s]|_", re.UNICODE)
+# So is a placeholder for a name (<PERSON>).
+_TOKEN = re.compile(r"<[A-Z][A-Z_]*>|[^\W_]+(?:[-'’](?!s\b)[^\W_]+)*|['’]s\b|[^\w\s]|_", re.UNICODE)
 
 
 class Tag(StrEnum):
@@ -98,6 +101,15 @@ class Sentence:
         return joined[:first] + joined[first].upper() + joined[first + 1 :]
 
 
+def plain(caption: str) -> str:
+    """Return a caption as a reader sees it: HTML entities resolved, accents composed, words as they were."""
+    return unicodedata.normalize("NFC", html.unescape(html.unescape(caption)))
+
+
+def _is_placeholder(text: str) -> bool:
+    return text.startswith("<") and len(text) > 1
+
+
 class Tagger:
     """Turns captions into sentences. Deterministic; not shared between threads."""
 
@@ -116,6 +128,7 @@ class Tagger:
                 self._phrases.setdefault(words[0], []).append((words, Tag(tag)))
         self._single = {words[0]: Tag(tag) for words, tag in self.grammar.phrases.items() if len(words) == 1}
         self.analyse = lru_cache(maxsize=20_000)(self._analyse)
+        self._is_verb_form = lru_cache(maxsize=50_000)(self._can_be_verb)
         self._is_sure = lru_cache(maxsize=50_000)(self._only_noun)
 
     def own_tags(self, words: Sequence[str]) -> list[str]:
@@ -123,6 +136,7 @@ class Tagger:
         return [str(tag) for tag in self._hanta.tag_sent(list(words), taglevel=0)] if words else []
 
     def _analyse(self, caption: str) -> Sentence:
+        caption = plain(caption)
         matches = list(_TOKEN.finditer(caption))
         if not matches:
             return Sentence((), capital=False, tail=caption)
@@ -132,7 +146,7 @@ class Tagger:
         for match, detail in zip(matches, details, strict=True):
             tokens.append(self._token(match.group(), detail, caption[end : match.start()], match.start()))
             end = match.end()
-        word = next((i for i, t in enumerate(tokens) if t.text[0].isalnum()), 0)
+        word = next((i for i, t in enumerate(tokens) if t.text[0].isalnum() or _is_placeholder(t.text)), 0)
         first = tokens[word]
         capital = (
             first.text[0].isupper() and first.text[1:] == first.text[1:].lower() and first.tag is not Tag.NAME
@@ -151,8 +165,12 @@ class Tagger:
             tag = Tag.OTHER
         if lower in ("'s", "’s"):
             tag = Tag.VERB if detail.startswith("V") else Tag.POSS
+        elif _is_placeholder(text):
+            return Token(text, lower, Tag.NAME, detail, None, space, start, start + len(text), sure=False)
         elif not text[0].isalnum():
             tag = Tag.PUNCT
+        elif tag is Tag.ADJ and self._is_participle(lower):
+            tag, detail = Tag.VERB, "VVG" if lower.endswith("ing") else "VVN"
         token = Token(text, lower, tag, detail, None, space, start, start + len(text), sure=False)
         if tag is Tag.NOUN or (tag is Tag.NAME and self.lexicon.lists_noun(text)):
             return self._as_noun(token)
@@ -178,6 +196,11 @@ class Tagger:
     def _only_noun(self, word: str) -> bool:
         classes = {tag[:2] for tag, _ in self._hanta.tag_word(word, cutoff=4)}
         return classes == {"NN"} and len(word) > 2 and word.isalpha()
+
+    def _is_participle(self, word: str) -> bool:
+        """Whether an "adjective" is a form of a verb: a standing man, a parked car."""
+        ends = word.endswith(("ing", "ed", "en"))
+        return ends and not self.lexicon.lists_adjective(word) and self._is_verb_form(word)
 
     def _can_be_verb(self, word: str) -> bool:
         return any(tag.startswith("VV") for tag, _ in self._hanta.tag_word(word, cutoff=12))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from functools import cache
 from itertools import permutations
@@ -15,6 +16,7 @@ from degla_ray.negatives.checks import normal_form
 from degla_ray.negatives.lexicon import singular
 from degla_ray.negatives.proposals import Request, no_veto, select
 from degla_ray.negatives.rules import RuleEngine
+from degla_ray.negatives.tagging import Tag
 from degla_ray.schema import Kind, RejectReason
 
 FOX = "The quick brown fox jumps over the lazy dog in the quiet park."
@@ -258,3 +260,75 @@ def test_negatives_of_real_captions_pass_and_cover_most_of_them(real_data: Path)
     assert with_any[Kind.SWAP_NOUNS] > 0.7 * len(texts)
     assert with_any[Kind.RESHUFFLE] > 0.7 * len(texts)
     assert with_any[Kind.REPLACE_ADJECTIVES] > 0.4 * len(texts)
+
+
+@pytest.mark.parametrize(
+    ("caption", "same"),
+    [
+        ("A man rides a motorcycle on a racetrack.", "A man rides a racetrack on a motorcycle."),
+        ("a surfer riding a wave on a surfboard", "a surfer riding a surfboard on a wave"),
+        ("people paddle a canoe down a river", "people paddle a river down a canoe"),
+        ("a garden of tulips", "tulips of a garden"),
+        ("a field of green grass", "green grass of a field"),
+        ("a bird spreads its neck and wings", "a bird spreads its wings and neck"),
+        ("a bird spreads its neck and wings", "a bird spreads its wing and necks"),
+        ("a man in a black hat and coat walks", "a man in a black coat and hat walks"),
+        ("a bird with a long neck and beak", "a bird with a long beak and neck"),
+    ],
+)
+def test_rules_exchange_that_keeps_the_meaning_is_never_written(caption: str, same: str) -> None:
+    for seed in range(20):
+        for kind in (Kind.SWAP_NOUNS, Kind.RESHUFFLE, Kind.SWAP_ADJECTIVES):
+            found = [normal_form(text) for text in negatives(caption, kind, seed=seed)]
+            assert normal_form(same) not in found, kind
+
+
+def test_rules_things_with_attributes_of_their_own_are_still_exchanged() -> None:
+    found = negatives("a black dog and a white cat on a sofa", Kind.SWAP_NOUNS)
+    assert "a black cat and a white dog on a sofa" in found
+    assert "A dog rides a man on a motorcycle." in negatives(
+        "A man rides a dog on a motorcycle.", Kind.SWAP_NOUNS
+    )
+
+
+@pytest.mark.parametrize(
+    "caption",
+    [
+        "An elderly man sits on a bench beside a tree.",
+        "An old woman with a red umbrella walks past an orange shop in the rain.",
+        "His brother throws an egg at the tall boy in a yellow shirt.",
+        FOX,
+    ],
+)
+def test_reshuffle_keeps_noun_phrases_whole(caption: str) -> None:
+    words = {"a", "an", "the", "his"}
+    for seed in range(20):
+        for text in negatives(caption, Kind.RESHUFFLE, seed=seed):
+            tokens = engine().read(text).tokens
+            for token, following in zip(tokens, [*tokens[1:], None], strict=True):
+                if token.text.lower() in words:
+                    assert following is not None, text
+                    assert following.tag in (Tag.NOUN, Tag.ADJ, Tag.NUM), text
+
+
+def test_rules_participles_are_no_adjectives() -> None:
+    for caption in ("A parked car beside a standing man", "a waving girl near a broken fence"):
+        assert negatives(caption, Kind.SWAP_ADJECTIVES) == []
+        assert negatives(caption, Kind.REPLACE_ADJECTIVES) == []
+    assert negatives("a striped cat on a red sofa", Kind.REPLACE_ADJECTIVES)  # a listed adjective stays one
+
+
+@pytest.mark.parametrize("kind", list(Kind))
+def test_rules_entities_and_accents_come_out_whole(kind: Kind) -> None:
+    written = "salt &amp; pepper on a cafe\u0301 table beside a red cup with a blue plate"
+    read = "salt & pepper on a caf\u00e9 table beside a red cup with a blue plate"
+    found = negatives(written, kind)
+    assert found == negatives(read, kind)
+    assert all("amp" not in text and ";" not in text and "\u0301" not in text for text in found)
+
+
+@pytest.mark.parametrize("kind", list(Kind))
+def test_rules_placeholders_for_names_stay_as_they_are(kind: Kind) -> None:
+    caption = "<PERSON> plays a red guitar with a young band on a big stage beside <LOCATION>"
+    for text in negatives(caption, kind):
+        assert Counter(re.findall(r"<[^>]*>", text)) == Counter(["<PERSON>", "<LOCATION>"]), text
