@@ -17,11 +17,11 @@ from enum import StrEnum
 from typing import Any, NoReturn, TypeVar
 
 import yaml
-from jsonargparse import ArgumentParser, set_parsing_settings
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 from jsonargparse.typing import register_type
 
 from degla_ray import ray_setup
-from degla_ray.errors import DeglaError
+from degla_ray.errors import DeglaError, SettingError
 from degla_ray.schema import Kind, RejectReason
 
 ConfigT = TypeVar("ConfigT")
@@ -75,10 +75,13 @@ def parse(config_class: type[ConfigT], description: str, argv: Sequence[str] | N
     parser = build_parser(config_class, description)
     try:
         settings = parser.instantiate_classes(parser.parse_args(argv))
+        given = parser.parse_args(argv, defaults=False)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise DeglaError(f"--config: {_plain(str(error))}") from error
     del settings["config"]
-    return config_class(**vars(settings))
+    config = config_class(**vars(settings))
+    _require_kept(given, config)
+    return config
 
 
 def from_settings(config_class: type[ConfigT], settings: Mapping[str, Any], section: str) -> ConfigT:
@@ -95,9 +98,25 @@ def from_settings(config_class: type[ConfigT], settings: Mapping[str, Any], sect
     parser = _Parser(prog=section)
     parser.add_class_arguments(config_class, None)
     try:
-        return config_class(**vars(parser.instantiate_classes(parser.parse_object(dict(settings)))))
+        config = config_class(**vars(parser.instantiate_classes(parser.parse_object(dict(settings)))))
+        _require_kept(parser.parse_object(dict(settings), defaults=False), config)
+        return config
     except DeglaError as error:
         raise DeglaError(f"{section}.{error}") from error
+
+
+def _require_kept(given: Namespace, config: object) -> None:
+    """Refuse a setting that another one overrides, such as `objective.name` of an ablation.
+
+    A config replaces its own defaults where another setting fixes them, and cannot tell a default from the
+    same value that a user wrote: that is known only here.
+    """
+    for setting, value in vars(given.as_flat()).items():
+        held: object = config
+        for name in setting.split("."):
+            held = getattr(held, name, value)
+        if held != value and type(held) is type(value):
+            raise SettingError(setting, value, f"{held!r}, which another setting fixes")
 
 
 def run(

@@ -29,7 +29,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "degla_frozen_teacher": {},  # TeacherConfig.kind, set by TrainConfig
     "degla_released": {"tgc_negatives": "released", "distill_reduction": "sum", "lambda_distill": 0.005},
 }
-"""Objectives that are `degla` but for these settings, which they override."""
+"""Objectives that are `degla` but for these settings, which they fix."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ class ObjectiveConfig:
         "degla_frozen_teacher",
         "degla_released",
     ] = "degla"
-    """`clip` has no negatives; `degla_...` are ablations, which override the settings that they name."""
+    """`clip` has no negatives; `degla_...` are ablations, which fix the settings that they name."""
     negatives_per_caption: int | None = None
     """K: negatives drawn for a caption at each visit; none: 0 with clip, 1 with negclip, else 4."""
     lambda_igc: float = 0.1
@@ -77,6 +77,13 @@ class ObjectiveConfig:
 
     def __post_init__(self) -> None:
         for setting, value in ABLATIONS.get(self.name, {}).items():
+            found = getattr(self, setting)
+            require(
+                found in (value, type(self).__dataclass_fields__[setting].default),
+                f"objective.{setting}",
+                found,
+                f"{value!r}, which objective {self.name!r} fixes, or objective 'degla'",
+            )
             object.__setattr__(self, setting, value)
         K = self.num_negatives
         require(K >= 0, "objective.negatives_per_caption", K, ">= 0")
@@ -318,6 +325,12 @@ class TrainConfig:
             f"none: objective {self.objective.name!r} has no hard-negative pictures (negclip has)",
         )
         if self.objective.name == "degla_frozen_teacher":
+            require(
+                self.teacher.kind != "none",
+                "teacher.kind",
+                self.teacher.kind,
+                "'frozen', which objective 'degla_frozen_teacher' fixes, or objective 'degla'",
+            )
             object.__setattr__(self, "teacher", replace(self.teacher, kind="frozen"))
         require(
             self.teacher.kind != "none" or not self.objective.wants_teacher,
