@@ -126,6 +126,16 @@ def build(config: ModelConfig) -> LoadedModel:
         )
 
 
+def build_tokenizer(config: ModelConfig) -> Callable[..., Tensor]:
+    """Return the tokenizer of `config`'s model, without its weights.
+
+    Raises:
+        SettingError, DataError: as `build`.
+    """
+    with ExitStack() as stack:
+        return _tokenizer(_architecture(config.name, stack), config.name)
+
+
 def _architecture(name: str, stack: ExitStack) -> _Architecture:
     packaged = _HERE / "configs" / f"{name}.json"
     if name == "scenes-base":
@@ -252,7 +262,7 @@ def _from_tag(config: ModelConfig, arch: _Architecture, built: Activation) -> tu
         raise DataError(f"tag {tag!r} of {name}", f"no download ({error})", "the hub within reach") from error
 
 
-def _tokenizer(arch: _Architecture, name: str) -> Callable[[list[str]], Tensor]:
+def _tokenizer(arch: _Architecture, name: str) -> Callable[..., Tensor]:
     if arch.registry_name is not None:
         return open_clip.get_tokenizer(arch.registry_name)
     text_cfg = arch.model_cfg["text_cfg"]

@@ -10,6 +10,8 @@ import threading
 import time
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import safetensors.torch
 import torch
@@ -18,6 +20,7 @@ from mlflow import MlflowClient
 from degla_ray.config import DataConfig, ObjectiveConfig, OptimizerConfig, TrackingConfig
 from degla_ray.errors import DeglaError, SettingError
 from degla_ray.model import load
+from degla_ray.schema import REJECTS
 from degla_ray.shards import Storage, fingerprint
 from degla_ray.training.checkpoint import complete
 from degla_ray.training.trainer import TrainResult, run_identity, train
@@ -188,6 +191,38 @@ def test_train_loss_that_is_not_finite_names_the_rate(folder: Path) -> None:
     config = train_config(folder, name="wild", optimizer=OptimizerConfig(lr=1e30, warmup_steps=0))
     with pytest.raises(DeglaError, match=r"optimizer\.lr: found 1e\+30; .* loss of step \d+ is not finite"):
         train(config)
+
+
+def test_train_negatives_with_their_captions_tokens_are_dropped_and_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Captions beyond the model's 16 tokens: a negative that differs after them is the caption itself."""
+    folder = write_inputs(tmp_path, pictures=8, num_shards=1)
+    for name, column in (("prepared/captions", "caption"), ("negatives/negatives", "negative")):
+        [part] = (folder / name).iterdir()
+        rows = pq.read_table(part).to_pylist()
+        for row in rows:
+            if row["sample_id"].endswith("#1"):
+                row[column] = "a very " * 8 + row[column]
+        pq.write_table(pa.Table.from_pylist(rows, pq.read_schema(part)), part)
+    config = train_config(folder, max_steps=2, tracking=TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db"))
+    result = train(config)
+    run = Storage(result.run_folder)
+    counts = run.read_json("tokens.json")
+    rejects = run.read_dataset("rejects", REJECTS).to_pylist()
+    assert counts["captions"] == 16
+    assert counts["captions_cut"] == 8
+    assert counts["same_as_caption"] > 0
+    assert counts["duplicate_negative"] > 0
+    assert {(r["stage"], r["reason"]) for r in rejects} == {
+        ("train", "same_as_caption"),
+        ("train", "duplicate_negative"),
+    }
+    assert len(rejects) == counts["same_as_caption"] + counts["duplicate_negative"]
+    told = f"8 of 16 captions are cut at 16 tokens; {len(rejects)} of {counts['negatives']} negatives dropped"
+    assert told in capsys.readouterr().out
+    metrics = MlflowClient(config.tracking.uri).get_run(result.mlflow_run_id or "").data.metrics
+    assert metrics["tokens/same_as_caption"] == counts["same_as_caption"]
 
 
 def test_train_too_few_cpus_says_how_many_workers_fit(folder: Path) -> None:
