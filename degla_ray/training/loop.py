@@ -154,9 +154,8 @@ class _Worker:
 
     def _restore(self) -> State:
         """Goes back to the latest checkpoint, if any; returns the objective's state."""
-        found = checkpoint.complete(self.run)
         # worker 0's view counts: on some filesystems a listing lags
-        steps = self.broadcast([max(found, default=0)])[0]
+        steps = self.broadcast([checkpoint.latest(self.run) if self.rank == 0 else 0])[0]
         if steps == 0:
             return {}
         name = checkpoint.folder_name(steps)
@@ -167,8 +166,9 @@ class _Worker:
             )
         self.done, self.applied = state["step"], state["applied"]
         known = ray.train.get_checkpoint()
-        if known is None or Path(known.path).name != name:
-            # Saved, but Ray Train was killed before it wrote that down.
+        if known is None or Path(known.path).name < name:
+            # Saved, but Ray Train was killed before it wrote that down. (A later one whose bytes changed
+            # stays in its record until it is written anew.)
             self._report({"step": steps}, name)
         return {k: torch.tensor(v, device=self.device) for k, v in state["objective_state"].items()}
 

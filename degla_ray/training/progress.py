@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import logging
 import math
 import threading
 import time
@@ -37,6 +38,7 @@ SILENCE_S = 300.0
 """Seconds without a new step after which the console says so, every time again."""
 POINTS = 250
 """Points of a curve in MLflow, at most (each costs 7 ms); they lie at fixed steps, also in a resumed run."""
+log = logging.getLogger(__name__)
 
 
 class Monitor:
@@ -74,6 +76,7 @@ class Monitor:
         self._validations = {v.step: v for v in read_all(run) if v.state != "waiting"}
         self._waiting: list[int] = []
         self._told_of_wait = False
+        self._failure = ""
 
     def __enter__(self) -> Monitor:
         self._thread.start()
@@ -90,11 +93,21 @@ class Monitor:
             live.update(Text(f"{self.name}: starting workers …"), refresh=True)
         try:
             while not self._stop.wait(POLL_S):
-                self._look(live)
-            self._look(live, last=True)
+                self._look_safely(live)
+            self._look_safely(live, last=True)
         finally:
             if live is not None:
                 live.stop()
+
+    def _look_safely(self, live: Live | None, last: bool = False) -> None:
+        """Look, and tell of an exception: without this, one would end the thread and nobody would know."""
+        try:
+            self._look(live, last)
+        except Exception as error:
+            told = f"{type(error).__name__}: {error}"
+            if told != self._failure:  # by the logger: the console may be what failed
+                log.warning("%s: progress cannot be shown (%s); training goes on", self.name, told)
+            self._failure = told
 
     def _look(self, live: Live | None, last: bool = False) -> None:
         try:

@@ -76,3 +76,16 @@ def test_monitor_tells_of_validations_once_and_logs_them_once(
         pass
     curve = MlflowClient(config.uri).get_metric_history(run_id or "", "validation/composition")
     assert [(point.step, point.value) for point in curve] == [(200, 0.6)]
+
+
+def test_monitor_goes_on_after_what_it_cannot_read_and_says_so_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    run = Storage(str(tmp_path / "run"))
+    run.write_json({"step": 1}, PROGRESS)  # none of what a line needs
+    with Monitor(run, "run", 2000, TrackingConfig(enabled=False), None) as monitor:
+        for _ in range(3):
+            monitor._look_safely(None, last=True)
+        run.write_json(MOMENT, PROGRESS)
+    assert caplog.text.count("run: progress cannot be shown (KeyError: 'terms'); training goes on") == 1
+    assert "run 120/2000 |" in capsys.readouterr().out
