@@ -77,6 +77,7 @@ class Monitor:
         self._waiting: list[int] = []
         self._told_of_wait = False
         self._failure = ""
+        self._told_of_frozen = False
 
     def __enter__(self) -> Monitor:
         self._thread.start()
@@ -120,6 +121,9 @@ class Monitor:
         elif now - self._moved_at > SILENCE_S and not self._told_of_wait:
             self.console.print(f"{self.name}: no new step for {SILENCE_S:.0f} s")
             self._moved_at = now
+        if progress.get("frozen") and not self._told_of_frozen:
+            self._told_of_frozen = True
+            self._print(f"{self.name}: {describe_frozen(progress['frozen'])}")
         if last or now - self._validations_at >= VALIDATION_S:
             self._validations_at = now
             with contextlib.suppress(OSError, DataError):  # as above
@@ -189,7 +193,10 @@ class Monitor:
         new = [row for row in points if row["step"] > self._logged]
         if not new:
             return
-        moment = {k: progress[k] for k in ("samples_per_s", "wait_share", "wait_s", "teacher_distance")}
+        moment = {
+            k: progress[k]
+            for k in ("samples_per_s", "training_share", "wait_share", "wait_s", "teacher_distance")
+        }
         new[-1] |= {k: v for k, v in moment.items() if v is not None}
         for row in new:
             step = int(row.pop("step"))
@@ -207,11 +214,22 @@ def describe(name: str, progress: dict[str, Any], validation: Validation | None 
     scored = "" if validation is None else f" | {validation.describe()}"
     return (
         f"{name} {progress['step']}/{progress['total_steps']}"
-        f" | {progress['samples_per_s']:.0f} samples/s | {shown} | lr {lr:.2e} scale {scale:.2f}"
+        f" | {progress['samples_per_s']:.0f} samples/s, {progress['training_share']:.0%} of the time training"
+        f" | {shown} | lr {lr:.2e} scale {scale:.2f}"
         f"{taught}{scored}"
         f" | waited {progress['wait_s']:.0f} s for data ({progress['wait_share']:.0%} now)"
         f" | {_duration(progress['eta_s'])} left"
     )
+
+
+def describe_frozen(names: list[str]) -> str:
+    """One line: which parts of the model stay as they are."""
+    parts: dict[str, int] = {}
+    for name in names:
+        part = name.partition(".")[0]
+        parts[part] = parts.get(part, 0) + 1
+    told = ", ".join(f"{part} ({count})" for part, count in parts.items())
+    return f"{len(names)} parameters that the loss does not reach are frozen: {told}"
 
 
 def _duration(seconds: float) -> str:

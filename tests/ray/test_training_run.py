@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import os
+import re
 import signal
 import threading
 import time
@@ -24,7 +26,7 @@ from degla_ray.schema import REJECTS
 from degla_ray.shards import Storage, fingerprint
 from degla_ray.training.checkpoint import complete
 from degla_ray.training.trainer import TrainResult, run_identity, train
-from tests.training_inputs import read_trace, train_config, write_inputs
+from tests.training_inputs import MODEL, read_trace, train_config, write_inputs
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -191,6 +193,47 @@ def test_train_loss_that_is_not_finite_names_the_rate(folder: Path) -> None:
     config = train_config(folder, name="wild", optimizer=OptimizerConfig(lr=1e30, warmup_steps=0))
     with pytest.raises(DeglaError, match=r"optimizer\.lr: found 1e\+30; .* loss of step \d+ is not finite"):
         train(config)
+
+
+@pytest.mark.parametrize("steps", [40, 10])
+def test_train_fp16_that_skips_every_step_ends_with_the_step_and_the_terms(folder: Path, steps: int) -> None:
+    """Gradients that are infinite at any scale. A run of ten steps ends before 25 are skipped."""
+    config = train_config(
+        folder,
+        name=f"skips-{steps}",
+        precision="fp16",
+        objective=ObjectiveConfig(lambda_igc=1e30),
+        max_steps=steps,
+    )
+    found = r"precision: found 'fp16'; .* the last \d+ steps up to step \d+ were skipped.*\(loss .*igc .*\)"
+    with pytest.raises(DeglaError, match=found):
+        train(config)
+
+
+def test_train_coca_on_two_workers_freezes_its_decoder_and_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_inputs(tmp_path, pictures=8)
+    model = copy.deepcopy(MODEL)
+    model["vision_cfg"] |= {"attentional_pool": True, "attn_pooler_heads": 2, "output_tokens": True}
+    model["text_cfg"] |= {"embed_cls": True, "output_tokens": True, "context_length": 15}
+    model["multimodal_cfg"] = {**MODEL["text_cfg"], "attn_pooler_heads": 2}
+    (folder / "model.json").write_text(json.dumps(model | {"custom_text": True}))
+    one, two = (
+        train(train_config(folder, name=f"coca-{n}", num_workers=n, max_steps=3, global_batch_size=8))
+        for n in (1, 2)
+    )
+    for ours, theirs in zip(read_trace(one.trace_path), read_trace(two.trace_path), strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-5, rel=1e-5)
+    told = r"coca-2-\w+: \d+ parameters that the loss does not reach are frozen: text_decoder \(\d+\)"
+    assert re.search(told, capsys.readouterr().out)
+    start, end = (
+        safetensors.torch.load_file(f"{two.run_folder}/checkpoint_000000003/{file}.safetensors")
+        for file in ("teacher", "student")
+    )
+    same = {name for name in start if torch.equal(start[name], end[name])}
+    assert {name for name in start if name.startswith("text_decoder.")} <= same
+    assert "visual.conv1.weight" not in same
 
 
 def test_train_negatives_with_their_captions_tokens_are_dropped_and_counted(

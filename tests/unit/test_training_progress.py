@@ -21,6 +21,7 @@ MOMENT: dict[str, Any] = {
     "total_steps": 2000,
     "terms": {"loss": 1.25, "base": 1.0, "lr": 1e-4, "logit_scale": 14.3},
     "samples_per_s": 431.7,
+    "training_share": 0.94,
     "wait_share": 0.031,
     "wait_s": 2.4,
     "teacher_distance": None,
@@ -30,8 +31,8 @@ MOMENT: dict[str, Any] = {
 
 def test_describe_says_everything_of_the_moment() -> None:
     assert describe("run", MOMENT) == (
-        "run 120/2000 | 432 samples/s | loss 1.2500 base 1.0000 | lr 1.00e-04 scale 14.30"
-        " | waited 2 s for data (3% now) | 1:02:05 left"
+        "run 120/2000 | 432 samples/s, 94% of the time training | loss 1.2500 base 1.0000"
+        " | lr 1.00e-04 scale 14.30 | waited 2 s for data (3% now) | 1:02:05 left"
     )
     assert "| teacher 0.5000 away |" in describe("run", MOMENT | {"teacher_distance": 0.5})
     scored = Validation(step=100, state="done", metrics={"composition": 0.612}, headline="composition")
