@@ -26,7 +26,7 @@ def recipe(repo: Path, name: str, output: Path) -> dict[str, Any]:
     [
         ("prepare", {"sauce": "scenes"}, r"prepare\.sauce: no such setting"),
         ("negatives", {"per_kind": "four"}, r"negatives\.per_kind: expected"),
-        ("base_model", {"nmae": "scenes-base"}, r"nmae: no such setting"),
+        ("base_model", {"weights": "x"}, r"weights: no such setting"),
         ("pretrain", {"max_steps": "ten"}, r"pretrain\.max_steps: expected"),
         ("fine_tune", {"degla": {"objective": {"name": "dgela"}}}, r"fine_tune\.degla\.objective\.name"),
         ("fine_tune", {"degla": {"num_workers": 0}}, r"fine_tune\.degla\.num_workers: found 0"),
