@@ -231,7 +231,8 @@ def test_train_coca_on_two_workers_freezes_its_decoder_and_says_so(
         safetensors.torch.load_file(f"{two.run_folder}/checkpoint_000000003/{file}.safetensors")
         for file in ("teacher", "student")
     )
-    same = {name for name in start if torch.equal(start[name], end[name])}
+    # open_clip leaves some of a random decoder's weights as the memory was, which may be NaN
+    same = {n for n in start if torch.allclose(start[n], end[n], rtol=0, atol=0, equal_nan=True)}
     assert {name for name in start if name.startswith("text_decoder.")} <= same
     assert "visual.conv1.weight" not in same
 
