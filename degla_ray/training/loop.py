@@ -333,7 +333,8 @@ class _Pulse:
                     worker.config.optimizer.lr,
                     f"a lower one: the loss of step {number} is not finite ({_terms(rows[-1])})",
                 )
-        nothing_learned = worker.done == worker.job.total_steps and worker.applied == 0
+        # The very first skip is how the scaler finds its scale.
+        nothing_learned = worker.applied == 0 and worker.done == worker.job.total_steps and worker.skipped > 1
         if worker.skipped >= MAX_SKIPPED or nothing_learned:
             raise SettingError(
                 "precision",
