@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,102 +27,149 @@ from degla_ray.config import (
     PrepareConfig,
     TrainConfig,
 )
+from degla_ray.errors import SettingError
 from degla_ray.evaluation.compare import compare
-from degla_ray.evaluation.run import evaluate
+from degla_ray.evaluation.run import check, evaluate
 from degla_ray.model_source import check_model
 from degla_ray.negatives.pipeline import generate
 from degla_ray.sources.prepare import prepare
 from degla_ray.training.trainer import train
 
 console = Console()
+BASE = "base"
+"""Label of the model that fine-tunes start from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Plan:
+    """Every stage's config, parsed before any of them runs.
+
+    Attributes:
+        pretrain: of the base; None where it is given.
+        base_model: what the fine-tunes start from; with `pretrain`, replaced by what that leaves.
+        fine_tune: by label; their model is replaced likewise.
+        evaluate: of every model; `model`, `output` and `label` are replaced.
+    """
+
+    prepare: PrepareConfig
+    negatives: NegativesConfig
+    pretrain: TrainConfig | None
+    base_model: ModelConfig
+    fine_tune: dict[str, TrainConfig]
+    evaluate: EvaluateConfig
 
 
 def run_chain(config: ChainConfig) -> Path:
-    """Runs every stage that is not finished yet; returns the comparison's folder."""
-    _check_models(config)
+    """Runs every stage that is not finished yet; returns the comparison's folder.
+
+    Raises:
+        DeglaError: a section holds a wrong setting, or names no model; nothing has run then.
+    """
+    plan = _plan(config)
+    _check_models(plan)
     ray_setup.start(config.ray)
-    root = f"{config.output}/seed{config.seed}"
-    prepared, negatives = f"{root}/prepared", f"{root}/negatives"
+    root = _root(config)
 
-    _announce("prepare", prepared)
-    prepare_config = _section(PrepareConfig, "prepare", config.prepare, {"output": prepared})
-    if prepare_config.source == "scenes":
-        scenes = dataclasses.replace(prepare_config.scenes, seed=config.seed)
-        prepare_config = dataclasses.replace(prepare_config, scenes=scenes)
-    prepare(prepare_config)
+    _announce("prepare", plan.prepare.output)
+    prepare(plan.prepare)
+    _announce("negatives", plan.negatives.output)
+    generate(plan.negatives)
+    check(plan.evaluate)  # names of benchmarks and splits, which only the test sets decide
 
-    _announce("negatives", negatives)
-    generate(
-        _section(
-            NegativesConfig,
-            "negatives",
-            config.negatives,
-            {"prepared": prepared, "output": negatives, "seed": config.seed},
-        )
-    )
+    base_model, base_folder = plan.base_model, "base"
+    if plan.pretrain is not None:
+        _announce("train base", plan.pretrain.output)
+        result = train(plan.pretrain)
+        base_model, base_folder = ModelConfig(name=result.export_student), Path(result.run_folder).name
 
-    wired = {"output": f"{root}/train", "seed": config.seed, "tracking": dataclasses.asdict(config.tracking)}
-    base_model: Mapping[str, Any] = config.base_model
-    if config.pretrain is not None:
-        _announce("train base", f"{root}/train")
-        data = {"data": {"prepared": prepared}, "model": config.base_model}
-        result = train(_section(TrainConfig, "pretrain", config.pretrain, {"name": "base", **data, **wired}))
-        base_model = {"name": result.export_student}
+    models, folders = {BASE: base_model}, {BASE: base_folder}
+    for label, fine_tune in plan.fine_tune.items():
+        _announce(f"train {label}", fine_tune.output)
+        run = train(dataclasses.replace(fine_tune, model=base_model))
+        models[label] = ModelConfig(name=run.export_student)
+        folders[label] = Path(run.run_folder).name  # with its fingerprint: another recipe, another folder
 
-    models = {"base": base_model}
-    folders = {"base": "base" if config.pretrain is None else Path(result.run_folder).name}
-    for name, settings in config.fine_tune.items():
-        _announce(f"train {name}", f"{root}/train")
-        data = {"data": {"prepared": prepared, "negatives": negatives}}
-        run = train(
-            _section(
-                TrainConfig,
-                f"fine_tune.{name}",
-                settings,
-                {"name": name, "model": base_model, **data, **wired},
-            )
-        )
-        models[name] = {"name": run.export_student}
-        folders[name] = Path(run.run_folder).name  # with its fingerprint: another recipe, another folder
-
-    on_scenes = prepare_config.source == "scenes"
-    tests = {"suite": f"{prepared}/tests"} if on_scenes else {"prepared": prepared, "negatives": negatives}
     evaluations = []
     for label, model in models.items():
         output = f"{root}/evaluate/{folders[label]}"
         _announce(f"evaluate {label}", output)
-        evaluate(
-            _section(
-                EvaluateConfig,
-                "evaluate",
-                config.evaluate,
-                {"model": model, "output": output, "label": label, "tracking": wired["tracking"], **tests},
-            )
-        )
+        evaluate(dataclasses.replace(plan.evaluate, model=model, output=output, label=label))
         evaluations.append(output)
 
     _announce("compare", f"{root}/compare")
     return compare(CompareConfig(evaluations=evaluations, output=f"{root}/compare", tracking=config.tracking))
 
 
-def _check_models(config: ChainConfig) -> None:
-    """Checks the names of every section's model before the first stage."""
-    base: ModelConfig = from_settings(ModelConfig, config.base_model, "base_model")
-    check_model(base, "base_model", needs_weights=config.pretrain is None)  # it is evaluated too
-    trained = config.fine_tune if config.pretrain is None else {}
-    sections = {f"fine_tune.{name}": settings for name, settings in trained.items()}
-    for section, settings in (sections | {"pretrain": config.pretrain or {}}).items():
-        model = {**(settings.get("model") or {}), **config.base_model}
-        check_model(from_settings(ModelConfig, model, f"{section}.model"), f"{section}.model")
+def _check_models(plan: _Plan) -> None:
+    """Check the names of every section's model before the first stage."""
+    check_model(plan.base_model, "base_model", needs_weights=plan.pretrain is None)  # it is evaluated too
+    if plan.pretrain is not None:
+        check_model(plan.pretrain.model, "pretrain.model")
+        return
+    for label, fine_tune in plan.fine_tune.items():
+        check_model(fine_tune.model, f"fine_tune.{label}.model")
+
+
+def _plan(config: ChainConfig) -> _Plan:
+    root = _root(config)
+    prepared, negatives = f"{root}/prepared", f"{root}/negatives"
+    prepare_config = _section(PrepareConfig, "prepare", config.prepare, {"output": prepared})
+    if on_scenes := prepare_config.source == "scenes":
+        scenes = dataclasses.replace(prepare_config.scenes, seed=config.seed)
+        prepare_config = dataclasses.replace(prepare_config, scenes=scenes)
+    made = {"prepared": prepared, "output": negatives, "seed": config.seed}
+
+    tracked = {"tracking": dataclasses.asdict(config.tracking)}
+    trained = {"output": f"{root}/train", "seed": config.seed, **tracked}
+    base_model = dict(config.base_model)
+    pretrain = None
+    if config.pretrain is not None:
+        wired = {"name": BASE, "data": {"prepared": prepared}, "model": base_model, **trained}
+        pretrain = _section(TrainConfig, "pretrain", config.pretrain, wired)
+    fine_tune = {}
+    for label, settings in config.fine_tune.items():
+        wired = {"name": label, "data": {"prepared": prepared, "negatives": negatives}, **trained}
+        if pretrain is None:
+            wired["model"] = base_model
+        fine_tune[label] = _section(TrainConfig, f"fine_tune.{label}", settings, wired)
+    tests = {"suite": f"{prepared}/tests"} if on_scenes else {"prepared": prepared, "negatives": negatives}
+    evaluated = {"model": base_model, "output": f"{root}/evaluate", "label": BASE, **tests, **tracked}
+    return _Plan(
+        prepare=prepare_config,
+        negatives=_section(NegativesConfig, "negatives", config.negatives, made),
+        pretrain=pretrain,
+        base_model=_section(ModelConfig, "base_model", base_model, {}),
+        fine_tune=fine_tune,
+        evaluate=_section(EvaluateConfig, "evaluate", config.evaluate, evaluated),
+    )
+
+
+def _root(config: ChainConfig) -> str:
+    return f"{config.output}/seed{config.seed}"
 
 
 def _section(config_class: type, section: str, settings: Mapping[str, Any], wired: Mapping[str, Any]) -> Any:
-    """A stage's config from its section of the chain and the folders that the chain decides."""
+    """Return a stage's config from its section of the chain and the settings that the chain decides.
+
+    Raises:
+        SettingError: the section sets what the chain decides.
+        DeglaError: a wrong setting.
+    """
     merged: dict[str, Any] = dict(settings)
     for key, value in wired.items():
-        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = {**merged[key], **value} if both else value
+        found = merged.get(key, value)
+        both = isinstance(value, Mapping) and isinstance(found, Mapping)
+        for name in value.keys() & found.keys() if both else ():
+            _require_same(f"{section}.{key}.{name}", found[name], value[name])
+        if not both:
+            _require_same(f"{section}.{key}", found, value)
+        merged[key] = {**found, **value} if both else value
     return from_settings(config_class, merged, section)
+
+
+def _require_same(setting: str, found: object, wired: object) -> None:
+    if found != wired:
+        raise SettingError(setting, found, f"no such setting here: the chain decides it ({wired!r})")
 
 
 def _announce(stage: str, folder: str) -> None:

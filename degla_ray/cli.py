@@ -23,13 +23,13 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import yaml
-from jsonargparse import ArgumentParser, set_parsing_settings
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 from jsonargparse.typing import register_type
 
 from degla_ray import ray_setup
 from degla_ray.cli_help import HelpAction, settings
 from degla_ray.config import JOBS
-from degla_ray.errors import DeglaError
+from degla_ray.errors import DeglaError, SettingError
 from degla_ray.schema import Kind, RejectReason
 
 ConfigT = TypeVar("ConfigT")
@@ -96,14 +96,18 @@ def parse(
     parser = build_parser(config_class, description, first)
     words = sys.argv[1:] if argv is None else list(argv)
     try:
-        parsed = parser.instantiate_classes(parser.parse_args(_lists_joined(parser, words)))
+        words = _lists_joined(parser, words)
+        parsed = parser.instantiate_classes(parser.parse_args(words))
+        given = parser.parse_args(words, defaults=False)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise DeglaError(f"--config: {_plain(str(error))}") from error
     except DeglaError as error:
         _require_own_config(config_class, words, error)
         raise
     del parsed["config"]
-    return config_class(**vars(parsed))
+    config = config_class(**vars(parsed))
+    _require_kept(given, config)
+    return config
 
 
 def _lists_joined(parser: ArgumentParser, words: Sequence[str]) -> list[str]:
@@ -167,9 +171,25 @@ def from_settings(config_class: type[ConfigT], settings: Mapping[str, Any], sect
     parser = _Parser(prog=section)
     parser.add_class_arguments(config_class, None)
     try:
-        return config_class(**vars(parser.instantiate_classes(parser.parse_object(dict(settings)))))
+        config = config_class(**vars(parser.instantiate_classes(parser.parse_object(dict(settings)))))
+        _require_kept(parser.parse_object(dict(settings), defaults=False), config)
+        return config
     except DeglaError as error:
         raise DeglaError(f"{section}.{error}") from error
+
+
+def _require_kept(given: Namespace, config: object) -> None:
+    """Refuse a setting that another one overrides, such as `objective.name` of an ablation.
+
+    A config replaces its own defaults where another setting fixes them, and cannot tell a default from the
+    same value that a user wrote: that is known only here.
+    """
+    for setting, value in vars(given.as_flat()).items():
+        held: object = config
+        for name in setting.split("."):
+            held = getattr(held, name, value)
+        if held != value and type(held) is type(value):
+            raise SettingError(setting, value, f"{held!r}, which another setting fixes")
 
 
 def run(

@@ -9,6 +9,7 @@ work. Paths are anything pyarrow.fs opens (local, s3://, gs://).
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -133,13 +134,13 @@ class Storage:
             return stream.read()
 
     def write_bytes(self, data: bytes, *parts: str) -> None:
-        """Atomic: a reader sees the old file or the whole new one, never a part."""
+        """Atomic: a reader sees the old file or the whole new one, never a part, also after a power cut."""
         target = self.path(*parts)
         self._fs.create_dir(target.rsplit("/", 1)[0], recursive=True)
         temporary = f"{target}.tmp-{uuid.uuid4().hex}"
         with self._fs.open_output_stream(temporary) as stream:
             stream.write(data)
-        self._fs.move(temporary, target)
+        self._replace(temporary, target)
 
     def read_json(self, *parts: str) -> Any:
         try:
@@ -181,11 +182,21 @@ class Storage:
             written = pq.read_metadata(temporary, filesystem=self._fs).num_rows
             if written != rows:
                 raise DataError(temporary, f"{written} rows after writing", f"{rows} rows")
-            self._fs.move(temporary, target)
+            self._replace(temporary, target)
         except BaseException:
             self.delete_file(*parts[:-1], temporary.rsplit("/", 1)[1])
             raise
         return rows
+
+    def _replace(self, temporary: str, target: str) -> None:
+        """Rename once the bytes are on the disk: some filesystems write the new name before them."""
+        if not isinstance(self._fs, pafs.LocalFileSystem):
+            self._fs.move(temporary, target)
+            return
+        _sync(temporary)
+        self._fs.move(temporary, target)
+        with contextlib.suppress(OSError):  # a folder cannot be synced on some network filesystems
+            _sync(os.path.dirname(target))
 
     def delete_file(self, *parts: str) -> None:
         """Deletes one file if it is there."""
@@ -317,6 +328,15 @@ class StageFolder:
         self.manifest = {**self.manifest, "complete": True, "counts": counts}
         self.storage.write_json(self.manifest, MANIFEST)
         return counts
+
+
+def _sync(path: str) -> None:
+    """Wait until a local file's bytes, or a folder's names, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def is_complete(uri: str) -> bool:

@@ -62,6 +62,9 @@ class ChainConfig:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     ray: RayConfig = field(default_factory=RayConfig)
 
+    def __post_init__(self) -> None:
+        require("base" not in self.fine_tune, "fine_tune", "base", "another label: the base has that one")
+
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainScenesConfig:

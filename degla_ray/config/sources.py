@@ -125,7 +125,7 @@ class WebdatasetConfig:
     """Suffix of a sample's file with the caption, e.g. caption or outputs.txt; none takes txt, or json where
     `json_field` is set."""
     caption_per_line: bool = True
-    """Whether each line of a text file is a caption; false: the file is one caption, whatever lines it has."""
+    """Whether each line of a text file is a caption; false: the whole file is one caption."""
     image_suffixes: list[str] = field(default_factory=lambda: ["jpg", "jpeg", "png", "webp"])
     """Suffixes that make a file the sample's picture, e.g. inputs.jpg; the first that a sample has counts."""
 

@@ -32,7 +32,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "degla_frozen_teacher": {},  # TeacherConfig.kind, set by TrainConfig
     "degla_released": {"tgc_negatives": "released", "distill_reduction": "sum", "lambda_distill": 0.005},
 }
-"""Objectives that are `degla` but for these settings, which they override."""
+"""Objectives that are `degla` but for these settings, which they fix."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ class ObjectiveConfig:
         "degla_frozen_teacher",
         "degla_released",
     ] = "degla"
-    """`clip` has no negatives; `degla_...` are ablations, which override the settings that they name."""
+    """`clip` has no negatives; `degla_...` are ablations, which fix the settings that they name."""
     negatives_per_caption: int | None = None
     """K: negatives drawn for a caption at each visit; none: 0 with clip, 1 with negclip, else 4."""
     lambda_igc: float = 0.1
@@ -84,6 +84,13 @@ class ObjectiveConfig:
         hint = f"did you mean {near[0]}? One" if near else "one"
         require(self.name in known, "objective.name", self.name, f"{hint} of {', '.join(known)}")
         for setting, value in ABLATIONS.get(self.name, {}).items():
+            found = getattr(self, setting)
+            require(
+                found in (value, type(self).__dataclass_fields__[setting].default),
+                f"objective.{setting}",
+                found,
+                f"{value!r}, which objective {self.name!r} fixes, or objective 'degla'",
+            )
             object.__setattr__(self, setting, value)
         K = self.num_negatives
         require(K >= 0, "objective.negatives_per_caption", K, ">= 0")
@@ -325,6 +332,12 @@ class TrainConfig:
             f"none: objective {self.objective.name!r} has no hard-negative pictures (negclip has)",
         )
         if self.objective.name == "degla_frozen_teacher":
+            require(
+                self.teacher.kind != "none",
+                "teacher.kind",
+                self.teacher.kind,
+                "'frozen', which objective 'degla_frozen_teacher' fixes, or objective 'degla'",
+            )
             object.__setattr__(self, "teacher", replace(self.teacher, kind="frozen"))
         require(
             self.teacher.kind != "none" or not self.objective.wants_teacher,

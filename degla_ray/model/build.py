@@ -161,6 +161,16 @@ def build(config: ModelConfig) -> LoadedModel:
         )
 
 
+def build_tokenizer(config: ModelConfig) -> Callable[..., Tensor]:
+    """Return the tokenizer of `config`'s model, without its weights.
+
+    Raises:
+        SettingError, DataError: as `build`.
+    """
+    with ExitStack() as stack:
+        return _tokenizer(_architecture(find_model(config.name), config.name, stack), config.name)
+
+
 def _architecture(source: Source, name: str, stack: ExitStack) -> _Architecture:
     if source.kind is Kind.OPEN_CLIP:
         model_cfg = open_clip.get_model_config(source.where)
@@ -246,7 +256,7 @@ def _from_tag(config: ModelConfig, arch: _Architecture, tag: str) -> tuple[nn.Mo
         raise DataError(f"tag {tag!r} of {name}", f"no download ({error})", "the hub within reach") from error
 
 
-def _tokenizer(arch: _Architecture, name: str) -> Callable[[list[str]], Tensor]:
+def _tokenizer(arch: _Architecture, name: str) -> Callable[..., Tensor]:
     text_cfg = arch.model_cfg["text_cfg"]
     if arch.registry_name is not None:
         only_data = {"trust_remote_code": False} if text_cfg.get("hf_tokenizer_name") else {}

@@ -90,14 +90,32 @@ def save(run: Storage, step: int, parts: Parts, state: dict[str, Any], trace: li
 
 def complete(run: Storage) -> dict[int, str]:
     """Steps done -> folder of every whole checkpoint of a run, ascending."""
-    found = {}
-    for name in _folders(run):
-        match = _FOLDER.fullmatch(name)
-        if match and run.exists(name, COMPLETE):
-            receipt = run.read_json(name, COMPLETE)
-            if all(_size(run, name, file) == entry["bytes"] for file, entry in receipt.items()):
-                found[int(match.group(1))] = name
-    return dict(sorted(found.items()))
+    return {
+        step: name for step, name in _received(run).items() if _damaged(run, name, bytes_too=False) is None
+    }
+
+
+def latest(run: Storage) -> int:
+    """Return the steps of the latest checkpoint that holds the very bytes written; 0 where there is none yet.
+
+    A later one that does not is named in a warning: the run goes on from the one before.
+
+    Raises:
+        DataError: there are checkpoints, and none is what was written.
+    """
+    damaged = None
+    for step, name in reversed(_received(run).items()):
+        damaged = _damaged(run, name)
+        if damaged is None:
+            return step
+        log.warning("%s: other bytes than were written; looks for the checkpoint before", damaged)
+    if damaged is not None:
+        raise DataError(
+            damaged,
+            "other bytes than were written, and no earlier checkpoint that is whole",
+            "the file from a backup; or another name, or none of this run's folder, to start anew",
+        )
+    return 0
 
 
 def load(run: Storage, name: str, parts: Parts) -> tuple[dict[str, Any], list[str]]:
@@ -131,11 +149,12 @@ def load_student(run: Storage, name: str, student: nn.Module) -> None:
 def tidy(run: Storage) -> int | None:
     """Makes a run's folder fit to go on after a kill; returns the steps of its latest whole checkpoint.
 
-    Deletes half-written and half-deleted checkpoints, whole ones that nobody refers to but the latest,
-    and Ray Train's record where it is broken or names a checkpoint that is gone (Ray writes it in place,
-    and refuses to start from such a one).
+    Deletes half-written and half-deleted checkpoints, later ones whose bytes changed, whole ones that nobody
+    refers to but the latest, and Ray Train's record where it is broken or names a checkpoint that is gone
+    (Ray writes it in place, and refuses to start from such a one).
     """
-    whole = complete(run)
+    step = latest(run)
+    whole = {s: name for s, name in complete(run).items() if s <= step}
     names = set(whole.values())
     recorded = _recorded(run)
     if recorded is not None and not recorded <= names:
@@ -161,6 +180,30 @@ def _folders(run: Storage) -> list[str]:
 
 def _size(run: Storage, *parts: str) -> int | None:
     return run.filesystem.get_file_info(run.path(*parts)).size
+
+
+def _received(run: Storage) -> dict[int, str]:
+    """Steps done -> folder of every checkpoint that was finished once, ascending."""
+    names = [name for name in _folders(run) if _FOLDER.fullmatch(name) and run.exists(name, COMPLETE)]
+    return {int(name.rpartition("_")[2]): name for name in sorted(names)}
+
+
+def _damaged(run: Storage, name: str, bytes_too: bool = True) -> str | None:
+    """The first file of a finished checkpoint that is not what was written; None where all are.
+
+    Args:
+        run: the run's folder.
+        name: of the checkpoint.
+        bytes_too: read the files; else their sizes are compared only.
+    """
+    try:
+        receipt = {f: (e["bytes"], e["crc32"]) for f, e in run.read_json(name, COMPLETE).items()}
+    except (DataError, AttributeError, KeyError, TypeError, UnicodeDecodeError):
+        return run.path(name, COMPLETE)
+    for file, (size, crc32) in receipt.items():
+        if _size(run, name, file) != size or (bytes_too and zlib.crc32(run.read_bytes(name, file)) != crc32):
+            return run.path(name, file)
+    return None
 
 
 def _delete(run: Storage, name: str) -> None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,8 +25,10 @@ from numpy.typing import NDArray
 from ray.exceptions import GetTimeoutError, RayTaskError
 from torch import Tensor
 
+from degla_ray.config import ModelConfig
 from degla_ray.errors import DataError, DeglaError
 from degla_ray.training.decode import BatchReader, BatchSpec
+from degla_ray.training.tokens import Compared, compare
 
 DECODER_CPUS = 0.5
 """Logical CPUs of a decoder. It waits for its trainer most of the time where training is the slower one."""
@@ -62,12 +64,21 @@ class Decoder:
         torch.set_num_threads(1)
         self._arguments: list[Any] | None = None
         self._reader: BatchReader | None = None
+        self._tokenizer: Callable[..., Any] | None = None
 
     def read(self, samples_and_spec: list[Any], step: int) -> dict[str, NDArray[Any]]:
         """The local batch of a step; the first argument holds references, the same at every call of a run."""
         if self._reader is None or samples_and_spec != self._arguments:  # other ones after a restart
             self._arguments, self._reader = samples_and_spec, BatchReader(*ray.get(samples_and_spec))
         return self._reader.read(step)
+
+    def compare(self, samples: list[Any], model: ModelConfig, first: int, last: int) -> Compared:
+        """Compare the tokens of rows [first, last) with their negatives'; `samples` holds one reference."""
+        from degla_ray.model.build import build_tokenizer
+
+        if self._tokenizer is None:
+            self._tokenizer = build_tokenizer(model)
+        return compare(ray.get(samples[0]), self._tokenizer, first, last)
 
 
 def start_decoders(num_workers: int, each: int) -> list[list[Any]]:

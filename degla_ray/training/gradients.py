@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from degla_ray.config import TrainConfig
+from degla_ray.model.build import LoadedModel
 from degla_ray.model.encode import encode_image, encode_text
 from degla_ray.model.teacher import Teacher
 from degla_ray.objectives import Features, State, losses, next_state
@@ -42,6 +43,26 @@ class _Towers(nn.Module):
         # a copy: DistributedDataParallel returns tensors, not parameters
         bias = None if bias is None else bias.clone()
         return encode_image(self.clip, images_BCHW), encode_text(self.clip, tokens_XL), scale, bias
+
+
+def freeze_unreached(student: nn.Module, loaded: LoadedModel) -> list[str]:
+    """Freeze the parameters that no loss reaches, such as CoCa's caption decoder, and return their names.
+
+    DistributedDataParallel waits for a gradient of each parameter that is trained. One backward pass over a
+    blank image tells which get one; in eval mode, so that it changes no buffer.
+    """
+    training, device = student.training, next(student.parameters()).device
+    image_BCHW = torch.zeros(1, 3, *loaded.preprocess_cfg["size"], device=device)
+    outputs = _Towers(student.eval())(image_BCHW, loaded.tokenizer(["a"]).long().to(device))
+    trained = [output.sum() for output in outputs if output is not None and output.requires_grad]
+    if trained:
+        torch.stack(trained).sum().backward()
+    student.train(training)
+    unreached = {n: p for n, p in student.named_parameters() if p.requires_grad and p.grad is None}
+    student.zero_grad(set_to_none=True)
+    for parameter in unreached.values():
+        parameter.requires_grad_(False)
+    return list(unreached)
 
 
 @dataclass(frozen=True, kw_only=True)

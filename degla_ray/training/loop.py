@@ -34,7 +34,7 @@ from degla_ray.training import checkpoint, validation
 from degla_ray.training.checkpoint import Parts
 from degla_ray.training.data import Feed, LocalBatch
 from degla_ray.training.decode import BatchSpec
-from degla_ray.training.gradients import Gradients
+from degla_ray.training.gradients import Gradients, freeze_unreached
 from degla_ray.training.job import (
     ERROR,
     EXPORT_STUDENT,
@@ -47,6 +47,10 @@ from degla_ray.training.job import (
 )
 from degla_ray.training.optimizer import build_optimizer, clamp_logit_scale, learning_rate, set_learning_rate
 from degla_ray.training.order import step_seed
+from degla_ray.training.speed import SpeedMeter
+
+MAX_SKIPPED = 25
+"""Steps in a row that fp16's scaler may skip. Each halves its scale, from 65,536 to 0.002 by then."""
 
 
 def train_worker(arguments: dict[str, Any]) -> None:
@@ -81,6 +85,7 @@ class _Worker:
         self.loaded = build(self.config.model)
         student = self.loaded.model.to(self.device).train()
         adapt(student, self.config.adapt)
+        self.frozen = freeze_unreached(student, self.loaded)
         wants_teacher = self.config.objective.wants_teacher
         self.parts = Parts(
             student=student,
@@ -90,6 +95,7 @@ class _Worker:
         )
         self.done = 0  # steps: batches visited
         self.applied = 0  # optimizer steps: fewer where the scaler skipped some
+        self.skipped = 0  # the latest steps, in a row, that the scaler skipped
         self.trace: list[str] = []  # JSON; a float's repr brings back the same float
         objective_state = self._restore()
         self.gradients = Gradients(student, self.parts.teacher, self.config, self.loaded.preprocess_cfg)
@@ -119,7 +125,7 @@ class _Worker:
         for batch in self.feed:
             pulse.add(self._step(batch))
             self.done += 1
-            if self.done == pulse.next:
+            if self.done == pulse.next or self.skipped == MAX_SKIPPED:
                 pulse.meet()
         if self.rank == 0:
             self._export()
@@ -137,7 +143,9 @@ class _Worker:
         if config.optimizer.clip_grad_norm is not None:
             parts.scaler.unscale_(parts.optimizer)
             nn.utils.clip_grad_norm_(parts.student.parameters(), config.optimizer.clip_grad_norm)
-        if self._optimizer_step():
+        stepped = self._optimizer_step()
+        self.skipped = 0 if stepped else self.skipped + 1
+        if stepped:
             clamp_logit_scale(parts.student)
             if parts.teacher is not None:
                 parts.teacher.update(parts.student, config.global_batch_size)
@@ -154,9 +162,8 @@ class _Worker:
 
     def _restore(self) -> State:
         """Goes back to the latest checkpoint, if any; returns the objective's state."""
-        found = checkpoint.complete(self.run)
         # worker 0's view counts: on some filesystems a listing lags
-        steps = self.broadcast([max(found, default=0)])[0]
+        steps = self.broadcast([checkpoint.latest(self.run) if self.rank == 0 else 0])[0]
         if steps == 0:
             return {}
         name = checkpoint.folder_name(steps)
@@ -167,8 +174,9 @@ class _Worker:
             )
         self.done, self.applied = state["step"], state["applied"]
         known = ray.train.get_checkpoint()
-        if known is None or Path(known.path).name != name:
-            # Saved, but Ray Train was killed before it wrote that down.
+        if known is None or Path(known.path).name < name:
+            # Saved, but Ray Train was killed before it wrote that down. (A later one whose bytes changed
+            # stays in its record until it is written anew.)
             self._report({"step": steps}, name)
         return {k: torch.tensor(v, device=self.device) for k, v in state["objective_state"].items()}
 
@@ -254,7 +262,9 @@ class _Pulse:
         self.next = worker.done + 1
         self._rows: list[dict[str, Tensor | float]] = []
         now = time.monotonic()
-        self._met = self._saved = self._reported = now
+        self._began = self._met = self._saved = self._reported = now
+        self._first, self._outside_s = worker.done, 0.0
+        self._meter = SpeedMeter(now)
         self._waited = 0.0
         self._distance: float | None = None
 
@@ -267,6 +277,9 @@ class _Pulse:
         worker.trace += map(json.dumps, rows)
         now = time.monotonic()
         step_s = (now - self._met) / len(rows)
+        self._outside_s += self._met - self._began
+        self._began = now
+        speed = self._meter.measure(now, worker.done - self._first, self._outside_s + worker.feed.wait_s)
         waited, self._waited = worker.feed.wait_s - self._waited, worker.feed.wait_s
         last = worker.done == worker.job.total_steps
         save, report, self.next = worker.broadcast(
@@ -278,13 +291,15 @@ class _Pulse:
             "step": worker.done,
             "total_steps": worker.job.total_steps,
             "terms": {k: sum(row[k] for row in rows) / len(rows) for k in rows[0] if k != "step"},
-            "samples_per_s": worker.config.global_batch_size / step_s,
+            "samples_per_s": worker.config.global_batch_size / speed.step_s,
+            "training_share": speed.training_share,
             "wait_share": min(1.0, waited / (step_s * len(rows))),
             "wait_s": worker.feed.wait_s,
             "first_wait_s": worker.feed.first_wait_s,
             "teacher_distance": self._distance,
-            "eta_s": step_s * (worker.job.total_steps - worker.done),
+            "eta_s": speed.step_s * (worker.job.total_steps - worker.done),
             "last_checkpoint": worker.done if save else None,
+            "frozen": worker.frozen,
         }
         if worker.rank == 0:
             worker.run.write_json(progress, PROGRESS)
@@ -313,10 +328,21 @@ class _Pulse:
         for number, (row, values) in enumerate(zip(self._rows, stacked.tolist(), strict=True), start=first):
             rows.append({"step": number, **dict(zip(names, values, strict=True)), "lr": float(row["lr"])})
             if not math.isfinite(rows[-1]["loss"]) and worker.config.precision != "fp16":
-                rate = worker.config.optimizer.lr
                 raise SettingError(
-                    "optimizer.lr", rate, f"a lower one: the loss of step {number} is not finite"
+                    "optimizer.lr",
+                    worker.config.optimizer.lr,
+                    f"a lower one: the loss of step {number} is not finite ({_terms(rows[-1])})",
                 )
+        # The very first skip is how the scaler finds its scale.
+        nothing_learned = worker.applied == 0 and worker.done == worker.job.total_steps and worker.skipped > 1
+        if worker.skipped >= MAX_SKIPPED or nothing_learned:
+            raise SettingError(
+                "precision",
+                worker.config.precision,
+                f"bf16 or fp32, or a lower optimizer.lr ({worker.config.optimizer.lr:g}): the last "
+                f"{worker.skipped} steps up to step {worker.done} were skipped, as their gradients are not "
+                f"finite ({_terms(rows[-1])})",
+            )
         self._rows = []
         return rows
 
@@ -333,3 +359,7 @@ class _Pulse:
             if every := settings.every_steps:
                 following = min(following, (worker.done // every + 1) * every)
         return min(following, worker.job.total_steps)
+
+
+def _terms(row: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in row.items() if name not in ("step", "lr"))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import logging
 import math
 import threading
 import time
@@ -37,6 +38,7 @@ SILENCE_S = 300.0
 """Seconds without a new step after which the console says so, every time again."""
 POINTS = 250
 """Points of a curve in MLflow, at most (each costs 7 ms); they lie at fixed steps, also in a resumed run."""
+log = logging.getLogger(__name__)
 
 
 class Monitor:
@@ -74,6 +76,8 @@ class Monitor:
         self._validations = {v.step: v for v in read_all(run) if v.state != "waiting"}
         self._waiting: list[int] = []
         self._told_of_wait = False
+        self._failure = ""
+        self._told_of_frozen = False
 
     def __enter__(self) -> Monitor:
         self._thread.start()
@@ -90,11 +94,21 @@ class Monitor:
             live.update(Text(f"{self.name}: starting workers …"), refresh=True)
         try:
             while not self._stop.wait(POLL_S):
-                self._look(live)
-            self._look(live, last=True)
+                self._look_safely(live)
+            self._look_safely(live, last=True)
         finally:
             if live is not None:
                 live.stop()
+
+    def _look_safely(self, live: Live | None, last: bool = False) -> None:
+        """Look, and tell of an exception: without this, one would end the thread and nobody would know."""
+        try:
+            self._look(live, last)
+        except Exception as error:
+            told = f"{type(error).__name__}: {error}"
+            if told != self._failure:  # by the logger: the console may be what failed
+                log.warning("%s: progress cannot be shown (%s); training goes on", self.name, told)
+            self._failure = told
 
     def _look(self, live: Live | None, last: bool = False) -> None:
         try:
@@ -107,6 +121,9 @@ class Monitor:
         elif now - self._moved_at > SILENCE_S and not self._told_of_wait:
             self.console.print(f"{self.name}: no new step for {SILENCE_S:.0f} s")
             self._moved_at = now
+        if progress.get("frozen") and not self._told_of_frozen:
+            self._told_of_frozen = True
+            self._print(f"{self.name}: {describe_frozen(progress['frozen'])}")
         if last or now - self._validations_at >= VALIDATION_S:
             self._validations_at = now
             with contextlib.suppress(OSError, DataError):  # as above
@@ -176,7 +193,10 @@ class Monitor:
         new = [row for row in points if row["step"] > self._logged]
         if not new:
             return
-        moment = {k: progress[k] for k in ("samples_per_s", "wait_share", "wait_s", "teacher_distance")}
+        moment = {
+            k: progress[k]
+            for k in ("samples_per_s", "training_share", "wait_share", "wait_s", "teacher_distance")
+        }
         new[-1] |= {k: v for k, v in moment.items() if v is not None}
         for row in new:
             step = int(row.pop("step"))
@@ -194,11 +214,22 @@ def describe(name: str, progress: dict[str, Any], validation: Validation | None 
     scored = "" if validation is None else f" | {validation.describe()}"
     return (
         f"{name} {progress['step']}/{progress['total_steps']}"
-        f" | {progress['samples_per_s']:.0f} samples/s | {shown} | lr {lr:.2e} scale {scale:.2f}"
+        f" | {progress['samples_per_s']:.0f} samples/s, {progress['training_share']:.0%} of the time training"
+        f" | {shown} | lr {lr:.2e} scale {scale:.2f}"
         f"{taught}{scored}"
         f" | waited {progress['wait_s']:.0f} s for data ({progress['wait_share']:.0%} now)"
         f" | {_duration(progress['eta_s'])} left"
     )
+
+
+def describe_frozen(names: list[str]) -> str:
+    """One line: which parts of the model stay as they are."""
+    parts: dict[str, int] = {}
+    for name in names:
+        part = name.partition(".")[0]
+        parts[part] = parts.get(part, 0) + 1
+    told = ", ".join(f"{part} ({count})" for part, count in parts.items())
+    return f"{len(names)} parameters that the loss does not reach are frozen: {told}"
 
 
 def _duration(seconds: float) -> str:

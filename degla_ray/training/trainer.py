@@ -36,7 +36,7 @@ from degla_ray.config import ModelConfig, TrainConfig
 from degla_ray.errors import DeglaError, SettingError
 from degla_ray.model_source import check_model, find_model, find_weights, in_any_folder, starts_random
 from degla_ray.shards import Storage, canonical, fingerprint, read_complete
-from degla_ray.training import checkpoint, validation
+from degla_ray.training import checkpoint, tokens, validation
 from degla_ray.training.data import DECODER_CPUS, end_decoders, start_decoders
 from degla_ray.training.job import ERROR, EXPORT_STUDENT, EXPORT_TEACHER, PROGRESS, TRACE, Job
 from degla_ray.training.order import BatchOrder
@@ -118,6 +118,8 @@ def train(
     decoders = start_decoders(config.num_workers, config.data.decode_tasks)
     run_id = None
     try:
+        samples, texts = tokens.settle(run, samples, config.model, decoders)
+        print(f"{name}: {texts.describe()}")
         run_id = tracking.find_or_create_run(
             config.tracking,
             name,
@@ -125,6 +127,9 @@ def train(
             params={**canonical(config), "total_steps": total_steps},
             tags={"stage": "train", "run_folder": run.uri, "degla.weights": start},
             parent_run_id=parent_run_id,
+        )
+        tracking.log_metrics(
+            config.tracking, run_id, {f"tokens/{k}": v for k, v in dataclasses.asdict(texts).items()}
         )
         if fingerprint_of_negatives := identity["data"].get("negatives"):
             tracking.log_dataset(

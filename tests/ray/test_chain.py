@@ -71,11 +71,14 @@ def test_chain_demo_recipe_makes_report_and_runs_and_does_nothing_twice(repo, tm
     assert capsys.readouterr().out.count("finished already") == 2
 
 
-def test_chain_unknown_setting_in_a_section_names_it(repo, tmp_path):
+def test_chain_unknown_benchmark_is_told_of_before_the_training(repo, tmp_path):
     settings = recipe(repo, "demo", tmp_path)
-    settings["negatives"] = {"per_kidn": 2}
-    with pytest.raises(DeglaError, match=r"negatives.*per_kidn"):
+    settings["prepare"]["scenes"] |= {"num_images": 20, "num_validation_images": 5, "test_items": 4}
+    settings["prepare"]["num_shards"] = settings["negatives"]["num_shards"] = 2
+    settings["evaluate"] = {"benchmarks": ["scenes_swop"]}
+    with pytest.raises(DeglaError, match=r"benchmarks: found 'scenes_swop'"):
         run_chain(from_settings(ChainConfig, settings, "demo"))
+    assert not (tmp_path / "seed0" / "train").exists()
 
 
 def test_chain_flickr8k_recipe_runs_twenty_steps_from_random_weights(repo, real_data, tmp_path):

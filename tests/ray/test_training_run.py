@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import os
+import re
 import signal
 import threading
 import time
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import safetensors.torch
 import torch
@@ -18,10 +22,11 @@ from mlflow import MlflowClient
 from degla_ray.config import DataConfig, ObjectiveConfig, OptimizerConfig, TrackingConfig
 from degla_ray.errors import DeglaError, SettingError
 from degla_ray.model import load
+from degla_ray.schema import REJECTS
 from degla_ray.shards import Storage, fingerprint
 from degla_ray.training.checkpoint import complete
 from degla_ray.training.trainer import TrainResult, run_identity, train
-from tests.training_inputs import read_trace, train_config, write_inputs
+from tests.training_inputs import MODEL, read_trace, train_config, write_inputs
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -188,6 +193,76 @@ def test_train_loss_that_is_not_finite_names_the_rate(folder: Path) -> None:
     config = train_config(folder, name="wild", optimizer=OptimizerConfig(lr=1e30, warmup_steps=0))
     with pytest.raises(DeglaError, match=r"optimizer\.lr: found 1e\+30; .* loss of step \d+ is not finite"):
         train(config)
+
+
+@pytest.mark.parametrize("steps", [40, 10])
+def test_train_fp16_that_skips_every_step_ends_with_the_step_and_the_terms(folder: Path, steps: int) -> None:
+    """Gradients that are infinite at any scale. A run of ten steps ends before 25 are skipped."""
+    config = train_config(
+        folder,
+        name=f"skips-{steps}",
+        precision="fp16",
+        objective=ObjectiveConfig(lambda_igc=1e30),
+        max_steps=steps,
+    )
+    found = r"precision: found 'fp16'; .* the last \d+ steps up to step \d+ were skipped.*\(loss .*igc .*\)"
+    with pytest.raises(DeglaError, match=found):
+        train(config)
+
+
+def test_train_coca_on_two_workers_freezes_its_decoder_and_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_inputs(tmp_path, pictures=8)
+    model = copy.deepcopy(MODEL)
+    model["vision_cfg"] |= {"attentional_pool": True, "attn_pooler_heads": 2, "output_tokens": True}
+    model["text_cfg"] |= {"embed_cls": True, "output_tokens": True, "context_length": 15}
+    model["multimodal_cfg"] = {**MODEL["text_cfg"], "attn_pooler_heads": 2}
+    (folder / "model.json").write_text(json.dumps(model | {"custom_text": True}))
+    one, two = (
+        train(train_config(folder, name=f"coca-{n}", num_workers=n, max_steps=3, global_batch_size=8))
+        for n in (1, 2)
+    )
+    for ours, theirs in zip(read_trace(one.trace_path), read_trace(two.trace_path), strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-5, rel=1e-5)
+    told = r"coca-2-\w+: \d+ parameters that the loss does not reach are frozen: text_decoder \(\d+\)"
+    assert re.search(told, capsys.readouterr().out)
+    start, end = (
+        safetensors.torch.load_file(f"{two.run_folder}/checkpoint_000000003/{file}.safetensors")
+        for file in ("teacher", "student")
+    )
+    # open_clip leaves some of a random decoder's weights as the memory was, which may be NaN
+    same = {n for n in start if torch.allclose(start[n], end[n], rtol=0, atol=0, equal_nan=True)}
+    assert {name for name in start if name.startswith("text_decoder.")} <= same
+    assert "visual.conv1.weight" not in same
+
+
+def test_train_negatives_with_their_captions_tokens_are_dropped_and_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Captions beyond the model's 16 tokens: a negative that differs after them is the caption itself."""
+    folder = write_inputs(tmp_path, pictures=8, num_shards=1)
+    for name, column in (("prepared/captions", "caption"), ("negatives/negatives", "negative")):
+        [part] = (folder / name).iterdir()
+        rows = pq.read_table(part).to_pylist()
+        for row in rows:
+            if row["sample_id"].endswith("#1"):
+                row[column] = "a very " * 8 + row[column]
+        pq.write_table(pa.Table.from_pylist(rows, pq.read_schema(part)), part)
+    config = train_config(folder, max_steps=2, tracking=TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db"))
+    result = train(config)
+    run = Storage(result.run_folder)
+    counts = run.read_json("tokens.json")
+    rejects = run.read_dataset("rejects", REJECTS).to_pylist()
+    assert counts["captions"] == 16
+    assert counts["captions_cut"] == 8
+    assert counts["same_as_caption"] == 14  # every negative of the captions that are cut
+    assert {(r["stage"], r["reason"]) for r in rejects} == {("train", "same_as_caption")}
+    assert len(rejects) == counts["same_as_caption"] + counts["duplicate_negative"]
+    told = f"8 of 16 captions are cut at 16 tokens; {len(rejects)} of {counts['negatives']} negatives dropped"
+    assert told in capsys.readouterr().out
+    metrics = MlflowClient(config.tracking.uri).get_run(result.mlflow_run_id or "").data.metrics
+    assert metrics["tokens/same_as_caption"] == counts["same_as_caption"]
 
 
 def test_train_too_few_cpus_says_how_many_workers_fit(folder: Path) -> None:

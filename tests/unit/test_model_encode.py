@@ -143,3 +143,17 @@ def test_encode_under_bfloat16_autocast_returns_normalised_float32(tmp_path):
     for features in (img_BD, txt_BD):
         assert features.dtype == torch.float32
         assert torch.allclose(features.norm(dim=-1), torch.ones(len(features)), atol=1e-6)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["clip", "custom_text", "linear_projection"])
+def test_encode_under_bf16_autocast_projects_in_float32(kind, tmp_path):
+    """A bf16 product would leave features that bf16 can hold."""
+    torch.manual_seed(0)
+    loaded = build(ModelConfig(name=write_config(tmp_path, **TOWERS[kind])))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        img_BD = encode_image(loaded.model, torch.randn(3, 3, 32, 32), normalize=False)
+        txt_BD = encode_text(loaded.model, loaded.tokenizer(CAPTIONS), normalize=False)
+    for features in (img_BD, txt_BD):
+        assert features.dtype == torch.float32
+        assert (features.bfloat16().float() != features).float().mean() > 0.9

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_objectives_degla import features_of, minus_log_softmax, random_arrays
 
-from degla_ray.cli import from_settings
+from degla_ray.cli import from_settings, parse
 from degla_ray.config import ABLATIONS, DataConfig, ObjectiveConfig, TeacherConfig, TrainConfig
-from degla_ray.errors import SettingError
+from degla_ray.errors import DeglaError, SettingError
 from degla_ray.objectives import losses, next_state
 from degla_ray.objectives.degla import Softening, igc, tgc
 from degla_ray.objectives.gather import gather
@@ -189,6 +189,37 @@ def test_objective_named_in_a_file_has_its_own_defaults():
     assert from_file("degla_no_igc").objective.lambda_igc == 0
     assert from_file("degla_released").objective.lambda_distill == 0.005
     assert from_file("degla_frozen_teacher").teacher.kind == "frozen"
+
+
+FIXED = [(name, setting, value) for name, fixed in ABLATIONS.items() for setting, value in fixed.items()]
+OTHER = {"tgc_negatives": "own", "distill_reduction": "mean"}
+
+
+@pytest.mark.parametrize(("name", "setting", "value"), FIXED)
+def test_ablation_against_an_explicit_setting_is_refused(name, setting, value):
+    """Python sees a value that is neither the default nor the fixed one; a file may not name the default."""
+    assert getattr(ObjectiveConfig(name=name, **{setting: value}), setting) == value
+    settings = {"name": "x", "data": {"prepared": "x", "negatives": "y"}}
+    data = ["--name=x", "--data.prepared=x", "--data.negatives=y"]
+    default = getattr(ObjectiveConfig(), setting)
+    for wrong in {default, OTHER.get(setting, 0.5)}:
+        with pytest.raises(DeglaError, match=rf"objective\.{setting}: found {wrong!r}; expected {value!r}"):
+            from_settings(TrainConfig, settings | {"objective": {"name": name, setting: wrong}}, "train")
+        with pytest.raises(DeglaError, match=rf"objective\.{setting}: found {wrong!r}; expected {value!r}"):
+            parse(TrainConfig, "", [*data, f"--objective.name={name}", f"--objective.{setting}={wrong}"])
+    if setting not in OTHER:
+        with pytest.raises(SettingError, match=rf"objective\.{setting}: found 0\.5"):
+            ObjectiveConfig(name=name, **{setting: 0.5})
+
+
+@pytest.mark.parametrize("kind", ["ema", "none"])
+def test_frozen_teacher_against_an_explicit_kind_is_refused(kind):
+    settings = {"name": "x", "data": {"prepared": "x", "negatives": "y"}, "teacher": {"kind": kind}}
+    settings["objective"] = {"name": "degla_frozen_teacher"}
+    with pytest.raises(DeglaError, match=rf"teacher\.kind: found '{kind}'; expected 'frozen'"):
+        from_settings(TrainConfig, settings, "train")
+    settings["teacher"] = {"kind": "frozen"}
+    assert from_settings(TrainConfig, settings, "train").teacher.kind == "frozen"
 
 
 def test_train_config_teacher_none_is_refused_where_a_term_needs_one():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import pickle
 from enum import Enum
 from pathlib import Path
@@ -280,3 +281,29 @@ def test_storage_uri_and_path_are_the_same_folder(tmp_path: Path) -> None:
 def test_storage_of_an_unknown_scheme_is_one_clear_error() -> None:
     with pytest.raises(DataError, match="ftp://host/x"):
         Storage("ftp://host/x")
+
+
+def test_storage_bytes_are_on_the_disk_before_a_file_gets_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[tuple[str, bool]] = []
+    fsync = os.fsync
+
+    def watched(descriptor: int) -> None:
+        fsync(descriptor)
+        synced.append((os.readlink(f"/proc/self/fd/{descriptor}"), (tmp_path / "a" / "target").exists()))
+
+    monkeypatch.setattr(os, "fsync", watched)
+    storage = Storage(str(tmp_path))
+    for write in (
+        lambda: storage.write_bytes(b"data", "a", "target"),
+        lambda: storage.write_json({}, "a", "target"),
+        lambda: storage.write_table(pa.table({"a": [1]}), "a", "target"),
+    ):
+        synced.clear()
+        write()
+        [(file, named), (folder, named_then)] = synced
+        assert file.startswith(str(tmp_path / "a" / "target.tmp-"))
+        assert not named
+        assert (folder, named_then) == (str(tmp_path / "a"), True)
+        (tmp_path / "a" / "target").unlink()

@@ -95,6 +95,39 @@ def test_checkpoint_with_other_bytes_refused(tmp_path: Path) -> None:
         checkpoint.load(run, name, parts_of(0))
 
 
+@pytest.mark.parametrize(
+    "file", ["student.safetensors", "optimizer.safetensors", "trace.jsonl", "complete.json"]
+)
+@pytest.mark.parametrize("damage", ["flipped", "cut", "emptied"])
+def test_checkpoint_whose_bytes_changed_gives_way_to_the_one_before(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, file: str, damage: str
+) -> None:
+    run = Storage(str(tmp_path))
+    for step in (1, 2, 3):
+        checkpoint.save(run, step, parts_of(0, 1), {}, [f"line {step}"])
+    (tmp_path / RAY_SNAPSHOT).write_text(snapshot(2, 3))
+    path = tmp_path / checkpoint.folder_name(3) / file
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 128
+    path.write_bytes({"flipped": data, "cut": data[:-1], "emptied": b""}[damage])
+    assert checkpoint.latest(run) == 2
+    assert f"{path}: other bytes than were written" in caplog.text
+    assert checkpoint.tidy(run) == 2
+    assert list(checkpoint.complete(run)) == [2]
+    assert checkpoint.load(run, checkpoint.folder_name(2), parts_of(1))[1] == ["line 2"]
+
+
+def test_checkpoint_none_left_whole_ends_the_run_and_deletes_nothing(tmp_path: Path) -> None:
+    run = Storage(str(tmp_path))
+    for step in (1, 2):
+        checkpoint.save(run, step, parts_of(0, 1), {}, [])
+        file = tmp_path / checkpoint.folder_name(step) / "state.json"
+        file.write_bytes(file.read_bytes().replace(b"step", b"stop"))
+    with pytest.raises(DataError, match=r"checkpoint_000000001/state\.json: found other bytes .* no earlier"):
+        checkpoint.tidy(run)
+    assert list(checkpoint.complete(run)) == [1, 2]
+
+
 def test_checkpoint_saved_over_a_torn_one_is_whole(tmp_path: Path) -> None:
     run = Storage(str(tmp_path))
     torn = tmp_path / checkpoint.folder_name(2)

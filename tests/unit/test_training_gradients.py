@@ -16,11 +16,26 @@ from degla_ray.config import (
 from degla_ray.model import LoadedModel, Teacher, build
 from degla_ray.model.adapt import adapt
 from degla_ray.training.data import LocalBatch
-from degla_ray.training.gradients import Gradients
+from degla_ray.training.gradients import Gradients, freeze_unreached
 
 B, K = 12, 3
 MODELS = {"clip": {}, "siglip": {"init_logit_bias": -3.0}}
 OBJECTIVES = ["clip", "negclip", "ceclip", "degla", "degla_released"]
+
+
+COCA = {
+    "multimodal_cfg": {
+        "context_length": 32,
+        "vocab_size": 400,
+        "width": 32,
+        "heads": 2,
+        "layers": 2,
+        "attn_pooler_heads": 2,
+    },
+    "text": {"embed_cls": True, "output_tokens": True, "context_length": 31},
+    "vision": {"attentional_pool": True, "attn_pooler_heads": 2, "output_tokens": True},
+    "custom_text": True,
+}
 
 
 @pytest.fixture(params=["clip", "siglip"])
@@ -125,3 +140,24 @@ def test_gradients_frozen_teacher_stays_and_ema_moves(loaded):
         before = teacher.model.logit_scale.item()
         teacher.update(loaded.model, 256)
         assert (teacher.model.logit_scale.item() != before) == moves
+
+
+@pytest.mark.parametrize("name", ["clip", "siglip", "coca", "resnet"])
+def test_freeze_unreached_freezes_what_a_step_leaves_without_gradient_and_nothing_else(name, tmp_path):
+    settings = MODELS | {
+        "coca": COCA,
+        "resnet": {"vision": {"layers": [1, 1, 1, 1], "width": 8, "head_width": 8, "patch_size": None}},
+    }
+    torch.manual_seed(0)
+    loaded = build(ModelConfig(name=write_config(tmp_path, **settings[name])))
+    before = {key: value.clone() for key, value in loaded.model.state_dict().items()}
+    model = loaded.model.train()
+    frozen = freeze_unreached(model, loaded)
+    assert model.training
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert {key.partition(".")[0] for key in frozen} == ({"text_decoder"} if name == "coca" else set())
+    _, reached = of_step(loaded, "degla", 1)
+    trained = {key for key, parameter in model.named_parameters() if parameter.requires_grad}
+    assert trained == reached.keys()
+    assert trained | set(frozen) == {key for key, _ in model.named_parameters()}

@@ -21,6 +21,7 @@ MOMENT: dict[str, Any] = {
     "total_steps": 2000,
     "terms": {"loss": 1.25, "base": 1.0, "lr": 1e-4, "logit_scale": 14.3},
     "samples_per_s": 431.7,
+    "training_share": 0.94,
     "wait_share": 0.031,
     "wait_s": 2.4,
     "teacher_distance": None,
@@ -30,8 +31,8 @@ MOMENT: dict[str, Any] = {
 
 def test_describe_says_everything_of_the_moment() -> None:
     assert describe("run", MOMENT) == (
-        "run 120/2000 | 432 samples/s | loss 1.2500 base 1.0000 | lr 1.00e-04 scale 14.30"
-        " | waited 2 s for data (3% now) | 1:02:05 left"
+        "run 120/2000 | 432 samples/s, 94% of the time training | loss 1.2500 base 1.0000"
+        " | lr 1.00e-04 scale 14.30 | waited 2 s for data (3% now) | 1:02:05 left"
     )
     assert "| teacher 0.5000 away |" in describe("run", MOMENT | {"teacher_distance": 0.5})
     scored = Validation(step=100, state="done", metrics={"composition": 0.612}, headline="composition")
@@ -76,3 +77,16 @@ def test_monitor_tells_of_validations_once_and_logs_them_once(
         pass
     curve = MlflowClient(config.uri).get_metric_history(run_id or "", "validation/composition")
     assert [(point.step, point.value) for point in curve] == [(200, 0.6)]
+
+
+def test_monitor_goes_on_after_what_it_cannot_read_and_says_so_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    run = Storage(str(tmp_path / "run"))
+    run.write_json({"step": 1}, PROGRESS)  # none of what a line needs
+    with Monitor(run, "run", 2000, TrackingConfig(enabled=False), None) as monitor:
+        for _ in range(3):
+            monitor._look_safely(None, last=True)
+        run.write_json(MOMENT, PROGRESS)
+    assert caplog.text.count("run: progress cannot be shown (KeyError: 'terms'); training goes on") == 1
+    assert "run 120/2000 |" in capsys.readouterr().out
