@@ -31,6 +31,7 @@ from degla_ray.errors import DataError, SettingError
 from degla_ray.model import activation as guard
 from degla_ray.model import (
     huggingface,
+    preprocess,
     towers,  # noqa: F401 - registers our tower in timm
 )
 from degla_ray.model.activation import Activation
@@ -108,6 +109,7 @@ def build(config: ModelConfig) -> LoadedModel:
     with ExitStack() as stack:
         arch = _architecture(config.name, stack)
         built = guard.of_config(arch.model_cfg)
+        arch.preprocess_cfg = _decide_preprocessing(config, arch)
         tokenizer = _tokenizer(arch, config.name)
         if config.random_init or (config.pretrained is None and arch.weights is None):
             model, source = _create(arch, config.name, stack), "random"
@@ -118,7 +120,7 @@ def build(config: ModelConfig) -> LoadedModel:
         return LoadedModel(
             model=model,
             tokenizer=tokenizer,
-            preprocess_cfg=_preprocess_cfg(model),
+            preprocess_cfg=_preprocess_cfg(model) | arch.preprocess_cfg,
             activation=built,
             name=config.name,
             model_cfg=arch.model_cfg,
@@ -150,11 +152,11 @@ def _architecture(name: str, stack: ExitStack) -> _Architecture:
 
 def _folder_architecture(folder: Path, name: str) -> _Architecture:
     if huggingface.is_clip_folder(folder):
-        model_cfg, preprocess_cfg = huggingface.read_config(folder)
+        model_cfg = huggingface.read_config(folder)
         paths = [folder / file for file in huggingface.WEIGHTS_FILES]
         return _Architecture(
             model_cfg=model_cfg,
-            preprocess_cfg=preprocess_cfg,
+            preprocess_cfg={},  # by its image processor's file
             tokenizer_folder=folder,
             weights=next((p for p in paths if p.is_file()), paths[0]),
             huggingface=True,
@@ -301,6 +303,21 @@ def _local(uri: str, stack: ExitStack) -> Path:
             raise DataError(uri, "no such file", "one that exists")
         (folder / file_name).write_bytes(storage.read_bytes(file_name))
     return target
+
+
+def _decide_preprocessing(config: ModelConfig, arch: _Architecture) -> dict[str, Any]:
+    """What is known of it before the model is built, which says the size."""
+    processor = None
+    if arch.huggingface and arch.tokenizer_folder is not None:
+        processor = (arch.tokenizer_folder, arch.model_cfg["vision_cfg"]["image_size"])
+    decided = preprocess.decide(
+        config,
+        arch.preprocess_cfg,
+        from_file=config.pretrained is not None and _is_file(config.pretrained),
+        registry_name=arch.registry_name,
+        processor=processor,
+    )
+    return {name: value for name, value in decided.items() if name != "size"}
 
 
 def _preprocess_cfg(model: nn.Module) -> dict[str, Any]:
