@@ -29,6 +29,7 @@ _OPENAI = {
     "interpolation": "bicubic",
     "resize_mode": "shortest",
 }
+_WEIGHTS = (".pt", ".pth", ".bin", ".safetensors")
 _RESIZE_MODES = ("shortest", "squash", "longest")
 _SHOWN_TAGS = 3
 _PROCESSORS = ("CLIPImageProcessor", "SiglipImageProcessor", "ViTImageProcessor")
@@ -167,10 +168,12 @@ def _of_tag(name: str, tag: str) -> dict[str, Any]:
 def _beside(pretrained: str) -> dict[str, Any] | None:
     """What the config in the folder of open_clip's own weights states; None for any other file."""
     folder, _, file = pretrained.rpartition("/")
-    if not file.startswith("open_clip_"):
-        folder = "" if "." in file else pretrained
-    storage = Storage(folder or ".") if folder or file.startswith("open_clip_") else None
-    if storage is None or not storage.exists(CONFIG_FILE):
+    if not file.endswith(_WEIGHTS):
+        folder = pretrained
+    elif not file.startswith("open_clip_"):
+        return None
+    storage = Storage(folder or ".")
+    if not storage.exists(CONFIG_FILE):
         return None
     stated = storage.read_json(CONFIG_FILE).get("preprocess_cfg")
     return dict(stated) if stated else None

@@ -96,8 +96,8 @@ def test_build_settings_decide_and_the_export_keeps_them(tmp_path):
 
 def test_build_file_beside_its_config_takes_that_configs_preprocessing(tmp_path):
     name = write_config(tmp_path / "config")
-    export(build(ModelConfig(name=name, resize_mode="squash", mean=(0.5,) * 3)), str(tmp_path / "export"))
-    for pretrained in (tmp_path / "export" / WEIGHTS_FILE, tmp_path / "export"):
+    export(build(ModelConfig(name=name, resize_mode="squash", mean=(0.5,) * 3)), str(tmp_path / "v1.2"))
+    for pretrained in (tmp_path / "v1.2" / WEIGHTS_FILE, tmp_path / "v1.2"):
         loaded = build(ModelConfig(name=name, pretrained=str(pretrained)))
         assert (loaded.preprocess_cfg["resize_mode"], loaded.preprocess_cfg["mean"]) == ("squash", (0.5,) * 3)
         given = build(ModelConfig(name=name, pretrained=str(pretrained), resize_mode="shortest"))
@@ -238,6 +238,34 @@ def test_export_huggingface_keeps_resize_mode_interpolation_and_norm_eps(resize_
     assert torch.allclose(
         encode_image(again.model, ours_BCHW), encode_image(loaded.model, ours_BCHW), atol=1e-6
     )
+
+
+@pytest.mark.parametrize(("margin", "aside"), [(20, False), (21, False), (22, False), (23, True)])
+def test_export_huggingface_crops_a_pixel_aside_where_its_readme_says_so(margin, aside, tmp_path):
+    loaded = build(ModelConfig(name=write_config(tmp_path / "config")))
+    export_huggingface(loaded, str(tmp_path / "hf"))
+    assert "remainder of 3 when divided by 4" in (tmp_path / "hf" / "README.md").read_text()
+    processor = CLIPImageProcessor.from_pretrained(tmp_path / "hf")
+    image = Image.effect_noise((32 + margin, 32), 90).convert("RGB")
+    ours_CHW = eval_transform(loaded.preprocess_cfg)(image)
+    theirs_CHW = processor(image, return_tensors="pt")["pixel_values"][0]
+    assert torch.allclose(ours_CHW, theirs_CHW, atol=1e-5) != aside
+    if aside:
+        assert torch.allclose(ours_CHW[:, :, :-1], theirs_CHW[:, :, 1:], atol=1e-5)
+
+
+def test_export_huggingface_tokenizer_leaves_what_open_clip_cleans(tmp_path):
+    name = write_config(tmp_path / "config", text={"hf_tokenizer_name": None, "vocab_size": 49408})
+    loaded = build(ModelConfig(name=name))
+    export_huggingface(loaded, str(tmp_path / "hf"))
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
+
+    def equal(caption):
+        ours = [t for t in loaded.tokenizer([caption])[0].tolist() if t]
+        return ours == theirs(caption)["input_ids"]
+
+    assert all(equal(c) for c in ("a man's dog", "cats & dogs", "a CAFÉ", "cafe\u0301", "a  b\tc"))
+    assert not any(equal(c) for c in ("a man\u2019s dog", "cats &amp; dogs", "\ufb01sh"))
 
 
 NOT_HELD = {
