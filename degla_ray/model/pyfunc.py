@@ -20,9 +20,7 @@ from typing import Any
 import mlflow
 import pandas as pd
 import torch
-from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
-from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.types import ColSpec, Schema
 from mlflow.types.schema import AnyType
 from open_clip.transform import PreprocessCfg, image_transform_v2
@@ -74,11 +72,6 @@ class ClipSimilarity(mlflow.pyfunc.PythonModel):
             A row for each row, in order: a float32 and None, or None and what is wrong.
         """
         del context, params
-        for column in ("image", "caption"):
-            if column not in model_input:
-                raise MlflowException(
-                    f"no column {column!r}: each row is an image and a caption", INVALID_PARAMETER_VALUE
-                )
         similarity: list[float | None] = []
         error: list[str | None] = []
         for first in range(0, len(model_input), _BATCH):

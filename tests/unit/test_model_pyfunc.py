@@ -118,7 +118,7 @@ def test_pyfunc_server_takes_every_json_form_and_spares_good_rows(form, served):
 def test_pyfunc_server_names_what_a_request_lacks(served):
     client = TestClient(scoring_server.init(served))
     answer = client.post("/invocations", json={"inputs": [{"image": "aGk="}]})
-    assert (answer.status_code, "no column 'caption'" in answer.text) == (400, True)
+    assert (answer.status_code, "missing inputs ['caption']" in answer.text) == (400, True)
     answer = client.post("/invocations", json={"inputs": [{"image": "%%", "caption": "a dog"}]})
     assert "row 0: image is not base64" in answer.json()["predictions"][0]["error"]
 
