@@ -23,6 +23,18 @@ class ModelConfig:
     """Interpolate position embeddings of another image size or context length, as open_clip does."""
     allow_activation_mismatch: bool = False
     """Load weights made with QuickGELU into a GELU model, or the reverse, anyway."""
+    mean: tuple[float, float, float] | None = None
+    """Mean that is taken from each colour (pixels are 0 to 1); None: what the weights state."""
+    std: tuple[float, float, float] | None = None
+    """Standard deviation that each colour is divided by; None: what the weights state."""
+    interpolation: Literal["bicubic", "bilinear"] | None = None
+    """Interpolation when images are resized; None: what the weights state."""
+    resize_mode: Literal["shortest", "squash", "longest"] | None = None
+    """Resize the shortest edge and crop, squash to the size, or resize the longest edge and pad; None: what
+    the weights state."""
+
+    def __post_init__(self) -> None:
+        require(self.std is None or min(self.std) > 0, "model.std", self.std, "numbers above 0")
 
 
 ABLATIONS: dict[str, dict[str, Any]] = {

@@ -28,6 +28,7 @@ from degla_ray.errors import DataError, SettingError
 from degla_ray.model import activation as guard
 from degla_ray.model import (
     huggingface,
+    preprocess,
     towers,  # noqa: F401 - registers our tower in timm
 )
 from degla_ray.model.activation import Activation
@@ -97,6 +98,8 @@ class _Architecture:
     """open_clip's own name."""
     tokenizer_folder: Path | None = None
     """Where a Hugging Face tokenizer's files lie, if not on the hub."""
+    image_processor: Path | None = None
+    """Folder of a CLIPModel's image processor, for weights that transformers wrote."""
     weights: Path | None = None
     """The folder's own weights."""
 
@@ -143,6 +146,7 @@ def build(config: ModelConfig) -> LoadedModel:
     found, pretrained = find_model(config.name), find_weights(config)
     with ExitStack() as stack:
         arch = _architecture(found, config.name, stack)
+        arch.preprocess_cfg = _decide_preprocessing(config, arch, pretrained)
         tokenizer = _tokenizer(arch, config.name)
         if config.random_init or (pretrained is None and arch.weights is None):
             model, source = _create(arch, config.name, stack), RANDOM
@@ -153,7 +157,7 @@ def build(config: ModelConfig) -> LoadedModel:
         return LoadedModel(
             model=model,
             tokenizer=tokenizer,
-            preprocess_cfg=_preprocess_cfg(model),
+            preprocess_cfg=_preprocess_cfg(model) | arch.preprocess_cfg,
             activation=guard.of_config(arch.model_cfg),
             name=config.name,
             model_cfg=arch.model_cfg,
@@ -181,11 +185,11 @@ def _architecture(source: Source, name: str, stack: ExitStack) -> _Architecture:
     folder = hub_folder(source.where) if source.kind is Kind.HUB else _local(source.where, stack)
     config = open_folder(folder, name)
     if config.name == huggingface.CONFIG_FILE:
-        model_cfg, preprocess_cfg = huggingface.read_config(folder)
         arch = _Architecture(
-            model_cfg=model_cfg,
-            preprocess_cfg=preprocess_cfg,
+            model_cfg=huggingface.read_config(folder),
+            preprocess_cfg={},
             tokenizer_folder=folder,
+            image_processor=folder,
         )
     else:
         arch = _json_architecture(config)
@@ -302,6 +306,23 @@ def _local(uri: str, stack: ExitStack) -> Path:
             raise DataError(uri, "no such file", "one that exists")
         (folder / file_name).write_bytes(storage.read_bytes(file_name))
     return target
+
+
+def _decide_preprocessing(
+    config: ModelConfig, arch: _Architecture, pretrained: Source | None
+) -> dict[str, Any]:
+    """Return what is known of preprocessing before the model is built, which says the size."""
+    processor = None
+    if arch.image_processor is not None:
+        processor = (arch.image_processor, arch.model_cfg["vision_cfg"]["image_size"])
+    decided = preprocess.decide(
+        config,
+        arch.preprocess_cfg,
+        from_file=pretrained is not None and pretrained.kind is not Kind.TAG,
+        registry_name=arch.registry_name,
+        processor=processor,
+    )
+    return {name: value for name, value in decided.items() if name != "size"}
 
 
 def _preprocess_cfg(model: nn.Module) -> dict[str, Any]:

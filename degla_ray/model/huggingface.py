@@ -1,24 +1,27 @@
 """To and from Hugging Face's `CLIPModel`: the same tensors under other names.
 
 `CLIPModel` keeps queries, keys and values apart where torch's attention has one matrix, and projections
-transposed. Towers that it cannot hold (timm, average pooling, SigLIP's bias) are refused by the name of the
-first tensor that has no place.
+transposed. What it cannot hold is refused by the name of the setting (`timm_model_name`, `pool_type`,
+`no_ln_pre`) or of the tensor (`logit_bias`).
 """
 
 from __future__ import annotations
 
-import json
+import math
 import re
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 from safetensors.torch import save
 from torch import Tensor
 
 from degla_ray.errors import DataError
+from degla_ray.model import preprocess
 from degla_ray.model_files import CLIP_MODEL_CONFIG, CLIP_MODEL_WEIGHTS
 
 if TYPE_CHECKING:
@@ -53,14 +56,21 @@ _IN_BLOCK = {
     "mlp.c_proj": "mlp.fc2",
     "attn.out_proj": "self_attn.out_proj",
 }
-_RESAMPLE = {"bilinear": 2, "bicubic": 3}  # PIL's numbers
+_NORM_EPS = 1e-5  # of both programs' layer norms, unless told otherwise
+# Fields of open_clip's towers that the export keeps, or that change nothing in what it writes.
+_SIZES = ("width", "layers", "mlp_ratio", "head_width", "heads", "patch_size", "image_size", "context_length")
+_VALUES = ("norm_kwargs", "pos_embed_type", "vocab_size", "eos_id", "pad_id")
+_OF_TOKENIZER = ("hf_tokenizer_name", "tokenizer_mode", "tokenizer_kwargs")
+_OF_TRAINING = ("patch_dropout", "timm_model_pretrained", "hf_model_pretrained")
+_KEPT = _SIZES + _VALUES + _OF_TOKENIZER + _OF_TRAINING
+_ALSO_PLAIN = {"pool_type": "eos", "block_type": "default"}
 _TRANSPOSED = ("text_projection", "visual.proj")
 _BLOCK = re.compile(r"(visual\.)?transformer\.resblocks\.(\d+)\.(.+?)([._](?:weight|bias))")
 _HF_BLOCK = re.compile(r"(text|vision)_model\.encoder\.layers\.(\d+)\.(.+)\.(weight|bias)")
 
 
-def read_config(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """open_clip's model config and preprocessing of a `CLIPModel` folder.
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return open_clip's model config of a `CLIPModel` folder.
 
     Raises:
         DataError: towers whose MLPs compute with different or other activations.
@@ -78,13 +88,13 @@ def read_config(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         "width": text.hidden_size,
         "heads": text.num_attention_heads,
         "layers": text.num_hidden_layers,
-        "mlp_ratio": text.intermediate_size / text.hidden_size,
+        "mlp_ratio": _mlp_ratio(text),
     }
     if text.eos_token_id not in (_ARGMAX_EOS, text.vocab_size - 1):
         text_cfg |= {"pool_type": "eos", "eos_id": text.eos_token_id}
     if text.vocab_size != CLIP_VOCABULARY:
         text_cfg["hf_tokenizer_name"] = "."
-    model_cfg = {
+    model_cfg: dict[str, Any] = {
         "embed_dim": config.projection_dim,
         "quick_gelu": activations == {"quick_gelu"},
         "vision_cfg": {
@@ -93,11 +103,21 @@ def read_config(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             "width": vision.hidden_size,
             "layers": vision.num_hidden_layers,
             "head_width": vision.hidden_size // vision.num_attention_heads,
-            "mlp_ratio": vision.intermediate_size / vision.hidden_size,
+            "mlp_ratio": _mlp_ratio(vision),
         },
         "text_cfg": text_cfg,
     }
-    return model_cfg, _preprocess(folder, vision.image_size)
+    for tower, theirs in (("vision_cfg", vision), ("text_cfg", text)):
+        if theirs.layer_norm_eps != _NORM_EPS:
+            model_cfg[tower]["norm_kwargs"] = {"eps": theirs.layer_norm_eps}
+    return model_cfg
+
+
+def _mlp_ratio(tower: Any) -> float:
+    """The ratio from which open_clip, rounding down, gets the inner size again: 240 from 176, not 239."""
+    inner, width = tower.intermediate_size, tower.hidden_size
+    ratio: float = inner / width
+    return ratio if int(width * ratio) == inner else math.nextafter(ratio, math.inf)
 
 
 def has_its_names(state: dict[str, Tensor]) -> bool:
@@ -142,7 +162,9 @@ def to_huggingface(state: dict[str, Tensor], where: str) -> dict[str, Tensor]:
     for name, tensor in state.items():
         name = name.removeprefix("text.")  # CustomTextCLIP
         block = _BLOCK.fullmatch(name)
-        if name in _NAMES:
+        if name == "logit_scale":  # [1] in some of open_clip's models
+            found[name] = tensor.reshape(())
+        elif name in _NAMES:
             found[_NAMES[name]] = tensor.T if name in _TRANSPOSED else tensor
         elif block and (block[3] in _IN_BLOCK or block[3] == "attn.in_proj"):
             tower = "vision" if block[1] else "text"
@@ -165,23 +187,18 @@ def files(model: LoadedModel) -> dict[str, bytes]:
     """
     from transformers import CLIPImageProcessor
 
-    preprocess = model.preprocess_cfg
-    height, width = preprocess["size"]
+    height, width = model.preprocess_cfg["size"]
     if height != width:
         raise DataError(model.name, f"pictures of {height} x {width} pixels", "square ones")
+    processor = preprocess.to_processor(model.preprocess_cfg, model.name)
+    config = _config(model.model_cfg, height, model.name)
     weights = to_huggingface(model.model.state_dict(), model.name)
     content = {
         WEIGHTS_FILE: save(weights, metadata={"format": "pt"}),
-        CONFIG_FILE: _config(model.model_cfg, height, model.name).to_json_string().encode(),
+        CONFIG_FILE: config.to_json_string().encode(),
     }
     with tempfile.TemporaryDirectory(prefix="degla-") as folder:
-        CLIPImageProcessor(
-            size={"shortest_edge": height},
-            crop_size={"height": height, "width": width},
-            image_mean=list(preprocess["mean"]),
-            image_std=list(preprocess["std"]),
-            resample=_RESAMPLE[preprocess["interpolation"]],
-        ).save_pretrained(folder)
+        CLIPImageProcessor(**processor).save_pretrained(folder)
         _hf_tokenizer(model.tokenizer).save_pretrained(folder)
         content |= {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}
     return content
@@ -190,42 +207,58 @@ def files(model: LoadedModel) -> dict[str, bytes]:
 def _config(model_cfg: dict[str, Any], image_size: int, where: str) -> Any:
     from transformers import CLIPConfig
 
-    vision, text = model_cfg["vision_cfg"], model_cfg["text_cfg"]
-    plain = (
-        vision.get("pool_type", "tok") == "tok"
-        and isinstance(vision["layers"], int)
-        and text.get("pool_type", "argmax") in ("argmax", "eos")
-        and not text.get("no_causal_mask")
-    )
-    if not plain:
-        raise DataError(where, "towers pooled or masked otherwise", "CLIP's own, which CLIPModel holds")
+    vision = asdict(CLIPVisionCfg(**model_cfg["vision_cfg"]))
+    text = asdict(CLIPTextCfg(**model_cfg["text_cfg"]))
+    _require_plain(CLIPVisionCfg(), vision, f"{where}: vision_cfg")
+    _require_plain(CLIPTextCfg(), text, f"{where}: text_cfg")
     activation = "quick_gelu" if model_cfg.get("quick_gelu") else "gelu"
-    eos = text.get("eos_id", _ARGMAX_EOS) if text.get("pool_type") == "eos" else _ARGMAX_EOS
+    eos = text["eos_id"] if text["pool_type"] == "eos" else _ARGMAX_EOS
     return CLIPConfig(
         projection_dim=model_cfg["embed_dim"],
         architectures=["CLIPModel"],
         vision_config={
             "hidden_size": vision["width"],
-            "intermediate_size": int(vision["width"] * vision.get("mlp_ratio", 4.0)),
+            "intermediate_size": int(vision["width"] * vision["mlp_ratio"]),
             "num_hidden_layers": vision["layers"],
-            "num_attention_heads": vision["width"] // vision.get("head_width", 64),
+            "num_attention_heads": vision["width"] // vision["head_width"],
             "image_size": image_size,
             "patch_size": vision["patch_size"],
+            "layer_norm_eps": _norm_eps(vision, f"{where}: vision_cfg"),
             "hidden_act": activation,
             "projection_dim": model_cfg["embed_dim"],
         },
         text_config={
             "hidden_size": text["width"],
-            "intermediate_size": int(text["width"] * text.get("mlp_ratio", 4.0)),
+            "intermediate_size": int(text["width"] * text["mlp_ratio"]),
             "num_hidden_layers": text["layers"],
             "num_attention_heads": text["heads"],
-            "max_position_embeddings": text.get("context_length", 77),
-            "vocab_size": text.get("vocab_size", CLIP_VOCABULARY),
+            "max_position_embeddings": text["context_length"],
+            "vocab_size": text["vocab_size"],
+            "layer_norm_eps": _norm_eps(text, f"{where}: text_cfg"),
             "hidden_act": activation,
             "eos_token_id": eos,
             "projection_dim": model_cfg["embed_dim"],
         },
     )
+
+
+def _require_plain(defaults: Any, cfg: dict[str, Any], where: str) -> None:
+    """Stop at a field that changes what the tower computes and that `CLIPConfig` has no place for."""
+    for name, value in cfg.items():
+        plain = getattr(defaults, name)
+        if name not in _KEPT and value not in (plain, _ALSO_PLAIN.get(name, plain)):
+            raise DataError(where, f"{name} {value!r}", f"{plain!r}: CLIPModel has nothing else")
+    if not isinstance(cfg["layers"], int):
+        raise DataError(
+            where, f"layers {cfg['layers']}", "a number of transformer blocks, which CLIPModel has"
+        )
+
+
+def _norm_eps(cfg: dict[str, Any], where: str) -> float:
+    given = cfg.get("norm_kwargs") or {}
+    if unknown := sorted(set(given) - {"eps"}):
+        raise DataError(where, f"norm_kwargs {', '.join(unknown)}", "eps alone, which CLIPModel has")
+    return float(given.get("eps", _NORM_EPS))
 
 
 def _hf_tokenizer(tokenizer: Any) -> Any:
@@ -241,18 +274,3 @@ def _hf_tokenizer(tokenizer: Any) -> Any:
         merges=merges,
         model_max_length=tokenizer.context_length,
     )
-
-
-def _preprocess(folder: Path, image_size: int) -> dict[str, Any]:
-    """open_clip's preprocess config; {} (CLIP's own) where the folder says nothing."""
-    path = folder / "preprocessor_config.json"
-    if not path.is_file():
-        return {}
-    stated = json.loads(path.read_text(encoding="utf-8"))
-    found = {"size": image_size, "resize_mode": "shortest"}
-    for ours, theirs in (("mean", "image_mean"), ("std", "image_std")):
-        if theirs in stated:
-            found[ours] = stated[theirs]
-    names = {number: name for name, number in _RESAMPLE.items()}
-    found["interpolation"] = names.get(stated.get("resample"), "bicubic")
-    return found

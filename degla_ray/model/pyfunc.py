@@ -1,12 +1,16 @@
-"""The model as MLflow knows it: pictures and captions in, their similarity out.
+"""The model as MLflow knows it: images and captions in, their similarity out.
 
     mlflow.pyfunc.load_model("FOLDER").predict(pandas.DataFrame({"image": [png_bytes], "caption": ["a dog"]}))
 
-The folder holds the exported model and this package's code; what else it needs is in its requirements.
+A server takes the same rows as JSON, images in base64: {"inputs": [{"image": "iVBOR…", "caption": "a dog"}]},
+and so in `instances`, `dataframe_split` and `dataframe_records`. A row that cannot be used gets an `error`
+and no similarity; the others keep theirs. The folder holds the exported model and this package's code; its
+requirements name the rest.
 """
 
 from __future__ import annotations
 
+import base64
 import io
 import tempfile
 from importlib.metadata import version
@@ -18,17 +22,23 @@ import pandas as pd
 import torch
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, Schema
+from mlflow.types.schema import AnyType
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
+from torch import Tensor
 
 import degla_ray
 from degla_ray.model.build import LoadedModel, load
 from degla_ray.model.encode import encode_image, encode_text
 from degla_ray.model.export import export
 
+# Of any type: MLflow decodes `binary` in two of the four JSON forms only, stops all rows at a null image, and
+# makes the caption "None" of a null one.
 SIGNATURE = ModelSignature(
-    inputs=Schema([ColSpec("binary", "image"), ColSpec("string", "caption")]),
-    outputs=Schema([ColSpec("float", "similarity")]),
+    inputs=Schema([ColSpec(AnyType(), "image"), ColSpec(AnyType(), "caption")]),
+    outputs=Schema(
+        [ColSpec("float", "similarity", required=False), ColSpec("string", "error", required=False)]
+    ),
 )
 _REQUIREMENTS = (
     "torch",
@@ -43,7 +53,7 @@ _BATCH = 64
 
 
 class ClipSimilarity(mlflow.pyfunc.PythonModel):
-    """Cosine similarity of each row's picture and caption, -1 to 1."""
+    """Cosine similarity of each row's image and caption, -1 to 1."""
 
     def load_context(self, context: Any) -> None:
         self.loaded = load(context.artifacts["model"])
@@ -51,16 +61,63 @@ class ClipSimilarity(mlflow.pyfunc.PythonModel):
 
     @torch.no_grad()
     def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> pd.DataFrame:
-        """One row of `similarity` for each row of `image` (any file that Pillow opens) and `caption`."""
+        """Return `similarity` and `error` for each row of `image` and `caption`.
+
+        Args:
+            context: not used.
+            model_input: `image` is a file that Pillow opens, as bytes or base64; `caption` is a string.
+            params: not used.
+
+        Returns:
+            A row for each row, in order: a float32 and None, or None and what is wrong.
+        """
         del context, params
-        similarity: list[float] = []
+        similarity: list[float | None] = []
+        error: list[str | None] = []
         for first in range(0, len(model_input), _BATCH):
             rows = model_input.iloc[first : first + _BATCH]
-            pictures = [Image.open(io.BytesIO(data)).convert("RGB") for data in rows["image"]]
-            img_BD = encode_image(self.loaded.model, torch.stack([self.transform(p) for p in pictures]))
-            txt_BD = encode_text(self.loaded.model, self.loaded.tokenizer(list(rows["caption"])))
-            similarity += (img_BD * txt_BD).sum(dim=1).tolist()
-        return pd.DataFrame({"similarity": pd.Series(similarity, dtype="float32")})
+            read = [self._read(*row) for row in zip(rows["image"], rows["caption"], strict=True)]
+            error += [f"row {first + i}: {r}" if isinstance(r, str) else None for i, r in enumerate(read)]
+            found = iter(self._similarity([r for r in read if not isinstance(r, str)]))
+            similarity += [None if isinstance(r, str) else next(found) for r in read]
+        # As objects, or None becomes NaN, which no JSON parser but Python's reads.
+        dtype = "float32" if None not in similarity else object
+        return pd.DataFrame(
+            {"similarity": pd.Series(similarity, dtype=dtype), "error": pd.Series(error, dtype=object)}
+        )
+
+    def _read(self, image: Any, caption: Any) -> tuple[Tensor, str] | str:
+        """The image's pixels and the caption, or what is wrong with them."""
+        if not isinstance(caption, str):
+            return "caption is missing" if _is_null(caption) else f"caption is a {type(caption).__name__}"
+        if _is_null(image):
+            return "image is missing"
+        if not isinstance(image, str | bytes | bytearray):
+            return f"image is a {type(image).__name__}, not bytes or base64"
+        try:
+            data = (
+                base64.b64decode("".join(image.split()), validate=True) if isinstance(image, str) else image
+            )
+        except ValueError as error:
+            return f"image is not base64 ({error})"
+        try:
+            with Image.open(io.BytesIO(data)) as opened:
+                return self.transform(opened.convert("RGB")), caption
+        except Exception as error:  # decoders raise whatever a broken file leads them to
+            return f"image does not decode ({type(error).__name__}, {len(data)} bytes)"
+
+    def _similarity(self, rows: list[tuple[Tensor, str]]) -> list[float]:
+        if not rows:
+            return []
+        pixels, captions = zip(*rows, strict=True)
+        img_BD = encode_image(self.loaded.model, torch.stack(pixels))
+        txt_BD = encode_text(self.loaded.model, self.loaded.tokenizer(list(captions)))
+        found: list[float] = (img_BD * txt_BD).sum(dim=1).tolist()
+        return found
+
+
+def _is_null(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and value != value) or value is pd.NA
 
 
 def save_pyfunc(model: LoadedModel, folder: str, extra: dict[str, Any] | None = None) -> None:

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import subprocess
 import sys
 
 import open_clip
@@ -142,3 +143,35 @@ def test_export_that_breaks_off_leaves_no_model(loaded, tmp_path):
     with pytest.raises(TypeError, match="object"):
         export(broken, str(tmp_path / "export"))
     assert not (tmp_path / "export" / CONFIG_FILE).exists()
+
+
+def lines_of(readme):
+    return "\n".join(line.removeprefix("    ") for line in readme.splitlines() if line.startswith("    "))
+
+
+def in_another_process(program, folder):
+    """Where nothing but these lines has imported anything."""
+    program = program.replace("FOLDER", str(folder)) + "\nprint('opened', type(model).__name__)"
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.slow
+def test_export_readme_lines_open_the_demos_model_and_its_reason_is_true(tmp_path):
+    export(load("scenes-base"), str(tmp_path / "export"))
+    readme = (tmp_path / "export" / "README.md").read_text()
+    lines = lines_of(readme)
+    done = in_another_process(lines, tmp_path / "export")
+    assert done.stdout.startswith("opened"), done.stderr[-2000:]
+    without = in_another_process(lines.replace("import degla_ray.model", ""), tmp_path / "export")
+    assert "Unknown model (nfnet_grid)" in without.stderr
+    assert "Unknown model (nfnet_grid)" in readme
+
+
+def test_export_readme_of_a_plain_tower_asks_for_no_import_of_ours(loaded, tmp_path):
+    export(loaded, str(tmp_path / "export"))
+    readme = (tmp_path / "export" / "README.md").read_text()
+    assert "degla_ray" not in readme
+    names: dict = {}
+    exec(lines_of(readme).replace("FOLDER", str(tmp_path / "export")), names)
+    assert torch.equal(names["model"].visual.proj, loaded.model.visual.proj)
+    assert torch.equal(names["tokenizer"](CAPTIONS), loaded.tokenizer(CAPTIONS))

@@ -107,10 +107,10 @@ def test_huggingface_folder_of_transformers_gives_its_features(eos, tmp_path):
 
 
 def test_export_huggingface_of_another_tower_names_what_has_no_place(tmp_path):
-    with pytest.raises(DataError, match=r"scenes-base: found a tensor 'visual\.trunk"):
+    with pytest.raises(DataError, match=r"scenes-base: vision_cfg: found timm_model_name"):
         export_huggingface(load("scenes-base"), str(tmp_path / "hf"))
     averaged = build(ModelConfig(name=write_config(tmp_path / "avg", vision={"pool_type": "avg"})))
-    with pytest.raises(DataError, match=r"pooled or masked otherwise"):
+    with pytest.raises(DataError, match=r"found pool_type 'avg'"):
         export_huggingface(averaged, str(tmp_path / "hf"))
     biased = build(ModelConfig(name=write_config(tmp_path / "bias", init_logit_bias=-3.0)))
     with pytest.raises(DataError, match=r"'logit_bias'"):

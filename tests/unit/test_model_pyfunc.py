@@ -1,6 +1,8 @@
 """The MLflow model: signature, and similarities equal to the features' own."""
 
+import base64
 import io
+import json
 import subprocess
 import sys
 
@@ -8,6 +10,8 @@ import mlflow
 import pandas as pd
 import pytest
 import torch
+from fastapi.testclient import TestClient
+from mlflow.pyfunc import scoring_server
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from tiny_models import CAPTIONS, write_config
@@ -41,6 +45,82 @@ def test_pyfunc_predicts_the_similarity_of_each_row(tmp_path):
     assert len({round(x, 4) for x in expected.tolist()}) == 3
     with pytest.raises(mlflow.exceptions.MlflowException, match="caption"):
         model.predict(pd.DataFrame({"image": pictures}))
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("served")
+    torch.manual_seed(0)
+    save_pyfunc(build(ModelConfig(name=write_config(folder / "config"))), str(folder / "mlflow"))
+    return mlflow.pyfunc.load_model(str(folder / "mlflow"))
+
+
+ROWS = [
+    (png(0), "a cat"),
+    (b"no image", "a dog"),
+    (png(1), None),
+    (None, "a dog"),
+    (png(0)[:90], "x"),
+    (png(1), "a dog"),
+]
+WRONG = ["row 1: image does", "row 2: caption is missing", "row 3: image is missing", "row 4: image does not"]
+
+
+def assert_only_bad_rows_fail(similarity, error, served):
+    good = served.predict(pd.DataFrame([ROWS[0], ROWS[5]], columns=["image", "caption"]))
+    assert good["similarity"].dtype == "float32"
+    assert good["error"].tolist() == [None, None]
+    assert [similarity[0], similarity[5]] == pytest.approx(good["similarity"].tolist(), abs=1e-6)
+    assert (similarity[1:5], error[0], error[5]) == ([None] * 4, None, None)
+    for said, wrong in zip(error[1:5], WRONG, strict=True):
+        assert said.startswith(wrong)
+
+
+def test_pyfunc_bad_rows_are_named_and_the_others_keep_their_similarity(served):
+    images, captions = zip(*ROWS, strict=True)
+    found = served.predict(pd.DataFrame({"image": images, "caption": captions}))
+    assert_only_bad_rows_fail(found["similarity"].tolist(), found["error"].tolist(), served)
+    nothing = served.predict(pd.DataFrame({"image": [b"", 3.5], "caption": ["a", "b"]}))
+    assert nothing["similarity"].tolist() == [None, None]
+    assert nothing["error"][1] == "row 1: image is a float, not bytes or base64"
+
+
+def as_json(form):
+    rows = [(i and base64.b64encode(i).decode(), c) for i, c in ROWS]
+    records = [{"image": i, "caption": c} for i, c in rows]
+    columns = {"image": [i for i, _ in rows], "caption": [c for _, c in rows]}
+    return {
+        "dataframe_split": {"dataframe_split": {"columns": ["image", "caption"], "data": rows}},
+        "dataframe_records": {"dataframe_records": records},
+        "inputs": {"inputs": records},
+        "inputs_by_column": {"inputs": columns},
+        "instances": {"instances": records},
+    }[form]
+
+
+FORMS = ["dataframe_split", "dataframe_records", "inputs", "inputs_by_column", "instances"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_pyfunc_server_takes_every_json_form_and_spares_good_rows(form, served):
+    client = TestClient(scoring_server.init(served))
+    answer = client.post("/invocations", json=as_json(form))
+    assert answer.status_code == 200, answer.text
+
+    def refuse(constant):
+        raise ValueError(f"{constant} is not JSON")
+
+    predictions = json.loads(answer.text, parse_constant=refuse)["predictions"]
+    columns = [[row[name] for row in predictions] for name in ("similarity", "error")]
+    assert_only_bad_rows_fail(*columns, served)
+
+
+def test_pyfunc_server_names_what_a_request_lacks(served):
+    client = TestClient(scoring_server.init(served))
+    answer = client.post("/invocations", json={"inputs": [{"image": "aGk="}]})
+    assert (answer.status_code, "missing inputs ['caption']" in answer.text) == (400, True)
+    answer = client.post("/invocations", json={"inputs": [{"image": "%%", "caption": "a dog"}]})
+    assert "row 0: image is not base64" in answer.json()["predictions"][0]["error"]
 
 
 def test_pyfunc_folder_serves_without_the_package_installed(tmp_path):
