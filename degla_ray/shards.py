@@ -18,7 +18,7 @@ import re
 import uuid
 from collections.abc import Iterable, Mapping
 from enum import Enum
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 import pyarrow as pa
@@ -26,6 +26,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from degla_ray.errors import DataError, FingerprintMismatch
+from degla_ray.masking import masked
 
 MANIFEST = "manifest.json"
 _PART = re.compile(r"part-\d{5}-of-(\d{5})\.parquet")
@@ -48,7 +49,8 @@ def canonical(value: Any) -> Any:
     Raises:
         TypeError: for anything that has no canonical form (an object, a function, a NaN).
 
-    Numbers that are equal have one form: 1.0 is 1, so equal configs are equal here.
+    Numbers that are equal have one form: 1.0 is 1, so equal configs are equal here. Secrets in URIs are
+    masked: they decide no result, and canonical forms are written to files.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: canonical(getattr(value, f.name)) for f in dataclasses.fields(value)}
@@ -66,7 +68,9 @@ def canonical(value: Any) -> Any:
         if not math.isfinite(value):
             raise TypeError(f"{value} has no canonical form")
         return int(value) if value.is_integer() else float(value)
-    if value is None or isinstance(value, bool | int | str):
+    if isinstance(value, str):
+        return masked(value)
+    if value is None or isinstance(value, bool | int):
         return value
     raise TypeError(f"{type(value).__name__} {value!r} has no canonical form")
 
@@ -141,6 +145,11 @@ class Storage:
             stream.write(data)
         self._fs.move(temporary, target)
 
+    def upload(self, folder: Path, *parts: str) -> None:
+        """Copies everything below a local folder into a subfolder."""
+        for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+            self.write_bytes(file.read_bytes(), *parts, *file.relative_to(folder).parts)
+
     def read_json(self, *parts: str) -> Any:
         try:
             return json.loads(self.read_bytes(*parts))
@@ -148,7 +157,8 @@ class Storage:
             raise DataError(self.path(*parts), f"broken JSON ({error})", "a JSON file") from error
 
     def write_json(self, value: Any, *parts: str) -> None:
-        self.write_bytes(json.dumps(value, indent=2, sort_keys=True).encode(), *parts)
+        """Writes a JSON file, secrets in URIs masked."""
+        self.write_bytes(masked(json.dumps(value, indent=2, sort_keys=True)).encode(), *parts)
 
     def write_table(self, table: pa.Table, *parts: str, row_group_rows: int | None = None) -> None:
         """Writes one Parquet file atomically, verified by reading its row count back."""
@@ -311,7 +321,8 @@ class StageFolder:
         if self.pending():
             raise DataError(self.storage.uri, f"{len(self.pending())} shards without a receipt", "none")
         for name in self.storage.names_below():
-            if ".tmp-" in name.rpartition("/")[2]:  # left by a job that was killed
+            base = name.rpartition("/")[2]
+            if ".tmp-" in base and not base.startswith("lease-"):  # left by a job that was killed
                 self.storage.delete_file(name)
         counts = {**self.counts(), **(extra_counts or {})}
         self.manifest = {**self.manifest, "complete": True, "counts": counts}
