@@ -27,15 +27,22 @@ from degla_ray.config import (
 )
 from degla_ray.evaluation.compare import compare
 from degla_ray.evaluation.run import evaluate
+from degla_ray.lease import Lease
 from degla_ray.negatives.pipeline import generate
+from degla_ray.shards import Storage
 from degla_ray.sources.prepare import prepare
 from degla_ray.training.trainer import train
 
 console = Console()
 
 
-def run_chain(config: ChainConfig) -> Path:
-    """Runs every stage that is not finished yet; returns the comparison's folder."""
+def run_chain(config: ChainConfig) -> str:
+    """Runs every stage that is not finished yet; returns the comparison's folder, a URI."""
+    with Lease(Storage(f"{config.output}/seed{config.seed}")):
+        return _run_chain(config)
+
+
+def _run_chain(config: ChainConfig) -> str:
     ray_setup.start(config.ray)
     root = f"{config.output}/seed{config.seed}"
     prepared, negatives = f"{root}/prepared", f"{root}/negatives"
