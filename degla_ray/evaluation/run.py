@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -33,7 +32,6 @@ from degla_ray.evaluation.pictures import ParquetPictures, PictureSource
 from degla_ray.evaluation.report import headline, summary_tables
 from degla_ray.evaluation.summary import (
     ARTIFACTS,
-    FOLDER_TAG,
     PREPARED_RETRIEVAL,
     STAGE,
     SUMMARY,
@@ -41,6 +39,7 @@ from degla_ray.evaluation.summary import (
     read_summary,
     summarise,
 )
+from degla_ray.lease import owned
 from degla_ray.model.build import LoadedModel, build
 from degla_ray.schema import CAPTIONS, ITEMS, NEGATIVES
 from degla_ray.shards import StageFolder, Storage, read_complete
@@ -62,9 +61,17 @@ def evaluate(config: EvaluateConfig, loaded: LoadedModel | None = None) -> Summa
     Raises:
         SettingError: a benchmark that these folders do not have; a model that does not load.
         DataError: a folder of another kind, broken test sets, no progress.
+        LeaseHeld: another driver writes the folder.
     """
     tests = _tests(config)
-    loaded = loaded or _load_model(config)
+    if loaded is not None:  # the training run whose model it is holds the lease of the folder around this one
+        return _evaluate(config, tests, loaded)
+    loaded = _load_model(config)
+    with owned(config.output):
+        return _evaluate(config, tests, loaded)
+
+
+def _evaluate(config: EvaluateConfig, tests: _Tests, loaded: LoadedModel) -> Summary:
     label = config.label or loaded.name
     identity = {
         **tests.inputs,
@@ -246,25 +253,23 @@ def _finished(storage: Storage, label: str) -> Summary:
 
 
 def _track(config: EvaluateConfig, summary: Summary, identity: dict[str, Any]) -> None:
-    run_id = tracking.find_or_create_run(
+    storage = Storage(config.output)
+    run = tracking.running(
         config.tracking,
         name=f"evaluate {summary.label}",
         fingerprint=summary.fingerprint,
+        folder=storage.uri,
         params={"evaluate": config, "identity": identity},
         tags={
             "degla.stage": STAGE,
             "degla.label": summary.label,
-            FOLDER_TAG: Storage(config.output).uri,
             "degla.partial": str(summary.partial).lower(),
         },
     )
-    tracking.log_metrics(config.tracking, run_id, summary.metrics())
-    if "://" not in config.output:  # on other filesystems the tag says where the folder is
-        root = Path(config.output)
-        tracking.log_artifacts(config.tracking, run_id, root / SUMMARY, ARTIFACTS)
-        for dataset in ("scores", "items"):
-            tracking.log_artifacts(config.tracking, run_id, root / dataset, f"{ARTIFACTS}/{dataset}")
-    tracking.finish(config.tracking, run_id)
+    with run as run_id:
+        tracking.log_metrics(config.tracking, run_id, summary.metrics())
+        parts = [f"{dataset}/{name}" for dataset in ("scores", "items") for name in storage.names(dataset)]
+        tracking.log_files(config.tracking, run_id, storage, [SUMMARY, *parts], ARTIFACTS)
 
 
 def _print(summary: Summary) -> None:

@@ -27,7 +27,6 @@ from degla_ray.shards import Storage, read_complete
 STAGE = "evaluate"
 SUMMARY = "summary.json"
 ARTIFACTS = "evaluation"  # folder among the artifacts of an evaluation's MLflow run
-FOLDER_TAG = "degla.folder"  # tag of such a run: URI of the evaluation folder
 PREPARED_RETRIEVAL = "prepared_retrieval"
 ZERO_SHOT = "zero_shot_eleven"  # the average over torchvision's eleven sets
 

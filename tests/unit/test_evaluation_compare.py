@@ -23,7 +23,7 @@ from degla_ray.evaluation.compare import compare
 from degla_ray.evaluation.comparison import set_side_by_side
 from degla_ray.evaluation.curves import training_curve
 from degla_ray.evaluation.statistics import mcnemar
-from degla_ray.evaluation.summary import ARTIFACTS, FOLDER_TAG, STAGE, SUMMARY, Summary, summarise
+from degla_ray.evaluation.summary import ARTIFACTS, STAGE, SUMMARY, Summary, summarise
 from degla_ray.shards import StageFolder
 
 ITEMS = 60
@@ -112,7 +112,7 @@ def test_compare_writes_tables_whose_numbers_are_the_evaluations(tmp_path: Path)
     folders = [
         write_evaluation(tmp_path / n, n, s) for n, s in (("base", 0.5), ("clip", 0.52), ("degla", 0.9))
     ]
-    output = compare(CompareConfig(evaluations=folders, output=str(tmp_path / "out"), tracking=OFF))
+    output = Path(compare(CompareConfig(evaluations=folders, output=str(tmp_path / "out"), tracking=OFF)))
     result = {m["label"]: m["results"] for m in json.loads((output / "comparison.json").read_text())}
     names = [f"scenes/{s}" for s in SCENES_SUBSETS] + ["scenes_order/order"]
     subset = {n: n.split("/")[1] for n in names}
@@ -144,7 +144,7 @@ def test_compare_hostile_labels_stay_text_and_equal_labels_are_told_apart(
 ) -> None:
     labels = ["<script>x</script>", "a|b $x_{$ [bold]", "_hidden", "same", "same"]
     folders = [write_evaluation(tmp_path / str(i), label, 0.5 + i / 20) for i, label in enumerate(labels)]
-    output = compare(CompareConfig(evaluations=folders, output=str(tmp_path / "out"), tracking=OFF))
+    output = Path(compare(CompareConfig(evaluations=folders, output=str(tmp_path / "out"), tracking=OFF)))
     source = (output / "report.html").read_text()
     assert "<script" not in source
     assert "same (2)" in source
@@ -160,7 +160,7 @@ def test_compare_partial_and_other_test_sets_are_marked(tmp_path: Path) -> None:
         write_evaluation(tmp_path / "b", "b", 0.6, missing={"swap_att": 2}),
         write_evaluation(tmp_path / "c", "c", 0.6, suite="other"),
     ]
-    output = compare(CompareConfig(evaluations=folders, output=str(tmp_path / "out"), tracking=OFF))
+    output = Path(compare(CompareConfig(evaluations=folders, output=str(tmp_path / "out"), tracking=OFF)))
     page, markdown = Page((output / "report.html").read_text()).text, (output / "report.md").read_text()
     assert "b is partial" in page
     assert "<b>x</b>" in page  # as text: the page would not have matched its tags otherwise
@@ -175,7 +175,7 @@ def test_compare_one_evaluation_alone_and_stale_plots_are_cleared(tmp_path: Path
     folder = write_evaluation(tmp_path / "a", "a", 0.5)
     (tmp_path / "out" / "plots").mkdir(parents=True)
     (tmp_path / "out" / "plots" / "training_losses.svg").write_text("old")
-    output = compare(CompareConfig(evaluations=[folder], output=str(tmp_path / "out"), tracking=OFF))
+    output = Path(compare(CompareConfig(evaluations=[folder], output=str(tmp_path / "out"), tracking=OFF)))
     assert not (output / "plots" / "training_losses.svg").exists()
     assert "Comparison of 1 model<" in (output / "report.html").read_text()
 
@@ -195,7 +195,7 @@ def test_compare_draws_the_trace_of_the_run_that_made_the_model(tmp_path: Path) 
         write_evaluation(tmp_path / "a", "a", 0.5),
         write_evaluation(tmp_path / "b", "b", 0.6, model_folder=str(run / "export_student")),
     ]
-    output = compare(CompareConfig(evaluations=folders, output=str(tmp_path / "out"), tracking=OFF))
+    output = Path(compare(CompareConfig(evaluations=folders, output=str(tmp_path / "out"), tracking=OFF)))
     assert (output / "plots" / "training_losses.svg").is_file()
 
 
@@ -206,14 +206,16 @@ def test_compare_mlflow_runs_by_folder_or_by_artifacts_once_the_folder_is_gone(
     for label, skill in (("base", 0.5), ("degla", 0.8)):
         folder = Path(write_evaluation(tmp_path / label, label, skill))
         fingerprint = json.loads((folder / "manifest.json").read_text())["fingerprint"]
-        run_id = tracking.find_or_create_run(store, label, fingerprint, {}, {FOLDER_TAG: str(folder)})
+        run_id = tracking.find_or_create_run(
+            store, label, fingerprint, str(folder), {}, {"degla.stage": STAGE}
+        )
         tracking.log_artifacts(store, run_id, folder / SUMMARY, ARTIFACTS)
         tracking.log_artifacts(store, run_id, folder / "scores", f"{ARTIFACTS}/scores")
         runs.append(str(run_id))
     config = CompareConfig(evaluations=runs, output=str(tmp_path / "out"), tracking=store)
-    before = json.loads((compare(config) / "comparison.json").read_text())
+    before = json.loads((Path(compare(config)) / "comparison.json").read_text())
     shutil.rmtree(tmp_path / "degla")
-    after = json.loads((compare(config) / "comparison.json").read_text())
+    after = json.loads((Path(compare(config)) / "comparison.json").read_text())
     assert after == before
     client = MlflowClient(tracking_uri=store.uri)
     found = client.search_runs(
@@ -231,7 +233,7 @@ def test_compare_entry_that_is_no_evaluation_is_one_line(tmp_path: Path, store: 
     StageFolder(str(tmp_path / "unfinished"), STAGE, {"a": 1}, num_shards=1)
     broken = write_evaluation(tmp_path / "broken", "b", 0.5)
     (tmp_path / "broken" / SUMMARY).write_text("{}")
-    training = tracking.find_or_create_run(store, "train", "fp-train", {}, {"degla.stage": "train"})
+    training = tracking.find_or_create_run(store, "train", "fp-train", "folder", {}, {"degla.stage": "train"})
     for entry, message in {
         str(tmp_path / "absent"): "no such folder",
         str(tmp_path / "plain"): "without manifest.json",

@@ -27,7 +27,7 @@ def client_of(store: TrackingConfig) -> MlflowClient:
 
 
 def test_tracking_new_store_makes_its_folder_and_keeps_artifacts_beside_it(store: TrackingConfig) -> None:
-    run_id = tracking.find_or_create_run(store, "one", "fp-new", {"a": 1})
+    run_id = tracking.find_or_create_run(store, "one", "fp-new", "folder", {"a": 1})
     assert run_id is not None
     folder = Path(store.uri.removeprefix("sqlite:///")).parent
     assert (folder / "mlflow.db").is_file()
@@ -39,29 +39,33 @@ def test_tracking_new_store_makes_its_folder_and_keeps_artifacts_beside_it(store
 
 
 def test_tracking_same_fingerprint_after_restart_finds_the_same_run(store: TrackingConfig) -> None:
-    first = tracking.find_or_create_run(store, "two", "fp-same", {"a": 1}, {"label": "x"})
+    first = tracking.find_or_create_run(store, "two", "fp-same", "folder", {"a": 1}, {"label": "x"})
     tracking.finish(store, first, "FAILED")
-    second = tracking.find_or_create_run(store, "two", "fp-same", {"a": 1, "b": 2}, {"label": "y"})
+    second = tracking.find_or_create_run(store, "two", "fp-same", "folder", {"a": 1, "b": 2}, {"label": "y"})
     assert second == first
     run = client_of(store).get_run(str(first))
     assert run.info.status == "RUNNING"
     assert run.data.params == {"a": "1", "b": "2"}
     assert run.data.tags["label"] == "y"
-    assert tracking.find_or_create_run(store, "two", "fp-other", {}) != first
+    assert tracking.find_or_create_run(store, "two", "fp-other", "folder", {}) != first
 
 
 def test_tracking_children_of_two_parents_are_two_runs(store: TrackingConfig) -> None:
-    parents = [tracking.find_or_create_run(store, f"p{i}", f"fp-parent-{i}", {}) for i in range(2)]
-    children = [tracking.find_or_create_run(store, "c", "fp-child", {}, parent_run_id=p) for p in parents]
-    again = tracking.find_or_create_run(store, "c", "fp-child", {}, parent_run_id=parents[1])
+    parents = [tracking.find_or_create_run(store, f"p{i}", f"fp-parent-{i}", "folder", {}) for i in range(2)]
+    children = [
+        tracking.find_or_create_run(store, "c", "fp-child", "folder", {}, parent_run_id=p) for p in parents
+    ]
+    again = tracking.find_or_create_run(store, "c", "fp-child", "folder", {}, parent_run_id=parents[1])
     assert children[0] != children[1]
     assert again == children[1]
-    assert tracking.find_or_create_run(store, "c", "fp-child", {}) not in children  # a run of its own
+    assert (
+        tracking.find_or_create_run(store, "c", "fp-child", "folder", {}) not in children
+    )  # a run of its own
     assert tracking.run_tags(store, str(again))[tracking.PARENT_TAG] == parents[1]
 
 
 def test_tracking_metrics_beyond_one_batch_arrive_without_nan_and_inf(store: TrackingConfig) -> None:
-    run_id = tracking.find_or_create_run(store, "many", "fp-many", {})
+    run_id = tracking.find_or_create_run(store, "many", "fp-many", "folder", {})
     values = {f"m/{i}": i / 7 for i in range(2301)} | {"bad/nan": float("nan"), "bad/inf": float("-inf")}
     tracking.log_metrics(store, run_id, values, step=5)
     tracking.log_metrics(store, run_id, {"m/0": 9.0}, step=6)
@@ -78,7 +82,7 @@ def test_tracking_params_nested_long_and_illegal_are_logged_legally(store: Track
     config = EvaluateConfig(model=ModelConfig(), output="out", suite="s")
     params = {"evaluate": config, "long": "x" * 9000, "odd name?(μ)": 1, "up/../and/down": 2}
     params |= {f"p{i}": i for i in range(250)}
-    run_id = tracking.find_or_create_run(store, "params", "fp-params", params)
+    run_id = tracking.find_or_create_run(store, "params", "fp-params", "folder", params)
     logged = client_of(store).get_run(str(run_id)).data.params
     assert logged["evaluate.model.name"] == "scenes-base"
     assert logged["p249"] == "249"
@@ -89,7 +93,7 @@ def test_tracking_params_nested_long_and_illegal_are_logged_legally(store: Track
 
 def test_tracking_disabled_does_nothing_and_makes_no_store(tmp_path: Path) -> None:
     off = TrackingConfig(enabled=False, uri=f"sqlite:///{tmp_path}/none/mlflow.db")
-    assert tracking.find_or_create_run(off, "x", "y", {}) is None
+    assert tracking.find_or_create_run(off, "x", "y", "folder", {}) is None
     tracking.log_metrics(off, None, {"a": 1.0})
     tracking.log_artifacts(off, None, tmp_path)
     tracking.finish(off, None)
@@ -100,7 +104,7 @@ def test_tracking_unusable_store_is_one_line_naming_the_setting(tmp_path: Path) 
     (tmp_path / "file").write_text("")
     for uri in (f"sqlite:///{tmp_path}/file/mlflow.db", "nonsense://host/x"):
         with pytest.raises(SettingError, match=r"tracking\.uri") as caught:
-            tracking.find_or_create_run(TrackingConfig(uri=uri), "x", "y", {})
+            tracking.find_or_create_run(TrackingConfig(uri=uri), "x", "y", "folder", {})
         assert "\n" not in str(caught.value)
 
 
@@ -108,11 +112,11 @@ def test_tracking_deleted_experiment_and_unknown_run_are_named(store: TrackingCo
     import dataclasses
 
     gone = dataclasses.replace(store, experiment="gone")
-    tracking.find_or_create_run(gone, "x", "y", {})
+    tracking.find_or_create_run(gone, "x", "y", "folder", {})
     client = client_of(store)
     client.delete_experiment(client.get_experiment_by_name("gone").experiment_id)
     with pytest.raises(SettingError, match=r"tracking\.experiment"):
-        tracking.find_or_create_run(gone, "x", "y", {})
+        tracking.find_or_create_run(gone, "x", "y", "folder", {})
     with pytest.raises(DataError, match="no run '0123abc'"):
         tracking.run_tags(store, "0123abc")
 
@@ -120,7 +124,8 @@ def test_tracking_deleted_experiment_and_unknown_run_are_named(store: TrackingCo
 def test_tracking_relative_store_resolved_is_absolute_and_quiet(tmp_path: Path) -> None:
     code = (
         "from degla_ray import tracking; from degla_ray.config import TrackingConfig\n"
-        "c = tracking.resolved(TrackingConfig()); tracking.find_or_create_run(c, 'n', 'f', {}); print(c.uri)"
+        "c = tracking.resolved(TrackingConfig())\n"
+        "tracking.find_or_create_run(c, 'n', 'f', 'o', {}); print(c.uri)"
     )
     env = dict(os.environ, PYTHONPATH=str(Path(__file__).parents[2]))
     done = subprocess.run(

@@ -42,7 +42,7 @@ def test_describe_says_everything_of_the_moment() -> None:
 
 def test_monitor_logs_exact_values_at_fixed_steps_and_the_last(tmp_path: Path) -> None:
     config = TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db")
-    run_id = tracking.find_or_create_run(config, "run", "f", {})
+    run_id = tracking.find_or_create_run(config, "run", "f", "folder", {})
     assert run_id is not None
     run = Storage(str(tmp_path / "run"))
     lines = "".join(f'{{"step": {s}, "loss": {s / 3!r}, "lr": 0.1}}\n' for s in range(1, 506))
@@ -59,7 +59,7 @@ def test_monitor_tells_of_validations_once_and_logs_them_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db")
-    run_id = tracking.find_or_create_run(config, "run", "f", {})
+    run_id = tracking.find_or_create_run(config, "run", "f", "folder", {})
     run = Storage(str(tmp_path / "run"))
     done = Validation(step=100, state="done", metrics={"composition": 0.6}, headline="composition")
     set_logged(run, done)
