@@ -14,6 +14,7 @@ import hashlib
 import json
 import math
 import os
+import posixpath
 import re
 import uuid
 from collections.abc import Iterable, Mapping
@@ -31,6 +32,7 @@ from degla_ray.masking import masked
 MANIFEST = "manifest.json"
 _PART = re.compile(r"part-\d{5}-of-(\d{5})\.parquet")
 _ABSENT = "(absent)"
+NEAR = 3  # levels above a folder up to which its files name their neighbours by relative paths
 ROW_GROUP_ROWS = 16  # images are fetched by row number: a small group bounds what one fetch reads
 
 
@@ -86,6 +88,37 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     if isinstance(value, Mapping) and value:
         return {k: v for name, sub in value.items() for k, v in flatten(sub, f"{prefix}{name}.").items()}
     return {prefix[:-1]: value}
+
+
+def relative_to(base: str, value: Any) -> Any:
+    """JSON whose absolute paths and URIs near folder `base` are written from there, with ./ or ../ in front.
+
+    A folder of runs may then be moved or copied as a whole. Near is up to NEAR levels above: what lies
+    further away, such as a dataset elsewhere, keeps its absolute path.
+    """
+    if isinstance(value, Mapping):
+        return {key: relative_to(base, each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [relative_to(base, each) for each in value]
+    if not isinstance(value, str) or not (value.startswith("/") or "://" in value):
+        return value
+    if value.partition("://")[0] != base.partition("://")[0] and "://" in value + base:
+        return value
+    steps = posixpath.relpath(value, base).split("/")
+    up, depth = steps.count(".."), len(base.rpartition("://")[2].strip("/").split("/"))
+    return value if up > NEAR or up >= depth else "/".join(steps if up else [".", *steps])
+
+
+def absolute_from(base: str, value: Any) -> Any:
+    """The way back of `relative_to`."""
+    if isinstance(value, Mapping):
+        return {key: absolute_from(base, each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [absolute_from(base, each) for each in value]
+    if not isinstance(value, str) or not value.startswith(("./", "../")):
+        return value
+    scheme, separator, rest = base.rpartition("://")
+    return f"{scheme}{separator}{posixpath.normpath(f'{rest}/{value}')}"
 
 
 class Storage:

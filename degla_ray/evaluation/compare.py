@@ -27,9 +27,9 @@ from degla_ray.evaluation.markdown import markdown
 from degla_ray.evaluation.summary import ARTIFACTS, STAGE, Summary, read_evaluation, read_summary
 from degla_ray.evaluation.thumbnails import thumbnails
 from degla_ray.lease import Lease
-from degla_ray.masking import masked
+from degla_ray.masking import MASK, masked
 from degla_ray.schema import SCORES
-from degla_ray.shards import MANIFEST, Storage, fingerprint
+from degla_ray.shards import MANIFEST, Storage, fingerprint, relative_to
 
 RUN_ID = re.compile(r"[0-9a-f]{32}")
 DISAGREEMENTS = 20  # items that are shown of the first model and each other one
@@ -79,7 +79,7 @@ def _compare(config: CompareConfig, output: Storage) -> str:
         **files,
         "report.md": markdown(comparison, list(files), disagreements),
         "report.html": report.html(comparison, drawn, disagreements, pictures),
-        "comparison.json": json.dumps(_as_json(comparison, disagreements), indent=2),
+        "comparison.json": json.dumps(_as_json(comparison, disagreements, output.uri), indent=2),
     }
     for name, text in texts.items():
         output.write_bytes(masked(text).encode(), name)
@@ -145,7 +145,7 @@ def _of_run(run_id: str, config: TrackingConfig, output: Storage) -> _Evaluation
     copy = Storage(f"{output.uri}/downloaded/{run_id}")
     with tempfile.TemporaryDirectory(prefix="degla-") as temporary:
         copy.upload(tracking.download_artifacts(config, run_id, ARTIFACTS, temporary))
-    return _evaluation(copy, read_summary(copy))
+    return _evaluation(copy, read_summary(copy, folder))
 
 
 def _plots(comparison: Comparison) -> dict[str, str]:
@@ -153,7 +153,8 @@ def _plots(comparison: Comparison) -> dict[str, str]:
     curves = {}
     for label, summary in zip(comparison.labels, comparison.summaries, strict=True):
         folder = summary.model.get("folder")
-        curve = training_curve(folder) if folder else None
+        # with a mask in its name it cannot be opened
+        curve = training_curve(folder) if folder and MASK not in folder else None
         if curve is not None:
             curves[label] = curve
     drawn = {
@@ -169,13 +170,16 @@ def _file_name(heading: str) -> str:
 
 
 def _as_json(
-    comparison: Comparison, disagreements: Mapping[int, Sequence[Disagreement]]
+    comparison: Comparison, disagreements: Mapping[int, Sequence[Disagreement]], output: str
 ) -> list[dict[str, object]]:
-    """One entry a model, for other programs; of the first there are no disagreements, they are with it."""
+    """One entry a model, for other programs; of the first there are no disagreements, they are with it.
+
+    Folders of models near `output` are named from there.
+    """
     return [
         {
             "label": label,
-            "model": dict(summary.model),
+            "model": relative_to(output, dict(summary.model)),
             "inputs": dict(summary.inputs),
             "same_inputs_as_first": comparison.same_inputs[model],
             "results": {name: dataclasses.asdict(comparison.cell(model, name)) for name in comparison.names},

@@ -38,6 +38,7 @@ from degla_ray.evaluation.summary import (
     Summary,
     read_summary,
     summarise,
+    write_summary,
 )
 from degla_ray.lease import owned
 from degla_ray.model.build import LoadedModel, build
@@ -116,7 +117,7 @@ def _evaluate(config: EvaluateConfig, tests: _Tests, loaded: LoadedModel) -> Sum
             config.bootstrap_samples,
             truncated,
         )
-        folder.storage.write_json(summary.to_json(), SUMMARY)  # of what is done so far
+        write_summary(folder.storage, summary)  # of what is done so far
         console.print(f"  {headline(summary, benchmark)}", markup=False, highlight=False)
     _track(config, summary, identity)
     for number, benchmark in enumerate(tests.benchmarks):
@@ -192,13 +193,13 @@ def _tests(config: EvaluateConfig) -> _Tests:
     inputs: dict[str, Any] = {"suite": None, "prepared": None, "negatives": None, "split": None}
     if config.suite is not None:
         benchmarks += suite.load(config.suite)
-        sources[suite.SOURCE] = ParquetPictures(config.suite)
+        sources[suite.SOURCE] = ParquetPictures(Storage(config.suite).uri)
         inputs["suite"] = suite.identity(config.suite)
     if config.prepared is not None:
         storage, manifest = read_complete(config.prepared, "prepare")
         captions = _split(storage, config)
         benchmarks.append(Retrieval(PREPARED_RETRIEVAL, captions, PREPARED))
-        sources[PREPARED] = ParquetPictures(config.prepared)
+        sources[PREPARED] = ParquetPictures(Storage(config.prepared).uri)
         inputs |= {"prepared": manifest["fingerprint"], "split": config.split}
         if config.negatives is not None:
             made, manifest = read_complete(config.negatives, "negatives")
@@ -247,7 +248,7 @@ def _finished(storage: Storage, label: str) -> Summary:
     summary = read_summary(storage)
     if summary.label != label:  # a label decides nothing but a table's heading
         summary = dataclasses.replace(summary, label=label)
-        storage.write_json(summary.to_json(), SUMMARY)
+        write_summary(storage, summary)
     console.print(f"{label}: already evaluated in {storage.uri}")
     return summary
 

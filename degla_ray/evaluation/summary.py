@@ -22,7 +22,7 @@ from degla_ray.evaluation.benchmarks.base import Benchmark, Scored
 from degla_ray.evaluation.benchmarks.negatives import NAME as NEGATIVES
 from degla_ray.evaluation.benchmarks.zero_shot import ZERO_SHOT_ELEVEN
 from degla_ray.evaluation.statistics import bootstrap_group_means, bootstrap_means, interval
-from degla_ray.shards import Storage, read_complete
+from degla_ray.shards import Storage, absolute_from, read_complete, relative_to
 
 STAGE = "evaluate"
 SUMMARY = "summary.json"
@@ -196,15 +196,28 @@ def _correct(scores: pa.Table, subset: str) -> np.ndarray:
     return np.array(own.to_pylist(), dtype=bool)
 
 
-def read_summary(storage: Storage) -> Summary:
+def write_summary(storage: Storage, summary: Summary) -> None:
+    """Writes `summary.json`; folders near the evaluation's are named from there."""
+    value = summary.to_json()
+    near = {name: relative_to(storage.uri, value[name]) for name in ("model", "sources")}
+    storage.write_json(value | near, SUMMARY)
+
+
+def read_summary(storage: Storage, folder: str | None = None) -> Summary:
     """The summary of an evaluation folder, or of such a folder's copy among MLflow's artifacts.
+
+    Args:
+        storage: where the file is.
+        folder: URI of the evaluation folder; none means `storage`.
 
     Raises:
         DataError: it is absent or does not read.
     """
     where, expected = storage.path(SUMMARY), "the summary that `jobs/evaluate.py` wrote"
     try:
-        return Summary.from_json(storage.read_json(SUMMARY))
+        value = storage.read_json(SUMMARY)
+        near = {name: absolute_from(folder or storage.uri, value[name]) for name in ("model", "sources")}
+        return Summary.from_json(value | near)
     except (KeyError, TypeError, FileNotFoundError) as error:
         raise DataError(where, f"no summary that reads ({error})", expected) from error
 

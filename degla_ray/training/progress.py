@@ -166,8 +166,10 @@ class Monitor:
     def _log_validations(self) -> None:
         for step, validation in self._validations.items():
             if validation.state == "done" and not validation.logged:
-                metrics = {f"validation/{k}": v for k, v in validation.metrics.items()}
-                tracking.log_metrics(self.config, self.run_id, metrics, step)
+                known = tracking.last_step(self.config, self.run_id, f"validation/{validation.headline}")
+                if known < step:  # else logged, and killed before that was written down
+                    metrics = {f"validation/{k}": v for k, v in validation.metrics.items()}
+                    tracking.log_metrics(self.config, self.run_id, metrics, step)
                 set_logged(self.run, validation)
                 self._validations[step] = dataclasses.replace(validation, logged=True)
 

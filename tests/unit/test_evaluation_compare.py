@@ -23,7 +23,7 @@ from degla_ray.evaluation.compare import compare
 from degla_ray.evaluation.comparison import set_side_by_side
 from degla_ray.evaluation.curves import training_curve
 from degla_ray.evaluation.statistics import mcnemar
-from degla_ray.evaluation.summary import ARTIFACTS, STAGE, SUMMARY, Summary, summarise
+from degla_ray.evaluation.summary import ARTIFACTS, STAGE, SUMMARY, Summary, summarise, write_summary
 from degla_ray.shards import StageFolder
 
 ITEMS = 60
@@ -71,7 +71,7 @@ def write_evaluation(folder: Path, label: str, skill: float, suite: str = "s", *
     unread = {"suite:<b>x</b>": "OSError: broken"} if "missing" in changes else {}
     summary = summarise(base, BENCHMARKS, scored, unread, bootstrap_samples=200)  # type: ignore[arg-type]
     stage.write_part("scores", 0, pa.concat_tables([s.scores for s in scored]))
-    stage.storage.write_json(summary.to_json(), SUMMARY)
+    write_summary(stage.storage, summary)
     stage.write_receipt(0, {})
     stage.finish()
     return str(folder)

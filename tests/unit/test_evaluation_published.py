@@ -40,7 +40,7 @@ from degla_ray.evaluation.disagreements import disagreements
 from degla_ray.evaluation.pictures import FilePictures
 from degla_ray.evaluation.published_rows import FOLDER, published_points, published_tables
 from degla_ray.evaluation.report import console_tables
-from degla_ray.evaluation.summary import STAGE, SUMMARY, Summary, summarise
+from degla_ray.evaluation.summary import STAGE, Summary, summarise, write_summary
 from degla_ray.evaluation.thumbnails import SIZE, thumbnails
 from degla_ray.schema import CAPTIONS, CHOICE_ITEMS, CLASS_ITEMS, ITEMS
 from degla_ray.shards import StageFolder
@@ -156,7 +156,7 @@ def evaluation(
     summary = summarise(base, benchmarks, scored, dict.fromkeys(lost, "gone"), bootstrap_samples=100)
     stage.write_part("scores", 0, pa.concat_tables([s.scores for s in scored]))
     stage.write_part("items", 0, pa.concat_tables([items_of(b) for b in benchmarks]))
-    stage.storage.write_json(summary.to_json(), SUMMARY)
+    write_summary(stage.storage, summary)
     stage.write_receipt(0, {})
     stage.finish()
     return str(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -48,6 +49,48 @@ def test_tracking_same_fingerprint_after_restart_finds_the_same_run(store: Track
     assert run.data.params == {"a": "1", "b": "2"}
     assert run.data.tags["label"] == "y"
     assert tracking.find_or_create_run(store, "two", "fp-other", "folder", {}) != first
+
+
+def test_tracking_two_folders_of_the_same_settings_are_two_runs(store: TrackingConfig) -> None:
+    one, two = (tracking.find_or_create_run(store, "n", "fp-folders", f"runs/it's {n}", {}) for n in (1, 2))
+    assert one != two
+    assert tracking.find_or_create_run(store, "n", "fp-folders", "runs/it's 1", {}) == one
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(None, "FINISHED"), (ValueError, "FAILED"), (KeyboardInterrupt, "KILLED"), (SystemExit, "KILLED")],
+)
+def test_tracking_run_never_stays_running(
+    error: type[BaseException] | None, status: str, store: TrackingConfig
+) -> None:
+    seen = []
+    mark = f"fp-{status}-{error and error.__name__}"
+    with (
+        contextlib.suppress(ValueError, KeyboardInterrupt, SystemExit),
+        tracking.running(store, "n", mark, "folder", {}) as run_id,
+    ):
+        seen.append(str(run_id))
+        if error is not None:
+            raise error
+    assert client_of(store).get_run(seen[0]).info.status == status
+
+
+def test_tracking_results_logged_again_are_there_once(store: TrackingConfig) -> None:
+    run_id = tracking.find_or_create_run(store, "n", "fp-once", "folder", {})
+    for value in (0.5, 0.5, 0.6):
+        tracking.log_metrics(store, run_id, {"accuracy": value})
+    history = client_of(store).get_metric_history(str(run_id), "accuracy")
+    assert [m.value for m in history] == [0.5, 0.6]
+
+
+def test_tracking_secret_of_a_setting_is_not_in_the_store(store: TrackingConfig) -> None:
+    uri = "s3://KEY:hunter2secret@bucket/x"
+    params = {"tracking": TrackingConfig(uri="http://me:hunter2secret@host"), "output": uri}
+    run_id = tracking.find_or_create_run(store, f"of {uri}", "fp-secret", uri, params, {"place": uri})
+    tracking.log_dataset(store, run_id, "d", "digest", uri, "training")
+    assert tracking.find_or_create_run(store, "n", "fp-secret", uri, {}) == run_id
+    assert b"hunter2secret" not in Path(store.uri.removeprefix("sqlite:///")).read_bytes()
 
 
 def test_tracking_children_of_two_parents_are_two_runs(store: TrackingConfig) -> None:
