@@ -196,19 +196,6 @@ def log_dataset(
     _client(config).log_inputs(run_id, [DatasetInput(dataset=dataset, tags=tags)])
 
 
-def log_artifacts(
-    config: TrackingConfig, run_id: str | None, path: str | Path, artifact_path: str | None = None
-) -> None:
-    """Uploads a local file, or everything below a local folder."""
-    if run_id is None:
-        return
-    client = _client(config)
-    if Path(path).is_dir():
-        client.log_artifacts(run_id, str(path), artifact_path)
-    else:
-        client.log_artifact(run_id, str(path), artifact_path)
-
-
 def log_files(
     config: TrackingConfig,
     run_id: str | None,

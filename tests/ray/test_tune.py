@@ -147,9 +147,7 @@ def test_tune_equal_trials_at_the_same_time_are_one(folder: Path, ray_cluster: N
         folder, '{"objective.lambda_igc": tune.choice([0.25])}', num_trials=2, max_concurrent_trials=2
     )
     best = tune(dataclasses.replace(config, max_zero_shot_loss=1.0))
-    [file] = [
-        f for f in Path(config.train.output).glob("sweep-tiny-*/trials.json") if "0.25" in f.read_text()
-    ]
-    [trial] = json.loads(file.read_text())
+    files = Path(config.train.output).glob("sweep-tiny-*/trials.json")
+    [[trial]] = [json.loads(file.read_text()) for file in files if "0.25" in file.read_text()]
     assert trial["error"] is None
     assert trial["run_id"] == best.run_id

@@ -24,7 +24,7 @@ from degla_ray.evaluation.comparison import set_side_by_side
 from degla_ray.evaluation.curves import training_curve
 from degla_ray.evaluation.statistics import mcnemar
 from degla_ray.evaluation.summary import ARTIFACTS, STAGE, SUMMARY, Summary, summarise, write_summary
-from degla_ray.shards import StageFolder
+from degla_ray.shards import StageFolder, Storage
 
 ITEMS = 60
 
@@ -209,8 +209,9 @@ def test_compare_mlflow_runs_by_folder_or_by_artifacts_once_the_folder_is_gone(
         run_id = tracking.find_or_create_run(
             store, label, fingerprint, str(folder), {}, {"degla.stage": STAGE}
         )
-        tracking.log_artifacts(store, run_id, folder / SUMMARY, ARTIFACTS)
-        tracking.log_artifacts(store, run_id, folder / "scores", f"{ARTIFACTS}/scores")
+        storage = Storage(str(folder))
+        parts = [f"scores/{name}" for name in storage.names("scores")]
+        tracking.log_files(store, run_id, storage, [SUMMARY, *parts], ARTIFACTS)
         runs.append(str(run_id))
     config = CompareConfig(evaluations=runs, output=str(tmp_path / "out"), tracking=store)
     before = json.loads((Path(compare(config)) / "comparison.json").read_text())

@@ -14,6 +14,7 @@ from mlflow import MlflowClient
 from degla_ray import tracking
 from degla_ray.config import EvaluateConfig, ModelConfig, TrackingConfig
 from degla_ray.errors import DataError, SettingError
+from degla_ray.shards import Storage
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,7 @@ def test_tracking_new_store_makes_its_folder_and_keeps_artifacts_beside_it(store
     folder = Path(store.uri.removeprefix("sqlite:///")).parent
     assert (folder / "mlflow.db").is_file()
     (folder / "x.txt").write_text("hello")
-    tracking.log_artifacts(store, run_id, folder / "x.txt", "texts")
+    tracking.log_files(store, run_id, Storage(str(folder)), ["x.txt"], "texts")
     assert (folder / "mlartifacts" / run_id / "artifacts" / "texts" / "x.txt").read_text() == "hello"
     copy = tracking.download_artifacts(store, run_id, "texts", folder / "copy")
     assert (copy / "x.txt").read_text() == "hello"
@@ -138,7 +139,7 @@ def test_tracking_disabled_does_nothing_and_makes_no_store(tmp_path: Path) -> No
     off = TrackingConfig(enabled=False, uri=f"sqlite:///{tmp_path}/none/mlflow.db")
     assert tracking.find_or_create_run(off, "x", "y", "folder", {}) is None
     tracking.log_metrics(off, None, {"a": 1.0})
-    tracking.log_artifacts(off, None, tmp_path)
+    tracking.log_files(off, None, Storage(str(tmp_path)), ["x"])
     tracking.finish(off, None)
     assert list(tmp_path.iterdir()) == []
 
