@@ -63,9 +63,11 @@ class Owner:
     started: str
     owns: bool = False
 
-    def gone(self) -> bool:
-        """Whether its process is known to have ended: only a process of this machine can be."""
-        return self.machine == _machine() != "" and _started(self.pid) != self.started
+    def dead(self, age: float) -> bool:
+        """Whether it has ended: seen for a process of this machine, else by its claim's age in seconds."""
+        if self.machine == _machine() != "":
+            return _started(self.pid) != self.started
+        return age > DEAD_AFTER_S
 
     def __str__(self) -> str:
         return f"host {self.host}, pid {self.pid}, since {self.since}"
@@ -176,7 +178,7 @@ class Lease:
             owner = None if name == self._name else self._read(name)
             if owner is None:
                 continue
-            if owner.gone() or stamps[self._name] - stamp > DEAD_AFTER_S:
+            if owner.dead(stamps[self._name] - stamp):
                 print(f"{self.storage.uri}: taken over from a driver that is dead ({owner})")
                 self.storage.delete_file(name)
             else:

@@ -89,6 +89,14 @@ def test_lease_of_a_killed_driver_is_taken_over_at_once(folder: Storage) -> None
     process.communicate()
 
 
+def test_lease_of_a_driver_of_this_machine_that_sleeps_is_not_dead(tmp_path: Path) -> None:
+    folder = Storage(str(tmp_path))
+    plant(folder, pid=os.getpid(), machine=lease._machine(), started=lease._started(os.getpid()))
+    os.utime(tmp_path / "lease-0.json", (0, 0))
+    with pytest.raises(LeaseHeld, match=f"pid {os.getpid()}"), Lease(folder):
+        pass
+
+
 def test_lease_of_a_reused_pid_is_dead(tmp_path: Path) -> None:
     folder = Storage(str(tmp_path))
     plant(folder, pid=os.getpid(), machine=lease._machine(), started="1")
