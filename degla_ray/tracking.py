@@ -111,13 +111,18 @@ def running(
     tags: Mapping[str, str] | None = None,
     parent_run_id: str | None = None,
 ) -> Iterator[str | None]:
-    """`find_or_create_run`, and that run's end: FINISHED, KILLED where it was stopped, else FAILED."""
+    """`find_or_create_run`, and that run's end: FINISHED, KILLED where it was stopped, else FAILED.
+
+    What still runs below it ends with it: a sweep's trials are processes that are killed without a word.
+    """
     run_id = find_or_create_run(config, name, fingerprint, folder, params, tags, parent_run_id)
     try:
         yield run_id
     except BaseException as error:
         stopped = isinstance(error, KeyboardInterrupt | SystemExit)
         finish(config, run_id, "KILLED" if stopped else "FAILED")
+        for child in _running_below(config, run_id):
+            finish(config, child, "KILLED")
         raise
     finish(config, run_id)
 
@@ -255,6 +260,16 @@ def download_artifacts(config: TrackingConfig, run_id: str, path: str, target: s
     """Copies artifact folder `path` of a run below `target`; returns the local folder."""
     Path(target).mkdir(parents=True, exist_ok=True)
     return Path(_client(config).download_artifacts(run_id, path, str(target)))
+
+
+def _running_below(config: TrackingConfig, run_id: str | None) -> list[str]:
+    """Runs of a sweep that nobody has ended."""
+    if run_id is None:
+        return []
+    client = _client(config)
+    query = f"tags.`{PARENT_TAG}` = '{run_id}' and attributes.status = 'RUNNING'"
+    found = client.search_runs([client.get_run(run_id).info.experiment_id], query)
+    return [run.info.run_id for run in found]
 
 
 def _client(config: TrackingConfig) -> MlflowClient:

@@ -77,6 +77,22 @@ def test_tracking_run_never_stays_running(
     assert client_of(store).get_run(seen[0]).info.status == status
 
 
+def test_tracking_stopped_sweep_ends_its_trials(store: TrackingConfig) -> None:
+    trials: list[str] = []
+    with (
+        contextlib.suppress(SystemExit),
+        tracking.running(store, "sweep", "fp-stopped-sweep", "folder", {}) as parent,
+    ):
+        for number in range(2):
+            child = tracking.find_or_create_run(
+                store, "t", f"fp-t{number}", "folder", {}, parent_run_id=parent
+            )
+            trials.append(str(child))
+        tracking.finish(store, trials[0])
+        raise SystemExit(15)
+    assert [client_of(store).get_run(t).info.status for t in trials] == ["FINISHED", "KILLED"]
+
+
 def test_tracking_results_logged_again_are_there_once(store: TrackingConfig) -> None:
     run_id = tracking.find_or_create_run(store, "n", "fp-once", "folder", {})
     for value in (0.5, 0.5, 0.6):
