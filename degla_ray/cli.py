@@ -160,7 +160,7 @@ def refuse_temporary(config: object, prefix: str = "") -> None:
         elif name in _OUTPUTS and isinstance(value, str) and not _lasting(value):
             expected = "an absolute path or a URI such as s3://BUCKET/FOLDER: a submitted job runs in a"
             raise SettingError(setting, value, f"{expected} temporary copy of the repository")
-    if isinstance(config, TrackingConfig) and config.enabled and not tracking_lasts(config.uri):
+    if isinstance(config, TrackingConfig) and config.enabled and not _store_lasts(config.uri):
         expected = "a store outside the submitted job's temporary copy of the repository, such as"
         expected += " http://HOST:5000 or sqlite:////SHARED/mlflow.db, with four slashes"
         raise SettingError(f"{prefix}uri", config.uri, expected)
@@ -174,11 +174,11 @@ def _lasting(path: str) -> bool:
     return "://" in path or Path(path).expanduser().is_absolute()
 
 
-def tracking_lasts(uri: str) -> bool:
+def _store_lasts(uri: str) -> bool:
     """Whether an MLflow URI names the same store in every working directory."""
     scheme, colon, rest = uri.partition(":")
-    if not colon:
-        return _lasting(uri)
+    if not colon or uri.startswith("databricks"):
+        return uri.startswith("databricks") or _lasting(uri)
     if scheme == "sqlite":
         return rest.startswith("////") or rest.startswith("///~")
     return scheme != "file" or rest.startswith("/")
