@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sys
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 from pathlib import Path
@@ -24,6 +25,7 @@ from degla_ray.evaluation.comparison import set_side_by_side
 from degla_ray.evaluation.curves import training_curve
 from degla_ray.evaluation.statistics import mcnemar
 from degla_ray.evaluation.summary import ARTIFACTS, STAGE, SUMMARY, Summary, summarise, write_summary
+from degla_ray.masking import MaskedStream
 from degla_ray.shards import StageFolder, Storage
 
 ITEMS = 60
@@ -52,7 +54,9 @@ def decisions(skill: float, name: str) -> np.ndarray:
     return rng.random(ITEMS) + 0.1 * np.random.default_rng(int(skill * 1000)).normal(size=ITEMS) < skill
 
 
-def write_evaluation(folder: Path, label: str, skill: float, suite: str = "s", **changes: object) -> str:
+def write_evaluation(
+    folder: Path | str, label: str, skill: float, suite: str = "s", **changes: object
+) -> str:
     scored = []
     for benchmark in BENCHMARKS:
         tables = []
@@ -197,6 +201,48 @@ def test_compare_draws_the_trace_of_the_run_that_made_the_model(tmp_path: Path) 
     ]
     output = Path(compare(CompareConfig(evaluations=folders, output=str(tmp_path / "out"), tracking=OFF)))
     assert (output / "plots" / "training_losses.svg").is_file()
+
+
+def test_compare_on_s3_writes_its_report_there_and_the_secret_of_its_uri_nowhere(
+    tmp_path: Path,
+    s3_bucket: str,
+    store: TrackingConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    named = s3_bucket.replace("://", "://KEY:hunter2secret@")
+    folders = [write_evaluation(f"{named}/evaluate/{label}", label, 0.6) for label in "ab"]
+    monkeypatch.setattr(sys, "stdout", MaskedStream(sys.stdout))  # as in every job
+    compare(CompareConfig(evaluations=folders, output=f"{named}/compare", tracking=store))
+    bucket = Storage(s3_bucket)
+    written = bucket.names_below()
+    assert {"compare/report.html", "compare/report.md", "compare/comparison.json"} <= set(written)
+    assert list(tmp_path.iterdir()) == []
+    printed = capsys.readouterr().out
+    assert "/compare/report.html" in printed
+    assert "hunter2secret" not in printed
+    assert not [name for name in written if b"hunter2secret" in bucket.read_bytes(name)]
+    files = [p for p in Path(store.uri.removeprefix("sqlite:///")).parent.rglob("*") if p.is_file()]
+    assert any(path.name == "report.html" for path in files)
+    assert not [path for path in files if b"hunter2secret" in path.read_bytes()]
+
+
+def test_compare_of_a_moved_folder_of_runs_finds_the_new_curve(tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "train" / "x"
+    run.mkdir(parents=True)
+    (run / "trace.jsonl").write_text("".join(f'{{"step": {s}, "loss": 1.0}}\n' for s in (1, 2)))
+    export = str(run / "export_student")
+    folder = write_evaluation(tmp_path / "runs" / "evaluate" / "a", "a", 0.5, model_folder=export)
+    assert str(tmp_path) not in Path(folder, SUMMARY).read_text()
+    shutil.move(tmp_path / "runs", tmp_path / "moved")
+    entry = str(tmp_path / "moved" / "evaluate" / "a")
+    output = Path(
+        compare(CompareConfig(evaluations=[entry], output=str(tmp_path / "moved" / "c"), tracking=OFF))
+    )
+    assert (output / "plots" / "training_losses.svg").is_file()
+    [model] = json.loads((output / "comparison.json").read_text())
+    assert model["model"]["folder"] == "../train/x/export_student"
 
 
 def test_compare_mlflow_runs_by_folder_or_by_artifacts_once_the_folder_is_gone(
