@@ -31,7 +31,7 @@ def prepared(ray_head: Head, repo: Path, tmp_path_factory: pytest.TempPathFactor
 @pytest.fixture(scope="module")
 def negatives(ray_head: Head, repo: Path, prepared: Path) -> Path:
     folder = prepared.parent / "negatives"
-    options = [f"--prepared={prepared}", f"--output={folder}", "--num_shards=2"]
+    options = [f"--prepared={prepared}", f"--output={folder}", "--num_shards=2", "--tracking.enabled=false"]
     done = ray_head.submit(repo, "jobs/negatives.py", *options)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "succeeded" in done.stdout
@@ -79,7 +79,11 @@ def test_job_submit_train_two_steps_exports_a_model(
 
 def test_job_submit_wrong_setting_fails_with_its_one_line(ray_head: Head, repo: Path, tmp_path: Path) -> None:
     done = ray_head.submit(
-        repo, "jobs/negatives.py", f"--prepared={tmp_path}/absent", f"--output={tmp_path}/out"
+        repo,
+        "jobs/negatives.py",
+        f"--prepared={tmp_path}/absent",
+        f"--output={tmp_path}/out",
+        "--tracking.enabled=false",
     )
     assert done.returncode != 0
     assert "error: " in done.stdout
