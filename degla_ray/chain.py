@@ -30,8 +30,10 @@ from degla_ray.config import (
 from degla_ray.errors import SettingError
 from degla_ray.evaluation.compare import compare
 from degla_ray.evaluation.run import check, evaluate
+from degla_ray.lease import Lease
 from degla_ray.model_source import check_model
 from degla_ray.negatives.pipeline import generate
+from degla_ray.shards import Storage
 from degla_ray.sources.prepare import prepare
 from degla_ray.training.trainer import train
 
@@ -59,14 +61,20 @@ class _Plan:
     evaluate: EvaluateConfig
 
 
-def run_chain(config: ChainConfig) -> Path:
-    """Runs every stage that is not finished yet; returns the comparison's folder.
+def run_chain(config: ChainConfig) -> str:
+    """Run every stage that is not finished yet; return the comparison's folder, a URI.
 
     Raises:
         DeglaError: a section holds a wrong setting, or names no model; nothing has run then.
+        LeaseHeld: another driver runs this chain.
     """
     plan = _plan(config)
     _check_models(plan)
+    with Lease(Storage(_root(config))):
+        return _run_chain(config, plan)
+
+
+def _run_chain(config: ChainConfig, plan: _Plan) -> str:
     ray_setup.start(config.ray)
     root = _root(config)
 

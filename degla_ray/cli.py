@@ -15,7 +15,9 @@ import io
 import itertools
 import json
 import re
+import signal
 import sys
+import threading
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
@@ -29,7 +31,9 @@ from jsonargparse.typing import register_type
 from degla_ray import ray_setup
 from degla_ray.cli_help import HelpAction, settings
 from degla_ray.config import JOBS
+from degla_ray.config.shared import TrackingConfig
 from degla_ray.errors import DeglaError, SettingError
+from degla_ray.masking import MaskedStream
 from degla_ray.schema import Kind, RejectReason
 
 ConfigT = TypeVar("ConfigT")
@@ -202,9 +206,16 @@ def run(
     """Parse, call `job(config)` and return; a DeglaError becomes one line and exit status 2."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # progress is seen through pipes and job logs too
+    if not isinstance(sys.stdout, MaskedStream):
+        sys.stdout, sys.stderr = MaskedStream(sys.stdout), MaskedStream(sys.stderr)
     ray_setup.set_environment()
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _exit)  # so that leases and MLflow runs are given back
     try:
-        job(parse(config_class, description, argv, first))
+        config = parse(config_class, description, argv, first)
+        if ray_setup.in_submitted_job():
+            refuse_temporary(config)
+        job(config)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
@@ -215,6 +226,53 @@ def run(
         # Ray Data appends advice on retries to a message that comes from a worker.
         print(f"error: {str(cause).splitlines()[0]}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
+
+
+def _exit(signum: int, frame: object) -> NoReturn:
+    del frame
+    sys.exit(128 + signum)
+
+
+def refuse_temporary(config: object, prefix: str = "") -> None:
+    """Refuses outputs with a relative path: a submitted job runs in a copy of the repository that is deleted.
+
+    Args:
+        config: a config, or a section of one.
+        prefix: dotted name of the section, with a dot at the end.
+
+    Raises:
+        SettingError: the first such setting.
+    """
+    entries = config if isinstance(config, Mapping) else vars(config)
+    for name, value in entries.items():
+        setting = f"{prefix}{name}"
+        if dataclasses.is_dataclass(value) or isinstance(value, Mapping):
+            refuse_temporary(value, f"{setting}.")
+        elif name in _OUTPUTS and isinstance(value, str) and not _lasting(value):
+            expected = "an absolute path or a URI such as s3://BUCKET/FOLDER: a submitted job runs in a"
+            raise SettingError(setting, value, f"{expected} temporary copy of the repository")
+    if isinstance(config, TrackingConfig) and config.enabled and not _store_lasts(config.uri):
+        expected = "a store outside the submitted job's temporary copy of the repository, such as"
+        expected += " http://HOST:5000 or sqlite:////SHARED/mlflow.db, with four slashes"
+        raise SettingError(f"{prefix}uri", config.uri, expected)
+
+
+_OUTPUTS = ("output", "export", "cache")
+"""Names of settings that are folders to write."""
+
+
+def _lasting(path: str) -> bool:
+    return "://" in path or Path(path).expanduser().is_absolute()
+
+
+def _store_lasts(uri: str) -> bool:
+    """Whether an MLflow URI names the same store in every working directory."""
+    scheme, colon, rest = uri.partition(":")
+    if not colon or uri.startswith("databricks"):
+        return uri.startswith("databricks") or _lasting(uri)
+    if scheme == "sqlite":
+        return rest.startswith("////") or rest.startswith("///~")
+    return scheme != "file" or rest.startswith("/")
 
 
 def user_error(error: BaseException) -> DeglaError | None:

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from degla_ray.masking import masked
+
 
 class DeglaError(Exception):
     """Base of every error that a job prints as one line (no traceback)."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(masked(message))
 
     def __reduce__(self) -> tuple[Any, ...]:
         # An exception is unpickled by calling it with its message; those below take more than that, and

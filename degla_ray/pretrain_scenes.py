@@ -24,6 +24,7 @@ from degla_ray.config import (
     PretrainScenesConfig,
     TrainConfig,
 )
+from degla_ray.errors import SettingError
 from degla_ray.evaluation.run import evaluate
 from degla_ray.model.build import load
 from degla_ray.model.export import export
@@ -42,6 +43,8 @@ def pretrain_scenes(config: PretrainScenesConfig) -> str:
 
     Killed and called again, it continues; finished, it exports again in seconds.
     """
+    if "://" in config.output:
+        raise SettingError("output", config.output, "a local folder: open_clip opens the architecture there")
     ray_setup.start(config.ray)
     prepared = f"{config.output}/prepared"
     prepare(PrepareConfig(source="scenes", output=prepared, scenes=config.scenes))

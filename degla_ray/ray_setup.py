@@ -81,7 +81,7 @@ def start(config: RayConfig, *, include_dashboard: bool = False) -> None:
         import ray
 
         if not ray.is_initialized():
-            _join(given, in_job="RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ)
+            _join(given, in_job=in_submitted_job())
         _configure_data()
         return
     import ray
@@ -90,6 +90,11 @@ def start(config: RayConfig, *, include_dashboard: bool = False) -> None:
         _demand_token()
         _start_local(config, include_dashboard)
     _configure_data()  # also inside a worker that runs a stage, such as a sweep's trial
+
+
+def in_submitted_job() -> bool:
+    """Whether `ray job submit` started this process, in a temporary copy of what was submitted."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
 
 
 def is_local() -> bool:
@@ -153,6 +158,8 @@ def _start_local(config: RayConfig, include_dashboard: bool) -> None:
     _lock = starting.open("w")
     fcntl.flock(_lock, fcntl.LOCK_EX)
     starting.rename(_temp_dir / _LOCK)  # under this name only once it is held
+    # Ray opens the folder that it is given to everybody (0777); the one around it stays its owner's (0700).
+    inside = _temp_dir / "ray"
     # Handed down by inheritance: a runtime_env would cost every kind of worker a start of its own.
     changed = WORKER_ENV | {"PYTHONPATH": _python_path()}
     before = {name: os.environ.get(name) for name in changed}
@@ -163,7 +170,7 @@ def _start_local(config: RayConfig, include_dashboard: bool) -> None:
             num_cpus=config.num_cpus or max(MIN_LOCAL_CPUS, os.cpu_count() or 1),
             include_dashboard=include_dashboard,
             logging_level=logging.WARNING,
-            _temp_dir=str(_temp_dir),
+            _temp_dir=str(inside),
         )
     finally:
         for name, value in before.items():

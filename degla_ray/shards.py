@@ -15,11 +15,12 @@ import hashlib
 import json
 import math
 import os
+import posixpath
 import re
 import uuid
 from collections.abc import Iterable, Mapping
 from enum import Enum
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 import pyarrow as pa
@@ -27,10 +28,12 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from degla_ray.errors import DataError, FingerprintMismatch
+from degla_ray.masking import masked
 
 MANIFEST = "manifest.json"
 _PART = re.compile(r"part-\d{5}-of-(\d{5})\.parquet")
 _ABSENT = "(absent)"
+NEAR = 3  # levels above a folder up to which its files name their neighbours by relative paths
 ROW_GROUP_ROWS = 16  # images are fetched by row number: a small group bounds what one fetch reads
 
 
@@ -49,7 +52,8 @@ def canonical(value: Any) -> Any:
     Raises:
         TypeError: for anything that has no canonical form (an object, a function, a NaN).
 
-    Numbers that are equal have one form: 1.0 is 1, so equal configs are equal here.
+    Numbers that are equal have one form: 1.0 is 1, so equal configs are equal here. Secrets in URIs are
+    masked: they decide no result, and canonical forms are written to files.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: canonical(getattr(value, f.name)) for f in dataclasses.fields(value)}
@@ -67,7 +71,9 @@ def canonical(value: Any) -> Any:
         if not math.isfinite(value):
             raise TypeError(f"{value} has no canonical form")
         return int(value) if value.is_integer() else float(value)
-    if value is None or isinstance(value, bool | int | str):
+    if isinstance(value, str):
+        return masked(value)
+    if value is None or isinstance(value, bool | int):
         return value
     raise TypeError(f"{type(value).__name__} {value!r} has no canonical form")
 
@@ -83,6 +89,37 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     if isinstance(value, Mapping) and value:
         return {k: v for name, sub in value.items() for k, v in flatten(sub, f"{prefix}{name}.").items()}
     return {prefix[:-1]: value}
+
+
+def relative_to(base: str, value: Any) -> Any:
+    """JSON whose absolute paths and URIs near folder `base` are written from there, with ./ or ../ in front.
+
+    A folder of runs may then be moved or copied as a whole. Near is up to NEAR levels above: what lies
+    further away, such as a dataset elsewhere, keeps its absolute path.
+    """
+    if isinstance(value, Mapping):
+        return {key: relative_to(base, each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [relative_to(base, each) for each in value]
+    if not isinstance(value, str) or not (value.startswith("/") or "://" in value):
+        return value
+    if value.partition("://")[0] != base.partition("://")[0] and "://" in value + base:
+        return value
+    steps = posixpath.relpath(value, base).split("/")
+    up, depth = steps.count(".."), len(base.rpartition("://")[2].strip("/").split("/"))
+    return value if up > NEAR or up >= depth else "/".join(steps if up else [".", *steps])
+
+
+def absolute_from(base: str, value: Any) -> Any:
+    """The way back of `relative_to`."""
+    if isinstance(value, Mapping):
+        return {key: absolute_from(base, each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [absolute_from(base, each) for each in value]
+    if not isinstance(value, str) or not value.startswith(("./", "../")):
+        return value
+    scheme, separator, rest = base.rpartition("://")
+    return f"{scheme}{separator}{posixpath.normpath(f'{rest}/{value}')}"
 
 
 class Storage:
@@ -142,6 +179,11 @@ class Storage:
             stream.write(data)
         self._replace(temporary, target)
 
+    def upload(self, folder: Path, *parts: str) -> None:
+        """Copies everything below a local folder into a subfolder."""
+        for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+            self.write_bytes(file.read_bytes(), *parts, *file.relative_to(folder).parts)
+
     def read_json(self, *parts: str) -> Any:
         try:
             return json.loads(self.read_bytes(*parts))
@@ -149,7 +191,8 @@ class Storage:
             raise DataError(self.path(*parts), f"broken JSON ({error})", "a JSON file") from error
 
     def write_json(self, value: Any, *parts: str) -> None:
-        self.write_bytes(json.dumps(value, indent=2, sort_keys=True).encode(), *parts)
+        """Writes a JSON file, secrets in URIs masked."""
+        self.write_bytes(masked(json.dumps(value, indent=2, sort_keys=True)).encode(), *parts)
 
     def write_table(self, table: pa.Table, *parts: str, row_group_rows: int | None = None) -> None:
         """Writes one Parquet file atomically, verified by reading its row count back."""
@@ -322,7 +365,8 @@ class StageFolder:
         if self.pending():
             raise DataError(self.storage.uri, f"{len(self.pending())} shards without a receipt", "none")
         for name in self.storage.names_below():
-            if ".tmp-" in name.rpartition("/")[2]:  # left by a job that was killed
+            base = name.rpartition("/")[2]
+            if ".tmp-" in base and not base.startswith("lease-"):  # left by a job that was killed
                 self.storage.delete_file(name)
         counts = {**self.counts(), **(extra_counts or {})}
         self.manifest = {**self.manifest, "complete": True, "counts": counts}

@@ -1,32 +1,37 @@
-"""MLflow: runs found by content, never by a global "active run".
+"""MLflow: runs found by content and place, never by a global "active run".
 
-A run carries the tag `degla.fingerprint`; whoever asks for the same fingerprint again (a restarted job,
-a resumed training) gets the same run, so a crash leaves no duplicate. Where tracking is off,
-`find_or_create_run` returns None and every other function given that None does nothing. Trade-off:
+A run carries the tags `degla.fingerprint` and `degla.folder`; whoever asks for the same fingerprint and
+folder again (a restarted job, a resumed training) gets the same run, so a crash leaves no duplicate, and two
+folders of the same settings have two runs. Where tracking is off, `find_or_create_run` returns None and
+every other function given that None does nothing. Trade-off:
 importing MLflow takes about 2 s, so it is imported at first use only.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
 import math
 import os
 import re
+import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from degla_ray.config import TrackingConfig
 from degla_ray.errors import DataError, SettingError
-from degla_ray.shards import canonical, flatten
+from degla_ray.masking import masked
+from degla_ray.shards import Storage, canonical, flatten
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 FINGERPRINT_TAG = "degla.fingerprint"
+FOLDER_TAG = "degla.folder"  # URI of the folder that the run writes
 PARENT_TAG = "mlflow.parentRunId"
 TABLES_TAG = "mlflow.loggedArtifacts"  # where its UI looks for tables
 METRICS_PER_CALL = 1000  # MLflow's own limits (mlflow.utils.validation)
@@ -46,16 +51,18 @@ def find_or_create_run(
     config: TrackingConfig,
     name: str,
     fingerprint: str,
+    folder: str,
     params: Mapping[str, Any],
     tags: Mapping[str, str] | None = None,
     parent_run_id: str | None = None,
 ) -> str | None:
-    """The run of this fingerprint, set running again, or a new one.
+    """The run of this fingerprint and folder, set running again, or a new one.
 
     Args:
         config: where to log.
         name: shown in MLflow's list; of a new run only.
-        fingerprint: what identifies the run. With `parent_run_id`, the parent is part of the identity.
+        fingerprint: of the settings; with `folder` and `parent_run_id` it identifies the run.
+        folder: URI of the folder that the run writes.
         params: any nested config; logged as dotted names, cut to MLflow's lengths.
         tags: further tags; logged also on a run that is found.
         parent_run_id: the sweep that this run belongs to.
@@ -70,39 +77,88 @@ def find_or_create_run(
         return None
     client = _client(config)
     experiment_id = _experiment(client, config)
-    wanted = {FINGERPRINT_TAG: fingerprint} | ({PARENT_TAG: parent_run_id} if parent_run_id else {})
-    query = " and ".join(f"tags.`{key}` = '{value}'" for key, value in wanted.items())
+    parent = {PARENT_TAG: parent_run_id} if parent_run_id else {}
+    query = " and ".join(
+        f"tags.`{key}` = '{value}'" for key, value in {FINGERPRINT_TAG: fingerprint, **parent}.items()
+    )
+    place = _cut(masked(folder), TAG_LENGTH)
     # the oldest: should two processes ever have raced, both settle on the same one
     candidates = client.search_runs([experiment_id], query, order_by=["attributes.start_time ASC"])
-    found = [run for run in candidates if run.data.tags.get(PARENT_TAG) == parent_run_id]
+    found = [
+        run
+        for run in candidates
+        if (run.data.tags.get(FOLDER_TAG), run.data.tags.get(PARENT_TAG)) == (place, parent_run_id)
+    ]
     if found:
         run = found[0]
         client.update_run(run.info.run_id, status="RUNNING")
     else:
-        run = client.create_run(experiment_id, run_name=name, tags=wanted)
+        own = {FINGERPRINT_TAG: fingerprint, FOLDER_TAG: place, **parent}
+        run = client.create_run(experiment_id, run_name=masked(name), tags=own)
     run_id: str = run.info.run_id
     _log_params(client, run_id, params, known=set(run.data.params))
     set_tags(config, run_id, tags or {})
     return run_id
 
 
+@contextlib.contextmanager
+def running(
+    config: TrackingConfig,
+    name: str,
+    fingerprint: str,
+    folder: str,
+    params: Mapping[str, Any],
+    tags: Mapping[str, str] | None = None,
+    parent_run_id: str | None = None,
+) -> Iterator[str | None]:
+    """`find_or_create_run`, and that run's end: FINISHED, KILLED where it was stopped, else FAILED.
+
+    What still runs below it ends with it: a sweep's trials are processes that are killed without a word.
+    """
+    run_id = find_or_create_run(config, name, fingerprint, folder, params, tags, parent_run_id)
+    try:
+        yield run_id
+    except BaseException as error:
+        stopped = isinstance(error, KeyboardInterrupt | SystemExit)
+        finish(config, run_id, "KILLED" if stopped else "FAILED")
+        for child in _running_below(config, run_id):
+            finish(config, child, "KILLED")
+        raise
+    finish(config, run_id)
+
+
 def log_metrics(
-    config: TrackingConfig, run_id: str | None, metrics: Mapping[str, float], step: int = 0
+    config: TrackingConfig, run_id: str | None, metrics: Mapping[str, float], step: int | None = None
 ) -> None:
-    """Logs one value a name at a global step. NaN and infinities are left out: no store draws them."""
+    """Logs one value a name. NaN and infinities are left out: no store draws them.
+
+    Args:
+        config: where to log.
+        run_id: the run.
+        metrics: name -> value.
+        step: global step of a curve; none for a run's one result, which is not logged a second time.
+    """
     if run_id is None:
         return
     from mlflow.entities import Metric
 
     now = int(time.time() * 1000)
-    batch = [
-        Metric(_legal_name(name), float(value), now, step)
-        for name, value in metrics.items()
-        if math.isfinite(value)
-    ]
     client = _client(config)
+    known = client.get_run(run_id).data.metrics if step is None else {}
+    batch = [
+        Metric(legal, float(value), now, step or 0)
+        for legal, value in ((_legal_name(name), value) for name, value in metrics.items())
+        if math.isfinite(value) and known.get(legal) != float(value)
+    ]
     for start in range(0, len(batch), METRICS_PER_CALL):
         client.log_batch(run_id, metrics=batch[start : start + METRICS_PER_CALL])
+
+
+def last_step(config: TrackingConfig, run_id: str | None, metric: str) -> int:
+    """The last step at which a run has a value of `metric`; 0 where it has none."""
+    if run_id is None:
+        return 0
+    return max((m.step for m in _client(config).get_metric_history(run_id, metric)), default=0)
 
 
 def set_tags(config: TrackingConfig, run_id: str | None, tags: Mapping[str, str]) -> None:
@@ -111,7 +167,7 @@ def set_tags(config: TrackingConfig, run_id: str | None, tags: Mapping[str, str]
         return
     from mlflow.entities import RunTag
 
-    batch = [RunTag(_legal_name(key), _cut(value, TAG_LENGTH)) for key, value in tags.items()]
+    batch = [RunTag(_legal_name(key), _cut(masked(value), TAG_LENGTH)) for key, value in tags.items()]
     client = _client(config)
     for start in range(0, len(batch), ENTRIES_PER_CALL):
         client.log_batch(run_id, tags=batch[start : start + ENTRIES_PER_CALL])
@@ -135,23 +191,32 @@ def log_dataset(
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     dataset = Dataset(
-        name=name, digest=digest, source_type="folder", source=json.dumps({"uri": source}), schema=None
+        name=name,
+        digest=digest,
+        source_type="folder",
+        source=json.dumps({"uri": masked(source)}),
+        schema=None,
     )
     tags = [InputTag("mlflow.data.context", context)]
     _client(config).log_inputs(run_id, [DatasetInput(dataset=dataset, tags=tags)])
 
 
-def log_artifacts(
-    config: TrackingConfig, run_id: str | None, path: str | Path, artifact_path: str | None = None
+def log_files(
+    config: TrackingConfig,
+    run_id: str | None,
+    storage: Storage,
+    names: Iterable[str],
+    artifact_path: str | None = None,
 ) -> None:
-    """Uploads a local file, or everything below a local folder."""
+    """Uploads files of a folder on any filesystem, under their names in it."""
     if run_id is None:
         return
-    client = _client(config)
-    if Path(path).is_dir():
-        client.log_artifacts(run_id, str(path), artifact_path)
-    else:
-        client.log_artifact(run_id, str(path), artifact_path)
+    with tempfile.TemporaryDirectory(prefix="degla-") as temporary:
+        for name in names:
+            copy = Path(temporary, name)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(storage.read_bytes(name))
+        _client(config).log_artifacts(run_id, temporary, artifact_path)
 
 
 def log_table(
@@ -195,6 +260,16 @@ def download_artifacts(config: TrackingConfig, run_id: str, path: str, target: s
     """Copies artifact folder `path` of a run below `target`; returns the local folder."""
     Path(target).mkdir(parents=True, exist_ok=True)
     return Path(_client(config).download_artifacts(run_id, path, str(target)))
+
+
+def _running_below(config: TrackingConfig, run_id: str | None) -> list[str]:
+    """Runs of a sweep that nobody has ended."""
+    if run_id is None:
+        return []
+    client = _client(config)
+    query = f"tags.`{PARENT_TAG}` = '{run_id}' and attributes.status = 'RUNNING'"
+    found = client.search_runs([client.get_run(run_id).info.experiment_id], query)
+    return [run.info.run_id for run in found]
 
 
 def _client(config: TrackingConfig) -> MlflowClient:

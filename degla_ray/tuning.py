@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import json
-import tempfile
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 from ray import tune as ray_tune
@@ -36,13 +35,17 @@ from degla_ray.config import (
 from degla_ray.errors import DataError, DeglaError, SettingError
 from degla_ray.evaluation.run import evaluate
 from degla_ray.evaluation.summary import Summary
+from degla_ray.lease import Lease, LeaseHeld
 from degla_ray.model_source import check_model, find_model
 from degla_ray.shards import Storage, canonical, fingerprint
 from degla_ray.training.trainer import absolute, cpus, run_identity, train
 
 TRIAL_CPUS = 0.01
+TURN_S = 2.0
+"""Seconds between two looks of a trial that waits for an equal one."""
 COMPOSITION, ZERO_SHOT = "composition", "zero_shot"
 RESULTS = "trials.json"
+ResultT = TypeVar("ResultT")
 
 console = Console()
 
@@ -74,6 +77,7 @@ def tune(config: TuneConfig) -> Trial:
     Raises:
         SettingError: the space does not fit job `train`, or too few CPUs.
         DeglaError: no trial came to a result.
+        LeaseHeld: another driver runs this sweep.
     """
     space = load_space(config.space)
     check_model(config.train.model, "train.model", needs_weights=True)  # it is evaluated as the base
@@ -90,18 +94,14 @@ def tune(config: TuneConfig) -> Trial:
     ray_setup.start(config.train.ray)
     _require_cpus(config)
     track = config.train.tracking
-    parent = tracking.find_or_create_run(
-        track, f"sweep-{config.train.name}", mark, params=canonical(config), tags={"stage": "tune"}
+    tracked = tracking.running(
+        track, f"sweep-{config.train.name}", mark, sweep.uri, params=canonical(config), tags={"stage": "tune"}
     )
-    try:
+    with Lease(sweep), tracked as parent:
         base = evaluate(_evaluation(config, config.train.model, f"{sweep.uri}/base", "base"))
-        trials = _run_trials(config, space, sweep, parent)
+        trials = distinct(_run_trials(config, space, sweep, parent))
         best = best_trial(trials, _accuracy(base, ZERO_SHOT), config.max_zero_shot_loss)
-    except BaseException:
-        tracking.finish(track, parent, "FAILED")
-        raise
-    _report(config, sweep, parent, base, trials, best)
-    tracking.finish(track, parent)
+        _report(config, sweep, parent, base, trials, best)
     return best
 
 
@@ -176,13 +176,13 @@ def best_trial(trials: Sequence[Trial], base_zero_shot: float, max_loss: float) 
 def _run_trials(
     config: TuneConfig, space: Mapping[str, Any], sweep: Storage, parent: str | None
 ) -> list[Trial]:
-    def trial(settings: dict[str, Any]) -> None:
-        result = train(
-            with_settings(config.train, settings), callbacks=[TuneReportCallback()], parent_run_id=parent
-        )
+    def trial(settings: dict[str, Any], *, config: TuneConfig, sweep: Storage) -> None:
+        drawn = with_settings(config.train, settings)
+        result = _in_turn(lambda: train(drawn, callbacks=[TuneReportCallback()], parent_run_id=parent))
         model = ModelConfig(name=result.export_student)
         folder = f"{sweep.uri}/{Path(result.run_folder).name}"
-        summary = evaluate(_evaluation(config, model, folder, Path(result.run_folder).name))
+        evaluation = _evaluation(config, model, folder, Path(result.run_folder).name)
+        summary = _in_turn(lambda: evaluate(evaluation))
         scores = {COMPOSITION: _accuracy(summary, COMPOSITION), ZERO_SHOT: _accuracy(summary, ZERO_SHOT)}
         track = config.train.tracking
         tracking.log_metrics(
@@ -191,7 +191,10 @@ def _run_trials(
         ray_tune.report({**scores, "run_id": result.mlflow_run_id, "run_folder": result.run_folder})
 
     tuner = ray_tune.Tuner(
-        ray_tune.with_resources(trial, {"cpu": TRIAL_CPUS}),
+        # As parameters they stay in memory: Tune writes the function to disk, with any password in it.
+        ray_tune.with_resources(
+            ray_tune.with_parameters(trial, config=config, sweep=sweep), {"cpu": TRIAL_CPUS}
+        ),
         param_space=dict(space),
         tune_config=ray_tune.TuneConfig(
             num_samples=config.num_trials,
@@ -217,6 +220,23 @@ def _run_trials(
             )
         )
     return trials
+
+
+def _in_turn(stage: Callable[[], ResultT]) -> ResultT:
+    """Runs a stage once no other driver writes its folder: of two equal trials, one finds it finished."""
+    while True:
+        try:
+            return stage()
+        except LeaseHeld:
+            time.sleep(TURN_S)
+
+
+def distinct(trials: Sequence[Trial]) -> list[Trial]:
+    """The trials without those that drew the settings of an earlier one, and so are the same run."""
+    first: dict[str, Trial] = {}
+    for trial in trials:
+        first.setdefault(trial.run_folder or fingerprint(dict(trial.settings)), trial)
+    return list(first.values())
 
 
 def _evaluation(config: TuneConfig, model: ModelConfig, output: str, label: str) -> EvaluateConfig:
@@ -315,11 +335,10 @@ def _report(
     tracking.log_metrics(track, parent, best_scores | base_scores)
     tracking.set_tags(track, parent, {"best_run": best.run_id or "", "best_folder": best.run_folder or ""})
     rows = [dataclasses.asdict(trial) for trial in trials]
+    for row in rows:  # a moved or copied folder of runs names its own
+        row["run_folder"] = row["run_folder"] and f"../{Path(row['run_folder']).name}"
     sweep.write_json(rows, RESULTS)
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, RESULTS)
-        file.write_text(json.dumps(rows, indent=1))
-        tracking.log_artifacts(track, parent, file)
+    tracking.log_files(track, parent, sweep, [RESULTS])
 
 
 def headings(names: Sequence[str]) -> list[str]:

@@ -10,9 +10,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from rich.console import Console
 
@@ -24,18 +24,13 @@ from degla_ray.evaluation.comparison import Comparison, Means, means_of, set_sid
 from degla_ray.evaluation.curves import training_curve
 from degla_ray.evaluation.disagreements import Disagreement, most_disagreed
 from degla_ray.evaluation.markdown import markdown
-from degla_ray.evaluation.summary import (
-    ARTIFACTS,
-    DECISION,
-    FOLDER_TAG,
-    Summary,
-    read_evaluation,
-    read_summary,
-)
+from degla_ray.evaluation.summary import ARTIFACTS, DECISION, STAGE, Summary, read_evaluation, read_summary
 from degla_ray.evaluation.thumbnails import thumbnails
+from degla_ray.lease import Lease
+from degla_ray.masking import MASK, masked
 from degla_ray.model_source import check_model
 from degla_ray.schema import SCORES
-from degla_ray.shards import MANIFEST, Storage, fingerprint
+from degla_ray.shards import MANIFEST, Storage, fingerprint, relative_to
 
 RUN_ID = re.compile(r"[0-9a-f]{32}")
 DISAGREEMENTS = 20  # items that are shown of the first model and each other one
@@ -51,19 +46,25 @@ class _Evaluation:
     means: Means
 
 
-def compare(config: CompareConfig) -> Path:
-    """Writes and logs the report; returns its folder.
+def compare(config: CompareConfig) -> str:
+    """Writes and logs the report; returns its folder, a URI.
 
     Raises:
         SettingError: nothing to compare.
         DataError: an entry that is no evaluation.
+        LeaseHeld: another driver writes the folder.
     """
     if not config.evaluations:
         raise SettingError("evaluations", config.evaluations, f"at least one: {EXPECTED}")
-    output = Path(config.output)
     for entry in config.evaluations:
         if config.suite is not None and _is_model(entry):
             check_model(ModelConfig(name=entry), needs_weights=True)  # all names before the first evaluation
+    output = Storage(config.output)
+    with Lease(output):
+        return _compare(config, output)
+
+
+def _compare(config: CompareConfig, output: Storage) -> str:
     found = [_read(entry, config) for entry in config.evaluations]
     comparison = set_side_by_side([e.summary for e in found], [e.means for e in found])
     drawn = _plots(comparison)
@@ -74,31 +75,32 @@ def compare(config: CompareConfig) -> Path:
     }
     shown = {key for items in disagreements.values() for item in items for key in item.images}
     pictures = thumbnails(shown, [e.summary.sources for e in found])
-    (output / "plots").mkdir(parents=True, exist_ok=True)
-    for old in (output / "plots").glob("*.svg"):  # of an earlier report with more plots
-        old.unlink()
+    for old in output.names("plots"):
+        if old.endswith(".svg"):  # of an earlier report with more plots
+            output.delete_file("plots", old)
     files = {_file_name(heading): svg for heading, svg in drawn.items()}
-    for name, svg in files.items():
-        (output / name).write_text(svg, encoding="utf-8")
-    (output / "report.md").write_text(markdown(comparison, list(files), disagreements), encoding="utf-8")
-    page = report.html(comparison, drawn, disagreements, pictures)
-    (output / "report.html").write_text(page, encoding="utf-8")
-    content = json.dumps(_as_json(comparison, disagreements), indent=2)
-    (output / "comparison.json").write_text(content, encoding="utf-8")
+    texts = {
+        **files,
+        "report.md": markdown(comparison, list(files), disagreements),
+        "report.html": report.html(comparison, drawn, disagreements, pictures),
+        "comparison.json": json.dumps(_as_json(comparison, disagreements, output.uri), indent=2),
+    }
+    for name, text in texts.items():
+        output.write_bytes(masked(text).encode(), name)
     for table in report.console_tables(comparison, console.width):
         console.print(table)
     for line in (*report.findings(comparison), "", *report.footnotes(comparison)):
         console.print(line, markup=False, highlight=False)
-    _track(config, comparison, disagreements, output)
-    console.print(f"report: {output / 'report.html'}", markup=False, soft_wrap=True)
-    return output
+    _track(config, comparison, disagreements, output, list(texts))
+    console.print(f"report: {output.uri}/report.html", markup=False, soft_wrap=True)
+    return output.uri
 
 
 def _read(entry: str, config: CompareConfig) -> _Evaluation:
     """The evaluation that an entry names: its folder, its MLflow run, or a model to evaluate now."""
     storage = Storage(entry)
     if RUN_ID.fullmatch(entry) and not storage.exists(MANIFEST):
-        return _of_run(entry, config.tracking, Path(config.output))
+        return _of_run(entry, config.tracking, Storage(config.output))
     if not _is_model(entry):
         return _of_folder(entry)
     if config.suite is None:
@@ -136,24 +138,23 @@ def _evaluation(folder: Storage, summary: Summary) -> _Evaluation:
     return _Evaluation(folder=folder, summary=summary, means=means_of(scores))
 
 
-def _of_run(run_id: str, config: TrackingConfig, output: Path) -> _Evaluation:
+def _of_run(run_id: str, config: TrackingConfig, output: Storage) -> _Evaluation:
     """From the folder that the run's tag names if it still holds that evaluation, else from its artifacts."""
     tags = tracking.run_tags(config, run_id)
-    folder = tags.get(FOLDER_TAG)
-    if folder is None:
-        raise DataError(
-            f"MLflow run {run_id}", f"a run of stage {tags.get('degla.stage')!r}", "one of `jobs/evaluate.py`"
-        )
+    stage = tags.get("degla.stage", tags.get("stage"))
+    if stage != STAGE:
+        raise DataError(f"MLflow run {run_id}", f"a run of stage {stage!r}", "one of `jobs/evaluate.py`")
+    folder = tags[tracking.FOLDER_TAG]
     storage = Storage(folder)
     if (
         storage.exists(MANIFEST)
         and storage.read_json(MANIFEST).get("fingerprint") == tags[tracking.FINGERPRINT_TAG]
     ):
         return _of_folder(folder)
-    copy = Storage(
-        str(tracking.download_artifacts(config, run_id, ARTIFACTS, output / "downloaded" / run_id))
-    )
-    return _evaluation(copy, read_summary(copy))
+    copy = Storage(f"{output.uri}/downloaded/{run_id}")
+    with tempfile.TemporaryDirectory(prefix="degla-") as temporary:
+        copy.upload(tracking.download_artifacts(config, run_id, ARTIFACTS, temporary))
+    return _evaluation(copy, read_summary(copy, folder))
 
 
 def _plots(comparison: Comparison) -> dict[str, str]:
@@ -161,7 +162,8 @@ def _plots(comparison: Comparison) -> dict[str, str]:
     curves = {}
     for label, summary in zip(comparison.labels, comparison.summaries, strict=True):
         folder = summary.model.get("folder")
-        curve = training_curve(folder) if folder else None
+        # with a mask in its name it cannot be opened
+        curve = training_curve(folder) if folder and MASK not in folder else None
         if curve is not None:
             curves[label] = curve
     drawn = {
@@ -177,13 +179,16 @@ def _file_name(heading: str) -> str:
 
 
 def _as_json(
-    comparison: Comparison, disagreements: Mapping[int, Sequence[Disagreement]]
+    comparison: Comparison, disagreements: Mapping[int, Sequence[Disagreement]], output: str
 ) -> list[dict[str, object]]:
-    """One entry a model, for other programs; of the first there are no disagreements, they are with it."""
+    """One entry a model, for other programs; of the first there are no disagreements, they are with it.
+
+    Folders of models near `output` are named from there.
+    """
     return [
         {
             "label": label,
-            "model": dict(summary.model),
+            "model": relative_to(output, dict(summary.model)),
             "inputs": dict(summary.inputs),
             "same_inputs_as_first": comparison.same_inputs[model],
             "results": {name: dataclasses.asdict(comparison.cell(model, name)) for name in comparison.names},
@@ -200,25 +205,26 @@ def _track(
     config: CompareConfig,
     comparison: Comparison,
     disagreements: Mapping[int, Sequence[Disagreement]],
-    output: Path,
+    output: Storage,
+    files: Sequence[str],
 ) -> None:
     identity = [
         [label, s.fingerprint] for label, s in zip(comparison.labels, comparison.summaries, strict=True)
     ]
-    run_id = tracking.find_or_create_run(
+    run = tracking.running(
         config.tracking,
         name="compare " + " · ".join(comparison.labels),
         fingerprint=fingerprint({"stage": "compare", "evaluations": identity}),
+        folder=output.uri,
         params={"compare": config},
-        tags={"degla.stage": "compare", "degla.folder": str(output.absolute())},
+        tags={"degla.stage": "compare"},
     )
-    tracking.log_metrics(config.tracking, run_id, _metrics(comparison, range(len(comparison.labels))))
-    for name in ("report.html", "report.md", "comparison.json", "plots"):
-        tracking.log_artifacts(config.tracking, run_id, output / name, "plots" if name == "plots" else None)
-    table = _table(comparison.labels, disagreements)
-    if table["benchmark"]:
-        tracking.log_table(config.tracking, run_id, "disagreements", table)
-    tracking.finish(config.tracking, run_id)
+    with run as run_id:
+        tracking.log_metrics(config.tracking, run_id, _metrics(comparison, range(len(comparison.labels))))
+        tracking.log_files(config.tracking, run_id, output, files)
+        table = _table(comparison.labels, disagreements)
+        if table["benchmark"]:
+            tracking.log_table(config.tracking, run_id, "disagreements", table)
 
 
 def _table(

@@ -25,7 +25,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TransferS
 from rich.table import Table
 
 from degla_ray.config import FetchConfig
-from degla_ray.errors import DataError
+from degla_ray.errors import DataError, SettingError
 from degla_ray.evaluation.download import OnBytes, download, open_session, verify
 from degla_ray.evaluation.downloads import CATALOGUE, Item, read_catalogue, select
 from degla_ray.evaluation.unpack import python_list, unpack
@@ -162,6 +162,8 @@ def fetch_benchmarks(config: FetchConfig, console: Console | None = None) -> boo
     Returns:
         Whether none failed.
     """
+    if "://" in config.output:
+        raise SettingError("output", config.output, "a local folder: downloads continue in their own files")
     console = console or Console()
     catalogue = read_catalogue(Path(config.catalogue or CATALOGUE))
     items = select(catalogue, config.benchmarks, images=config.images)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -33,14 +32,15 @@ from degla_ray.evaluation.pictures import ParquetPictures, PictureSource
 from degla_ray.evaluation.report import has_random_weights, headline, summary_tables
 from degla_ray.evaluation.summary import (
     ARTIFACTS,
-    FOLDER_TAG,
     PREPARED_RETRIEVAL,
     STAGE,
     SUMMARY,
     Summary,
     read_summary,
     summarise,
+    write_summary,
 )
+from degla_ray.lease import owned
 from degla_ray.model.build import LoadedModel, build_with_weights
 from degla_ray.model_source import Kind, check_model, find_model
 from degla_ray.schema import CAPTIONS, ITEMS, NEGATIVES
@@ -64,13 +64,19 @@ def evaluate(config: EvaluateConfig, loaded: LoadedModel | None = None) -> Summa
     Raises:
         SettingError: a benchmark that these folders do not have; a model that does not load.
         DataError: a folder of another kind, broken test sets, no progress.
+        LeaseHeld: another driver writes the folder.
     """
-    model_folder = None
-    if loaded is None:
-        check_model(config.model, needs_weights=True)
-        model_folder = _folder_of(config)
-    tests = _tests(config)
-    loaded = loaded or _load_model(config)
+    if loaded is not None:  # the training run whose model it is holds the lease of the folder around this one
+        return _evaluate(config, _tests(config), loaded, None)
+    check_model(config.model, needs_weights=True)
+    tests, loaded = _tests(config), _load_model(config)
+    with owned(config.output):
+        return _evaluate(config, tests, loaded, _folder_of(config))
+
+
+def _evaluate(
+    config: EvaluateConfig, tests: _Tests, loaded: LoadedModel, model_folder: str | None
+) -> Summary:
     label = config.label or loaded.name
     identity = {
         **tests.inputs,
@@ -116,7 +122,7 @@ def evaluate(config: EvaluateConfig, loaded: LoadedModel | None = None) -> Summa
             config.bootstrap_samples,
             truncated,
         )
-        folder.storage.write_json(summary.to_json(), SUMMARY)  # of what is done so far
+        write_summary(folder.storage, summary)  # of what is done so far
         console.print(f"  {headline(summary, benchmark)}", markup=False, highlight=False)
     _track(config, summary, identity)
     for number, benchmark in enumerate(tests.benchmarks):
@@ -192,13 +198,13 @@ def _tests(config: EvaluateConfig) -> _Tests:
     inputs: dict[str, Any] = {"suite": None, "prepared": None, "negatives": None, "split": None}
     if config.suite is not None:
         benchmarks += suite.load(config.suite)
-        sources[suite.SOURCE] = ParquetPictures(config.suite)
+        sources[suite.SOURCE] = ParquetPictures(Storage(config.suite).uri)
         inputs["suite"] = suite.identity(config.suite)
     if config.prepared is not None:
         storage, manifest = read_complete(config.prepared, "prepare")
         captions = _split(storage, config)
         benchmarks.append(Retrieval(PREPARED_RETRIEVAL, captions, PREPARED))
-        sources[PREPARED] = ParquetPictures(config.prepared)
+        sources[PREPARED] = ParquetPictures(Storage(config.prepared).uri)
         inputs |= {"prepared": manifest["fingerprint"], "split": config.split}
         if config.negatives is not None:
             made, manifest = read_complete(config.negatives, "negatives")
@@ -252,32 +258,30 @@ def _finished(storage: Storage, label: str) -> Summary:
     summary = read_summary(storage)
     if summary.label != label:  # a label decides nothing but a table's heading
         summary = dataclasses.replace(summary, label=label)
-        storage.write_json(summary.to_json(), SUMMARY)
+        write_summary(storage, summary)
     console.print(f"{label}: already evaluated in {storage.uri}")
     return summary
 
 
 def _track(config: EvaluateConfig, summary: Summary, identity: dict[str, Any]) -> None:
-    run_id = tracking.find_or_create_run(
+    storage = Storage(config.output)
+    run = tracking.running(
         config.tracking,
         name=f"evaluate {summary.label}",
         fingerprint=summary.fingerprint,
+        folder=storage.uri,
         params={"evaluate": config, "identity": identity},
         tags={
             "degla.stage": STAGE,
             "degla.label": summary.label,
-            FOLDER_TAG: Storage(config.output).uri,
             "degla.partial": str(summary.partial).lower(),
             "degla.weights": str(summary.model["source"]),
         },
     )
-    tracking.log_metrics(config.tracking, run_id, summary.metrics())
-    if "://" not in config.output:  # on other filesystems the tag says where the folder is
-        root = Path(config.output)
-        tracking.log_artifacts(config.tracking, run_id, root / SUMMARY, ARTIFACTS)
-        for dataset in ("scores", "items"):
-            tracking.log_artifacts(config.tracking, run_id, root / dataset, f"{ARTIFACTS}/{dataset}")
-    tracking.finish(config.tracking, run_id)
+    with run as run_id:
+        tracking.log_metrics(config.tracking, run_id, summary.metrics())
+        parts = [f"{dataset}/{name}" for dataset in ("scores", "items") for name in storage.names(dataset)]
+        tracking.log_files(config.tracking, run_id, storage, [SUMMARY, *parts], ARTIFACTS)
 
 
 def _print(summary: Summary) -> None:

@@ -22,12 +22,11 @@ from degla_ray.evaluation.benchmarks.base import Benchmark, Scored
 from degla_ray.evaluation.benchmarks.negatives import NAME as NEGATIVES
 from degla_ray.evaluation.benchmarks.zero_shot import ZERO_SHOT_ELEVEN
 from degla_ray.evaluation.statistics import Mean, interval, mean_of
-from degla_ray.shards import Storage, read_complete
+from degla_ray.shards import Storage, absolute_from, read_complete, relative_to
 
 STAGE = "evaluate"
 SUMMARY = "summary.json"
 ARTIFACTS = "evaluation"  # folder among the artifacts of an evaluation's MLflow run
-FOLDER_TAG = "degla.folder"  # tag of such a run: URI of the evaluation folder
 DECISION = ["benchmark", "subset", "image", "group", "correct"]  # columns of SCORES
 PREPARED_RETRIEVAL = "prepared_retrieval"
 ZERO_SHOT = "zero_shot_eleven"  # the average over torchvision's eleven sets
@@ -210,15 +209,28 @@ def mean_of_rows(rows: pa.Table) -> Mean:
     return mean_of(rows["correct"].to_pylist(), rows["image"].to_pylist(), groups)
 
 
-def read_summary(storage: Storage) -> Summary:
+def write_summary(storage: Storage, summary: Summary) -> None:
+    """Writes `summary.json`; folders near the evaluation's are named from there."""
+    value = summary.to_json()
+    near = {name: relative_to(storage.uri, value[name]) for name in ("model", "sources")}
+    storage.write_json(value | near, SUMMARY)
+
+
+def read_summary(storage: Storage, folder: str | None = None) -> Summary:
     """The summary of an evaluation folder, or of such a folder's copy among MLflow's artifacts.
+
+    Args:
+        storage: where the file is.
+        folder: URI of the evaluation folder; none means `storage`.
 
     Raises:
         DataError: it is absent or does not read.
     """
     where, expected = storage.path(SUMMARY), "the summary that `jobs/evaluate.py` wrote"
     try:
-        return Summary.from_json(storage.read_json(SUMMARY))
+        value = storage.read_json(SUMMARY)
+        near = {name: absolute_from(folder or storage.uri, value[name]) for name in ("model", "sources")}
+        return Summary.from_json(value | near)
     except (KeyError, TypeError, FileNotFoundError) as error:
         raise DataError(where, f"no summary that reads ({error})", expected) from error
 

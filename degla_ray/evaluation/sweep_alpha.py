@@ -6,26 +6,32 @@ made again. On scenes-base and the scenes tests a point takes about 10 s on two 
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from degla_ray.config import CompareConfig, EvaluateConfig, InterpolateConfig, ModelConfig
 from degla_ray.evaluation.compare import compare
 from degla_ray.evaluation.run import evaluate
+from degla_ray.lease import Lease
 from degla_ray.model.build import build_with_weights
 from degla_ray.model.export import export
 from degla_ray.model.interpolate import interpolate
 from degla_ray.model_source import find_model
+from degla_ray.shards import Storage
 
 
-def sweep(config: InterpolateConfig) -> Path:
-    """Exports and evaluates the model at every alpha; returns the report's folder.
+def sweep(config: InterpolateConfig) -> str:
+    """Exports and evaluates the model at every alpha; returns the report's folder, a URI.
 
     Raises:
         SettingError: a model that does not load, or a benchmark that is not there.
         DataError: the models do not fit each other.
+        LeaseHeld: another driver writes the output folder.
     """
     for setting, name in (("first", config.first), ("second", config.second)):
         find_model(name, setting)  # both, before either is loaded
+    with Lease(Storage(config.output)):
+        return _sweep(config)
+
+
+def _sweep(config: InterpolateConfig) -> str:
     first, second = (build_with_weights(ModelConfig(name=name)) for name in (config.first, config.second))
     evaluations = []
     for alpha in config.alphas:

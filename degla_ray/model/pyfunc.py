@@ -28,9 +28,11 @@ from PIL import Image
 from torch import Tensor
 
 import degla_ray
+from degla_ray.errors import SettingError
 from degla_ray.model.build import LoadedModel, load
 from degla_ray.model.encode import encode_image, encode_text
 from degla_ray.model.export import export
+from degla_ray.shards import Storage
 
 # Of any type: MLflow decodes `binary` in two of the four JSON forms only, stops all rows at a null image, and
 # makes the caption "None" of a null one.
@@ -121,21 +123,25 @@ def _is_null(value: Any) -> bool:
 
 
 def save_pyfunc(model: LoadedModel, folder: str, extra: dict[str, Any] | None = None) -> None:
-    """Writes `model` as an MLflow model with a signature to a new local `folder`.
+    """Writes `model` as an MLflow model with a signature to a new `folder`.
 
     Args:
         model: what to write.
-        folder: where to; must not exist or be empty.
+        folder: where to, a path or any URI pyarrow opens; must not exist or be empty.
         extra: what `degla.json` shall say besides.
     """
+    storage = Storage(folder)
+    if storage.names_below():
+        raise SettingError("output", folder, "a folder that does not exist or is empty")
     with tempfile.TemporaryDirectory(prefix="degla-") as temporary:
         exported = f"{temporary}/open_clip"
         export(model, exported, extra)
         mlflow.pyfunc.save_model(
-            folder,
+            f"{temporary}/model",
             python_model=ClipSimilarity(),
             artifacts={"model": exported},
             signature=SIGNATURE,
             code_paths=[str(Path(degla_ray.__file__).parent)],
             pip_requirements=[f"{name}=={version(name)}" for name in _REQUIREMENTS],
         )
+        storage.upload(Path(temporary, "model"))

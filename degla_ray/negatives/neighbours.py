@@ -19,6 +19,7 @@ from degla_ray.errors import SettingError
 from degla_ray.evaluation import encode as encoding
 from degla_ray.evaluation.benchmarks.base import image_key
 from degla_ray.evaluation.pictures import ParquetPictures
+from degla_ray.lease import owned
 from degla_ray.model.build import build_with_weights
 from degla_ray.schema import CAPTIONS, NEIGHBOURS
 from degla_ray.shards import StageFolder, read_complete
@@ -36,7 +37,13 @@ def find_neighbours(config: NeighboursConfig) -> dict[str, int]:
     Raises:
         SettingError: the split does not exist, or has too few pictures.
         DataError: a folder of another kind; pictures that do not decode are counted, not raised.
+        LeaseHeld: another driver writes the output folder.
     """
+    with owned(config.output):
+        return _find_neighbours(config)
+
+
+def _find_neighbours(config: NeighboursConfig) -> dict[str, int]:
     prepared, manifest = read_complete(config.prepared, "prepare")
     captions = prepared.read_dataset("captions", CAPTIONS, ["image_id", "split"])
     own = captions.filter(pc.equal(captions["split"], config.split))

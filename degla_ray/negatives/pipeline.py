@@ -20,6 +20,7 @@ import pyarrow as pa
 from degla_ray import ray_setup
 from degla_ray.config import NegativesConfig
 from degla_ray.errors import DataError
+from degla_ray.lease import Lease, owned
 from degla_ray.negatives import rules
 from degla_ray.negatives.checks import CHECKS_VERSION
 from degla_ray.negatives.engine import COMPLETERS, ENGINES
@@ -51,7 +52,16 @@ def generate(config: NegativesConfig) -> dict[str, int]:
     Raises:
         DataError: `config.prepared` is not a finished folder of stage `prepare`, or the counts do not add up.
         FingerprintMismatch: the output folder was made with other settings or other input.
+        LeaseHeld: another driver writes the output folder.
     """
+    if config.generation.estimate is not None:  # writes nothing
+        return _generate(config)
+    lease = Lease(Storage(config.output)) if config.generation.retry_failed else owned(config.output)
+    with lease:
+        return _generate(config)
+
+
+def _generate(config: NegativesConfig) -> dict[str, int]:
     source, manifest = read_complete(config.prepared, "prepare")
     kinds = () if config.engine == GIVEN_KIND else tuple(kind for kind in ORDER if kind in config.kinds)
     prompts = _prompts(config, kinds)

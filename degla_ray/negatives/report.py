@@ -6,9 +6,7 @@ runs themselves (`runs/*.json`, one for each that was not killed).
 
 from __future__ import annotations
 
-import json
 import random
-import tempfile
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -156,23 +154,19 @@ def publish(config: NegativesConfig, folder: StageFolder, model: str) -> None:
     page = html(report, {kind: rng.sample(found, min(SAMPLES, len(found))) for kind, found in pairs.items()})
     folder.storage.write_json(asdict(report) | {"totals": report.metrics()}, "report.json")
     folder.storage.write_bytes(page.encode(), "report.html")
-    run_id = tracking.find_or_create_run(
+    uri = folder.storage.uri
+    run = tracking.running(
         config.tracking,
         f"negatives-{report.engine}-{report.model}",
         folder.fingerprint,
+        uri,
         params=canonical(config),
-        tags={"stage": "negatives", "folder": folder.storage.uri},
+        tags={"stage": "negatives"},
     )
-    tracking.log_dataset(
-        config.tracking, run_id, "negatives", folder.fingerprint, folder.storage.uri, "output"
-    )
-    tracking.log_metrics(config.tracking, run_id, report.metrics())
-    if run_id is not None:
-        with tempfile.TemporaryDirectory() as temporary:
-            Path(temporary, "report.html").write_text(page, encoding="utf-8")
-            Path(temporary, "report.json").write_text(json.dumps(asdict(report)), encoding="utf-8")
-            tracking.log_artifacts(config.tracking, run_id, temporary)
-    tracking.finish(config.tracking, run_id)
+    with run as run_id:
+        tracking.log_dataset(config.tracking, run_id, "negatives", folder.fingerprint, uri, "output")
+        tracking.log_metrics(config.tracking, run_id, report.metrics())
+        tracking.log_files(config.tracking, run_id, folder.storage, ["report.html", "report.json"])
     print(f"report: {folder.storage.uri}/report.html")
 
 

@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from degla_ray.config import PrepareConfig
 from degla_ray.errors import DataError, SettingError, TooManyRejects
+from degla_ray.lease import owned
 from degla_ray.schema import RejectReason
 from degla_ray.shards import MANIFEST, StageFolder, Storage, shard_of
 from degla_ray.sources import open_source
@@ -63,6 +64,7 @@ def prepare(config: PrepareConfig) -> dict[str, int]:
     Raises:
         SettingError: a folder or file that the settings name is not there.
         FingerprintMismatch: the output folder was made with other settings or other input.
+        LeaseHeld: another driver writes the output folder.
         TooManyRejects: more than `max_reject_fraction` of the rows was rejected.
         DataError: rows in are not rows out plus rejects, or an annotation file is broken.
     """
@@ -73,6 +75,11 @@ def prepare(config: PrepareConfig) -> dict[str, int]:
             print(f"{config.output} is finished: nothing to do")
             _print_counts(folder.manifest["counts"])
             return dict(folder.manifest["counts"])
+    with owned(config.output):
+        return _prepare(config, source)
+
+
+def _prepare(config: PrepareConfig, source: Source) -> dict[str, int]:
     listing = list_rows(source, config.limit)
     for note in listing.notes:
         print(f"note: {note}")

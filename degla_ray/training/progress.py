@@ -66,8 +66,11 @@ class Monitor:
         self.config, self.run_id = config, run_id
         self.console = Console()
         self._stop = threading.Event()
+        self._broken_off = False
         self._thread = threading.Thread(target=self._watch, name="training-progress", daemon=True)
-        self._logged = done
+        # Points between the last checkpoint and a kill are there already: those steps are trained again, with
+        # the same losses.
+        self._logged = max(done, tracking.last_step(config, run_id, "train/loss"))
         self._shown_at = self._moved_at = self._logged_at = time.monotonic()
         self._last: dict[str, Any] = {}
         self._shown: dict[str, Any] = {}
@@ -83,7 +86,8 @@ class Monitor:
         self._thread.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._broken_off = kind is not None
         self._stop.set()
         self._thread.join()
 
@@ -95,7 +99,8 @@ class Monitor:
         try:
             while not self._stop.wait(POLL_S):
                 self._look_safely(live)
-            self._look_safely(live, last=True)
+            if not self._broken_off:  # a job that is stopped has 3 s to end its MLflow run
+                self._look_safely(live, last=True)
         finally:
             if live is not None:
                 live.stop()
@@ -178,8 +183,10 @@ class Monitor:
     def _log_validations(self) -> None:
         for step, validation in self._validations.items():
             if validation.state == "done" and not validation.logged:
-                metrics = {f"validation/{k}": v for k, v in validation.metrics.items()}
-                tracking.log_metrics(self.config, self.run_id, metrics, step)
+                known = tracking.last_step(self.config, self.run_id, f"validation/{validation.headline}")
+                if known < step:  # else logged, and killed before that was written down
+                    metrics = {f"validation/{k}": v for k, v in validation.metrics.items()}
+                    tracking.log_metrics(self.config, self.run_id, metrics, step)
                 set_logged(self.run, validation)
                 self._validations[step] = dataclasses.replace(validation, logged=True)
 
@@ -199,6 +206,8 @@ class Monitor:
         }
         new[-1] |= {k: v for k, v in moment.items() if v is not None}
         for row in new:
+            if self._broken_off:
+                return
             step = int(row.pop("step"))
             tracking.log_metrics(self.config, self.run_id, {f"train/{k}": v for k, v in row.items()}, step)
             self._logged = step

@@ -8,6 +8,7 @@ settings continues a run that was ended in any way, and returns at once where it
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import logging
@@ -34,6 +35,7 @@ import degla_ray
 from degla_ray import ray_setup, tracking
 from degla_ray.config import ModelConfig, TrainConfig
 from degla_ray.errors import DeglaError, SettingError
+from degla_ray.lease import Lease
 from degla_ray.model_source import check_model, find_model, find_weights, in_any_folder, starts_random
 from degla_ray.shards import Storage, canonical, fingerprint, read_complete
 from degla_ray.training import checkpoint, tokens, validation
@@ -44,6 +46,9 @@ from degla_ray.training.progress import Monitor
 from degla_ray.training.samples import load_samples
 
 CONFIG, RESULT = "config.json", "result.json"
+RESULT_VERSION = 1
+"""Part of a run's identity. Raise it when the same settings would give another result: when a loss, the order
+of batches, augmentation, the drawing of negatives or the optimizer's arithmetic changes."""
 MAX_FAILURES = 2
 """Times that Ray Train starts lost workers again before it gives up."""
 _LIBRARIES = ("torch", "open_clip_torch", "ray", "numpy", "pillow", "pyarrow")
@@ -84,6 +89,7 @@ def train(
         SettingError: a setting that cannot work; a run that exists though `resume` is `never`; too few
             CPUs; a loss that is not finite.
         DataError: an input that cannot be used.
+        LeaseHeld: another driver trains in this folder.
     """
     check_model(config.model)
     config = absolute(config)
@@ -93,10 +99,23 @@ def train(
     run = Storage(f"{config.output.rstrip('/')}/{name}")
     if config.resume == "never" and run.exists(CONFIG):
         raise SettingError("resume", "never", f"auto, or another name: {run.uri} exists")
-    if run.exists(RESULT):
-        print(f"{name}: finished already")
-        return TrainResult(**run.read_json(RESULT))
+    if not run.exists(RESULT):
+        with Lease(run):
+            if not run.exists(RESULT):  # by the driver that just gave the folder back
+                return _train(config, identity, run, callbacks, parent_run_id)
+    print(f"{name}: finished already")
+    return read_result(run)
 
+
+def _train(
+    config: TrainConfig,
+    identity: dict[str, Any],
+    run: Storage,
+    callbacks: Sequence[UserCallback],
+    parent_run_id: str | None,
+) -> TrainResult:
+    mark = fingerprint(identity)
+    name = f"{config.name}-{mark}"
     validation.check(config)
     samples = load_samples(config.data, with_negatives=config.objective.num_negatives > 0)
     order = BatchOrder(seed=config.seed, num_rows=len(samples), batch_size=config.global_batch_size)
@@ -116,17 +135,20 @@ def train(
     if start == "random":
         print(f"{name}: starts from random weights")
     decoders = start_decoders(config.num_workers, config.data.decode_tasks)
-    run_id = None
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.callback(end_decoders, decoders)
         samples, texts = tokens.settle(run, samples, config.model, decoders)
         print(f"{name}: {texts.describe()}")
-        run_id = tracking.find_or_create_run(
-            config.tracking,
-            name,
-            mark,
-            params={**canonical(config), "total_steps": total_steps},
-            tags={"stage": "train", "run_folder": run.uri, "degla.weights": start},
-            parent_run_id=parent_run_id,
+        run_id = stack.enter_context(
+            tracking.running(
+                config.tracking,
+                name,
+                mark,
+                run.uri,
+                params={**canonical(config), "total_steps": total_steps},
+                tags={"stage": "train", "degla.weights": start},
+                parent_run_id=parent_run_id,
+            )
         )
         tracking.log_metrics(
             config.tracking, run_id, {f"tokens/{k}": v for k, v in dataclasses.asdict(texts).items()}
@@ -152,24 +174,27 @@ def train(
         )
         with Monitor(run, name, total_steps, config.tracking, run_id, done or 0):
             _fit(config, name, job, callbacks, run)
-    except BaseException:
-        tracking.finish(config.tracking, run_id, "FAILED")
-        raise
-    finally:
-        end_decoders(decoders)
-    teacher = f"{run.uri}/{EXPORT_TEACHER}"
-    result = TrainResult(
-        run_folder=run.uri,
-        export_student=f"{run.uri}/{EXPORT_STUDENT}",
-        export_teacher=teacher if run.exists(EXPORT_TEACHER) else None,
-        steps=total_steps,
-        mlflow_run_id=run_id,
-        trace_path=f"{run.uri}/{TRACE}",
+        # The small files only: weights stay in the run's folder, which the run's tag names.
+        tracking.log_files(config.tracking, run_id, run, (CONFIG, TRACE))
+    run.write_json(
+        {
+            "export_student": EXPORT_STUDENT,
+            "export_teacher": EXPORT_TEACHER if run.exists(EXPORT_TEACHER) else None,
+            "steps": total_steps,
+            "mlflow_run_id": run_id,
+            "trace_path": TRACE,
+        },
+        RESULT,
     )
-    _log_artifacts(config, run, run_id)
-    tracking.finish(config.tracking, run_id)
-    run.write_json(dataclasses.asdict(result), RESULT)
-    return result
+    return read_result(run)
+
+
+def read_result(run: Storage) -> TrainResult:
+    """The result of a finished run. Its file names places within the folder, which may be moved or copied."""
+    found = run.read_json(RESULT)
+    for name in ("export_student", "export_teacher", "trace_path"):
+        found[name] = found[name] and f"{run.uri}/{found[name]}"
+    return TrainResult(run_folder=run.uri, **found)
 
 
 def run_identity(config: TrainConfig) -> dict[str, Any]:
@@ -193,6 +218,7 @@ def run_identity(config: TrainConfig) -> dict[str, Any]:
     length = {"epochs": config.epochs} if config.max_steps is None else {"max_steps": config.max_steps}
     return canonical(
         {
+            "version": RESULT_VERSION,
             "data": data,
             "model": _model_identity(config.model),
             "objective": config.objective,
@@ -348,11 +374,3 @@ def _work(arguments: dict[str, Any]) -> None:
     from degla_ray.training.loop import train_worker  # open_clip: seconds that the driver need not spend
 
     train_worker(arguments)
-
-
-def _log_artifacts(config: TrainConfig, run: Storage, run_id: str | None) -> None:
-    """The small files only: weights stay in the run's folder, which the run's tag names."""
-    if run_id is None or "://" in run.uri:
-        return
-    for file in (CONFIG, TRACE):
-        tracking.log_artifacts(config.tracking, run_id, run.path(file))

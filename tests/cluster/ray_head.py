@@ -41,6 +41,15 @@ class Head:
             command, cwd=repo, env=self.env, capture_output=True, text=True, timeout=timeout
         )
 
+    def start(self, repo: Path, name: str, *job: str) -> None:
+        """`submit` under a submission id of one's own, without waiting for the job's end."""
+        command = [RAY, "job", "submit", "--no-wait", f"--submission-id={name}", "--working-dir", "."]
+        subprocess.run([*command, "--", "python", *job], cwd=repo, env=self.env, check=True, timeout=120)
+
+    def stop(self, name: str) -> None:
+        """`ray job stop`; waits for the job's end."""
+        subprocess.run([RAY, "job", "stop", name], env=self.env, check=True, timeout=120)
+
 
 def _free_port() -> int:
     with socket.socket() as probe:

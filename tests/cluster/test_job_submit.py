@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 from ray_head import Head
 
 from degla_ray.schema import CAPTIONS, IMAGES, NEGATIVES
@@ -29,7 +31,7 @@ def prepared(ray_head: Head, repo: Path, tmp_path_factory: pytest.TempPathFactor
 @pytest.fixture(scope="module")
 def negatives(ray_head: Head, repo: Path, prepared: Path) -> Path:
     folder = prepared.parent / "negatives"
-    options = [f"--prepared={prepared}", f"--output={folder}", "--num_shards=2"]
+    options = [f"--prepared={prepared}", f"--output={folder}", "--num_shards=2", "--tracking.enabled=false"]
     done = ray_head.submit(repo, "jobs/negatives.py", *options)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "succeeded" in done.stdout
@@ -77,9 +79,38 @@ def test_job_submit_train_two_steps_exports_a_model(
 
 def test_job_submit_wrong_setting_fails_with_its_one_line(ray_head: Head, repo: Path, tmp_path: Path) -> None:
     done = ray_head.submit(
-        repo, "jobs/negatives.py", f"--prepared={tmp_path}/absent", f"--output={tmp_path}/out"
+        repo,
+        "jobs/negatives.py",
+        f"--prepared={tmp_path}/absent",
+        f"--output={tmp_path}/out",
+        "--tracking.enabled=false",
     )
     assert done.returncode != 0
     assert "error: " in done.stdout
     assert f"{tmp_path}/absent" in done.stdout
     assert "Traceback" not in done.stdout
+
+
+def test_job_submit_stopped_training_leaves_no_run_running_and_no_lease(
+    ray_head: Head, repo: Path, prepared: Path, negatives: Path, tmp_path: Path
+) -> None:
+    store = f"sqlite:///{tmp_path}/mlflow.db"
+    options = [f"--data.prepared={prepared}", f"--data.negatives={negatives}", f"--output={tmp_path}/train"]
+    options += [f"--tracking.uri={store}", "--name=stopped", "--global_batch_size=4", "--max_steps=100000"]
+    ray_head.start(repo, "to-be-stopped", "jobs/train.py", *options)
+    deadline = time.monotonic() + 240
+    while not list(tmp_path.glob("train/*/progress.json")):
+        assert time.monotonic() < deadline, "no step was made"
+        time.sleep(0.5)
+    assert list(tmp_path.glob("train/*/lease-*.json"))
+    ray_head.stop("to-be-stopped")
+    client = MlflowClient(store)
+    [run] = client.search_runs([client.get_experiment_by_name("degla-ray").experiment_id])
+    assert run.info.status == "KILLED"
+    assert not list(tmp_path.glob("train/*/lease-*.json"))
+
+
+def test_job_submit_relative_output_is_refused_at_once(ray_head: Head, repo: Path) -> None:
+    done = ray_head.submit(repo, "jobs/prepare.py", "--source=scenes", "--output=runs/scenes")
+    assert done.returncode != 0
+    assert "error: output: found 'runs/scenes'; expected an absolute path" in done.stdout

@@ -49,7 +49,7 @@ def test_chain_demo_recipe_makes_report_and_runs_and_does_nothing_twice(repo, tm
     settings["negatives"]["num_shards"] = 2
     settings["fine_tune"] = {label: cut(section, 3) for label, section in settings["fine_tune"].items()}
     config = from_settings(ChainConfig, settings, "demo")
-    folder = run_chain(config)
+    folder = Path(run_chain(config))
 
     page = (folder / "report.html").read_text()
     for label in ("base", "clip", "degla"):

@@ -267,7 +267,7 @@ def test_compare_models_with_a_suite_evaluates_them_first(folder: Path, tmp_path
         suite=str(folder / "suite"),
         tracking=OFF,
     )
-    models = json.loads((compare(config) / "comparison.json").read_text())
+    models = json.loads((Path(compare(config)) / "comparison.json").read_text())
     assert [m["model"]["name"] for m in models] == config.evaluations
     assert models[1]["same_inputs_as_first"]
     assert models[1]["results"]["composition"]["test"] is not None

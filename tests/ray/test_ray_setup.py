@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -55,6 +56,13 @@ def test_ray_setup_workers_keep_memory_and_have_a_thread_for_each_cpu() -> None:
 def test_ray_setup_local_cluster_wants_a_token() -> None:
     assert os.environ["RAY_AUTH_MODE"] == "token"
     assert len(os.environ["RAY_AUTH_TOKEN"]) >= 32
+
+
+def test_ray_setup_local_folder_is_closed_to_others() -> None:
+    """Ray opens its own folder (0777), so the one around it must be closed."""
+    folder = Path(ray._private.worker.global_worker.node.get_temp_dir_path())
+    assert folder.parent.name.startswith("degla-")
+    assert folder.parent.stat().st_mode & 0o777 == 0o700
 
 
 def test_ray_setup_start_again_keeps_the_cluster() -> None:

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 import signal
 import threading
 import time
@@ -106,6 +107,17 @@ def test_train_finished_run_again_does_nothing(
     before = {p: p.stat().st_mtime_ns for p in Path(reference.run_folder).rglob("*")}
     assert train(train_config(folder, tracking=tracking)) == reference
     assert {p: p.stat().st_mtime_ns for p in Path(reference.run_folder).rglob("*")} == before
+
+
+def test_train_finished_run_that_was_moved_names_its_new_place(
+    tmp_path: Path, folder: Path, tracking: TrackingConfig, reference: TrainResult
+) -> None:
+    shutil.copytree(Path(reference.run_folder).parent, tmp_path / "runs")
+    moved = train(dataclasses.replace(train_config(folder, tracking=tracking), output=str(tmp_path / "runs")))
+    assert moved.steps == reference.steps
+    for place in (moved.run_folder, moved.export_student, moved.export_teacher, moved.trace_path):
+        assert Path(place or "").is_relative_to(tmp_path)
+        assert Path(place or "").exists()
 
 
 def test_train_resume_never_refuses_an_existing_run(folder: Path, reference: TrainResult) -> None:

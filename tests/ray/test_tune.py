@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 from pathlib import Path
@@ -77,7 +78,7 @@ def test_tune_trials_are_trained_evaluated_and_the_best_is_the_rules(swept: tupl
     assert len(trials) == 3
     assert len({trial["settings"]["objective.lambda_igc"] for trial in trials}) == 3
     for trial in trials:
-        made = json.loads(Path(trial["run_folder"], "config.json").read_text())["config"]
+        made = json.loads(Path(file.parent, trial["run_folder"], "config.json").read_text())["config"]
         assert made["objective"]["lambda_igc"] == trial["settings"]["objective.lambda_igc"]
         assert made["optimizer"]["lr"] == trial["settings"]["optimizer.lr"]
     # Every zero-shot loss is allowed here, so the rule is the highest composition.
@@ -139,3 +140,14 @@ def test_tune_more_trials_at_once_than_cpus_is_refused(folder: Path) -> None:
 def test_tune_every_trial_fails_names_the_reason(folder: Path) -> None:
     with pytest.raises(DeglaError, match="none of 1 trials came to a result"):
         tune(_config(folder, '{"optimizer.lr": tune.choice([1e30])}', num_trials=1))
+
+
+def test_tune_equal_trials_at_the_same_time_are_one(folder: Path, ray_cluster: None) -> None:
+    config = _config(
+        folder, '{"objective.lambda_igc": tune.choice([0.25])}', num_trials=2, max_concurrent_trials=2
+    )
+    best = tune(dataclasses.replace(config, max_zero_shot_loss=1.0))
+    files = Path(config.train.output).glob("sweep-tiny-*/trials.json")
+    [[trial]] = [json.loads(file.read_text()) for file in files if "0.25" in file.read_text()]
+    assert trial["error"] is None
+    assert trial["run_id"] == best.run_id

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import subprocess
 import sys
 import venv
@@ -15,7 +16,7 @@ import pytest
 from degla_ray.cli import build_parser, from_settings, parse, run, user_error
 from degla_ray.cli_help import settings
 from degla_ray.commands import COMMANDS, degla, main
-from degla_ray.config import JOBS, CompareConfig, NegativesConfig, TrainConfig
+from degla_ray.config import JOBS, CompareConfig, EvaluateConfig, NegativesConfig, TrainConfig
 from degla_ray.errors import DataError, DeglaError, FingerprintMismatch, SettingError, TooManyRejects
 from degla_ray.schema import Kind
 
@@ -328,3 +329,39 @@ def test_help_shows_what_is_set_first_one_group_or_all(capsys: pytest.CaptureFix
     assert "--optimizer.lr" not in shown[("objective",)]
     everything = settings(build_parser(TrainConfig, ""))
     assert all(f"--{name} " in shown[("all",)] for name in everything)
+
+
+@pytest.mark.parametrize(
+    ("options", "setting"),
+    [
+        (["--output=runs/x", "--tracking.uri=http://host:5000"], "output"),
+        (["--output=s3://bucket/x"], r"tracking\.uri"),
+        (["--output=s3://bucket/x", "--tracking.uri=sqlite:///runs/mlflow.db"], r"tracking\.uri"),
+        (["--output=s3://bucket/x", "--tracking.uri=mlruns"], r"tracking\.uri"),
+        (["--output=s3://bucket/x", "--tracking.uri=http://host", "--cache=features"], "cache"),
+    ],
+)
+def test_run_in_a_submitted_job_refuses_what_lies_in_its_temporary_copy(
+    options: list[str], setting: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    given = ["--model.name=scenes-base", "--suite=s", *options]
+    with pytest.raises(SystemExit) as caught:
+        run(EvaluateConfig, lambda config: pytest.fail("it ran"), "x", given)
+    assert caught.value.code == 2
+    assert re.match(rf"error: {setting}: found .*submitted job", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--output=/shared/x", "--tracking.uri=sqlite:////shared/mlflow.db"],
+        ["--output=s3://bucket/x", "--tracking.uri=databricks"],
+        ["--output=~/x", "--tracking.enabled=false"],
+    ],
+)
+def test_run_in_a_submitted_job_takes_what_lasts(options: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    ran: list[EvaluateConfig] = []
+    run(EvaluateConfig, ran.append, "x", ["--model.name=scenes-base", "--suite=s", *options])
+    assert len(ran) == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sys
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 from pathlib import Path
@@ -22,8 +23,9 @@ from degla_ray.evaluation.benchmarks.suite import SCENES_SUBSETS
 from degla_ray.evaluation.compare import compare
 from degla_ray.evaluation.comparison import set_side_by_side
 from degla_ray.evaluation.curves import training_curve
-from degla_ray.evaluation.summary import ARTIFACTS, FOLDER_TAG, STAGE, SUMMARY, Summary, summarise
-from degla_ray.shards import StageFolder
+from degla_ray.evaluation.summary import ARTIFACTS, STAGE, SUMMARY, Summary, summarise, write_summary
+from degla_ray.masking import MaskedStream
+from degla_ray.shards import StageFolder, Storage
 
 ITEMS = 60
 
@@ -51,7 +53,9 @@ def decisions(skill: float, name: str) -> np.ndarray:
     return rng.random(ITEMS) + 0.1 * np.random.default_rng(int(skill * 1000)).normal(size=ITEMS) < skill
 
 
-def write_evaluation(folder: Path, label: str, skill: float, suite: str = "s", **changes: object) -> str:
+def write_evaluation(
+    folder: Path | str, label: str, skill: float, suite: str = "s", **changes: object
+) -> str:
     scored = []
     for benchmark in BENCHMARKS:
         tables = []
@@ -76,7 +80,7 @@ def write_evaluation(folder: Path, label: str, skill: float, suite: str = "s", *
     unread = {"suite:<b>x</b>": "OSError: broken"} if "missing" in changes else {}
     summary = summarise(base, BENCHMARKS, scored, unread, bootstrap_samples=200)  # type: ignore[arg-type]
     stage.write_part("scores", 0, pa.concat_tables([s.scores for s in scored]))
-    stage.storage.write_json(summary.to_json(), SUMMARY)
+    write_summary(stage.storage, summary)
     stage.write_receipt(0, {})
     stage.finish()
     return str(folder)
@@ -117,7 +121,7 @@ def test_compare_writes_tables_whose_numbers_are_the_evaluations(tmp_path: Path)
     folders = [
         write_evaluation(tmp_path / n, n, s) for n, s in (("base", 0.5), ("clip", 0.52), ("degla", 0.9))
     ]
-    output = compare(CompareConfig(evaluations=folders, output=str(tmp_path / "out"), tracking=OFF))
+    output = Path(compare(CompareConfig(evaluations=folders, output=str(tmp_path / "out"), tracking=OFF)))
     result = {m["label"]: m["results"] for m in json.loads((output / "comparison.json").read_text())}
     names = [f"scenes/{s}" for s in SCENES_SUBSETS] + ["scenes_order/order"]
     subset = {n: n.split("/")[1] for n in names}
@@ -150,7 +154,7 @@ def test_compare_hostile_labels_stay_text_and_equal_labels_are_told_apart(
 ) -> None:
     labels = ["<script>x</script>", "a|b $x_{$ [bold]", "_hidden", "same", "same"]
     folders = [write_evaluation(tmp_path / str(i), label, 0.5 + i / 20) for i, label in enumerate(labels)]
-    output = compare(CompareConfig(evaluations=folders, output=str(tmp_path / "out"), tracking=OFF))
+    output = Path(compare(CompareConfig(evaluations=folders, output=str(tmp_path / "out"), tracking=OFF)))
     source = (output / "report.html").read_text()
     assert "<script" not in source
     assert "same (2)" in source
@@ -166,7 +170,7 @@ def test_compare_partial_and_other_test_sets_are_marked(tmp_path: Path) -> None:
         write_evaluation(tmp_path / "b", "b", 0.6, missing={"swap_att": 2}),
         write_evaluation(tmp_path / "c", "c", 0.6, suite="other"),
     ]
-    output = compare(CompareConfig(evaluations=folders, output=str(tmp_path / "out"), tracking=OFF))
+    output = Path(compare(CompareConfig(evaluations=folders, output=str(tmp_path / "out"), tracking=OFF)))
     page, markdown = Page((output / "report.html").read_text()).text, (output / "report.md").read_text()
     assert "b is partial" in page
     assert "<b>x</b>" in page  # as text: the page would not have matched its tags otherwise
@@ -193,7 +197,7 @@ def test_compare_one_evaluation_alone_and_stale_plots_are_cleared(tmp_path: Path
     folder = write_evaluation(tmp_path / "a", "a", 0.5)
     (tmp_path / "out" / "plots").mkdir(parents=True)
     (tmp_path / "out" / "plots" / "training_losses.svg").write_text("old")
-    output = compare(CompareConfig(evaluations=[folder], output=str(tmp_path / "out"), tracking=OFF))
+    output = Path(compare(CompareConfig(evaluations=[folder], output=str(tmp_path / "out"), tracking=OFF)))
     assert not (output / "plots" / "training_losses.svg").exists()
     assert "Comparison of 1 model<" in (output / "report.html").read_text()
 
@@ -213,8 +217,50 @@ def test_compare_draws_the_trace_of_the_run_that_made_the_model(tmp_path: Path) 
         write_evaluation(tmp_path / "a", "a", 0.5),
         write_evaluation(tmp_path / "b", "b", 0.6, model_folder=str(run / "export_student")),
     ]
-    output = compare(CompareConfig(evaluations=folders, output=str(tmp_path / "out"), tracking=OFF))
+    output = Path(compare(CompareConfig(evaluations=folders, output=str(tmp_path / "out"), tracking=OFF)))
     assert (output / "plots" / "training_losses.svg").is_file()
+
+
+def test_compare_on_s3_writes_its_report_there_and_the_secret_of_its_uri_nowhere(
+    tmp_path: Path,
+    s3_bucket: str,
+    store: TrackingConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    named = s3_bucket.replace("://", "://KEY:hunter2secret@")
+    folders = [write_evaluation(f"{named}/evaluate/{label}", label, 0.6) for label in "ab"]
+    monkeypatch.setattr(sys, "stdout", MaskedStream(sys.stdout))  # as in every job
+    compare(CompareConfig(evaluations=folders, output=f"{named}/compare", tracking=store))
+    bucket = Storage(s3_bucket)
+    written = bucket.names_below()
+    assert {"compare/report.html", "compare/report.md", "compare/comparison.json"} <= set(written)
+    assert list(tmp_path.iterdir()) == []
+    printed = capsys.readouterr().out
+    assert "/compare/report.html" in printed
+    assert "hunter2secret" not in printed
+    assert not [name for name in written if b"hunter2secret" in bucket.read_bytes(name)]
+    files = [p for p in Path(store.uri.removeprefix("sqlite:///")).parent.rglob("*") if p.is_file()]
+    assert any(path.name == "report.html" for path in files)
+    assert not [path for path in files if b"hunter2secret" in path.read_bytes()]
+
+
+def test_compare_of_a_moved_folder_of_runs_finds_the_new_curve(tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "train" / "x"
+    run.mkdir(parents=True)
+    (run / "trace.jsonl").write_text("".join(f'{{"step": {s}, "loss": 1.0}}\n' for s in (1, 2)))
+    export = str(run / "export_student")
+    folder = write_evaluation(tmp_path / "runs" / "evaluate" / "a", "a", 0.5, model_folder=export)
+    assert str(tmp_path) not in Path(folder, SUMMARY).read_text()
+    shutil.move(tmp_path / "runs", tmp_path / "moved")
+    entry = str(tmp_path / "moved" / "evaluate" / "a")
+    output = Path(
+        compare(CompareConfig(evaluations=[entry], output=str(tmp_path / "moved" / "c"), tracking=OFF))
+    )
+    assert (output / "plots" / "training_losses.svg").is_file()
+    [model] = json.loads((output / "comparison.json").read_text())
+    assert model["model"]["folder"] == "../train/x/export_student"
 
 
 def test_compare_mlflow_runs_by_folder_or_by_artifacts_once_the_folder_is_gone(
@@ -224,14 +270,17 @@ def test_compare_mlflow_runs_by_folder_or_by_artifacts_once_the_folder_is_gone(
     for label, skill in (("base", 0.5), ("degla", 0.8)):
         folder = Path(write_evaluation(tmp_path / label, label, skill))
         fingerprint = json.loads((folder / "manifest.json").read_text())["fingerprint"]
-        run_id = tracking.find_or_create_run(store, label, fingerprint, {}, {FOLDER_TAG: str(folder)})
-        tracking.log_artifacts(store, run_id, folder / SUMMARY, ARTIFACTS)
-        tracking.log_artifacts(store, run_id, folder / "scores", f"{ARTIFACTS}/scores")
+        run_id = tracking.find_or_create_run(
+            store, label, fingerprint, str(folder), {}, {"degla.stage": STAGE}
+        )
+        storage = Storage(str(folder))
+        parts = [f"scores/{name}" for name in storage.names("scores")]
+        tracking.log_files(store, run_id, storage, [SUMMARY, *parts], ARTIFACTS)
         runs.append(str(run_id))
     config = CompareConfig(evaluations=runs, output=str(tmp_path / "out"), tracking=store)
-    before = json.loads((compare(config) / "comparison.json").read_text())
+    before = json.loads((Path(compare(config)) / "comparison.json").read_text())
     shutil.rmtree(tmp_path / "degla")
-    after = json.loads((compare(config) / "comparison.json").read_text())
+    after = json.loads((Path(compare(config)) / "comparison.json").read_text())
     assert after == before
     client = MlflowClient(tracking_uri=store.uri)
     found = client.search_runs(
@@ -249,7 +298,7 @@ def test_compare_entry_that_is_no_evaluation_is_one_line(tmp_path: Path, store: 
     StageFolder(str(tmp_path / "unfinished"), STAGE, {"a": 1}, num_shards=1)
     broken = write_evaluation(tmp_path / "broken", "b", 0.5)
     (tmp_path / "broken" / SUMMARY).write_text("{}")
-    training = tracking.find_or_create_run(store, "train", "fp-train", {}, {"degla.stage": "train"})
+    training = tracking.find_or_create_run(store, "train", "fp-train", "folder", {}, {"degla.stage": "train"})
     for entry, message in {
         str(tmp_path / "absent"): "no such folder",
         str(tmp_path / "plain"): "without manifest.json",

@@ -40,7 +40,7 @@ from degla_ray.evaluation.disagreements import disagreements
 from degla_ray.evaluation.pictures import FilePictures
 from degla_ray.evaluation.published_rows import FOLDER, published_points, published_tables
 from degla_ray.evaluation.report import console_tables
-from degla_ray.evaluation.summary import STAGE, SUMMARY, Summary, summarise
+from degla_ray.evaluation.summary import STAGE, Summary, summarise, write_summary
 from degla_ray.evaluation.thumbnails import SIZE, thumbnails
 from degla_ray.schema import CAPTIONS, CHOICE_ITEMS, CLASS_ITEMS, ITEMS
 from degla_ray.shards import StageFolder
@@ -156,7 +156,7 @@ def evaluation(
     summary = summarise(base, benchmarks, scored, dict.fromkeys(lost, "gone"), bootstrap_samples=100)
     stage.write_part("scores", 0, pa.concat_tables([s.scores for s in scored]))
     stage.write_part("items", 0, pa.concat_tables([items_of(b) for b in benchmarks]))
-    stage.storage.write_json(summary.to_json(), SUMMARY)
+    write_summary(stage.storage, summary)
     stage.write_receipt(0, {})
     stage.finish()
     return str(folder)
@@ -266,7 +266,7 @@ def test_compare_stands_among_published_rows_with_dashes_and_partial_marks(tmp_p
         evaluation(tmp_path / "base", "base", whole, 1, 0.3),
         evaluation(tmp_path / "tuned", "tuned", part, 2, 0.8, lost=[image_key(SOURCE, "0.png")]),
     ]
-    output = compare(CompareConfig(evaluations=folders, output=str(tmp_path / "out"), tracking=OFF))
+    output = Path(compare(CompareConfig(evaluations=folders, output=str(tmp_path / "out"), tracking=OFF)))
     page, markdown, content = report(output)
     for text in (
         "SugarCrepe",
@@ -302,7 +302,7 @@ def test_compare_without_a_published_column_shows_no_published_table(tmp_path: P
     folder = evaluation(
         tmp_path / "a", "a", [choice("nlvr", ("dev",)), choice("winoground", ("group",))], 1, 0.5
     )
-    output = compare(CompareConfig(evaluations=[folder], output=str(tmp_path / "out"), tracking=OFF))
+    output = Path(compare(CompareConfig(evaluations=[folder], output=str(tmp_path / "out"), tracking=OFF)))
     page, markdown, _ = report(output)
     assert "Among published" not in page.text
     assert "published" not in markdown
@@ -511,7 +511,7 @@ def test_compare_shows_disagreements_with_pictures_and_texts_as_they_stand(
     ]
     tracking = TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db", experiment="published")
     config = CompareConfig(evaluations=folders, output=str(tmp_path / "out"), tracking=tracking)
-    output = compare(config)
+    output = Path(compare(config))
     compare(config)  # once more, into the same run
     page, markdown, content = report(output)
     assert content[0]["disagreements"] == []

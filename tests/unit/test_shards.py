@@ -23,11 +23,13 @@ from degla_ray.shards import (
     MANIFEST,
     StageFolder,
     Storage,
+    absolute_from,
     canonical,
     fingerprint,
     flatten,
     part_name,
     read_complete,
+    relative_to,
     shard_of,
 )
 
@@ -106,6 +108,26 @@ def test_fingerprint_of_other_values_differs(one: object, other: object) -> None
 def test_canonical_survives_json() -> None:
     value = canonical({"a": _Settings(0.1), "b": [1, None, True, "x"]})
     assert json.loads(json.dumps(value)) == value
+
+
+@pytest.mark.parametrize(
+    ("base", "path", "written"),
+    [
+        ("/a/runs/evaluate/x", "/a/runs/train/y/export", "../../train/y/export"),
+        ("/a/runs/evaluate/x", "/a/runs/evaluate/x/features", "./features"),
+        ("/a/runs/evaluate/x", "/data/coco", "/data/coco"),
+        ("/a/b", "/c", "/c"),
+        ("/a/runs/x", "s3://bucket/y", "s3://bucket/y"),
+        ("s3://bucket/runs/x", "s3://bucket/runs/y", "../y"),
+        ("s3://bucket/x", "s3://other/y", "s3://other/y"),
+        ("s3://bucket/x", "/a/y", "/a/y"),
+    ],
+)
+def test_relative_to_names_what_is_near_from_the_folder(base: str, path: str, written: str) -> None:
+    value = {"folder": path, "n": 1, "names": [path, "scenes-base", None]}
+    there = relative_to(base, value)
+    assert there == {"folder": written, "n": 1, "names": [written, "scenes-base", None]}
+    assert absolute_from(base, there) == value
 
 
 def test_flatten_names_every_leaf() -> None:

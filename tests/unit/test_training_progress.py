@@ -43,7 +43,7 @@ def test_describe_says_everything_of_the_moment() -> None:
 
 def test_monitor_logs_exact_values_at_fixed_steps_and_the_last(tmp_path: Path) -> None:
     config = TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db")
-    run_id = tracking.find_or_create_run(config, "run", "f", {})
+    run_id = tracking.find_or_create_run(config, "run", "f", "folder", {})
     assert run_id is not None
     run = Storage(str(tmp_path / "run"))
     lines = "".join(f'{{"step": {s}, "loss": {s / 3!r}, "lr": 0.1}}\n' for s in range(1, 506))
@@ -54,13 +54,29 @@ def test_monitor_logs_exact_values_at_fixed_steps_and_the_last(tmp_path: Path) -
     curve = MlflowClient(config.uri).get_metric_history(run_id, "train/loss")
     assert {point.step: point.value for point in curve} == {s: s / 3 for s in [*range(3, 505, 3), 505]}
     assert MlflowClient(config.uri).get_run(run_id).data.metrics["train/samples_per_s"] == 431.7
+    with Monitor(run, "run", 505, config, run_id, done=100):  # killed at the end, continued after step 100
+        pass
+    assert MlflowClient(config.uri).get_metric_history(run_id, "train/loss") == curve
+
+
+def test_monitor_validation_whose_note_a_kill_prevented_is_logged_once(tmp_path: Path) -> None:
+    config = TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db")
+    run_id = tracking.find_or_create_run(config, "run", "f", "folder", {})
+    run = Storage(str(tmp_path / "run"))
+    done = Validation(step=100, state="done", metrics={"composition": 0.6}, headline="composition")
+    run.write_json(dataclasses.asdict(done), "evaluations", "step-000000100.json")
+    tracking.log_metrics(config, run_id, {"validation/composition": 0.6}, 100)
+    with Monitor(run, "run", 505, config, run_id, done=100):
+        pass
+    curve = MlflowClient(config.uri).get_metric_history(run_id or "", "validation/composition")
+    assert [(point.step, point.value) for point in curve] == [(100, 0.6)]
 
 
 def test_monitor_tells_of_validations_once_and_logs_them_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db")
-    run_id = tracking.find_or_create_run(config, "run", "f", {})
+    run_id = tracking.find_or_create_run(config, "run", "f", "folder", {})
     run = Storage(str(tmp_path / "run"))
     done = Validation(step=100, state="done", metrics={"composition": 0.6}, headline="composition")
     set_logged(run, done)

@@ -1,0 +1,51 @@
+"""Secrets in settings, hidden wherever a setting is shown or written.
+
+A URI may carry a password (`https://USER:PASSWORD@HOST`, `s3://KEY:SECRET@BUCKET`, `?api_key=…`). Everything
+that is written as JSON, hashed, logged to MLflow or printed goes through `masked`; only what is opened keeps
+the secret. Passwords are better
+given in the environment variables of the store.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import TextIO
+
+MASK = "***"
+_USERINFO = re.compile(
+    r"""://(?: [^\s/'"]*@                          # all before the last @ of the host part
+          | [^\s/@:'"]*:(?!\d{1,5}/)[^\s@'"]*@ )    # also a secret that holds a / as it is
+    """,
+    re.VERBOSE,
+)
+_QUERY = re.compile(
+    r"""([?&;][^=&\s'"]{0,40}(?:secret|passw|pwd|token|access_?key|api_?key|signature|credential)"""
+    r"""[^=&\s'"]{0,40}=)[^&\s#'"]+""",
+    re.IGNORECASE,
+)
+
+
+def masked(text: str) -> str:
+    """`text` with the credentials of every URI in it replaced by `***`."""
+    if "://" not in text:
+        return text
+    return _QUERY.sub(rf"\1{MASK}", _USERINFO.sub(f"://{MASK}@", text))
+
+
+class MaskedStream:
+    """A text stream that hides secrets in what is written to it, and is the wrapped stream otherwise."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        self._stream.write(masked(text))
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._stream, name)
