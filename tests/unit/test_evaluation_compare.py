@@ -186,7 +186,7 @@ def test_compare_random_weights_are_said_in_every_form_of_the_report(tmp_path: P
         write_evaluation(tmp_path / "a", "a", 0.5, source="runs/x"),
         write_evaluation(tmp_path / "b", "b", 0.6, source="random"),
     ]
-    output = compare(CompareConfig(evaluations=folders, output=str(tmp_path / "out"), tracking=OFF))
+    output = Path(compare(CompareConfig(evaluations=folders, output=str(tmp_path / "out"), tracking=OFF)))
     page, markdown = Page((output / "report.html").read_text()).text, (output / "report.md").read_text()
     for text in (page, markdown, " ".join(capsys.readouterr().out.split())):
         assert "b (random weights)" in text
@@ -283,9 +283,8 @@ def test_compare_mlflow_runs_by_folder_or_by_artifacts_once_the_folder_is_gone(
     after = json.loads((Path(compare(config)) / "comparison.json").read_text())
     assert after == before
     client = MlflowClient(tracking_uri=store.uri)
-    found = client.search_runs(
-        [client.get_experiment_by_name("compare").experiment_id], "tags.`degla.stage` = 'compare'"
-    )
+    experiment = client.get_experiment_by_name("compare").experiment_id
+    found = client.search_runs([experiment], f"tags.`degla.folder` = '{tmp_path / 'out'}'")
     assert len(found) == 1  # the second call found the first one's run
     assert found[0].data.metrics["degla/composition"] == before[1]["results"]["composition"]["score"]["value"]
     names = {a.path for a in client.list_artifacts(found[0].info.run_id)}

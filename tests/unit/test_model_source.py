@@ -127,7 +127,10 @@ def test_chain_mistyped_model_is_told_of_before_the_first_stage(tmp_path):
         ({"base_model": {"name": "scenes-bse"}}, r"base_model\.name.*scenes-base"),
         ({"base_model": {"name": "flickr-small"}}, r"base_model\.random_init true"),
         ({"fine_tune": {"a": {"model": {"pretrained": "b.pt"}}}}, r"fine_tune\.a\.model\.pretrained"),
-        ({"pretrain": {"model": {"name": "ViT-B-23"}}}, r"pretrain\.model\.name"),
+        (
+            {"base_model": {"name": "ViT-B-23"}, "pretrain": {"objective": {"name": "clip"}}},
+            r"base_model\.name",
+        ),
     ):
         with pytest.raises(SettingError, match=message):
             run_chain(dataclasses.replace(config, **changed))
