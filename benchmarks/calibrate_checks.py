@@ -23,10 +23,10 @@ from rich.console import Console
 from rich.table import Table
 
 from degla_ray.negatives.checks import Candidate, first_failure
-from degla_ray.negatives.gate import Gate
-from degla_ray.negatives.ledger import State
+from degla_ray.negatives.llm.ledger import State
+from degla_ray.negatives.llm.quality import Gate
+from degla_ray.negatives.llm.vllm_actor import BLANK
 from degla_ray.negatives.rules import RuleEngine
-from degla_ray.negatives.vllm_actor import BLANK
 
 FILE = Path(__file__).resolve().parents[1] / "tests" / "golden" / "negatives_calibration.jsonl"
 TRUE_NEGATIVES = ("good", "wrong_edit")

@@ -32,11 +32,11 @@ from torchvision.transforms import v2
 
 from degla_ray import ray_setup
 from degla_ray.config import DataConfig, Flickr8kConfig, PrepareConfig, RayConfig
+from degla_ray.loader.decode import BatchSpec
+from degla_ray.loader.feed import Feed, end_decoders, start_decoders
+from degla_ray.loader.order import BatchOrder
+from degla_ray.loader.samples import load_samples
 from degla_ray.sources.prepare import prepare
-from degla_ray.training.data import Feed, end_decoders, start_decoders
-from degla_ray.training.decode import BatchSpec
-from degla_ray.training.order import BatchOrder
-from degla_ray.training.samples import load_samples
 
 MODEL, SIZE = "ViT-B-32-quickgelu", 224
 ROUNDS = 3

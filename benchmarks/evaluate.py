@@ -27,13 +27,14 @@ from rich.table import Table
 
 from degla_ray import ray_setup
 from degla_ray.config import ModelConfig, RayConfig
-from degla_ray.evaluation import encode as encoding
+from degla_ray.encoding import encode as encoding
+from degla_ray.encoding.images import FilePictures
+from degla_ray.encoding.needs import Needs
 from degla_ray.evaluation.benchmarks.base import Rule
 from degla_ray.evaluation.benchmarks.choice import Choice
-from degla_ray.evaluation.needs import Needs
-from degla_ray.evaluation.pictures import FilePictures
-from degla_ray.model.build import LoadedModel, build
+from degla_ray.model.build import build
 from degla_ray.model.encode import OpenClipModel
+from degla_ray.model.loaded import LoadedModel
 from degla_ray.schema import CHOICE_ITEMS
 
 ITEMS_PER_PICTURE = 4.8  # SugarCrepe: 7,511 over 1,560

@@ -27,7 +27,7 @@ ENGINE = {
     "max_model_len": 2048,
     "enforce_eager": True,
     "enable_prefix_caching": True,
-    "enable_chunked_prefill": False,  # vLLM 0.32 on a CPU: see degla_ray/negatives/engine.py
+    "enable_chunked_prefill": False,  # vLLM 0.32 on a CPU: see degla_ray/negatives/llm/engines.py
     "max_num_batched_tokens": 4096,
 }
 
@@ -53,7 +53,7 @@ def compare(options: argparse.Namespace) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from degla_ray.negatives.prompting import load_prompts
+    from degla_ray.negatives.llm.prompting import load_prompts
     from degla_ray.schema import Kind
 
     questions = make_questions(options.answers)
@@ -81,8 +81,8 @@ def compare(options: argparse.Namespace) -> None:
 
 def make_questions(number: int) -> list[dict[str, Any]]:
     """Captions of scenes that can have all kinds, by kind."""
-    from degla_ray.negatives.gate import Gate
-    from degla_ray.negatives.generation import question
+    from degla_ray.negatives.llm.generation import question
+    from degla_ray.negatives.llm.quality import Gate
     from degla_ray.schema import Kind
 
     kinds, gate = list(Kind), Gate("vllm", "benchmark")
@@ -105,10 +105,10 @@ def pipeline(options: argparse.Namespace, questions: list[dict[str, Any]], promp
     """Answers a second, from when the engine is ready; the other stages' start counts."""
     from degla_ray import ray_setup
     from degla_ray.config import GenerationConfig, NegativesConfig, RayConfig, VLLMConfig
-    from degla_ray.negatives.engine import COMPLETERS
-    from degla_ray.negatives.engine_pool import engine_pool
-    from degla_ray.negatives.generation import Job, ask
-    from degla_ray.negatives.prompting import prompt_sha
+    from degla_ray.negatives.llm.engines import COMPLETERS
+    from degla_ray.negatives.llm.generation import Job, ask
+    from degla_ray.negatives.llm.pool import engine_pool
+    from degla_ray.negatives.llm.prompting import prompt_sha
 
     config = NegativesConfig(
         prepared="",

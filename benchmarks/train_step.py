@@ -40,9 +40,9 @@ from degla_ray.config import (
     TeacherConfig,
     TrainConfig,
 )
+from degla_ray.loader.feed import LocalBatch
 from degla_ray.model import LoadedModel, Teacher, build
 from degla_ray.model.encode import OpenClipModel
-from degla_ray.training.data import LocalBatch
 from degla_ray.training.gradients import Gradients
 from degla_ray.training.optimizer import build_optimizer, clamp_logit_scale
 

@@ -28,13 +28,14 @@ from degla_ray.config import (
     TrainConfig,
 )
 from degla_ray.errors import SettingError
-from degla_ray.evaluation.compare import compare
 from degla_ray.evaluation.run import check, evaluate
 from degla_ray.lease import Lease
-from degla_ray.model_source import check_model
+from degla_ray.model.source import check_model
 from degla_ray.negatives.pipeline import generate
-from degla_ray.shards import Storage
+from degla_ray.reporting.compare import compare
+from degla_ray.reporting.generation import publish
 from degla_ray.sources.prepare import prepare
+from degla_ray.storage import Storage
 from degla_ray.training.trainer import train
 
 console = Console()
@@ -81,7 +82,7 @@ def _run_chain(config: ChainConfig, plan: _Plan) -> str:
     _announce("prepare", plan.prepare.output)
     prepare(plan.prepare)
     _announce("negatives", plan.negatives.output)
-    generate(plan.negatives)
+    generate(plan.negatives, publish)
     check(plan.evaluate)  # names of benchmarks and splits, which only the test sets decide
 
     base_model, base_folder = plan.base_model, "base"

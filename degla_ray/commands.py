@@ -42,8 +42,9 @@ def _prepare(config: PrepareConfig) -> None:
 
 def _negatives(config: NegativesConfig) -> None:
     from degla_ray.negatives.pipeline import generate
+    from degla_ray.reporting.generation import publish
 
-    generate(config)
+    generate(config, publish)
     _next(f"train --name first --data.prepared {config.prepared} --data.negatives {config.output}")
 
 
@@ -61,20 +62,24 @@ def _train(config: TrainConfig) -> None:
 
 
 def _evaluate(config: EvaluateConfig) -> None:
-    from degla_ray.evaluation.run import evaluate
+    from rich.console import Console
 
-    evaluate(config)
+    from degla_ray.evaluation.run import evaluate
+    from degla_ray.reporting.tables import summary_tables
+
+    for table in summary_tables(evaluate(config)):
+        Console().print(table)
     _next(f"compare --evaluations BASE {config.output}  (BASE: the evaluation of the model before training)")
 
 
 def _compare(config: CompareConfig) -> None:
-    from degla_ray.evaluation.compare import compare
+    from degla_ray.reporting.compare import compare
 
     compare(config)
 
 
 def _interpolate(config: InterpolateConfig) -> None:
-    from degla_ray.evaluation.sweep_alpha import sweep
+    from degla_ray.tuning.interpolation import sweep
 
     sweep(config)
 
@@ -83,7 +88,7 @@ def _export(config: ExportConfig) -> None:
     from degla_ray.model.build import build_with_weights
     from degla_ray.model.export import export, export_huggingface, said_besides
     from degla_ray.model.pyfunc import save_pyfunc
-    from degla_ray.model_source import Kind, find_model
+    from degla_ray.model.source import Kind, find_model
 
     write = {"open_clip": export, "huggingface": export_huggingface, "mlflow": save_pyfunc}[config.format]
     loaded = build_with_weights(config.model)
@@ -94,7 +99,7 @@ def _export(config: ExportConfig) -> None:
 
 
 def _tune(config: TuneConfig) -> None:
-    from degla_ray.tuning import tune
+    from degla_ray.tuning.sweep import tune
 
     tune(config)
 
@@ -110,13 +115,13 @@ def _chain(config: ChainConfig) -> None:
 
 
 def _neighbours(config: NeighboursConfig) -> None:
-    from degla_ray.negatives.neighbours import find_neighbours
+    from degla_ray.encoding.neighbours import find_neighbours
 
     find_neighbours(config)
 
 
 def _fetch_benchmarks(config: FetchConfig) -> None:
-    from degla_ray.evaluation.fetch import fetch_benchmarks
+    from degla_ray.evaluation.downloads.fetch import fetch_benchmarks
 
     if not fetch_benchmarks(config):
         sys.exit(1)

@@ -31,7 +31,8 @@ from types import TracebackType
 import pyarrow.fs as pafs
 
 from degla_ray.errors import DataError, DeglaError, SettingError
-from degla_ray.shards import Storage, is_complete
+from degla_ray.stage import is_complete
+from degla_ray.storage import Storage
 
 HEARTBEAT_S = 10.0
 """Seconds between two touches of an owner's claim."""

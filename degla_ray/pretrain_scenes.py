@@ -31,8 +31,8 @@ from degla_ray.model.export import export
 from degla_ray.model.tokenizer import train_tokenizer
 from degla_ray.model.towers import with_grid
 from degla_ray.schema import CAPTIONS
-from degla_ray.shards import Storage
 from degla_ray.sources.prepare import prepare
+from degla_ray.storage import Storage
 from degla_ray.training.trainer import train
 
 ARCHITECTURE = Path(__file__).parent / "model" / "configs" / "scenes-tiny.json"

@@ -24,8 +24,9 @@ from typing import TYPE_CHECKING, Any
 
 from degla_ray.config import TrackingConfig
 from degla_ray.errors import DataError, SettingError
+from degla_ray.identity import canonical, flatten
 from degla_ray.masking import masked
-from degla_ray.shards import Storage, canonical, flatten
+from degla_ray.storage import Storage
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

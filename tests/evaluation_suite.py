@@ -13,7 +13,8 @@ from PIL import Image
 
 from degla_ray.evaluation.benchmarks.suite import SCENES_SUBSETS
 from degla_ray.schema import CAPTIONS, CHOICE_ITEMS, CLASS_ITEMS, IMAGES
-from degla_ray.shards import Storage, part_name
+from degla_ray.stage import part_name
+from degla_ray.storage import Storage
 
 PART = part_name(0, 1)
 COLOURS = ("red", "green", "blue", "yellow")

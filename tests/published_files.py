@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from degla_ray.evaluation.benchmarks.base import Benchmark, Features, Scored, scores_table
+from degla_ray.encoding.features import FeatureTable
+from degla_ray.evaluation.benchmarks.base import Benchmark, Scored, scores_table
 from degla_ray.evaluation.summary import Summary, summarise
-from degla_ray.shards import Storage
+from degla_ray.storage import Storage
 
 
 def write_json(folder: Path, name: str, content: Any) -> Path:
@@ -39,13 +40,13 @@ def printed_rows(real_data: Path, table: str) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def tied_features(benchmark: Benchmark, seed: int, missing: Collection[str] = ()) -> Features:
-    """Features of so few directions that many texts, and many pictures, have the very same."""
+def tied_features(benchmark: Benchmark, seed: int, missing: Collection[str] = ()) -> FeatureTable:
+    """FeatureTable of so few directions that many texts, and many pictures, have the very same."""
     rng = np.random.default_rng(seed)
     keys, texts = sorted(benchmark.image_keys() - set(missing)), sorted(benchmark.texts())
     directions = rng.normal(size=(7, 24)).astype(np.float32)
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
-    return Features(
+    return FeatureTable(
         img_ND=directions[rng.integers(0, 7, len(keys))],
         txt_MD=directions[rng.integers(0, 7, len(texts))],
         image_row={key: i for i, key in enumerate(keys)},
@@ -53,14 +54,14 @@ def tied_features(benchmark: Benchmark, seed: int, missing: Collection[str] = ()
     )
 
 
-def feature(features: Features, name: str) -> list[float]:
+def feature(features: FeatureTable, name: str) -> list[float]:
     """Of a picture, by its `image_key`, or of a text."""
     if name in features.image_row:
         return [float(x) for x in features.img_ND[features.image_row[name]]]
     return [float(x) for x in features.txt_MD[features.text_row[name]]]
 
 
-def similarity(features: Features, a: str, b: str) -> float:
+def similarity(features: FeatureTable, a: str, b: str) -> float:
     return sum(x * y for x, y in zip(feature(features, a), feature(features, b), strict=True))
 
 

@@ -20,7 +20,7 @@ from degla_ray.config import (
     TrainConfig,
 )
 from degla_ray.schema import CAPTIONS, IMAGES, NEGATIVES, Kind
-from degla_ray.shards import StageFolder, shard_of
+from degla_ray.stage import StageFolder, shard_of
 
 Row = dict[str, Any]
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "white": (240, 240, 240)}

@@ -156,7 +156,7 @@ class FetchConfig:
     images: bool = True
     """Also the pictures; without them only annotations, a few megabytes."""
     catalogue: str | None = None
-    """Another list of what lies where, e.g. with mirrors; none: degla_ray/evaluation/downloads.yaml."""
+    """Another list of files and their places, e.g. with mirrors; null takes the package's own."""
 
     def __post_init__(self) -> None:
         require(bool(self.benchmarks), "benchmarks", self.benchmarks, "at least one, or [all]")

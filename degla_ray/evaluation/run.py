@@ -19,32 +19,35 @@ from rich.progress import Progress
 
 from degla_ray import ray_setup, tracking
 from degla_ray.config import EvaluateConfig
+from degla_ray.encoding import encode as encoding
+from degla_ray.encoding import images as pictures
+from degla_ray.encoding.feature_cache import FeatureCache
+from degla_ray.encoding.images import ParquetPictures, PictureSource
+from degla_ray.encoding.needs import Encoded, Needs
 from degla_ray.errors import SettingError
-from degla_ray.evaluation import encode as encoding
-from degla_ray.evaluation import pictures
 from degla_ray.evaluation.benchmarks import published, suite
 from degla_ray.evaluation.benchmarks.base import Benchmark, Scored
 from degla_ray.evaluation.benchmarks.negatives import own_negatives
 from degla_ray.evaluation.benchmarks.retrieval import Retrieval
-from degla_ray.evaluation.feature_cache import FeatureCache
-from degla_ray.evaluation.needs import Encoded, Needs
-from degla_ray.evaluation.pictures import ParquetPictures, PictureSource
-from degla_ray.evaluation.report import has_random_weights, headline, summary_tables
 from degla_ray.evaluation.summary import (
     ARTIFACTS,
     PREPARED_RETRIEVAL,
     STAGE,
     SUMMARY,
     Summary,
+    has_random_weights,
+    headline,
     read_summary,
     summarise,
     write_summary,
 )
 from degla_ray.lease import owned
-from degla_ray.model.build import LoadedModel, build_with_weights
-from degla_ray.model_source import Kind, check_model, find_model
+from degla_ray.model.build import build_with_weights
+from degla_ray.model.loaded import LoadedModel
+from degla_ray.model.source import Kind, check_model, find_model
 from degla_ray.schema import CAPTIONS, ITEMS, NEGATIVES
-from degla_ray.shards import StageFolder, Storage, read_complete
+from degla_ray.stage import StageFolder, read_complete
+from degla_ray.storage import Storage
 
 PREPARED = "prepared"
 OWN_CACHE = "features"  # in the output folder, while the evaluation runs
@@ -285,8 +288,6 @@ def _track(config: EvaluateConfig, summary: Summary, identity: dict[str, Any]) -
 
 
 def _print(summary: Summary) -> None:
-    for table in summary_tables(summary):
-        console.print(table)
     if has_random_weights(summary):
         console.print("[bold red]random weights[/]: nothing was learned or loaded, as model.random_init asks")
     n, missing = sum(s.n for s in summary.subsets), sum(s.missing for s in summary.subsets)

@@ -22,7 +22,8 @@ from degla_ray.evaluation.benchmarks.base import Benchmark, Scored
 from degla_ray.evaluation.benchmarks.negatives import NAME as NEGATIVES
 from degla_ray.evaluation.benchmarks.zero_shot import ZERO_SHOT_ELEVEN
 from degla_ray.evaluation.statistics import Mean, interval, mean_of
-from degla_ray.shards import Storage, absolute_from, read_complete, relative_to
+from degla_ray.stage import absolute_from, read_complete
+from degla_ray.storage import Storage, relative_to
 
 STAGE = "evaluate"
 SUMMARY = "summary.json"
@@ -243,3 +244,27 @@ def read_evaluation(uri: str) -> tuple[Storage, Summary]:
     """
     storage, _ = read_complete(uri, STAGE)
     return storage, read_summary(storage)
+
+
+def percent(value: float | None) -> str:
+    """`83.4`; a dash for none."""
+    return "–" if value is None else f"{100 * value:.1f}"
+
+
+def value_text(score: Score | None) -> str:
+    """Percent with the partial mark."""
+    return percent(None if score is None else score.value) + (
+        "†" if score is not None and score.partial else ""
+    )
+
+
+def headline(summary: Summary, benchmark: Benchmark) -> str:
+    """A line on a benchmark as soon as it is scored: its averages, or its subsets where it has none."""
+    names = list(benchmark.averages) or [f"{benchmark.name}/{subset}" for subset in benchmark.subsets]
+    scores = [(name.rpartition("/")[2], summary.score(name)) for name in names]
+    return f"{benchmark.name}: " + ", ".join(f"{name} {value_text(score)}" for name, score in scores)
+
+
+def has_random_weights(summary: Summary) -> bool:
+    """Whether the model had learned nothing, which only `model.random_init` lets an evaluation use."""
+    return summary.model.get("source") == "random"

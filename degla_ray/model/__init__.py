@@ -1,8 +1,35 @@
-"""open_clip models: build, load, encode, average, export."""
+"""open_clip models: find, build, load, encode, average, export.
 
-from degla_ray.model.build import LoadedModel, build, load
-from degla_ray.model.encode import encode_image, encode_text
-from degla_ray.model.export import export
-from degla_ray.model.teacher import Teacher
+The names below are imported at first use: what a model's name stands for (`source.py`, `files.py`) is known
+without torch, which takes seconds to import.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from degla_ray.model.build import build, load
+    from degla_ray.model.encode import encode_image, encode_text
+    from degla_ray.model.export import export
+    from degla_ray.model.loaded import LoadedModel
+    from degla_ray.model.teacher import Teacher
 
 __all__ = ["LoadedModel", "Teacher", "build", "encode_image", "encode_text", "export", "load"]
+
+_MODULES = {
+    "LoadedModel": "loaded",
+    "Teacher": "teacher",
+    "build": "build",
+    "encode_image": "encode",
+    "encode_text": "encode",
+    "export": "export",
+    "load": "build",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -14,14 +14,14 @@ import open_clip
 from open_clip.pretrained import get_pretrained_cfg
 
 from degla_ray.errors import SettingError
-from degla_ray.model.weights import read_metadata
-from degla_ray.model_files import (
+from degla_ray.model.files import (
     CLIP_MODEL_WEIGHTS,
     OPEN_CLIP_CONFIG,
     OPEN_CLIP_WEIGHTS,
     clip_model_config,
     read_json,
 )
+from degla_ray.model.weights import read_metadata
 
 Activation = Literal["quickgelu", "gelu"]
 METADATA_KEY = "degla_activation"  # in the header of the safetensors files we write

@@ -3,7 +3,7 @@
     from degla_ray.model import load
     loaded = load("runs/train/my-run/export_student")
 
-`degla_ray.model_source` says what a name stands for: an open_clip name, a JSON config, a folder of
+`degla_ray.model.source` says what a name stands for: an open_clip name, a JSON config, a folder of
 open_clip's or of Hugging Face's `CLIPModel`, a repository on the Hub, or `scenes-base`. Building ViT-B/32 on
 a CPU takes about 2 s, most of it initialising weights that are then overwritten.
 """
@@ -15,7 +15,7 @@ import logging
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -31,10 +31,7 @@ from degla_ray.model import (
     preprocess,
     towers,  # noqa: F401 - registers our tower in timm
 )
-from degla_ray.model.activation import Activation
-from degla_ray.model.hub import hub_folder
-from degla_ray.model.weights import load_weights, read_state_dict
-from degla_ray.model_files import (
+from degla_ray.model.files import (
     OPEN_CLIP_CONFIG,
     OPEN_CLIP_WEIGHTS,
     WEIGHT_SUFFIXES,
@@ -43,7 +40,9 @@ from degla_ray.model_files import (
     refuse_code_in_config,
     weights_in,
 )
-from degla_ray.model_source import (
+from degla_ray.model.hub import hub_folder
+from degla_ray.model.loaded import RANDOM, LoadedModel
+from degla_ray.model.source import (
     Kind,
     Source,
     check_model,
@@ -52,40 +51,12 @@ from degla_ray.model_source import (
     open_folder,
     refuse_random,
 )
-from degla_ray.shards import Storage
+from degla_ray.model.weights import load_weights, read_state_dict
+from degla_ray.storage import Storage
 
 CONFIG_FILE = OPEN_CLIP_CONFIG
 WEIGHTS_FILE = OPEN_CLIP_WEIGHTS[0]
 DEGLA_FILE = "degla.json"
-RANDOM = "random"
-
-
-@dataclass(kw_only=True)
-class LoadedModel:
-    """A model ready to encode, on the CPU, in train mode as open_clip leaves it.
-
-    Attributes:
-        model: open_clip CLIP or CustomTextCLIP; encode through `degla_ray.model.encode`.
-        tokenizer: list of B captions -> int64 [B, context_length]; `context_length` may be given.
-        preprocess_cfg: open_clip's: size (height, width), mean, std, interpolation, resize_mode, …
-        activation: what the model computes with.
-        name: as in the settings.
-        model_cfg: open_clip's model config, as its JSON files hold it.
-        source: where the weights came from.
-    """
-
-    model: nn.Module
-    tokenizer: Callable[..., Tensor]
-    preprocess_cfg: dict[str, Any]
-    activation: Activation
-    name: str
-    model_cfg: dict[str, Any] = field(repr=False)
-    source: str = RANDOM
-
-    @property
-    def is_random(self) -> bool:
-        """Whether nothing was learned or loaded."""
-        return self.source == RANDOM
 
 
 @dataclass(kw_only=True)

@@ -21,11 +21,13 @@ from safetensors.torch import save
 from torch import Tensor
 
 import degla_ray
+from degla_ray.identity import canonical
 from degla_ray.model import huggingface
 from degla_ray.model.activation import METADATA_KEY
-from degla_ray.model.build import CONFIG_FILE, DEGLA_FILE, WEIGHTS_FILE, LoadedModel
+from degla_ray.model.build import CONFIG_FILE, DEGLA_FILE, WEIGHTS_FILE
+from degla_ray.model.loaded import LoadedModel
 from degla_ray.model.towers import AVERAGED, WITH_GRID
-from degla_ray.shards import Storage, canonical
+from degla_ray.storage import Storage
 
 README_FILE = "README.md"
 _OPEN_CLIP_README = """\

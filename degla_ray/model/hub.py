@@ -14,8 +14,8 @@ from huggingface_hub.errors import (
 )
 
 from degla_ray.errors import DataError
-from degla_ray.model_files import CLIP_MODEL_WEIGHTS, INDEX_SUFFIX, OPEN_CLIP_WEIGHTS
-from degla_ray.model_source import HUB
+from degla_ray.model.files import CLIP_MODEL_WEIGHTS, INDEX_SUFFIX, OPEN_CLIP_WEIGHTS
+from degla_ray.model.source import HUB
 
 _SMALL_FILES = ("*.json", "*.txt", "*.model")  # configs, the tokenizer's files; never *.py
 

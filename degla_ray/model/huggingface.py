@@ -22,10 +22,10 @@ from torch import Tensor
 
 from degla_ray.errors import DataError
 from degla_ray.model import preprocess
-from degla_ray.model_files import CLIP_MODEL_CONFIG, CLIP_MODEL_WEIGHTS
+from degla_ray.model.files import CLIP_MODEL_CONFIG, CLIP_MODEL_WEIGHTS
 
 if TYPE_CHECKING:
-    from degla_ray.model.build import LoadedModel
+    from degla_ray.model.loaded import LoadedModel
 
 CONFIG_FILE = CLIP_MODEL_CONFIG
 WEIGHTS_FILE = CLIP_MODEL_WEIGHTS[0]

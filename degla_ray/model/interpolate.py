@@ -11,7 +11,7 @@ import dataclasses
 import torch
 
 from degla_ray.errors import DataError
-from degla_ray.model.build import LoadedModel
+from degla_ray.model.loaded import LoadedModel
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ from open_clip.transform import PreprocessCfg
 
 from degla_ray.config import ModelConfig
 from degla_ray.errors import DataError, SettingError
-from degla_ray.shards import Storage
+from degla_ray.storage import Storage
 
 CONFIG_FILE = "open_clip_config.json"
 RESAMPLE = {"bilinear": 2, "bicubic": 3}

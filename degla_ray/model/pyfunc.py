@@ -29,10 +29,11 @@ from torch import Tensor
 
 import degla_ray
 from degla_ray.errors import SettingError
-from degla_ray.model.build import LoadedModel, load
+from degla_ray.model.build import load
 from degla_ray.model.encode import encode_image, encode_text
 from degla_ray.model.export import export
-from degla_ray.shards import Storage
+from degla_ray.model.loaded import LoadedModel
+from degla_ray.storage import Storage
 
 # Of any type: MLflow decodes `binary` in two of the four JSON forms only, stops all rows at a null image, and
 # makes the caption "None" of a null one.

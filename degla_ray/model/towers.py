@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
 
 if TYPE_CHECKING:
-    from degla_ray.model.build import LoadedModel
+    from degla_ray.model.loaded import LoadedModel
 
 AVERAGED, WITH_GRID = "test_nfnet", "nfnet_grid"
 CELLS = 2  # along each side

@@ -25,8 +25,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from degla_ray.errors import DataError
-from degla_ray.model_files import INDEX_SUFFIX, shards_of
-from degla_ray.model_source import check_weights
+from degla_ray.model.files import INDEX_SUFFIX, check_weights, shards_of
 
 _STATE_KEYS = ("state_dict", "model_state_dict", "model", "module")
 # FSDP, torch.compile, activation checkpointing and Lightning put these anywhere in a name.

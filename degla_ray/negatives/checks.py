@@ -16,10 +16,10 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
 
-from degla_ray.negatives.grammar import Grammar
-from degla_ray.negatives.lexicon import Entry, Lexicon, Number
-from degla_ray.negatives.phrases import NounPhrase, is_coordinated, is_symmetric, noun_phrases
-from degla_ray.negatives.tagging import Sentence, Tag, Token
+from degla_ray.language.grammar import Grammar
+from degla_ray.language.lexicon import Entry, Lexicon, Number
+from degla_ray.language.phrases import NounPhrase, is_coordinated, is_symmetric, noun_phrases
+from degla_ray.language.tagging import Sentence, Tag, Token
 from degla_ray.schema import Kind, RejectReason
 
 CHECKS_VERSION = 2

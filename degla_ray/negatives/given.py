@@ -15,7 +15,8 @@ from degla_ray.errors import DataError
 from degla_ray.negatives.checks import normal_form
 from degla_ray.negatives.shard import STAGE, to_table
 from degla_ray.schema import GIVEN, GIVEN_KIND, NEGATIVES, REJECTS, RejectReason
-from degla_ray.shards import StageFolder, Storage, shard_of
+from degla_ray.stage import StageFolder, shard_of
+from degla_ray.storage import Storage
 
 
 def read_given(source: Storage) -> dict[str, list[str]]:

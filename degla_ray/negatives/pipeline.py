@@ -12,7 +12,7 @@ import json
 import math
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -20,29 +20,37 @@ import pyarrow as pa
 from degla_ray import ray_setup
 from degla_ray.config import NegativesConfig
 from degla_ray.errors import DataError
+from degla_ray.language.identify import ENGLISH, describe, survey
 from degla_ray.lease import Lease, owned
 from degla_ray.negatives import rules
 from degla_ray.negatives.checks import CHECKS_VERSION
-from degla_ray.negatives.engine import COMPLETERS, ENGINES
-from degla_ray.negatives.estimate import estimate
-from degla_ray.negatives.failures import require_accepted, tell_failures
-from degla_ray.negatives.generation import Job, generate_pending, reopen
 from degla_ray.negatives.given import read_given, write_given
-from degla_ray.negatives.languages import ENGLISH, describe, survey
-from degla_ray.negatives.preflight import check_resources, preflight
-from degla_ray.negatives.prompting import Prompts, load_prompts, prompt_sha
+from degla_ray.negatives.llm.engines import COMPLETERS, ENGINES
+from degla_ray.negatives.llm.estimate import estimate
+from degla_ray.negatives.llm.failures import require_accepted, tell_failures
+from degla_ray.negatives.llm.generation import Job, generate_pending, reopen
+from degla_ray.negatives.llm.preflight import check_resources, preflight
+from degla_ray.negatives.llm.prompting import Prompts, load_prompts, prompt_sha
 from degla_ray.negatives.proposals import ORDER
-from degla_ray.negatives.report import publish
 from degla_ray.negatives.shard import STAGE, ShardTask, captions_of, vocabulary, write_shard
 from degla_ray.schema import CAPTIONS, GIVEN_KIND, SCENE_GRAPHS, Kind
-from degla_ray.shards import StageFolder, Storage, is_complete, read_complete
+from degla_ray.stage import StageFolder, is_complete, read_complete
+from degla_ray.storage import Storage
 
 CAPTIONS_PER_ACTOR = 4000
 """One more actor for so many captions: loading one costs as much as some 1,000 captions do."""
 
 
-def generate(config: NegativesConfig) -> dict[str, int]:
-    """Writes `negatives/` and `rejects/` to `config.output`.
+Publish = Callable[[NegativesConfig, StageFolder, str], None]
+"""Reports what a language model wrote; the last argument is the model's name."""
+
+
+def generate(config: NegativesConfig, publish: Publish | None = None) -> dict[str, int]:
+    """Write `negatives/` and `rejects/` to `config.output`.
+
+    Args:
+        config: what to write, and by which engine.
+        publish: called once a language model's negatives are complete.
 
     Returns:
         The manifest's counts: captions, rows.<kind>, captions.<kind>.<ok|rejected|not_applicable>,
@@ -55,13 +63,13 @@ def generate(config: NegativesConfig) -> dict[str, int]:
         LeaseHeld: another driver writes the output folder.
     """
     if config.generation.estimate is not None:  # writes nothing
-        return _generate(config)
+        return _generate(config, publish)
     lease = Lease(Storage(config.output)) if config.generation.retry_failed else owned(config.output)
     with lease:
-        return _generate(config)
+        return _generate(config, publish)
 
 
-def _generate(config: NegativesConfig) -> dict[str, int]:
+def _generate(config: NegativesConfig, publish: Publish | None) -> dict[str, int]:
     source, manifest = read_complete(config.prepared, "prepare")
     kinds = () if config.engine == GIVEN_KIND else tuple(kind for kind in ORDER if kind in config.kinds)
     prompts = _prompts(config, kinds)
@@ -109,7 +117,7 @@ def _generate(config: NegativesConfig) -> dict[str, int]:
     _report(counts)
     _check_ledger(config, counts)
     counts = folder.finish()
-    if config.engine in COMPLETERS:
+    if publish is not None and config.engine in COMPLETERS:
         publish(config, folder, COMPLETERS[config.engine].model(config))
     _judge(config, folder, counts)
     return counts

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from degla_ray.language.tagging import Sentence
 from degla_ray.negatives.checks import Candidate, Language, first_failure, normal_form
-from degla_ray.negatives.tagging import Sentence
 from degla_ray.schema import Kind, RejectReason
 
 ORDER = (Kind.SWAP_NOUNS, Kind.SWAP_ADJECTIVES, Kind.REPLACE_NOUNS, Kind.REPLACE_ADJECTIVES, Kind.RESHUFFLE)

@@ -11,14 +11,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import combinations, zip_longest
 
+from degla_ray.language.edits import counts, exchanged, moved, substituted, with_noun
+from degla_ray.language.grammar import words_sha
+from degla_ray.language.lexicon import Behaviour, Entry, Number
+from degla_ray.language.mentions import Mentioned
+from degla_ray.language.phrases import NounPhrase, is_coordinated, noun_phrases
+from degla_ray.language.tagging import Sentence, Tag, load_tagger, tagger_name
 from degla_ray.negatives.checks import Language, broken_bonds, statements
-from degla_ray.negatives.edits import counts, exchanged, moved, substituted, with_noun
-from degla_ray.negatives.grammar import words_sha
-from degla_ray.negatives.lexicon import Behaviour, Entry, Number
-from degla_ray.negatives.phrases import NounPhrase, is_coordinated, noun_phrases
 from degla_ray.negatives.proposals import Proposal, Request, no_veto, select
-from degla_ray.negatives.siblings import Mentioned
-from degla_ray.negatives.tagging import Sentence, Tag, load_tagger, tagger_name
 from degla_ray.schema import Kind
 
 RULES_VERSION = 3

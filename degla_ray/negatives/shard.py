@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from degla_ray.negatives.languages import is_english, language_of
+from degla_ray.language.identify import is_english, language_of
 from degla_ray.negatives.proposals import ORDER, Engine, Request, Selection, Veto, no_veto, select
 from degla_ray.schema import NEGATIVES, REJECTS, Kind, RejectReason
-from degla_ray.shards import StageFolder, shard_of
+from degla_ray.stage import StageFolder, shard_of
 
 STAGE = "negatives"
 BATCH = 256  # requests handed to the engine at a time

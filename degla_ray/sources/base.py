@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from degla_ray.schema import GIVEN, GIVEN_KIND, REJECTS, RejectReason
-from degla_ray.shards import Storage
+from degla_ray.storage import Storage
 
 STAGE = "prepare"
 TEXT_CHARS = 500  # of a rejected row's text that are kept

@@ -14,8 +14,8 @@ from typing import Any
 
 from degla_ray.config import CocoConfig
 from degla_ray.errors import DataError, SettingError
+from degla_ray.identity import canonical
 from degla_ray.schema import RejectReason
-from degla_ray.shards import canonical
 from degla_ray.sources.base import Record, Refusal, Reject, RowsRead, Source, Unit
 from degla_ray.sources.listing import (
     ImageFolder,

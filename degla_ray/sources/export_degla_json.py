@@ -18,8 +18,9 @@ import pyarrow.compute as pc
 from degla_ray.config import ExportDeglaJsonConfig
 from degla_ray.errors import DataError, SettingError
 from degla_ray.schema import CAPTIONS, NEGATIVES
-from degla_ray.shards import Storage, read_complete
 from degla_ray.sources.coco import coco_number
+from degla_ray.stage import read_complete
+from degla_ray.storage import Storage
 
 
 class Released(NamedTuple):

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from degla_ray.errors import DataError, SettingError
-from degla_ray.shards import Storage
+from degla_ray.storage import Storage
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _NAMED = 3  # files, in a message

@@ -21,9 +21,10 @@ from typing import Any, NamedTuple, Protocol
 import pyarrow.fs as pafs
 
 from degla_ray.errors import DataError, SettingError
+from degla_ray.identity import canonical
 from degla_ray.schema import RejectReason
-from degla_ray.shards import Storage, canonical
 from degla_ray.sources.base import Caption, Record, Refusal, Reject, Source, Unit, check_caption
+from degla_ray.storage import Storage
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".avif")
 

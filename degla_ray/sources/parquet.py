@@ -20,8 +20,8 @@ import pyarrow.parquet as pq
 
 from degla_ray.config import ParquetConfig
 from degla_ray.errors import DataError, SettingError
+from degla_ray.identity import canonical
 from degla_ray.schema import RejectReason
-from degla_ray.shards import ROW_GROUP_ROWS, canonical
 from degla_ray.sources.base import Note, Record, Refusal, Reject, RowsRead, Source, Unit
 from degla_ray.sources.files import find_files, open_file, some
 from degla_ray.sources.listing import (
@@ -33,6 +33,7 @@ from degla_ray.sources.listing import (
     reject_caption,
     to_rows,
 )
+from degla_ray.storage import ROW_GROUP_ROWS
 
 _BYTES = "bytes"  # field of Hugging Face's struct
 _BUFFER_BYTES = 1 << 20

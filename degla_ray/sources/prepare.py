@@ -19,7 +19,6 @@ from degla_ray.config import PrepareConfig
 from degla_ray.errors import DataError, SettingError, TooManyRejects
 from degla_ray.lease import owned
 from degla_ray.schema import RejectReason
-from degla_ray.shards import MANIFEST, StageFolder, Storage, shard_of
 from degla_ray.sources import open_source
 from degla_ray.sources.base import STAGE, Note, Record, Reject, Source, Unit
 from degla_ray.sources.write_shard import (
@@ -32,6 +31,8 @@ from degla_ray.sources.write_shard import (
     rejects_to_json,
     write_shard,
 )
+from degla_ray.stage import MANIFEST, StageFolder, shard_of
+from degla_ray.storage import Storage
 
 OUTPUT_VERSION = 1
 """Raised when the same input would give other output: a folder of another version is not continued."""

@@ -19,8 +19,8 @@ from typing import Any
 
 from degla_ray.config import WebdatasetConfig
 from degla_ray.errors import SettingError
+from degla_ray.identity import canonical
 from degla_ray.schema import RejectReason
-from degla_ray.shards import canonical
 from degla_ray.sources.base import Note, Record, Refusal, Reject, RowsRead, Source, Unit
 from degla_ray.sources.files import find_files, open_file, some
 from degla_ray.sources.json_field import captions_at

@@ -15,9 +15,10 @@ from typing import Any
 import pyarrow as pa
 
 from degla_ray.schema import CAPTIONS, IMAGES, RejectReason
-from degla_ray.shards import ROW_GROUP_ROWS, StageFolder
 from degla_ray.sources.base import Caption, Record, Refusal, Reject, Source, Unit, rejects_table
 from degla_ray.sources.images import CheckedImage, check_and_convert
+from degla_ray.stage import StageFolder
+from degla_ray.storage import ROW_GROUP_ROWS
 
 Progress = Callable[[int], None]  # told how many pictures were done since it was last told
 

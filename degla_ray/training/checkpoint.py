@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from degla_ray.errors import DataError
-from degla_ray.shards import Storage
+from degla_ray.storage import Storage
 from degla_ray.training.job import TRACE
 
 if TYPE_CHECKING:

@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from degla_ray.config import TrainConfig
-from degla_ray.model.build import LoadedModel
+from degla_ray.loader.feed import LocalBatch
 from degla_ray.model.encode import encode_image, encode_text
+from degla_ray.model.loaded import LoadedModel
 from degla_ray.model.teacher import Teacher
 from degla_ray.objectives import Features, State, losses, next_state
-from degla_ray.training.data import LocalBatch
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 

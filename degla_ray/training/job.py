@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from degla_ray.config import TrainConfig
-from degla_ray.training.order import BatchOrder
+from degla_ray.loader.order import BatchOrder
 
 PULSE_S = 1.0
 """Seconds between two meetings of the workers, about."""

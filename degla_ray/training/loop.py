@@ -24,16 +24,18 @@ from ray.train.v2._internal.execution import context as ray_context
 from torch import Tensor, nn
 
 from degla_ray.errors import DeglaError, SettingError
+from degla_ray.identity import canonical
+from degla_ray.loader.decode import BatchSpec
+from degla_ray.loader.feed import Feed, LocalBatch
+from degla_ray.loader.order import step_seed
 from degla_ray.model.adapt import adapt, merged
 from degla_ray.model.build import build
 from degla_ray.model.export import export
 from degla_ray.model.teacher import Teacher
 from degla_ray.objectives import State
-from degla_ray.shards import Storage, canonical
+from degla_ray.storage import Storage
 from degla_ray.training import checkpoint, validation
 from degla_ray.training.checkpoint import Parts
-from degla_ray.training.data import Feed, LocalBatch
-from degla_ray.training.decode import BatchSpec
 from degla_ray.training.gradients import Gradients, freeze_unreached
 from degla_ray.training.job import (
     ERROR,
@@ -46,7 +48,6 @@ from degla_ray.training.job import (
     Job,
 )
 from degla_ray.training.optimizer import build_optimizer, clamp_logit_scale, learning_rate, set_learning_rate
-from degla_ray.training.order import step_seed
 from degla_ray.training.speed import SpeedMeter
 
 MAX_SKIPPED = 25

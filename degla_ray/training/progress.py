@@ -24,7 +24,7 @@ from rich.text import Text
 from degla_ray import tracking
 from degla_ray.config import TrackingConfig
 from degla_ray.errors import DataError
-from degla_ray.shards import Storage
+from degla_ray.storage import Storage
 from degla_ray.training.job import PROGRESS, REPORT_S, TRACE
 from degla_ray.training.validation import Validation, read_all, set_logged
 

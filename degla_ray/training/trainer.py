@@ -35,15 +35,18 @@ import degla_ray
 from degla_ray import ray_setup, tracking
 from degla_ray.config import ModelConfig, TrainConfig
 from degla_ray.errors import DeglaError, SettingError
+from degla_ray.identity import canonical, fingerprint
 from degla_ray.lease import Lease
-from degla_ray.model_source import check_model, find_model, find_weights, in_any_folder, starts_random
-from degla_ray.shards import Storage, canonical, fingerprint, read_complete
-from degla_ray.training import checkpoint, tokens, validation
-from degla_ray.training.data import DECODER_CPUS, end_decoders, start_decoders
+from degla_ray.loader import tokens
+from degla_ray.loader.feed import DECODER_CPUS, end_decoders, start_decoders
+from degla_ray.loader.order import BatchOrder
+from degla_ray.loader.samples import load_samples
+from degla_ray.model.source import check_model, find_model, find_weights, in_any_folder, starts_random
+from degla_ray.stage import read_complete
+from degla_ray.storage import Storage
+from degla_ray.training import checkpoint, validation
 from degla_ray.training.job import ERROR, EXPORT_STUDENT, EXPORT_TEACHER, PROGRESS, TRACE, Job
-from degla_ray.training.order import BatchOrder
 from degla_ray.training.progress import Monitor
-from degla_ray.training.samples import load_samples
 
 CONFIG, RESULT = "config.json", "result.json"
 RESULT_VERSION = 1

@@ -27,12 +27,12 @@ from ray.exceptions import GetTimeoutError, RayTaskError
 
 from degla_ray.config import EvaluateConfig, ModelConfig, TrackingConfig, TrainConfig, ValidationSettings
 from degla_ray.errors import DeglaError, SettingError
-from degla_ray.shards import Storage
+from degla_ray.storage import Storage
 
 if TYPE_CHECKING:
     import ray.train
 
-    from degla_ray.model.build import LoadedModel
+    from degla_ray.model.loaded import LoadedModel
 
 EVALUATIONS = "evaluations"
 COMPOSITION = "composition"

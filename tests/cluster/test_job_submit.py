@@ -11,7 +11,7 @@ from mlflow import MlflowClient
 from ray_head import Head
 
 from degla_ray.schema import CAPTIONS, IMAGES, NEGATIVES
-from degla_ray.shards import read_complete
+from degla_ray.stage import read_complete
 
 pytestmark = pytest.mark.timeout(900)
 

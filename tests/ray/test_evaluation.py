@@ -20,19 +20,21 @@ from mlflow import MlflowClient
 from PIL import Image
 
 from degla_ray.config import CompareConfig, EvaluateConfig, ModelConfig, TrackingConfig
+from degla_ray.encoding import encode as encoding
+from degla_ray.encoding.feature_cache import FeatureCache
+from degla_ray.encoding.features import image_key
+from degla_ray.encoding.images import FilePictures, ParquetPictures, Picture, PictureSource, boxed
+from degla_ray.encoding.needs import Needs
 from degla_ray.errors import DataError, FingerprintMismatch, SettingError
-from degla_ray.evaluation import encode as encoding
-from degla_ray.evaluation.benchmarks.base import image_key
-from degla_ray.evaluation.compare import compare
-from degla_ray.evaluation.feature_cache import FeatureCache
-from degla_ray.evaluation.needs import Needs
-from degla_ray.evaluation.pictures import FilePictures, ParquetPictures, Picture, PictureSource, boxed
 from degla_ray.evaluation.run import evaluate
 from degla_ray.evaluation.summary import read_evaluation
-from degla_ray.model.build import LoadedModel, build
+from degla_ray.model.build import build
 from degla_ray.model.export import export
+from degla_ray.model.loaded import LoadedModel
+from degla_ray.reporting.compare import compare
 from degla_ray.schema import CAPTIONS, NEGATIVES, SCORES
-from degla_ray.shards import StageFolder, Storage
+from degla_ray.stage import StageFolder
+from degla_ray.storage import Storage
 from tests.evaluation_suite import PART, choice_rows, images_table, png, write_model_config, write_suite
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -77,7 +79,7 @@ def rows_of(output: Path) -> dict[tuple[str, str, str], dict[str, Any]]:
 
 
 def plain_features(loaded: LoadedModel, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Features of img-0 … img-11 and of the texts by open_clip's own methods, one at a time."""
+    """FeatureTable of img-0 … img-11 and of the texts by open_clip's own methods, one at a time."""
     transform = encoding.eval_transform(loaded.preprocess_cfg)
     with torch.no_grad():
         img = [loaded.model.encode_image(transform(Image.open(BytesIO(png(i))))[None]) for i in range(12)]

@@ -20,13 +20,14 @@ import pytest
 
 from degla_ray.config import GenerationConfig, NegativesConfig, PrepareConfig, ScenesConfig, TrackingConfig
 from degla_ray.errors import DeglaError, FingerprintMismatch, SettingError
-from degla_ray.negatives.ledger import text_key
+from degla_ray.negatives.llm.ledger import text_key
 from degla_ray.negatives.pipeline import generate
 from degla_ray.schema import ATTEMPTS, CAPTIONS, NEGATIVES, REJECTS, SCENE_GRAPHS, Kind
-from degla_ray.shards import Storage, read_complete
 from degla_ray.sources.prepare import prepare
 from degla_ray.sources.scenes.truth import is_true
 from degla_ray.sources.scenes.world import scene_from_json
+from degla_ray.stage import read_complete
+from degla_ray.storage import Storage
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 STATES = ("ok", "rejected", "error", "not_applicable")

@@ -21,14 +21,15 @@ from degla_ray.config import (
     TrackingConfig,
 )
 from degla_ray.errors import DeglaError
-from degla_ray.negatives.engine import Actors
-from degla_ray.negatives.engine_clock import EngineClock
-from degla_ray.negatives.engine_pool import engine_pool
+from degla_ray.negatives.llm.engine_clock import EngineClock
+from degla_ray.negatives.llm.engines import Actors
+from degla_ray.negatives.llm.pool import engine_pool
+from degla_ray.negatives.llm.scripted_actor import ScriptedActor
 from degla_ray.negatives.pipeline import generate
-from degla_ray.negatives.scripted_actor import ScriptedActor
 from degla_ray.schema import ATTEMPTS, Kind
-from degla_ray.shards import Storage, is_complete
 from degla_ray.sources.prepare import prepare
+from degla_ray.stage import is_complete
+from degla_ray.storage import Storage
 from tests.openai_server import Reply, Server, completion, openai_server
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")

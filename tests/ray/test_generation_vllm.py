@@ -30,12 +30,13 @@ from degla_ray.config import (
     VLLMConfig,
 )
 from degla_ray.errors import DeglaError, SettingError
-from degla_ray.negatives import generation
-from degla_ray.negatives.failures import NothingAccepted
+from degla_ray.negatives.llm import generation
+from degla_ray.negatives.llm.failures import NothingAccepted
 from degla_ray.negatives.pipeline import generate
 from degla_ray.schema import ATTEMPTS, Kind
-from degla_ray.shards import Storage, read_complete
 from degla_ray.sources.prepare import prepare
+from degla_ray.stage import read_complete
+from degla_ray.storage import Storage
 
 REPO = Path(__file__).resolve().parents[2]
 PYTHON, MODEL = REPO / ".venv-vllm" / "bin" / "python", REPO / "models" / "smollm2-135m"

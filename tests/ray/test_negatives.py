@@ -14,10 +14,10 @@ from degla_ray.config import NegativesConfig, PrepareConfig, ScenesConfig
 from degla_ray.errors import FingerprintMismatch
 from degla_ray.negatives.pipeline import generate
 from degla_ray.schema import CAPTIONS, NEGATIVES, SCENE_GRAPHS, Kind
-from degla_ray.shards import read_complete, shard_of
 from degla_ray.sources.prepare import prepare
 from degla_ray.sources.scenes.truth import is_true
 from degla_ray.sources.scenes.world import scene_from_json
+from degla_ray.stage import read_complete, shard_of
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 REPO = Path(__file__).resolve().parents[2]

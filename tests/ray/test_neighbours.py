@@ -12,15 +12,15 @@ import torch
 from PIL import Image
 
 from degla_ray.config import DataConfig, ModelConfig, NeighboursConfig, ObjectiveConfig, TrainConfig
+from degla_ray.encoding.encode import eval_transform
+from degla_ray.encoding.neighbours import find_neighbours, nearest_rows
 from degla_ray.errors import SettingError
-from degla_ray.evaluation.encode import eval_transform
+from degla_ray.loader.decode import BatchReader, BatchSpec, with_hard_negatives
+from degla_ray.loader.order import BatchOrder
+from degla_ray.loader.samples import load_samples
 from degla_ray.model import build, encode_image
-from degla_ray.negatives.neighbours import find_neighbours, nearest_rows
 from degla_ray.schema import IMAGES, NEIGHBOURS
-from degla_ray.shards import read_complete
-from degla_ray.training.decode import BatchReader, BatchSpec, with_hard_negatives
-from degla_ray.training.order import BatchOrder
-from degla_ray.training.samples import load_samples
+from degla_ray.stage import read_complete
 from degla_ray.training.trainer import train
 from tests.training_inputs import read_trace, train_config, write_inputs
 
@@ -89,7 +89,7 @@ def test_nearest_rows_in_blocks_equal_all_at_once(monkeypatch: pytest.MonkeyPatc
     whole = nearest_rows(rows, 4)
     expected = np.argsort(-(rows @ rows.T - 1e9 * np.eye(23)), axis=1)[:, :4]
     assert (whole == expected).all()
-    monkeypatch.setattr("degla_ray.negatives.neighbours._BLOCK", 6)
+    monkeypatch.setattr("degla_ray.encoding.neighbours._BLOCK", 6)
     assert (nearest_rows(rows, 4) == whole).all()
 
 

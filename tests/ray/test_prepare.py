@@ -16,8 +16,8 @@ from PIL import Image
 from degla_ray.config import CocoConfig, Flickr8kConfig
 from degla_ray.errors import DataError, FingerprintMismatch, TooManyRejects
 from degla_ray.schema import CAPTIONS, GIVEN, IMAGES, REJECTS
-from degla_ray.shards import read_complete, shard_of
 from degla_ray.sources.prepare import prepare
+from degla_ray.stage import read_complete, shard_of
 from tests.fixtures_sources import (
     SourceConfig,
     contents,

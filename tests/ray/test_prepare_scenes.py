@@ -10,10 +10,10 @@ import pytest
 from degla_ray.config import PrepareConfig, ScenesConfig
 from degla_ray.errors import FingerprintMismatch
 from degla_ray.schema import CAPTIONS, IMAGES, SCENE_GRAPHS
-from degla_ray.shards import read_complete
 from degla_ray.sources.prepare import prepare
 from degla_ray.sources.scenes.truth import is_true
 from degla_ray.sources.scenes.world import scene_from_json
+from degla_ray.stage import read_complete
 from tests.fixtures_sources import contents, decode
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")

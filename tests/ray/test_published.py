@@ -18,7 +18,7 @@ from degla_ray.evaluation.benchmarks import published
 from degla_ray.evaluation.run import evaluate
 from degla_ray.evaluation.summary import Summary
 from degla_ray.schema import ITEMS, SCORES
-from degla_ray.shards import Storage
+from degla_ray.storage import Storage
 from tests.evaluation_suite import write_model_config
 from tests.published_files import write_json
 

@@ -13,7 +13,7 @@ from degla_ray.chain import run_chain
 from degla_ray.config import ChainConfig
 from degla_ray.model.build import load
 from degla_ray.model.pyfunc import save_pyfunc
-from degla_ray.shards import Storage
+from degla_ray.storage import Storage
 from degla_ray.training.trainer import read_result
 
 # The server first: workers of Ray inherit the address that leads them to it.

@@ -22,9 +22,10 @@ from mlflow import MlflowClient
 
 from degla_ray.config import DataConfig, ObjectiveConfig, OptimizerConfig, TrackingConfig
 from degla_ray.errors import DeglaError, SettingError
+from degla_ray.identity import fingerprint
 from degla_ray.model import load
 from degla_ray.schema import REJECTS
-from degla_ray.shards import Storage, fingerprint
+from degla_ray.storage import Storage
 from degla_ray.training.checkpoint import complete
 from degla_ray.training.trainer import TrainResult, run_identity, train
 from tests.training_inputs import MODEL, read_trace, train_config, write_inputs

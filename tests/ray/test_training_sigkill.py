@@ -19,7 +19,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from degla_ray.shards import Storage
+from degla_ray.storage import Storage
 from degla_ray.training import checkpoint
 from degla_ray.training.trainer import TrainResult, train
 from tests.training_inputs import read_trace, train_config, write_inputs

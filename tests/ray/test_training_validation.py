@@ -22,9 +22,10 @@ from degla_ray.config import (
 )
 from degla_ray.errors import SettingError
 from degla_ray.evaluation.run import evaluate
+from degla_ray.identity import fingerprint
 from degla_ray.model import load
 from degla_ray.model.export import export
-from degla_ray.shards import Storage, fingerprint
+from degla_ray.storage import Storage
 from degla_ray.training.checkpoint import complete
 from degla_ray.training.trainer import TrainResult, run_identity, train
 from degla_ray.training.validation import Validation, read_all, validate

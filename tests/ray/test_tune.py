@@ -20,7 +20,7 @@ from degla_ray.config import (
     TuneConfig,
 )
 from degla_ray.errors import DeglaError, SettingError
-from degla_ray.tuning import Trial, tune
+from degla_ray.tuning.sweep import Trial, tune
 from tests.evaluation_suite import write_suite
 from tests.training_inputs import write_inputs
 

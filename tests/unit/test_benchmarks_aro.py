@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from degla_ray.encoding.features import FeatureTable
 from degla_ray.errors import DataError
 from degla_ray.evaluation.benchmarks.aro import (
     ARO_MEMBERS,
     load_vg_attribution,
     load_vg_relation,
 )
-from degla_ray.evaluation.benchmarks.base import Features
-from degla_ray.shards import Storage
+from degla_ray.storage import Storage
 from tests.published_files import (
     annotations,
     decisions,
@@ -60,7 +60,7 @@ def key(item: dict[str, Any]) -> str:
     return f"vg:{item['image_path']}#{item['bbox_x']},{item['bbox_y']},{item['bbox_w']},{item['bbox_h']}"
 
 
-def official_correct(features: Features, items: list[dict[str, Any]]) -> np.ndarray:
+def official_correct(features: FeatureTable, items: list[dict[str, Any]]) -> np.ndarray:
     """As ARO's `evaluate_scores`: the options are [false, true], and argmax has to be 1."""
     options = [
         [similarity(features, key(i), i["false_caption"]), similarity(features, key(i), i["true_caption"])]

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
+from degla_ray.encoding.features import FeatureTable
 from degla_ray.errors import DataError
-from degla_ray.evaluation.benchmarks.base import Features, Rule, Shown
+from degla_ray.evaluation.benchmarks.base import Rule, Shown
+from degla_ray.evaluation.benchmarks.image_choice import PictureChoice
 from degla_ray.evaluation.benchmarks.nlvr import load_nlvr
-from degla_ray.evaluation.benchmarks.picture_choice import PictureChoice
-from degla_ray.shards import Storage
+from degla_ray.storage import Storage
 from tests.published_files import decisions, similarity, tied_features, write_json
 
 # presentation -> labels of its examples; the second has no false one, the last no true one
@@ -87,7 +88,7 @@ def test_picture_choice_of_unequal_numbers_of_pictures_follows_the_rule(rule: Ru
         for i in range(60)
     ]
     benchmark = PictureChoice("b", items, rule)
-    features: Features = tied_features(benchmark, 3, missing=["p:4"])
+    features: FeatureTable = tied_features(benchmark, 3, missing=["p:4"])
     expected, ties = {}, 0
     for item in items:
         if "p:4" not in item.images:

@@ -15,7 +15,7 @@ from degla_ray.errors import DataError
 from degla_ray.evaluation.benchmarks.aro import ARO_MEMBERS
 from degla_ray.evaluation.benchmarks.order import CaptionSet, load_order, load_retrieval
 from degla_ray.evaluation.benchmarks.shuffles import WAYS, pre_caption, shuffled
-from degla_ray.shards import Storage
+from degla_ray.storage import Storage
 from tests.published_files import annotations, decisions, similarity, tied_features, write_json
 
 CAPTIONS = [

@@ -18,7 +18,7 @@ from degla_ray.evaluation.benchmarks.sugarcrepe import (
     load_sugarcrepe,
     load_sugarcrepe_pp,
 )
-from degla_ray.shards import Storage
+from degla_ray.storage import Storage
 from tests.published_files import (
     annotations,
     decisions,

@@ -11,7 +11,7 @@ import pytest
 
 from degla_ray.errors import DataError
 from degla_ray.evaluation.benchmarks.valse import AVERAGES, SUBSETS, load_valse
-from degla_ray.shards import Storage
+from degla_ray.storage import Storage
 from tests.published_files import (
     annotations,
     decisions,

@@ -12,7 +12,7 @@ import pytest
 
 from degla_ray.errors import DataError
 from degla_ray.evaluation.benchmarks.winoground import load_winoground
-from degla_ray.shards import Storage
+from degla_ray.storage import Storage
 from tests.published_files import decisions, similarity, tied_features, write_json
 
 FILE = "winoground/examples.jsonl"

@@ -22,9 +22,12 @@ import pyarrow.compute as pc
 import pytest
 import torch
 
+from degla_ray.encoding.features import FeatureTable
+from degla_ray.encoding.images import PictureSource
+from degla_ray.encoding.tar_images import TarPictures
 from degla_ray.errors import DataError, SettingError
 from degla_ray.evaluation.benchmarks import own_sets, zero_shot
-from degla_ray.evaluation.benchmarks.base import Benchmark, Features
+from degla_ray.evaluation.benchmarks.base import Benchmark
 from degla_ray.evaluation.benchmarks.classification import (
     MEAN_PER_CLASS,
     TOP1,
@@ -32,9 +35,7 @@ from degla_ray.evaluation.benchmarks.classification import (
     Classification,
     Scores,
 )
-from degla_ray.evaluation.pictures import PictureSource
 from degla_ray.evaluation.summary import mean_of_rows
-from degla_ray.evaluation.tar_pictures import TarPictures
 from degla_ray.schema import CLASS_ITEMS, SCORES
 from tests.fixtures_sources import encode, noise, write_tar
 
@@ -81,7 +82,7 @@ def unit_rows(rng: np.random.Generator, rows: int, width: int = 64) -> np.ndarra
 
 def made(
     classes: int, items: int, scores: Scores, seed: int = 0
-) -> tuple[Classification, Features, list[int]]:
+) -> tuple[Classification, FeatureTable, list[int]]:
     """A benchmark of one template, so that a class's vector is its text's, and random features."""
     rng = np.random.default_rng(seed)
     labels = [int(x) for x in rng.integers(0, classes - 1, items)]  # the last class has no items
@@ -89,7 +90,7 @@ def made(
     benchmark = Classification(
         "z", items_table(labels), names, ["{}"], "s", metrics=(TOP1, TOP5, MEAN_PER_CLASS), scores=scores
     )
-    features = Features(
+    features = FeatureTable(
         img_ND=unit_rows(rng, items),
         txt_MD=unit_rows(rng, classes),
         image_row={f"s:i{i}": i for i in range(items)},
@@ -98,7 +99,7 @@ def made(
     return benchmark, features, labels
 
 
-def rows_of(benchmark: Benchmark, features: Features, subset: str) -> list[dict[str, Any]]:
+def rows_of(benchmark: Benchmark, features: FeatureTable, subset: str) -> list[dict[str, Any]]:
     result = benchmark.score(features)
     assert result.scores.schema.equals(SCORES)
     return [row for row in result.scores.to_pylist() if row["subset"] == subset]
@@ -178,7 +179,7 @@ def test_metrics_without_any_picture_has_every_subset_and_no_rows() -> None:
 def test_classes_of_one_name_where_allowed_the_first_wins() -> None:
     benchmark = Classification("z", items_table([0, 1]), ["a", "a"], ["{}"], "s", unique_names=False)
     one = unit_rows(np.random.default_rng(0), 1)
-    features = Features(img_ND=one, txt_MD=one, image_row={"s:i0": 0, "s:i1": 0}, text_row={"a": 0})
+    features = FeatureTable(img_ND=one, txt_MD=one, image_row={"s:i0": 0, "s:i1": 0}, text_row={"a": 0})
     assert benchmark.score(features).scores["correct"].to_pylist() == [True, False]
 
 

@@ -8,9 +8,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from degla_ray.encoding.features import FeatureTable
 from degla_ray.errors import DataError
 from degla_ray.evaluation.benchmarks import suite
-from degla_ray.evaluation.benchmarks.base import Features, Rule, decide
+from degla_ray.evaluation.benchmarks.base import Rule, decide
 from degla_ray.evaluation.benchmarks.choice import Choice
 from degla_ray.evaluation.benchmarks.classification import Classification
 from degla_ray.evaluation.benchmarks.negatives import own_negatives
@@ -24,9 +25,9 @@ def unit_rows(rng: np.random.Generator, rows: int, width: int = 16) -> np.ndarra
     return features / np.linalg.norm(features, axis=1, keepdims=True)
 
 
-def random_features(keys: set[str], texts: set[str], seed: int = 0) -> Features:
+def random_features(keys: set[str], texts: set[str], seed: int = 0) -> FeatureTable:
     rng = np.random.default_rng(seed)
-    return Features(
+    return FeatureTable(
         img_ND=unit_rows(rng, len(keys)),
         txt_MD=unit_rows(rng, len(texts)),
         image_row={key: i for i, key in enumerate(sorted(keys))},
@@ -34,7 +35,7 @@ def random_features(keys: set[str], texts: set[str], seed: int = 0) -> Features:
     )
 
 
-def plain_score(features: Features, key: str, text: str) -> float:
+def plain_score(features: FeatureTable, key: str, text: str) -> float:
     img = features.img_ND[features.image_row[key]]
     txt = features.txt_MD[features.text_row[text]]
     return float(sum(float(a) * float(b) for a, b in zip(img, txt, strict=True)))
@@ -158,7 +159,7 @@ def test_classification_two_classes_that_tie_the_first_wins() -> None:
     rows = [{"benchmark": "z", "item_id": str(i), "image_id": "i", "label": i} for i in range(2)]
     benchmark = Classification("z", pa.Table.from_pylist(rows, schema=CLASS_ITEMS), ["a", "b"], ["{}"], "s")
     same = unit_rows(np.random.default_rng(0), 1)
-    features = Features(
+    features = FeatureTable(
         img_ND=same, txt_MD=np.repeat(same, 2, axis=0), image_row={"s:i": 0}, text_row={"a": 0, "b": 1}
     )
     assert benchmark.score(features).scores["correct"].to_pylist() == [True, False]
@@ -226,7 +227,9 @@ def test_retrieval_tie_with_another_picture_counts_against() -> None:
     benchmark = Retrieval("r", captions_table([("a", "x"), ("b", "y")]), "p")
     one = unit_rows(np.random.default_rng(0), 1)
     both = np.repeat(one, 2, axis=0)  # both pictures and both captions look the same
-    features = Features(img_ND=both, txt_MD=both, image_row={"p:a": 0, "p:b": 1}, text_row={"x": 0, "y": 1})
+    features = FeatureTable(
+        img_ND=both, txt_MD=both, image_row={"p:a": 0, "p:b": 1}, text_row={"x": 0, "y": 1}
+    )
     rows = benchmark.score(features).scores.to_pylist()
     assert {r["subset"]: r["correct"] for r in rows if r["item_id"] in "ax"} == {
         "i2t_r1": False, "i2t_r5": True, "i2t_r10": True, "t2i_r1": False, "t2i_r5": True, "t2i_r10": True,

@@ -20,12 +20,13 @@ from degla_ray.config import CompareConfig, TrackingConfig
 from degla_ray.errors import DataError, SettingError
 from degla_ray.evaluation.benchmarks.base import Scored, scores_table
 from degla_ray.evaluation.benchmarks.suite import SCENES_SUBSETS
-from degla_ray.evaluation.compare import compare
 from degla_ray.evaluation.comparison import set_side_by_side
-from degla_ray.evaluation.curves import training_curve
 from degla_ray.evaluation.summary import ARTIFACTS, STAGE, SUMMARY, Summary, summarise, write_summary
 from degla_ray.masking import MaskedStream
-from degla_ray.shards import StageFolder, Storage
+from degla_ray.reporting.compare import compare
+from degla_ray.reporting.curves import training_curve
+from degla_ray.stage import StageFolder
+from degla_ray.storage import Storage
 
 ITEMS = 60
 

@@ -10,16 +10,17 @@ import pyarrow as pa
 import pytest
 from rich.console import Console
 
+from degla_ray.encoding.features import FeatureTable
 from degla_ray.evaluation.benchmarks.aro import ARO
-from degla_ray.evaluation.benchmarks.base import Features, Rule, Scored, scores_table
+from degla_ray.evaluation.benchmarks.base import Rule, Scored, scores_table
 from degla_ray.evaluation.benchmarks.choice import Choice
 from degla_ray.evaluation.benchmarks.sugarcrepe import AVERAGES, SUGARCREPE
 from degla_ray.evaluation.benchmarks.valse import AVERAGES as VALSE_AVERAGES
 from degla_ray.evaluation.benchmarks.zero_shot import ZERO_SHOT_ELEVEN
 from degla_ray.evaluation.comparison import Comparison, means_of, set_side_by_side
-from degla_ray.evaluation.markdown import markdown
-from degla_ray.evaluation.report import console_tables, html
 from degla_ray.evaluation.summary import ZERO_SHOT, Summary, summarise
+from degla_ray.reporting.markdown import markdown
+from degla_ray.reporting.tables import console_tables, html
 from degla_ray.schema import CHOICE_ITEMS
 
 Counts = Mapping[str, tuple[int, int]]  # subset -> items that the first model has right, the second
@@ -182,7 +183,7 @@ def test_choice_items_of_one_picture_s_parts_have_one_image_in_their_scores() ->
     items = pa.Table.from_pylist([dict(zip(CHOICE_ITEMS.names, r, strict=True)) for r in rows], CHOICE_ITEMS)
     benchmark = Choice("b", items, Rule.STRICT, None)
     row_of = {key: i for i, key in enumerate(sorted(benchmark.image_keys()))}
-    features = Features(
+    features = FeatureTable(
         img_ND=np.eye(4, dtype=np.float32),
         txt_MD=np.eye(4, dtype=np.float32),
         image_row=row_of,

@@ -22,11 +22,13 @@ from PIL import Image
 from test_evaluation_compare import Page
 
 from degla_ray.config import CompareConfig, TrackingConfig
-from degla_ray.evaluation import pictures, plots
-from degla_ray.evaluation.benchmarks.base import Benchmark, Features, Rule, Shown, image_key
+from degla_ray.encoding import images as pictures
+from degla_ray.encoding.features import FeatureTable, image_key
+from degla_ray.encoding.images import FilePictures
+from degla_ray.evaluation.benchmarks.base import Benchmark, Rule, Shown
 from degla_ray.evaluation.benchmarks.choice import Choice
 from degla_ray.evaluation.benchmarks.classification import Classification
-from degla_ray.evaluation.benchmarks.picture_choice import PictureChoice
+from degla_ray.evaluation.benchmarks.image_choice import PictureChoice
 from degla_ray.evaluation.benchmarks.retrieval import Retrieval
 from degla_ray.evaluation.benchmarks.sugarcrepe import AVERAGES, SUBSETS
 from degla_ray.evaluation.benchmarks.two_positives import TwoPositives
@@ -34,16 +36,16 @@ from degla_ray.evaluation.benchmarks.valse import AVERAGES as VALSE_AVERAGES
 from degla_ray.evaluation.benchmarks.valse import SUBSETS as VALSE_SUBSETS
 from degla_ray.evaluation.benchmarks.winoground import Winoground
 from degla_ray.evaluation.benchmarks.zero_shot import METRICS, SETS
-from degla_ray.evaluation.compare import compare
 from degla_ray.evaluation.comparison import means_of, set_side_by_side
-from degla_ray.evaluation.disagreements import disagreements
-from degla_ray.evaluation.pictures import FilePictures
-from degla_ray.evaluation.published_rows import FOLDER, published_points, published_tables
-from degla_ray.evaluation.report import console_tables
 from degla_ray.evaluation.summary import STAGE, Summary, summarise, write_summary
-from degla_ray.evaluation.thumbnails import SIZE, thumbnails
+from degla_ray.reporting import plots
+from degla_ray.reporting.compare import compare
+from degla_ray.reporting.disagreements import disagreements
+from degla_ray.reporting.published_rows import FOLDER, published_points, published_tables
+from degla_ray.reporting.tables import console_tables
+from degla_ray.reporting.thumbnails import SIZE, thumbnails
 from degla_ray.schema import CAPTIONS, CHOICE_ITEMS, CLASS_ITEMS, ITEMS
-from degla_ray.shards import StageFolder
+from degla_ray.stage import StageFolder
 
 OFF = TrackingConfig(enabled=False)
 N = 12  # items of a subset
@@ -104,7 +106,7 @@ def all_benchmarks() -> list[Benchmark]:
     ]
 
 
-def features(benchmarks: Sequence[Benchmark], seed: int, skill: float, scale: float = 1.0) -> Features:
+def features(benchmarks: Sequence[Benchmark], seed: int, skill: float, scale: float = 1.0) -> FeatureTable:
     """Of every item's first text nearer to its first picture, the nearer the greater the skill."""
     rng = np.random.default_rng(seed)
     keys = sorted(set().union(*(b.image_keys() for b in benchmarks)))
@@ -118,7 +120,7 @@ def features(benchmarks: Sequence[Benchmark], seed: int, skill: float, scale: fl
             txt[text_row[first]] += skill * img[row[shown.images[0]]]
     img /= np.linalg.norm(img, axis=1, keepdims=True)
     txt /= np.linalg.norm(txt, axis=1, keepdims=True)
-    return Features(
+    return FeatureTable(
         img_ND=(scale * img).astype(np.float32),
         txt_MD=txt.astype(np.float32),
         image_row=row,
@@ -363,7 +365,7 @@ def test_console_tables_fit_a_narrow_console(tmp_path: Path) -> None:
 # disagreements
 
 
-def brute_force(benchmark: Benchmark, one: Features, other: Features, count: int) -> list[tuple]:
+def brute_force(benchmark: Benchmark, one: FeatureTable, other: FeatureTable, count: int) -> list[tuple]:
     """The same from the features' decisions, item by item, with margins as each benchmark defines them."""
     tables = [benchmark.score(f).scores.to_pylist() for f in (one, other)]
     decided = [{(r["subset"], r["item_id"]): r["correct"] for r in rows} for rows in tables]
@@ -384,7 +386,7 @@ def brute_force(benchmark: Benchmark, one: Features, other: Features, count: int
     return sorted(found)[:count]
 
 
-def margin(benchmark: Benchmark, shown: Shown, f: Features) -> float:
+def margin(benchmark: Benchmark, shown: Shown, f: FeatureTable) -> float:
     img, txt = (f.images(shown.images).astype(float), lambda t: f.texts([t])[0].astype(float))
     if isinstance(benchmark, Classification):
         scores = {name: img[0] @ txt(f"a {name}") for name in benchmark._classes}
@@ -550,7 +552,7 @@ def test_compare_shows_disagreements_with_pictures_and_texts_as_they_stand(
 def test_thumbnails_come_from_the_first_source_that_can_read_them(tmp_path: Path) -> None:
     write_pictures(tmp_path / "there", ["a.png"])
     gone, there = (pictures.spec(FilePictures(str(tmp_path / name))) for name in ("gone", "there"))
-    strange = {"kind": "degla_ray.evaluation.pictures:Nothing"}
+    strange = {"kind": "degla_ray.encoding.images:Nothing"}
     found = thumbnails(["s:a.png", "s:b.png", "other:a.png"], [{"s": strange}, {"s": gone}, {"s": there}])
     assert list(found) == ["s:a.png"]
     boxed = thumbnails(["s:a.png#0,0,60,30"], [{"s": there}])["s:a.png#0,0,60,30"]

@@ -10,7 +10,8 @@ import pytest
 from degla_ray.errors import DataError
 from degla_ray.evaluation.benchmarks import suite
 from degla_ray.schema import CAPTIONS, CHOICE_ITEMS, CLASS_ITEMS
-from degla_ray.shards import StageFolder, Storage
+from degla_ray.stage import StageFolder
+from degla_ray.storage import Storage
 from tests.evaluation_suite import PART, choice_rows, png, write_suite
 
 

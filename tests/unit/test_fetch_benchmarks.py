@@ -21,10 +21,10 @@ from rich.console import Console
 
 from degla_ray.config import FetchConfig
 from degla_ray.errors import DataError, DeglaError, SettingError
-from degla_ray.evaluation.download import CHUNK, RETRY
-from degla_ray.evaluation.downloads import CATALOGUE, Item, read_catalogue, select
-from degla_ray.evaluation.fetch import RECORD, fetch_benchmarks
-from degla_ray.evaluation.unpack import python_list, unpack
+from degla_ray.evaluation.downloads.catalogue import CATALOGUE, Item, read_catalogue, select
+from degla_ray.evaluation.downloads.download import CHUNK, RETRY
+from degla_ray.evaluation.downloads.fetch import RECORD, fetch_benchmarks
+from degla_ray.evaluation.downloads.unpack import python_list, unpack
 
 BODY = bytes(range(256)) * 4096  # 1 MiB
 HALFWAY = 4 * CHUNK
@@ -148,7 +148,9 @@ class Job:
 
 @pytest.fixture
 def job(tmp_path: Path, site: Site, monkeypatch: pytest.MonkeyPatch) -> Job:
-    monkeypatch.setattr("degla_ray.evaluation.download.RETRY", RETRY.new(backoff_factor=0.001, total=3))
+    monkeypatch.setattr(
+        "degla_ray.evaluation.downloads.download.RETRY", RETRY.new(backoff_factor=0.001, total=3)
+    )
     return Job(tmp_path, site)
 
 
@@ -198,7 +200,7 @@ def test_fetch_dropped_connection_goes_on_where_it_broke(job: Job) -> None:
 
 
 def test_fetch_second_run_goes_on_where_the_first_stopped(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("degla_ray.evaluation.download.RETRY", RETRY.new(total=0))
+    monkeypatch.setattr("degla_ray.evaluation.downloads.download.RETRY", RETRY.new(total=0))
     job.site.drop_after = [HALFWAY]
     item = {"name": "a", "url": job.url("a", BODY)}
     ok, printed = job.run(item)
@@ -214,7 +216,7 @@ def test_fetch_second_run_goes_on_where_the_first_stopped(job: Job, monkeypatch:
 def test_fetch_file_that_changed_between_two_runs_starts_again(
     job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("degla_ray.evaluation.download.RETRY", RETRY.new(total=0))
+    monkeypatch.setattr("degla_ray.evaluation.downloads.download.RETRY", RETRY.new(total=0))
     job.site.drop_after = [HALFWAY]
     item = {"name": "a", "url": job.url("a", BODY)}
     assert not job.run(item)[0]
@@ -273,7 +275,7 @@ def test_fetch_web_page_is_not_taken_for_the_file(job: Job) -> None:
 
 def test_fetch_without_room_on_the_disk_is_refused(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = type("Usage", (), {"free": 1_500_000})
-    monkeypatch.setattr("degla_ray.evaluation.download.shutil.disk_usage", lambda path: usage)
+    monkeypatch.setattr("degla_ray.evaluation.downloads.download.shutil.disk_usage", lambda path: usage)
     assert job.run({"name": "a", "url": job.url("a", BODY)})[0]
     archive = {"name": "b", "url": job.url("b", BODY), "unpack": "zip"}  # needs room for what it holds too
     ok, printed = job.run(archive)

@@ -17,13 +17,14 @@ import pytest
 from degla_ray import lease
 from degla_ray.errors import SettingError
 from degla_ray.lease import Lease, LeaseHeld, LeaseLost, owned
-from degla_ray.shards import StageFolder, Storage
+from degla_ray.stage import StageFolder
+from degla_ray.storage import Storage
 
 REPO = Path(__file__).resolve().parents[2]
 HOLD = """
     import sys, time
     from degla_ray.lease import Lease
-    from degla_ray.shards import Storage
+    from degla_ray.storage import Storage
     with Lease(Storage(sys.argv[1])):
         print("owns", flush=True)
         sys.stdin.read()
@@ -164,7 +165,7 @@ def test_lease_is_given_back_on_sigterm_through_a_job(tmp_path: Path) -> None:
         from dataclasses import dataclass
         from degla_ray import cli
         from degla_ray.lease import Lease
-        from degla_ray.shards import Storage
+        from degla_ray.storage import Storage
         @dataclass(frozen=True, kw_only=True)
         class Config:
             output: str

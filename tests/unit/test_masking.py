@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from degla_ray.errors import DataError, SettingError
+from degla_ray.identity import canonical, fingerprint
 from degla_ray.masking import MaskedStream, masked
-from degla_ray.shards import Storage, canonical, fingerprint
+from degla_ray.storage import Storage
 
 
 @pytest.mark.parametrize(

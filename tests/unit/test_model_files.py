@@ -12,7 +12,7 @@ from degla_ray.config import ModelConfig
 from degla_ray.errors import DataError
 from degla_ray.model import build, export, load
 from degla_ray.model.export import export_huggingface
-from degla_ray.model_source import check_model
+from degla_ray.model.source import check_model
 
 CODE = """
 from pathlib import Path

@@ -13,8 +13,8 @@ from tiny_models import CAPTIONS, write_config
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
 from degla_ray.config import ModelConfig
+from degla_ray.encoding.encode import eval_transform
 from degla_ray.errors import DataError, SettingError
-from degla_ray.evaluation.encode import eval_transform
 from degla_ray.model import build, encode_image, encode_text, export, load
 from degla_ray.model.build import WEIGHTS_FILE
 from degla_ray.model.export import export_huggingface

@@ -13,9 +13,9 @@ from degla_ray.config import ChainConfig, DataConfig, ModelConfig, ObjectiveConf
 from degla_ray.errors import DataError, SettingError
 from degla_ray.model import build, export, load
 from degla_ray.model.build import DEGLA_FILE, build_with_weights
-from degla_ray.model_source import Kind, check_model, find_model, find_weights, in_any_folder, starts_random
+from degla_ray.model.source import Kind, check_model, find_model, find_weights, in_any_folder, starts_random
 from degla_ray.training.trainer import _model_identity
-from degla_ray.tuning import tune
+from degla_ray.tuning.sweep import tune
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +111,7 @@ def test_check_model_mistyped_name_says_what_is_near(settings, message, trained)
 def test_check_model_of_names_imports_neither_torch_nor_open_clip(trained):
     code = (
         "import sys\nfrom degla_ray.config import ModelConfig\n"
-        "from degla_ray.model_source import check_model\n"
+        "from degla_ray.model.source import check_model\n"
         f"for name in ('ViT-B-32', 'scenes-base', {str(trained[0])!r}):\n"
         "    check_model(ModelConfig(name=name))\n"
         "assert not {'torch', 'open_clip', 'transformers', 'ray'} & set(sys.modules)"

@@ -16,7 +16,7 @@ from tiny_models import write_config
 from degla_ray.config import ModelConfig
 from degla_ray.errors import DataError, SettingError
 from degla_ray.model import build
-from degla_ray.model_source import check_model
+from degla_ray.model.source import check_model
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from degla_ray.negatives.answers import Unusable, read_answer
+from degla_ray.negatives.llm.answers import Unusable, read_answer
 from degla_ray.schema import RejectReason
 
 CAPTION = "A brown dog chases a white cat."

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from degla_ray.language.tagging import load_tagger
 from degla_ray.negatives.checks import CHECKS, Candidate, Language, first_failure, normal_form
-from degla_ray.negatives.tagging import load_tagger
 from degla_ray.schema import RejectReason
 
 

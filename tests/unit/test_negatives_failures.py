@@ -8,7 +8,7 @@ import pytest
 
 from degla_ray.config import NegativesConfig
 from degla_ray.errors import DeglaError
-from degla_ray.negatives.failures import Refusals, Refused, remedy, require_accepted, tell
+from degla_ray.negatives.llm.failures import Refusals, Refused, remedy, require_accepted, tell
 
 UNKNOWN_KEY = {"state": "error", "reason": "engine_error", "detail": "HTTP 401", "text": "wrong key"}
 

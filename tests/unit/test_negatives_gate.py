@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from degla_ray.negatives.gate import Gate, seed_of
-from degla_ray.negatives.vllm_actor import BLANK
+from degla_ray.negatives.llm.quality import Gate, seed_of
+from degla_ray.negatives.llm.vllm_actor import BLANK
 from degla_ray.schema import Kind
 
 FOX = "The quick brown fox jumps over the lazy dog in the quiet park."

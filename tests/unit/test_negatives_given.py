@@ -12,7 +12,8 @@ from degla_ray.config import NegativesConfig
 from degla_ray.errors import DataError
 from degla_ray.negatives.pipeline import generate
 from degla_ray.schema import CAPTIONS, GIVEN, NEGATIVES, REJECTS
-from degla_ray.shards import StageFolder, Storage
+from degla_ray.stage import StageFolder
+from degla_ray.storage import Storage
 
 CAPTION_ROWS = [
     ("a", "i", "A dog runs.", "train"),

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from degla_ray.negatives.languages import describe, is_english, survey
+from degla_ray.language.identify import describe, is_english, survey
 from degla_ray.negatives.rules import RuleEngine
 from degla_ray.negatives.shard import Caption, ShardTask, write_shard
 from degla_ray.schema import NEGATIVES, REJECTS, Kind
-from degla_ray.shards import StageFolder
+from degla_ray.stage import StageFolder
 
 ENGLISH = ["A man in a red shirt rides a brown horse.", "two dogs run through tall grass with a ball"]
 OTHERS = [

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from degla_ray.negatives.ledger import Book, Entry, Ledger, State, may_retry, text_key
+from degla_ray.negatives.llm.ledger import Book, Entry, Ledger, State, may_retry, text_key
 from degla_ray.schema import ATTEMPTS, Kind, RejectReason
-from degla_ray.shards import StageFolder, shard_of
+from degla_ray.stage import StageFolder, shard_of
 
 KINDS = (Kind.SWAP_NOUNS, Kind.RESHUFFLE)
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from degla_ray.errors import DataError
-from degla_ray.negatives.grammar import LEXICON_FILE, load_grammar, load_yaml, words_sha
-from degla_ray.negatives.lexicon import Entry, Lexicon, article, load_lexicon, plural, singular
-from degla_ray.negatives.tagging import Tag
+from degla_ray.language.grammar import LEXICON_FILE, load_grammar, load_yaml, words_sha
+from degla_ray.language.lexicon import Entry, Lexicon, article, load_lexicon, plural, singular
+from degla_ray.language.tagging import Tag
 
 
 def noun(word: str) -> Entry:

@@ -12,8 +12,8 @@ import pytest
 
 from degla_ray.config import NegativesConfig, OpenAIConfig, VLLMConfig
 from degla_ray.errors import SettingError
-from degla_ray.negatives.openai_actor import OpenAIActor
-from degla_ray.negatives.preflight import preflight
+from degla_ray.negatives.llm.openai_actor import OpenAIActor
+from degla_ray.negatives.llm.preflight import preflight
 from tests.openai_server import Reply, Server, completion, openai_server
 
 GOOD = "A white cat chases a brown dog."

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from degla_ray.config import NegativesConfig
-from degla_ray.negatives.engine_clock import EngineClock
-from degla_ray.negatives.ledger import Book
-from degla_ray.negatives.progress import Progress
+from degla_ray.negatives.llm.engine_clock import EngineClock
+from degla_ray.negatives.llm.ledger import Book
+from degla_ray.negatives.llm.progress import Progress
 from degla_ray.schema import Kind
 
 KINDS = [Kind.SWAP_NOUNS, Kind.RESHUFFLE]

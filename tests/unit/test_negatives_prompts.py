@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 import degla_ray.negatives
+from degla_ray.language.grammar import load_yaml
+from degla_ray.language.tagging import Tag, Token, load_tagger
 from degla_ray.negatives.checks import Candidate, Language, first_failure, normal_form
-from degla_ray.negatives.grammar import load_yaml
-from degla_ray.negatives.prompting import load_prompts
-from degla_ray.negatives.tagging import Tag, Token, load_tagger
+from degla_ray.negatives.llm.prompting import load_prompts
 from degla_ray.schema import Kind
 
 FOLDER = Path(degla_ray.negatives.__file__).with_name("prompts")

@@ -12,11 +12,11 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
+from degla_ray.language.lexicon import singular
+from degla_ray.language.tagging import Tag
 from degla_ray.negatives.checks import normal_form
-from degla_ray.negatives.lexicon import singular
 from degla_ray.negatives.proposals import Request, no_veto, select
 from degla_ray.negatives.rules import RuleEngine
-from degla_ray.negatives.tagging import Tag
 from degla_ray.schema import Kind, RejectReason
 
 FOX = "The quick brown fox jumps over the lazy dog in the quiet park."

@@ -17,10 +17,10 @@ from degla_ray.negatives.proposals import ORDER, Proposal, Request
 from degla_ray.negatives.rules import RuleEngine
 from degla_ray.negatives.shard import Caption, ShardTask, captions_of, vocabulary, write_shard
 from degla_ray.schema import NEGATIVES, REJECTS, Kind, RejectReason
-from degla_ray.shards import StageFolder
 from degla_ray.sources.scenes.captions import captions as scene_captions
 from degla_ray.sources.scenes.truth import is_true
 from degla_ray.sources.scenes.world import sample_scene, scene_rng, scene_to_json
+from degla_ray.stage import StageFolder
 
 
 class CountingEngine(RuleEngine):

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from degla_ray.negatives.lexicon import Number
-from degla_ray.negatives.phrases import noun_phrases
-from degla_ray.negatives.tagging import Sentence, Tag, Token, load_tagger, plain
+from degla_ray.language.lexicon import Number
+from degla_ray.language.phrases import noun_phrases
+from degla_ray.language.tagging import Sentence, Tag, Token, load_tagger, plain
 
 
 def token(caption: str, text: str) -> Token:

@@ -15,7 +15,6 @@ from PIL import Image
 from degla_ray.config import ScenesConfig
 from degla_ray.evaluation.benchmarks import suite
 from degla_ray.schema import CAPTIONS, CHOICE_ITEMS, CLASS_ITEMS, IMAGES, SCENE_GRAPHS
-from degla_ray.shards import Storage
 from degla_ray.sources.scenes.captions import describe
 from degla_ray.sources.scenes.foils import FoilKind, pair
 from degla_ray.sources.scenes.order import normalise, order_texts, shuffles
@@ -32,6 +31,7 @@ from degla_ray.sources.scenes.world import (
     scene_from_json,
     scene_rng,
 )
+from degla_ray.storage import Storage
 
 ITEMS = 70
 CONFIG = ScenesConfig(test_items=ITEMS, max_objects=4)

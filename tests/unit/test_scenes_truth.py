@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from degla_ray.config import ScenesConfig
-from degla_ray.negatives import lexicon as lexicon_module
+from degla_ray.language import lexicon as lexicon_module
 from degla_ray.sources.scenes.captions import captions, describe, describe_fully, describe_relation
 from degla_ray.sources.scenes.truth import is_true, parse
 from degla_ray.sources.scenes.wording import Mention, Sentence, wording

@@ -18,20 +18,10 @@ import pytest
 
 from degla_ray.config import CheckpointConfig
 from degla_ray.errors import DataError, FingerprintMismatch
+from degla_ray.identity import canonical, fingerprint, flatten
 from degla_ray.schema import CAPTIONS, CHOICE_ITEMS, IMAGES
-from degla_ray.shards import (
-    MANIFEST,
-    StageFolder,
-    Storage,
-    absolute_from,
-    canonical,
-    fingerprint,
-    flatten,
-    part_name,
-    read_complete,
-    relative_to,
-    shard_of,
-)
+from degla_ray.stage import MANIFEST, StageFolder, absolute_from, part_name, read_complete, shard_of
+from degla_ray.storage import Storage, relative_to
 
 IDENTITY = {"seed": 1, "input": {"train": "abc"}}
 

@@ -16,10 +16,10 @@ import pytest
 from degla_ray.config import DeglaJsonConfig, ExportDeglaJsonConfig
 from degla_ray.errors import DataError, SettingError
 from degla_ray.schema import CAPTIONS, NEGATIVES, Kind
-from degla_ray.shards import StageFolder
 from degla_ray.sources.coco import coco_number
 from degla_ray.sources.degla_json import DeglaJsonSource
 from degla_ray.sources.export_degla_json import deal, export_degla_json, released_entries
+from degla_ray.stage import StageFolder
 from tests.fixtures_sources import list_balanced, write_coco_pictures
 
 REPO = Path(__file__).resolve().parents[2]

@@ -11,7 +11,6 @@ import pyarrow as pa
 import pytest
 
 from degla_ray.schema import CAPTIONS, GIVEN, IMAGES, REJECTS, SCENE_GRAPHS, RejectReason
-from degla_ray.shards import StageFolder
 from degla_ray.sources.base import Caption, Record, Refusal, Reject, Source, Unit, check_caption, given_table
 from degla_ray.sources.write_shard import (
     ShardTask,
@@ -21,6 +20,7 @@ from degla_ray.sources.write_shard import (
     rejects_to_json,
     write_shard,
 )
+from degla_ray.stage import StageFolder
 from tests.fixtures_sources import encode, noise
 
 

@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 from degla_ray import tracking
 from degla_ray.config import EvaluateConfig, ModelConfig, TrackingConfig
 from degla_ray.errors import DataError, SettingError
-from degla_ray.shards import Storage
+from degla_ray.storage import Storage
 
 
 @pytest.fixture(scope="module")

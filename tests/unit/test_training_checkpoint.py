@@ -12,7 +12,7 @@ from torch import nn
 from degla_ray.config import OptimizerConfig, TeacherConfig
 from degla_ray.errors import DataError
 from degla_ray.model.teacher import Teacher
-from degla_ray.shards import Storage
+from degla_ray.storage import Storage
 from degla_ray.training import checkpoint
 from degla_ray.training.checkpoint import RAY_SNAPSHOT, Parts
 from degla_ray.training.optimizer import build_optimizer

@@ -12,9 +12,9 @@ from torchvision.transforms.v2 import RandomResizedCrop
 
 from degla_ray.config import DataConfig
 from degla_ray.errors import DataError
-from degla_ray.training.decode import BatchReader, BatchSpec, PictureReader, crop_box
-from degla_ray.training.order import BatchOrder
-from degla_ray.training.samples import Samples, load_samples
+from degla_ray.loader.decode import BatchReader, BatchSpec, PictureReader, crop_box
+from degla_ray.loader.order import BatchOrder
+from degla_ray.loader.samples import Samples, load_samples
 from tests.training_inputs import write_inputs
 
 

@@ -13,9 +13,9 @@ from degla_ray.config import (
     TeacherConfig,
     TrainConfig,
 )
+from degla_ray.loader.feed import LocalBatch
 from degla_ray.model import LoadedModel, Teacher, build
 from degla_ray.model.adapt import adapt
-from degla_ray.training.data import LocalBatch
 from degla_ray.training.gradients import Gradients, freeze_unreached
 
 B, K = 12, 3

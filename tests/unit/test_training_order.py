@@ -5,14 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from degla_ray.training.order import (
-    BatchOrder,
-    Visits,
-    draw_negatives,
-    permutation,
-    step_seed,
-    uniforms,
-)
+from degla_ray.loader.order import BatchOrder, Visits, draw_negatives, permutation, step_seed, uniforms
 
 
 @pytest.mark.parametrize("workers", [1, 2, 4, 8])

@@ -11,7 +11,7 @@ from mlflow import MlflowClient
 
 from degla_ray import tracking
 from degla_ray.config import TrackingConfig
-from degla_ray.shards import Storage
+from degla_ray.storage import Storage
 from degla_ray.training.job import PROGRESS, TRACE
 from degla_ray.training.progress import Monitor, describe
 from degla_ray.training.validation import Validation, ask, set_logged

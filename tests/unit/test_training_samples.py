@@ -10,7 +10,7 @@ import pytest
 
 from degla_ray.config import DataConfig
 from degla_ray.errors import DataError, SettingError
-from degla_ray.training.samples import Samples, load_samples
+from degla_ray.loader.samples import Samples, load_samples
 from tests.training_inputs import write_inputs
 
 

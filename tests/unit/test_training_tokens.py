@@ -12,9 +12,9 @@ import pytest
 from tiny_models import write_config
 
 from degla_ray.config import ModelConfig
+from degla_ray.loader.samples import Samples
+from degla_ray.loader.tokens import Counts, compare
 from degla_ray.model.build import build_tokenizer
-from degla_ray.training.samples import Samples
-from degla_ray.training.tokens import Counts, compare
 
 LONG = "a red square and " * 30
 

@@ -8,7 +8,7 @@ import pytest
 
 from degla_ray.config import DataConfig, ObjectiveConfig, TrainConfig
 from degla_ray.errors import DeglaError, SettingError
-from degla_ray.tuning import Trial, best_trial, headings, load_space, with_settings
+from degla_ray.tuning.sweep import Trial, best_trial, headings, load_space, with_settings
 
 TRAIN = TrainConfig(name="x", data=DataConfig(prepared="p", negatives="n"))
 

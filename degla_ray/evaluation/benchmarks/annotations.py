@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from degla_ray.errors import DataError
-from degla_ray.shards import Storage
+from degla_ray.storage import Storage
 
 Item = tuple[str, dict[str, Any]]  # item id, record
 _IN_WORDS = {str: "text that is not empty", int: "a whole number", list: "a list", dict: "an object"}

@@ -13,13 +13,14 @@ from typing import Literal
 
 import pyarrow as pa
 
+from degla_ray.encoding.features import image_key
+from degla_ray.encoding.images import boxed
 from degla_ray.errors import DataError
 from degla_ray.evaluation.benchmarks.annotations import Item, read_items, read_json
-from degla_ray.evaluation.benchmarks.base import Rule, image_key
+from degla_ray.evaluation.benchmarks.base import Rule
 from degla_ray.evaluation.benchmarks.choice import Choice
-from degla_ray.evaluation.pictures import boxed
 from degla_ray.schema import CHOICE_ITEMS
-from degla_ray.shards import Storage
+from degla_ray.storage import Storage
 
 ARO = "aro"
 VG_RELATION, VG_ATTRIBUTION = "vg_relation", "vg_attribution"

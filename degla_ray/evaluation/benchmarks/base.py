@@ -18,6 +18,7 @@ from typing import Protocol
 import numpy as np
 import pyarrow as pa
 
+from degla_ray.encoding.features import FeatureTable
 from degla_ray.schema import SCORES
 
 
@@ -32,31 +33,6 @@ def decide(scores_NK: np.ndarray, rule: Rule) -> np.ndarray:
     """Whether candidate 0 is chosen: bool [N] from float32 [N, K], K >= 2. NaN is never correct."""
     true_N, best_foil_N = scores_NK[:, 0], scores_NK[:, 1:].max(axis=1)
     return true_N > best_foil_N if rule is Rule.STRICT else true_N >= best_foil_N
-
-
-def image_key(source: str, image_id: str) -> str:
-    """Name of a picture over all of a call's picture sources, whose ids may collide."""
-    return f"{source}:{image_id}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Features:
-    """L2-normalised float32 features of a call's distinct pictures and texts."""
-
-    img_ND: np.ndarray
-    """One row a picture that could be read."""
-    txt_MD: np.ndarray
-    """One row a distinct text."""
-    image_row: Mapping[str, int]
-    """`image_key` -> row of img_ND; a picture that could not be read is not in it."""
-    text_row: Mapping[str, int]
-    """Text -> row of txt_MD."""
-
-    def images(self, keys: Iterable[str]) -> np.ndarray:
-        return self.img_ND[[self.image_row[key] for key in keys]]
-
-    def texts(self, texts: Iterable[str]) -> np.ndarray:
-        return self.txt_MD[[self.text_row[text] for text in texts]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +73,7 @@ class Benchmark(Protocol):
     def chance(self, subset: str) -> float | None:
         """Accuracy of guessing, 0 to 1; None where there is no such number or no item."""
 
-    def score(self, features: Features) -> Scored:
+    def score(self, features: FeatureTable) -> Scored:
         """Per-item scores and decisions; pure."""
 
     def shown(self) -> Iterable[Shown]:

@@ -12,18 +12,10 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import pyarrow as pa
 
+from degla_ray.encoding.features import FeatureTable, image_key
+from degla_ray.encoding.images import unboxed
 from degla_ray.errors import DataError
-from degla_ray.evaluation.benchmarks.base import (
-    Features,
-    Rule,
-    Scored,
-    Shown,
-    decide,
-    dot_NK,
-    image_key,
-    scores_table,
-)
-from degla_ray.evaluation.pictures import unboxed
+from degla_ray.evaluation.benchmarks.base import Rule, Scored, Shown, decide, dot_NK, scores_table
 
 RULE_IN_WORDS = {Rule.STRICT: "strict", Rule.FIRST_ARGMAX: "first of the best"}
 CHUNK = 4096  # items scored at once: bounds the float64 product at CHUNK * K * D * 8 bytes
@@ -98,7 +90,7 @@ class Choice:
         odds = [1 / len(t) for s, t in zip(self._subset, self._texts, strict=True) if s == subset]
         return sum(odds) / len(odds) if odds else None
 
-    def score(self, features: Features) -> Scored:
+    def score(self, features: FeatureTable) -> Scored:
         """candidate_scores: similarity of each text, the true one first."""
         scored = [i for i, key in enumerate(self._key) if key in features.image_row]
         missing = Counter(self._subset[i] for i, key in enumerate(self._key) if key not in features.image_row)

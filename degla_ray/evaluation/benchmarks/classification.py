@@ -15,8 +15,9 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 
+from degla_ray.encoding.features import FeatureTable, image_key
 from degla_ray.errors import DataError
-from degla_ray.evaluation.benchmarks.base import Features, Scored, Shown, image_key, scores_table
+from degla_ray.evaluation.benchmarks.base import Scored, Shown, scores_table
 
 TOP1, TOP5, MEAN_PER_CLASS = "top1", "top5", "mean_per_class"
 CHUNK = 4096  # pictures scored at once
@@ -106,7 +107,7 @@ class Classification:
     def chance(self, subset: str) -> float | None:
         return (5 if subset == TOP5 else 1) / len(self._classes)
 
-    def score(self, features: Features) -> Scored:
+    def score(self, features: FeatureTable) -> Scored:
         """Decisions of every subset.
 
         candidate_scores: for `top1` the score of every class, in the order of the labels; for `top5`
@@ -149,7 +150,7 @@ class Classification:
         missing = dict.fromkeys(self.subsets, len(self._key) - len(scored))
         return Scored(scores=pa.concat_tables(tables), missing=missing)
 
-    def _class_features(self, features: Features) -> np.ndarray:
+    def _class_features(self, features: FeatureTable) -> np.ndarray:
         """float64 [C, D], normalised."""
         mean_CD = np.stack(
             [features.texts(self._prompts(name)).mean(axis=0, dtype=np.float64) for name in self._classes]

@@ -13,11 +13,12 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import Any
 
+from degla_ray.encoding.features import image_key
 from degla_ray.errors import DataError
 from degla_ray.evaluation.benchmarks.annotations import read_lines
-from degla_ray.evaluation.benchmarks.base import Rule, Shown, image_key
-from degla_ray.evaluation.benchmarks.picture_choice import PictureChoice
-from degla_ray.shards import Storage
+from degla_ray.evaluation.benchmarks.base import Rule, Shown
+from degla_ray.evaluation.benchmarks.image_choice import PictureChoice
+from degla_ray.storage import Storage
 
 NLVR = "nlvr"
 FILE = "dev.json"

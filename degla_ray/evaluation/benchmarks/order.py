@@ -13,14 +13,16 @@ from enum import StrEnum
 
 import pyarrow as pa
 
+from degla_ray.encoding.features import image_key
 from degla_ray.errors import DataError
 from degla_ray.evaluation.benchmarks.annotations import read_items
-from degla_ray.evaluation.benchmarks.base import Rule, image_key
+from degla_ray.evaluation.benchmarks.base import Rule
 from degla_ray.evaluation.benchmarks.choice import Choice
 from degla_ray.evaluation.benchmarks.retrieval import Retrieval
 from degla_ray.evaluation.benchmarks.shuffles import made_with, pre_caption, shuffled
+from degla_ray.identity import fingerprint
 from degla_ray.schema import CAPTIONS, CHOICE_ITEMS
-from degla_ray.shards import Storage, fingerprint
+from degla_ray.storage import Storage
 
 ORDER = "order"
 

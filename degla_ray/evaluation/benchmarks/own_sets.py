@@ -10,13 +10,13 @@ from collections.abc import Sequence
 
 import pyarrow.fs
 
+from degla_ray.encoding.images import FilePictures, PictureSource
+from degla_ray.encoding.tar_images import TarPictures, tar_names
 from degla_ray.errors import DataError
 from degla_ray.evaluation.benchmarks.base import Benchmark
 from degla_ray.evaluation.benchmarks.classification import Scores
 from degla_ray.evaluation.benchmarks.zero_shot import labelled_pictures, with_braces
-from degla_ray.evaluation.pictures import FilePictures, PictureSource
-from degla_ray.evaluation.tar_pictures import TarPictures, tar_names
-from degla_ray.shards import Storage
+from degla_ray.storage import Storage
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff")  # of class folders
 TEMPLATE = "a photo of a {}."

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from degla_ray.config import PublishedConfig
+from degla_ray.encoding.images import FilePictures, PictureSource
 from degla_ray.errors import DataError
 from degla_ray.evaluation.benchmarks import zero_shot
 from degla_ray.evaluation.benchmarks.aro import load_vg_attribution, load_vg_relation
@@ -25,8 +26,7 @@ from degla_ray.evaluation.benchmarks.own_sets import load_folder, load_webdatase
 from degla_ray.evaluation.benchmarks.sugarcrepe import load_sugarcrepe, load_sugarcrepe_pp
 from degla_ray.evaluation.benchmarks.valse import load_valse
 from degla_ray.evaluation.benchmarks.winoground import load_winoground
-from degla_ray.evaluation.pictures import FilePictures, PictureSource
-from degla_ray.shards import Storage
+from degla_ray.storage import Storage
 
 ANNOTATIONS, IMAGES, ZERO_SHOT, SHUFFLES = "annotations", "images", "zeroshot", "shuffles"
 Load = Callable[[Storage, PublishedConfig], Benchmark]

@@ -13,7 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import pyarrow as pa
 
-from degla_ray.evaluation.benchmarks.base import Features, Scored, Shown, image_key, scores_table
+from degla_ray.encoding.features import FeatureTable, image_key
+from degla_ray.evaluation.benchmarks.base import Scored, Shown, scores_table
 
 RANKS = (1, 5, 10)
 CHUNK = 512  # queries scored at once
@@ -57,7 +58,7 @@ class Retrieval:
     def chance(self, subset: str) -> float | None:
         return None
 
-    def score(self, features: Features) -> Scored:
+    def score(self, features: FeatureTable) -> Scored:
         """candidate_scores: [best true, k-th best wrong]; [best true] if there are fewer than k wrong."""
         images = [i for i in self._texts_of if self._key[i] in features.image_row]
         texts = [

@@ -16,7 +16,7 @@ import json
 import random
 import re
 
-from degla_ray.negatives.tagging import load_tagger, tagger_name
+from degla_ray.language.tagging import load_tagger, tagger_name
 
 VERSION = 2  # of this file: another one makes other shuffles
 WAYS = ("nouns_and_adjectives", "all_but_nouns_and_adjectives", "trigrams", "within_trigrams")

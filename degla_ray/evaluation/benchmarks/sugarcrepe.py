@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import pyarrow as pa
 
+from degla_ray.encoding.features import image_key
 from degla_ray.evaluation.benchmarks.annotations import read_items
-from degla_ray.evaluation.benchmarks.base import Rule, Shown, image_key
+from degla_ray.evaluation.benchmarks.base import Rule, Shown
 from degla_ray.evaluation.benchmarks.choice import Choice
 from degla_ray.evaluation.benchmarks.two_positives import TwoPositives
 from degla_ray.schema import CHOICE_ITEMS
-from degla_ray.shards import Storage
+from degla_ray.storage import Storage
 
 SUGARCREPE, SUGARCREPE_PP = "sugarcrepe", "sugarcrepe_pp"
 SUBSETS = ("replace_obj", "replace_att", "replace_rel", "swap_obj", "swap_att", "add_obj", "add_att")

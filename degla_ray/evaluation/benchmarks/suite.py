@@ -23,7 +23,8 @@ from degla_ray.evaluation.benchmarks.choice import Choice
 from degla_ray.evaluation.benchmarks.classification import Classification
 from degla_ray.evaluation.benchmarks.retrieval import Retrieval
 from degla_ray.schema import CAPTIONS, CHOICE_ITEMS, CLASS_ITEMS
-from degla_ray.shards import MANIFEST, Storage
+from degla_ray.stage import MANIFEST
+from degla_ray.storage import Storage
 
 SOURCE = "suite"
 SCENES_SUBSETS = ("replace_obj", "replace_att", "replace_rel", "swap_obj", "swap_att", "add_obj", "add_att")

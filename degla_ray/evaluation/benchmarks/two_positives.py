@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from degla_ray.evaluation.benchmarks.base import Features, Scored, Shown, dot_NK, scores_table
+from degla_ray.encoding.features import FeatureTable
+from degla_ray.evaluation.benchmarks.base import Scored, Shown, dot_NK, scores_table
 
 ITT, TOT = "itt", "tot"
 
@@ -42,7 +43,7 @@ class TwoPositives:
     def chance(self, subset: str) -> float | None:
         return 1 / 3  # one of three numbers has to be the least (itt) or the greatest (tot)
 
-    def score(self, features: Features) -> Scored:
+    def score(self, features: FeatureTable) -> Scored:
         """candidate_scores: itt similarity of the picture with caption, second caption and negative; tot
         that of caption and second caption, caption and negative, second caption and negative."""
         rows: list[tuple[str, str, str, np.ndarray, bool]] = []

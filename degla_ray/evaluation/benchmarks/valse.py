@@ -6,12 +6,13 @@ from typing import Any
 
 import pyarrow as pa
 
+from degla_ray.encoding.features import image_key
 from degla_ray.errors import DataError
 from degla_ray.evaluation.benchmarks.annotations import read_items
-from degla_ray.evaluation.benchmarks.base import Rule, image_key
+from degla_ray.evaluation.benchmarks.base import Rule
 from degla_ray.evaluation.benchmarks.choice import Choice
 from degla_ray.schema import CHOICE_ITEMS
-from degla_ray.shards import Storage
+from degla_ray.storage import Storage
 
 VALSE = "valse"
 _COUNTING = ("counting-hard", "counting-small-quant", "counting-adversarial")

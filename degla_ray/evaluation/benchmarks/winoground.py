@@ -9,9 +9,10 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
+from degla_ray.encoding.features import FeatureTable, image_key
 from degla_ray.evaluation.benchmarks.annotations import read_lines
-from degla_ray.evaluation.benchmarks.base import Features, Scored, Shown, dot_NK, image_key, scores_table
-from degla_ray.shards import Storage
+from degla_ray.evaluation.benchmarks.base import Scored, Shown, dot_NK, scores_table
+from degla_ray.storage import Storage
 
 WINOGROUND = "winoground"
 CHANCE = {"text": 1 / 4, "image": 1 / 4, "group": 1 / 6}
@@ -42,7 +43,7 @@ class Winoground:
     def chance(self, subset: str) -> float | None:
         return CHANCE[subset]
 
-    def score(self, features: Features) -> Scored:
+    def score(self, features: FeatureTable) -> Scored:
         """candidate_scores: similarity of caption 0 with picture 0, caption 1 with picture 0, caption 0 with
         picture 1, caption 1 with picture 1."""
         scored = [item for item in self._items if all(key in features.image_row for key in item.images)]

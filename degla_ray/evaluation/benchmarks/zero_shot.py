@@ -25,10 +25,10 @@ from typing import Any
 import pyarrow as pa
 from PIL import Image
 
+from degla_ray.encoding.images import FilePictures, Picture, PictureBatch, PictureSource
 from degla_ray.errors import DataError, SettingError
 from degla_ray.evaluation.benchmarks.base import Benchmark
 from degla_ray.evaluation.benchmarks.classification import MEAN_PER_CLASS, TOP1, TOP5, Classification, Scores
-from degla_ray.evaluation.pictures import FilePictures, Picture, PictureBatch, PictureSource
 from degla_ray.schema import CLASS_ITEMS
 
 PREFIX = "zeroshot_"

@@ -15,12 +15,13 @@ from typing import Any
 import pyarrow as pa
 
 from degla_ray.config import ScenesConfig
+from degla_ray.identity import canonical
 from degla_ray.schema import SCENE_GRAPHS
-from degla_ray.shards import Storage, canonical
 from degla_ray.sources.base import Caption, Record, RowsRead, Source
 from degla_ray.sources.scenes.captions import captions
 from degla_ray.sources.scenes.render import render
 from degla_ray.sources.scenes.world import Scene, sample_scene, scene_rng, scene_to_json
+from degla_ray.storage import Storage
 
 TESTS_COMPLETE = "complete.json"
 """Written into `tests/` after everything else: a job that was killed there writes them again."""

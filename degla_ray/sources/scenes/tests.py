@@ -15,7 +15,6 @@ import pyarrow as pa
 
 from degla_ray.config import ScenesConfig
 from degla_ray.schema import CAPTIONS, CHOICE_ITEMS, CLASS_ITEMS, IMAGES, SCENE_GRAPHS
-from degla_ray.shards import ROW_GROUP_ROWS, Storage, part_name
 from degla_ray.sources.scenes.captions import describe, describe_fully
 from degla_ray.sources.scenes.foils import FoilKind, pair
 from degla_ray.sources.scenes.order import order_texts
@@ -29,6 +28,8 @@ from degla_ray.sources.scenes.world import (
     scene_rng,
     scene_to_json,
 )
+from degla_ray.stage import part_name
+from degla_ray.storage import ROW_GROUP_ROWS, Storage
 
 COMPOSITION, ORDER, ZERO_SHOT = "scenes", "scenes_order", "scenes_zeroshot"
 ZERO_SHOT_TEMPLATES = (

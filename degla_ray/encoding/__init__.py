@@ -1,0 +1,1 @@
+"""FeatureTable of distinct images and texts: readers, encoding actors, cache, neighbours."""

@@ -1,0 +1,328 @@
+"""FeatureTable of distinct pictures and texts, by a pool of Ray Data actors that hold the model.
+
+The driver cuts the work into batches (pictures that are cheap to read together; texts sorted by length,
+because the text tower computes up to a batch's longest caption), those of the first benchmark first, and the
+batches flow read+decode -> encode. Without a GPU Ray Data fuses the two into the actors, with one the
+decoding spreads over CPU tasks. What a batch holds does not depend on the number of actors, and rows are put
+back by key, so the features do not either; what the cache has is read and not decoded. The model travels
+through Ray's object store: it need not be readable elsewhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from degla_ray.deadline import with_deadline
+from degla_ray.encoding.feature_cache import FeatureCache, picture_digest, text_digest
+from degla_ray.encoding.features import image_key
+from degla_ray.encoding.images import Picture, PictureBatch, PictureSource
+from degla_ray.encoding.needs import Encoded, Needs, Work
+from degla_ray.errors import DataError, SettingError
+from degla_ray.identity import canonical, fingerprint
+
+if TYPE_CHECKING:
+    from degla_ray.model.loaded import LoadedModel
+
+NO_PIXELS = b""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pool:
+    """The actors."""
+
+    num_actors: int
+    cpus_per_actor: float
+    use_gpu: bool
+    batch_size: int
+    """Pictures or texts of one batch."""
+    stall_seconds: float
+    """No finished batch for this long is an error."""
+
+
+def model_identity(loaded: LoadedModel) -> str:
+    """Hash of what decides a model's features: weights, preprocessing, activation, tokenizer.
+
+    Equal models have equal identities whatever file they came from.
+    """
+    digest = hashlib.blake2b(digest_size=8)
+    for name, tensor in sorted(loaded.model.state_dict().items()):
+        array = tensor.detach().cpu().contiguous().flatten().view(dtype=_torch().uint8).numpy()
+        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}\n".encode())
+        digest.update(array)
+    probe = loaded.tokenizer(["Two dogs, 3 cats; a red-and-white car's door?"])
+    digest.update(probe.numpy().tobytes())
+    digest.update(fingerprint(canonical([loaded.preprocess_cfg, loaded.activation])).encode())
+    return digest.hexdigest()
+
+
+def encode(
+    loaded: LoadedModel,
+    sources: Mapping[str, PictureSource],
+    needs: Sequence[Needs],
+    pool: Pool,
+    cache: FeatureCache | None = None,
+    on_progress: Callable[[int, int, int], None] = lambda number, done, total: None,
+) -> Iterator[tuple[int, Encoded]]:
+    """Encodes each distinct picture and text once; yields each benchmark's as soon as all of it is there.
+
+    Args:
+        loaded: the model; a copy goes to every actor.
+        sources: name -> where its pictures lie.
+        needs: of each benchmark.
+        pool: the actors.
+        cache: features that are there already, and where new ones go.
+        on_progress: told of a benchmark's number, and of how many of how many pictures and texts it has.
+
+    Yields:
+        The benchmark's number and its features. Ray must be running if anything has to be encoded.
+
+    Raises:
+        SettingError: the cluster cannot hold one actor.
+        DataError: a source without its files; features are not finite; no batch for `stall_seconds`.
+    """
+    work = Work(needs, on_progress)
+    if cache is not None:
+        for text in list(work.unseen_texts()):
+            digest = text_digest(text)
+            if (feature := cache.get(digest)) is not None:
+                work.have_text(text, feature, cut=digest in cache.truncated)
+    batches = _batches(sources, work, pool.batch_size)
+    yield from work.finished()
+    try:
+        for row in _run(loaded, sources, batches, pool, cache):
+            _take(row, work, cache, loaded.name)
+            yield from work.finished()
+    finally:
+        if cache is not None:
+            cache.flush()
+
+
+def encode_all(
+    loaded: LoadedModel,
+    sources: Mapping[str, PictureSource],
+    keys: Iterable[str],
+    texts: Iterable[str],
+    pool: Pool,
+) -> Encoded:
+    """`encode` for one caller that wants everything at once."""
+    [(_, encoded)] = encode(loaded, sources, [Needs(keys=set(keys), texts=set(texts))], pool)
+    return encoded
+
+
+def _batches(sources: Mapping[str, PictureSource], work: Work, batch_size: int) -> list[dict[str, Any]]:
+    """Work rows for everything that is not there yet, in the order in which benchmarks need them."""
+    rows: list[tuple[tuple[int, int], dict[str, Any]]] = []
+    by_source: dict[str, set[str]] = defaultdict(set)
+    for what, key in list(work.users):
+        if what == "key":
+            source, _, image_id = key.partition(":")
+            by_source[source].add(image_id)
+    for source, wanted in by_source.items():
+        if source not in sources:
+            reason = "no folder is given for these pictures"
+            batches, absent = list[PictureBatch](), dict.fromkeys(sorted(wanted), reason)
+        else:
+            batches, absent = sources[source].batches(wanted, batch_size)
+        for image_id, reason in absent.items():
+            work.have_not(image_key(source, image_id), reason)
+        for batch in batches:
+            first = min(work.first_user("key", image_key(source, i)) for i in batch.ids)
+            rows.append(((first, 0), {"source": source, "ids": batch.ids, "where": batch.where}))
+    by_user: dict[int, list[str]] = defaultdict(list)
+    for text in work.unseen_texts():
+        by_user[work.first_user("text", text)].append(text)
+    for number, texts in by_user.items():
+        ordered = sorted(texts, key=lambda text: (len(text), text))
+        rows += [
+            ((number, 1), {"source": "", "ids": list(c), "where": ""}) for c in _chunks(ordered, batch_size)
+        ]
+    return [row for _, row in sorted(rows, key=lambda entry: entry[0])]
+
+
+def _take(row: Mapping[str, Any], work: Work, cache: FeatureCache | None, model: str) -> None:
+    """Puts one finished row where it belongs."""
+    names = list(row["encoded"])
+    rows = np.frombuffer(row["features"], dtype=np.float32).reshape(max(1, len(names)), -1)[: len(names)]
+    if not np.isfinite(rows).all():
+        raise DataError(f"model {model}", "features that are not finite", "weights without NaN or inf")
+    cut = list(row["truncated"]) or [False] * len(names)
+    for name, digest, feature, is_cut in zip(names, row["digests"], rows, cut, strict=True):
+        if row["source"]:
+            work.have_picture(image_key(row["source"], name), feature)
+        else:
+            work.have_text(name, feature, cut=bool(is_cut))
+        if cache is not None:
+            cache.add(digest, feature, bool(is_cut))
+    for name, digest in zip(row["known"], row["known_digests"], strict=True):
+        feature = cache.get(digest) if cache is not None else None
+        assert feature is not None  # only what the cache has is known
+        work.have_picture(image_key(row["source"], name), feature)
+    for name, reason in zip(row["failed"], row["reasons"], strict=True):
+        work.have_not(image_key(row["source"], name), reason)
+
+
+def _run(
+    loaded: LoadedModel,
+    sources: Mapping[str, PictureSource],
+    batches: list[dict[str, Any]],
+    pool: Pool,
+    cache: FeatureCache | None,
+) -> Iterator[dict[str, Any]]:
+    """Result rows of all work rows, in no particular order."""
+    import ray
+    import ray.data
+
+    if not batches:
+        return
+    total = ray.cluster_resources()
+    if pool.use_gpu and total.get("GPU", 0) < 1:
+        raise SettingError("use_gpu", True, "a cluster with a GPU, or use_gpu=false")
+    fitting = int(
+        min(total.get("CPU", 0) / pool.cpus_per_actor, total["GPU"] if pool.use_gpu else sys.maxsize)
+    )
+    if fitting < 1:
+        raise SettingError(
+            "cpus_per_actor", pool.cpus_per_actor, f"at most the cluster's {total.get('CPU', 0):g} CPUs"
+        )
+    actors = min(pool.num_actors, fitting, len(batches))
+    known = cache.digests() if cache is not None else np.array([], dtype="S32")
+    results = (
+        ray.data.from_items(batches, override_num_blocks=len(batches))
+        .map(_Decoder(loaded.preprocess_cfg, sources, ray.put(known)))
+        .map(
+            _Encoder,
+            fn_constructor_args=(ray.put(loaded), pool.cpus_per_actor),
+            compute=ray.data.ActorPoolStrategy(size=actors),
+            num_cpus=pool.cpus_per_actor,
+            num_gpus=1 if pool.use_gpu else None,
+        )
+    )
+
+    def stalled(done: int) -> DataError:
+        found = f"no progress for {pool.stall_seconds:g} s after {done} of {len(batches)} batches"
+        return DataError(
+            "encoding", found, "a batch sooner: are the cluster's CPUs or GPUs taken? (`ray status`)"
+        )
+
+    yield from with_deadline(results.iter_rows(), pool.stall_seconds, stalled)
+
+
+class _Decoder:
+    """Reads and preprocesses one batch of pictures that the cache has not; passes texts through."""
+
+    def __init__(
+        self, preprocess_cfg: Mapping[str, Any], sources: Mapping[str, PictureSource], known_ref: Any
+    ) -> None:
+        self.preprocess_cfg, self.sources = dict(preprocess_cfg), dict(sources)
+        self.known_ref = known_ref
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        import ray
+
+        found: dict[str, list[Any]] = {name: [] for name in ("ids", "digests", "known", "known_digests")}
+        found |= {"failed": [], "reasons": []}
+        if not row["source"]:
+            digests = [text_digest(text) for text in row["ids"]]
+            return {**row, **found, "ids": list(row["ids"]), "digests": digests, "pixels": b"", "shape": []}
+        transform, known = eval_transform(self.preprocess_cfg), ray.get(self.known_ref)
+        batch = PictureBatch(ids=list(row["ids"]), where=row["where"])
+        pixels = []
+        for image_id, picture in zip(batch.ids, self.sources[row["source"]].read(batch), strict=True):
+            try:
+                if isinstance(picture, Exception):
+                    raise picture
+                digest = picture_digest(picture.content)
+                if _holds(known, digest):
+                    found["known"].append(image_id)
+                    found["known_digests"].append(digest)
+                    continue
+                pixels.append(_decode(picture, transform))
+                found["ids"].append(image_id)
+                found["digests"].append(digest)
+            except Exception as error:  # Pillow raises a dozen types; the picture is reported by name
+                found["failed"].append(image_id)
+                found["reasons"].append(f"{type(error).__name__}: {error}".splitlines()[0])
+        stacked = np.stack(pixels) if pixels else np.zeros((0,), dtype=np.float32)
+        return {**row, **found, "pixels": stacked.tobytes(), "shape": list(stacked.shape)}
+
+
+def _holds(known: np.ndarray, digest: str) -> bool:
+    """Whether an ascending array has it."""
+    at = int(np.searchsorted(known, digest.encode()))
+    return at < len(known) and bool(known[at] == digest.encode())
+
+
+class _Encoder:
+    """Holds the model and encodes batches."""
+
+    def __init__(self, loaded_ref: Any, cpus: float) -> None:
+        import ray
+
+        torch = _torch()
+        torch.set_num_threads(max(1, int(cpus)))
+        loaded: LoadedModel = ray.get(loaded_ref)
+        self.device = "cuda" if ray.get_gpu_ids() else "cpu"
+        self.model = loaded.model.to(self.device).eval()
+        self.tokenizer = loaded.tokenizer
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        from degla_ray.model.encode import encode_image, encode_text
+
+        torch, names = _torch(), list(row["ids"])
+        features, truncated = NO_PIXELS, []
+        with torch.inference_mode():
+            if not row["source"]:
+                tokens_BL = self.tokenizer(names)
+                truncated = self._truncated(names, tokens_BL.shape[1])
+                features = encode_text(self.model, tokens_BL.to(self.device)).cpu().numpy().tobytes()
+            elif names:
+                shape = [int(n) for n in row["shape"]]
+                pixels = np.frombuffer(row["pixels"], dtype=np.float32).reshape(shape)
+                images_BCHW = torch.from_numpy(pixels.copy()).to(self.device)
+                features = encode_image(self.model, images_BCHW).cpu().numpy().tobytes()
+        passed_on = ("digests", "known", "known_digests", "failed", "reasons")
+        return {
+            "source": row["source"],
+            "encoded": names,
+            "features": features,
+            "truncated": truncated,
+            **{name: list(row[name]) for name in passed_on},
+        }
+
+    def _truncated(self, texts: list[str], context_length: int) -> list[bool]:
+        """Whether a text fills one token more than the model reads."""
+        longer_BL = self.tokenizer(["", *texts], context_length=context_length + 1)
+        padding = longer_BL[0, -1]
+        return [bool(last != padding) for last in longer_BL[1:, -1]]
+
+
+def eval_transform(preprocess_cfg: Mapping[str, Any]) -> Any:
+    """The model's own transform for evaluation: PIL image -> float32 tensor [3, H, W]."""
+    from open_clip.transform import PreprocessCfg, image_transform_v2
+
+    return image_transform_v2(PreprocessCfg(**preprocess_cfg), is_train=False)
+
+
+def _decode(picture: Picture, transform: Any) -> np.ndarray:
+    with picture.open() as image:
+        array: np.ndarray = transform(image).numpy()
+    if not np.isfinite(array).all():
+        raise ValueError("not finite after preprocessing")
+    return array
+
+
+def _chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    return (items[start : start + size] for start in range(0, len(items), size))
+
+
+def _torch() -> Any:
+    import torch  # seconds to import: not for a rerun that has nothing to do
+
+    return torch

@@ -1,0 +1,190 @@
+"""Where a benchmark's pictures lie: Parquet parts, files in a folder, or a dataset's own form.
+
+A source travels to the tasks that read, so it holds paths and no open files. The bytes that it hands out
+name a picture in the embedding cache, so a picture that two benchmarks keep in two places is encoded once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import io
+import json
+import re
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow.fs
+from PIL import Image
+
+from degla_ray.errors import DataError
+from degla_ray.schema import IMAGES
+from degla_ray.storage import Storage
+
+NOT_THERE = "not in the images dataset"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """A picture as it was read.
+
+    Attributes:
+        data: an image file's bytes.
+        box: (x, y, width, height) in pixels of what is to be seen of it; none: all.
+    """
+
+    data: bytes
+    box: tuple[int, int, int, int] | None = None
+
+    @property
+    def content(self) -> bytes:
+        """What tells it from other pictures."""
+        return self.data + (b"" if self.box is None else repr(self.box).encode())
+
+    def open(self) -> Image.Image:
+        """Decoded and cut.
+
+        Raises:
+            ValueError: no bytes, or a box outside the picture.
+            OSError: not an image, or a broken one.
+        """
+        if not self.data:
+            raise ValueError("no bytes")
+        picture: Image.Image = Image.open(io.BytesIO(self.data))
+        if self.box is None:
+            return picture
+        x, y, width, height = self.box
+        if width < 1 or height < 1 or x >= picture.width or y >= picture.height:
+            raise ValueError(f"box {self.box} outside of {picture.width} x {picture.height} pixels")
+        return picture.convert("RGB").crop((x, y, x + width, y + height))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureBatch:
+    """Pictures of one source that are cheap to read together.
+
+    Attributes:
+        ids: of the pictures.
+        where: for the source's `read`.
+    """
+
+    ids: list[str]
+    where: str = ""
+
+
+class PictureSource(Protocol):
+    """Pictures by their ids. Picklable and small."""
+
+    def batches(self, wanted: set[str], size: int) -> tuple[list[PictureBatch], dict[str, str]]:
+        """Batches of at most `size` of the wanted pictures, in an order that hangs on nothing else, and of
+        those that it knows not to have, why."""
+
+    def read(self, batch: PictureBatch) -> list[Picture | Exception]:
+        """The pictures of a batch; for one that cannot be read, why."""
+
+
+@dataclass(frozen=True)
+class ParquetPictures:
+    """The dataset `images` of a folder that `prepare` wrote."""
+
+    uri: str
+
+    def batches(self, wanted: set[str], size: int) -> tuple[list[PictureBatch], dict[str, str]]:
+        storage = Storage(self.uri)
+        parts = [name for name in storage.names("images") if name.endswith(".parquet")]
+        if not parts:
+            raise DataError(
+                storage.path("images"), "no Parquet parts", f"a dataset with columns {IMAGES.names}"
+            )
+        batches: list[PictureBatch] = []
+        unseen = set(wanted)
+        for part in parts:
+            with storage.open_parquet("images", part) as file:
+                if not {"image", "image_id"} <= set(file.schema_arrow.names):
+                    raise DataError(storage.path("images", part), "other columns", f"columns {IMAGES.names}")
+                ids = file.read(columns=["image_id"])["image_id"].to_pylist()
+            found = []
+            for row, image_id in enumerate(ids):
+                if image_id in unseen:
+                    unseen.discard(image_id)  # a second row of the same id is not encoded again
+                    found.append((row, image_id))
+            for start in range(0, len(found), size):
+                chunk = found[start : start + size]
+                where = json.dumps([part, [row for row, _ in chunk]])
+                batches.append(PictureBatch(ids=[image_id for _, image_id in chunk], where=where))
+        return batches, dict.fromkeys(sorted(unseen), NOT_THERE)
+
+    def read(self, batch: PictureBatch) -> list[Picture | Exception]:
+        """Reads only the row groups that hold the batch, whose rows ascend."""
+        part, rows = json.loads(batch.where)
+        by_group: dict[int, list[int]] = defaultdict(list)
+        found: list[bytes | None] = []
+        with Storage(self.uri).open_parquet("images", part) as file:
+            ends = np.cumsum([file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)])
+            for row in rows:
+                group = int(np.searchsorted(ends, row, side="right"))
+                by_group[group].append(int(row - (ends[group - 1] if group else 0)))
+            for group in sorted(by_group):
+                column = file.read_row_group(group, columns=["image"])["image"]
+                found += column.take(by_group[group]).to_pylist()
+        return [Picture(data=data or b"") for data in found]
+
+
+@dataclass(frozen=True)
+class FilePictures:
+    """Files of a folder on any filesystem. An id is a path within it, with `#x,y,width,height` for a part."""
+
+    uri: str
+
+    def batches(self, wanted: set[str], size: int) -> tuple[list[PictureBatch], dict[str, str]]:
+        ordered = sorted(wanted)
+        return [PictureBatch(ids=ordered[i : i + size]) for i in range(0, len(ordered), size)], {}
+
+    def read(self, batch: PictureBatch) -> list[Picture | Exception]:
+        storage = Storage(self.uri)
+        found: list[Picture | Exception] = []
+        for image_id in batch.ids:
+            path, _, box = image_id.partition("#")
+            try:
+                found.append(Picture(data=storage.read_bytes(path), box=_box(box)))
+            except (OSError, ValueError, pyarrow.lib.ArrowException) as error:
+                absent = isinstance(error, FileNotFoundError)
+                found.append(FileNotFoundError(f"no such file: {storage.path(path)}") if absent else error)
+        return found
+
+
+def boxed(path: str, x: int, y: int, width: int, height: int) -> str:
+    """The id of a part of a picture of `FilePictures`."""
+    return f"{path}#{x},{y},{width},{height}"
+
+
+def unboxed(image_id: str) -> str:
+    """The id, or the key, of the whole picture that `boxed` took a part of."""
+    return re.sub(r"#\d+,\d+,\d+,\d+$", "", image_id)
+
+
+def _box(text: str) -> tuple[int, int, int, int] | None:
+    if not text:
+        return None
+    x, y, width, height = (int(number) for number in text.split(","))
+    return x, y, width, height
+
+
+def spec(source: PictureSource) -> dict[str, Any]:
+    """A source as JSON, for `opened`."""
+    assert dataclasses.is_dataclass(source)  # all are
+    assert not isinstance(source, type)
+    return {"kind": f"{type(source).__module__}:{type(source).__name__}", **dataclasses.asdict(source)}
+
+
+def opened(spec: Mapping[str, Any]) -> PictureSource:
+    """The source that a `spec` names."""
+    fields = dict(spec)
+    module, _, name = fields.pop("kind").partition(":")
+    if not module.startswith("degla_ray.evaluation."):
+        raise DataError("summary.json, sources", f"kind {module}:{name}", "a class of degla_ray.evaluation")
+    source: PictureSource = getattr(importlib.import_module(module), name)(**fields)
+    return source

@@ -1,0 +1,108 @@
+"""What benchmarks need encoded, what is there of it, and which of them have everything. No Ray."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from degla_ray.encoding.features import FeatureTable
+
+
+@dataclass(frozen=True, kw_only=True)
+class Needs:
+    """What a benchmark is made of.
+
+    Attributes:
+        keys: `image_key` of every picture.
+        texts: every text.
+    """
+
+    keys: set[str]
+    texts: set[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoded:
+    """FeatureTable, and the pictures that have none."""
+
+    features: FeatureTable
+    missing: Mapping[str, str]
+    """`image_key` -> why it could not be read."""
+    truncated: frozenset[str] = frozenset()
+    """Texts that are longer than the model's context, and were cut."""
+
+
+@dataclass
+class Work:
+    """What is wanted by which benchmark, and what is there."""
+
+    needs: Sequence[Needs]
+    on_progress: Callable[[int, int, int], None]
+    img: dict[str, np.ndarray] = field(default_factory=dict)
+    txt: dict[str, np.ndarray] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+    truncated: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.users: dict[tuple[str, str], list[int]] = defaultdict(list)
+        for number, need in enumerate(self.needs):
+            for key in need.keys:
+                self.users["key", key].append(number)
+            for text in need.texts:
+                self.users["text", text].append(number)
+        self._left = [len(need.keys) + len(need.texts) for need in self.needs]
+        self._yielded = [False] * len(self.needs)
+
+    def first_user(self, what: str, name: str) -> int:
+        return self.users[what, name][0]
+
+    def unseen_texts(self) -> Iterator[str]:
+        return (name for what, name in self.users if what == "text" and name not in self.txt)
+
+    def have_text(self, text: str, feature: np.ndarray, *, cut: bool) -> None:
+        self.txt[text] = feature
+        if cut:
+            self.truncated.add(text)
+        self._done("text", text)
+
+    def have_picture(self, key: str, feature: np.ndarray) -> None:
+        self.img[key] = feature
+        self._done("key", key)
+
+    def have_not(self, key: str, reason: str) -> None:
+        self.missing[key] = reason
+        self._done("key", key)
+
+    def _done(self, what: str, name: str) -> None:
+        for number in self.users[what, name]:
+            self._left[number] -= 1
+            total = len(self.needs[number].keys) + len(self.needs[number].texts)
+            self.on_progress(number, total - self._left[number], total)
+
+    def finished(self) -> Iterator[tuple[int, Encoded]]:
+        """The benchmarks that have everything now, each once."""
+        for number, need in enumerate(self.needs):
+            if not self._left[number] and not self._yielded[number]:
+                self._yielded[number] = True
+                yield number, self._encoded(need)
+
+    def _encoded(self, need: Needs) -> Encoded:
+        keys = sorted(need.keys & self.img.keys())
+        texts = sorted(need.texts, key=lambda text: (len(text), text))
+        return Encoded(
+            features=FeatureTable(
+                img_ND=_stack([self.img[key] for key in keys]),
+                txt_MD=_stack([self.txt[text] for text in texts]),
+                image_row={key: i for i, key in enumerate(keys)},
+                text_row={text: i for i, text in enumerate(texts)},
+            ),
+            missing={key: self.missing[key] for key in sorted(need.keys & self.missing.keys())},
+            truncated=frozenset(need.texts & self.truncated),
+        )
+
+
+def _stack(rows: Sequence[np.ndarray]) -> np.ndarray:
+    return np.stack(rows) if rows else np.zeros((0, 0), dtype=np.float32)

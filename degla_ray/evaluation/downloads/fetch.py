@@ -1,0 +1,200 @@
+"""Published benchmarks' files, fetched as far as they may be: run by `jobs/fetch_benchmarks.py`.
+
+What lies where is data (`downloads.yaml`). What was fetched stands in `fetched.json` with size, SHA-256 and
+day: a rerun skips it, and notices where a file that nobody published a checksum of is another one by now.
+Archives are deleted once they are unpacked, so a rerun cannot verify pictures again (COCO's three: 21 GB).
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import requests
+from rich.console import Console
+from rich.filesize import decimal
+from rich.markup import escape
+from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TransferSpeedColumn
+from rich.table import Table
+
+from degla_ray.config import FetchConfig
+from degla_ray.errors import DataError, SettingError
+from degla_ray.evaluation.downloads.catalogue import CATALOGUE, Item, read_catalogue, select
+from degla_ray.evaluation.downloads.download import OnBytes, download, open_session, verify
+from degla_ray.evaluation.downloads.unpack import python_list, unpack
+
+RECORD = "fetched.json"
+
+
+class State(StrEnum):
+    """What became of an item."""
+
+    THERE = "there"
+    FETCHED = "fetched"
+    FAILED = "failed"
+    BY_HAND = "by hand"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """An item's row in the final table."""
+
+    item: Item
+    state: State
+    note: str = ""
+
+
+@dataclass
+class Fetcher:
+    """The output folder, and what is known of what lies there."""
+
+    output: Path
+    today: str
+    records: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.session = open_session()
+        path = self.output / RECORD
+        if path.exists():
+            try:
+                self.records = json.loads(path.read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise DataError(str(path), error, "JSON, as it was written; or no such file") from error
+
+    def fetch(self, item: Item, on_bytes: OnBytes) -> Outcome:
+        """Fetches an item unless it is there; an error becomes its row."""
+        target = self.output / item.to
+        try:
+            if target.is_file() or (target.is_dir() and any(target.iterdir())):
+                return Outcome(item=item, state=State.THERE, note=self._check(item, target))
+            if item.form is not None:
+                return Outcome(item=item, state=State.BY_HAND, note=f"{item.by_hand} {item.form}")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            note = self._torchvision(item, target) if item.torchvision else self._url(item, target, on_bytes)
+        except (DataError, OSError, requests.RequestException) as error:
+            return Outcome(item=item, state=State.FAILED, note=" ".join(str(error).split()))
+        return Outcome(item=item, state=State.FETCHED, note=note)
+
+    def _check(self, item: Item, target: Path) -> str:
+        """Notices a file that was changed here after it was fetched, or that somebody else put here."""
+        if target.is_dir() or item.form is not None or item.extract is not None:
+            return ""
+        known = self.records.get(item.name, {})
+        expected = item.checksums or ({"sha256": known["sha256"]} if "sha256" in known else {})
+        try:
+            verify(target, expected, item.bytes)
+        except DataError as error:
+            right = f"{error.expected}; delete it to fetch it again"
+            raise DataError(error.where, error.found, right) from error
+        return "" if expected else "not fetched by this job, and no checksum is published"
+
+    def _url(self, item: Item, target: Path, on_bytes: OnBytes) -> str:
+        assert item.url is not None
+        checksums, whole = item.checksums, item.unpack == "none" and item.extract is None
+        source = target if whole else target.with_name(f"{target.name}.download")
+        known = self.records.get(item.name, {})
+        recorded = known.get("sha256") if known.get("url") == item.url else None
+        if source.exists():  # an earlier run was interrupted in what comes next
+            sha256 = verify(source, checksums, item.bytes)
+        else:
+            room = 1 if item.unpack == "none" else 2
+            sha256 = download(
+                self.session, item.url, source, on_bytes, expected=checksums, size=item.bytes, room=room
+            )
+        size = source.stat().st_size
+        if not checksums and recorded is not None and sha256 != recorded:
+            source.unlink()
+            raise DataError(
+                item.url,
+                f"sha256 {sha256}",
+                f"{recorded}, as on {known['date']}; if the new one is right, delete {item.name} in {RECORD}",
+            )
+        try:
+            if item.unpack != "none":
+                unpack(source, item.unpack, target, item.strip)
+            elif item.extract is not None:
+                values = python_list(source, item.extract.partition(":")[2])
+                _write(target, json.dumps(values, indent=0))
+        except DataError:
+            source.unlink()
+            raise
+        self._record(item, {"url": item.url, "bytes": size, "sha256": sha256})
+        if not whole:
+            source.unlink()
+        return "" if checksums else f"no checksum is published; SHA-256 {sha256} recorded"
+
+    def _torchvision(self, item: Item, target: Path) -> str:
+        import torchvision.datasets  # 3 s, for those who want it
+
+        root = target.with_name(f"{target.name}.download")
+        shutil.rmtree(root / target.name, ignore_errors=True)  # torchvision takes half of a set for all of it
+        root.mkdir(parents=True, exist_ok=True)
+        try:
+            getattr(torchvision.datasets, str(item.torchvision))(root, download=True)
+        except Exception as error:  # of many kinds: each dataset's own checks and urllib's
+            raise DataError(f"torchvision {item.torchvision}", error, "its download to work") from error
+        os.replace(root / target.name, target)
+        shutil.rmtree(root)
+        self._record(item, {"torchvision": item.torchvision})
+        return ""
+
+    def _record(self, item: Item, what: Mapping[str, Any]) -> None:
+        self.records[item.name] = {**what, "to": item.to, "date": self.today}
+        _write(self.output / RECORD, json.dumps(self.records, indent=1, sort_keys=True) + "\n")
+
+
+def _write(path: Path, text: str) -> None:
+    new = path.with_name(f"{path.name}.part")
+    new.write_text(text, encoding="utf-8")
+    os.replace(new, path)
+
+
+def fetch_benchmarks(config: FetchConfig, console: Console | None = None) -> bool:
+    """Fetches, and prints what became of each item.
+
+    Returns:
+        Whether none failed.
+    """
+    if "://" in config.output:
+        raise SettingError("output", config.output, "a local folder: downloads continue in their own files")
+    console = console or Console()
+    catalogue = read_catalogue(Path(config.catalogue or CATALOGUE))
+    items = select(catalogue, config.benchmarks, images=config.images)
+    output = Path(config.output)
+    output.mkdir(parents=True, exist_ok=True)
+    fetcher = Fetcher(output, datetime.date.today().isoformat())
+    columns = ("{task.description}", BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    outcomes = []
+    with Progress(*columns, console=console, transient=True) as progress:
+        for item in items:
+            task = progress.add_task(escape(item.name), total=item.bytes)
+            outcomes.append(fetcher.fetch(item, _bar(progress, task)))
+            progress.remove_task(task)
+    _show(console, outcomes, fetcher)
+    return all(outcome.state != State.FAILED for outcome in outcomes)
+
+
+def _bar(progress: Progress, task: TaskID) -> OnBytes:
+    return lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def _show(console: Console, outcomes: Sequence[Outcome], fetcher: Fetcher) -> None:
+    table = Table("item", "state", "size", "licence")
+    for outcome in outcomes:
+        item = outcome.item
+        size = fetcher.records.get(item.name, {}).get("bytes", item.bytes)
+        table.add_row(
+            escape(item.name), outcome.state, "" if size is None else decimal(size), escape(item.licence)
+        )
+    console.print(table)
+    for outcome in outcomes:
+        if outcome.note:
+            line = f"{outcome.item.name}: {outcome.state}: {outcome.note}"
+            console.print(line, markup=False, soft_wrap=True)

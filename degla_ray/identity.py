@@ -1,0 +1,59 @@
+"""Give a configuration one canonical form, and a fingerprint of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from enum import Enum
+from pathlib import PurePath
+from typing import Any
+
+from degla_ray.masking import masked
+
+
+def canonical(value: Any) -> Any:
+    """`value` as JSON types in one form only, for hashing.
+
+    Raises:
+        TypeError: for anything that has no canonical form (an object, a function, a NaN).
+
+    Numbers that are equal have one form: 1.0 is 1, so equal configs are equal here. Secrets in URIs are
+    masked: they decide no result, and canonical forms are written to files.
+    """
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: canonical(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Enum):
+        return canonical(value.value)
+    if isinstance(value, Mapping):
+        if not all(isinstance(k, str) for k in value):
+            raise TypeError(f"keys {list(value)!r} are not all text")
+        return {str(k): canonical(value[k]) for k in sorted(value, key=str)}
+    if isinstance(value, list | tuple):
+        return [canonical(v) for v in value]
+    if isinstance(value, PurePath):
+        return str(value)
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise TypeError(f"{value} has no canonical form")
+        return int(value) if value.is_integer() else float(value)
+    if isinstance(value, str):
+        return masked(value)
+    if value is None or isinstance(value, bool | int):
+        return value
+    raise TypeError(f"{type(value).__name__} {value!r} has no canonical form")
+
+
+def fingerprint(value: Any) -> str:
+    """16 hex digits that identify a canonical config; equal configs give equal fingerprints."""
+    text = json.dumps(canonical(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested config as dotted name -> leaf, for diffs and for MLflow params."""
+    if isinstance(value, Mapping) and value:
+        return {k: v for name, sub in value.items() for k, v in flatten(sub, f"{prefix}{name}.").items()}
+    return {prefix[:-1]: value}

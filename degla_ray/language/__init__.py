@@ -1,0 +1,1 @@
+"""What a caption says: tagging, grammar, words, phrases, edits and what is mentioned."""

@@ -1,0 +1,1 @@
+"""Batches by step number: order, samples, decoding."""

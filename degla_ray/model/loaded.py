@@ -1,0 +1,42 @@
+"""A model with what is needed to use it: tokenizer, preprocessing, activation, source of the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from degla_ray.model.activation import Activation
+
+RANDOM = "random"
+"""`LoadedModel.source` of a model that learned nothing."""
+
+
+@dataclass(kw_only=True)
+class LoadedModel:
+    """A model ready to encode, on the CPU, in train mode as open_clip leaves it.
+
+    Attributes:
+        model: open_clip CLIP or CustomTextCLIP; encode through `degla_ray.model.encode`.
+        tokenizer: list of B captions -> int64 [B, context_length]; `context_length` may be given.
+        preprocess_cfg: open_clip's: size (height, width), mean, std, interpolation, resize_mode, …
+        activation: what the model computes with.
+        name: as in the settings.
+        model_cfg: open_clip's model config, as its JSON files hold it.
+        source: where the weights came from.
+    """
+
+    model: nn.Module
+    tokenizer: Callable[..., Tensor]
+    preprocess_cfg: dict[str, Any]
+    activation: Activation
+    name: str
+    model_cfg: dict[str, Any] = field(repr=False)
+    source: str = RANDOM
+
+    @property
+    def is_random(self) -> bool:
+        """Whether nothing was learned or loaded."""
+        return self.source == RANDOM

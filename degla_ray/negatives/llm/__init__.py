@@ -1,0 +1,1 @@
+"""Negatives by a language model: prompts, engines, answers, ledger."""

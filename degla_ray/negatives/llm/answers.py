@@ -1,0 +1,119 @@
+"""A language model's answer as a caption, or why it is none. Pure: no Ray, no model.
+
+Form only: whether the caption says something else of the picture is for checks.py. Small models add labels
+and quotes, which are taken off, and stop before the full stop, which is put there where the caption has one:
+else an ending would tell negatives from captions without a look at the picture.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from typing import NamedTuple
+
+from degla_ray.negatives.llm.vllm_actor import after_thought
+from degla_ray.schema import RejectReason
+
+_LABEL = re.compile(r"^(?:rewritten|rewrite|negative|caption|answer|output|new caption|result)\s*:\s*", re.I)
+_MARKUP = re.compile(r"[*#`<>{}\[\]|\\_~^=]|https?:|&\w+;|\s-\s-|^\s*(?:-|\d+[.)])\s")
+_COMMENTARY = re.compile(
+    r"^(?:i|i'm|i’m|sorry|sure|certainly|of course|okay|here is|here's|here are|note|as an|unfortunately"
+    r"|please|this (?:caption|sentence)|the (?:caption|sentence|rewritten|original|answer))\b"
+    r"|\b(?:caption|rewrit\w*|rephras\w*|language model|reworded|original sentence|cannot (?:help|assist))\b"
+    r"|\((?:note|original|swapped|replaced|changed)|:$",
+    re.I,
+)
+_NEXT_SENTENCE = re.compile(r"[.!?][\"'”’)]*\s+\w")
+_WORD = re.compile(r"[^\W_]+", re.UNICODE)
+_QUOTES = {'"': '"', "'": "'", "“": "”", "‘": "’", "«": "»"}
+_END = ".!?"
+
+MORE_WORDS = 4
+"""An answer may have so many words more than half again the caption's."""
+
+
+class Unusable(NamedTuple):
+    """Why an answer is no caption."""
+
+    reason: RejectReason
+    detail: str
+
+
+def read_answer(answer: str, caption: str, *, cut_off: bool) -> str | Unusable:
+    """The caption in an answer.
+
+    Args:
+        answer: what the model wrote; its first line counts, after the thought of a reasoning model.
+        caption: what it was asked to rewrite.
+        cut_off: the answer reached its token limit, so its last line is not whole.
+    """
+    said = after_thought(answer)
+    if said is None:
+        return Unusable(RejectReason.REASONING_ONLY, "a thought and no answer")
+    lines = [line for line in said.splitlines() if line.strip()]
+    if not lines:
+        return Unusable(RejectReason.NO_TEXT, "no text")
+    if cut_off and len(lines) == 1:
+        return Unusable(RejectReason.CUT_OFF, "the answer reached its token limit")
+    text = _with_the_captions_apostrophe(" ".join(_bare(lines[0]).split()), caption)
+    for reason, found in (
+        (RejectReason.NO_TEXT, not _WORD.search(text)),
+        (RejectReason.NON_PRINTABLE, not text.isprintable() or "�" in text),
+        (RejectReason.MARKUP, _MARKUP.search(text) and not _MARKUP.search(caption)),
+        (RejectReason.COMMENTARY, _COMMENTARY.search(text) and not _COMMENTARY.search(caption)),
+        (RejectReason.COMMENTARY, text.endswith("?") and not caption.endswith("?")),
+        (RejectReason.SEVERAL_SENTENCES, _sentences(text) > _sentences(caption)),
+        (RejectReason.WRONG_LANGUAGE, any(_is_foreign(c) for c in text if c not in caption)),
+        (RejectReason.GIVE_AWAY, any(_is_mark(c) for c in text if c not in caption)),
+        (RejectReason.GIVE_AWAY, _new_capitals(text, caption) > _new_capitals(caption, text)),
+        (RejectReason.TOO_LONG, _words(text) > 1.5 * _words(caption) + MORE_WORDS),
+    ):
+        if found:
+            return Unusable(reason, "the answer's form")
+    return _ended_like(text, caption)
+
+
+def _bare(line: str) -> str:
+    """The line without label and the quotes around all of it."""
+    text = _LABEL.sub("", line.strip()).strip()
+    if len(text) > 2 and _QUOTES.get(text[0]) == text[-1]:
+        text = text[1:-1].strip()
+    return text
+
+
+def _sentences(text: str) -> int:
+    return 1 + len(_NEXT_SENTENCE.findall(text))
+
+
+def _words(text: str) -> int:
+    return len(_WORD.findall(text))
+
+
+def _is_foreign(letter: str) -> bool:
+    """A letter that English captions do not have; é and its like are Latin."""
+    return letter.isalpha() and not unicodedata.name(letter, "").startswith("LATIN")
+
+
+def _is_mark(character: str) -> bool:
+    """Whether it is no part of a plain sentence: an emoji, a dash, a bracket, a symbol, a ligature."""
+    plain = character.isalpha() or character in "0123456789 ,.!?'-"
+    return not plain or unicodedata.normalize("NFKC", character) != character
+
+
+def _new_capitals(text: str, other: str) -> int:
+    """Words behind the first that have a capital and are not so written in the other text."""
+    known = set(_WORD.findall(other))
+    return sum(word != word.lower() and word not in known for word in _WORD.findall(text)[1:])
+
+
+def _with_the_captions_apostrophe(text: str, caption: str) -> str:
+    return text if "’" in caption else text.replace("’", "'")
+
+
+def _ended_like(text: str, caption: str) -> str:
+    """With the caption's final mark and its first letter's case."""
+    mark = caption[-1] if caption[-1] in _END else ""
+    text = text.rstrip(_END + " ,;") + mark
+    if caption[0].islower() and text[:2].istitle():
+        return text[0].lower() + text[1:]
+    return text[0].upper() + text[1:] if caption[0].isupper() else text

@@ -1,0 +1,204 @@
+"""Any server that speaks OpenAI's chat API, behind the same columns as vLLM's actor.
+
+The library `openai` (extra `openai`) repeats what failed on the way, with growing pauses; the deadline of a
+request holds for all of them together. Whatever a server says is that row's answer or that row's error. One
+actor serves: the server does the work, and `openai.concurrency` says how much of it at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import time
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import quote
+
+from degla_ray.config import OpenAIConfig
+from degla_ray.errors import SettingError
+from degla_ray.negatives.llm.vllm_actor import BLANK, AsyncActor, json_schema
+
+SHOWN = 300
+"""Characters of a server's sentence that are kept."""
+SHORTEST_KEY = 8
+"""Characters; a shorter one ("none", "EMPTY") opens nothing and may be a word of a caption."""
+_COUNTS = ("prompt_tokens", "completion_tokens")
+_LARGEST = 2**31 - 1
+
+
+class OpenAIActor(AsyncActor):
+    """Sends questions to a server.
+
+    Args:
+        server: where it is.
+        heads, joint: see AsyncActor.
+        sampling: temperature, top_p and max_tokens, the last for each kind.
+        timeout_s: after which one request is given up, in seconds, from its first try to the last byte.
+    """
+
+    def __init__(
+        self,
+        *,
+        server: OpenAIConfig,
+        heads: dict[str, list[dict[str, str]]],
+        joint: bool,
+        sampling: dict[str, Any],
+        timeout_s: float,
+    ) -> None:
+        super().__init__(heads=heads, joint=joint)
+        from openai import AsyncOpenAI
+
+        self._sampling, self._server, self._timeout_s = sampling, server, timeout_s
+        self._at_a_time = asyncio.Semaphore(server.concurrency)
+        self._key = api_key(server)
+        self._client = AsyncOpenAI(
+            base_url=server.base_url, api_key=self._key, timeout=timeout_s, max_retries=server.max_retries
+        )
+
+    async def complete(self, turns: list[dict[str, str]], seed: int, kinds: list[str]) -> dict[str, Any]:
+        fields = self._fields(seed, kinds)
+        messages: Any = turns
+        async with self._at_a_time:
+            started = time.monotonic()
+            try:
+                async with asyncio.timeout(self._timeout_s):
+                    reply = await self._client.chat.completions.with_raw_response.create(
+                        model=self._server.model, messages=messages, extra_body=fields
+                    )
+                answer = completion(reply.content)
+            except TimeoutError:
+                answer = {"error": "timeout", "text": f"no answer within {self._timeout_s:g} s"}
+            except Exception as error:  # whatever a server says is this row's fault
+                answer = refusal(error)
+        text = without_key(_storable(answer["text"]), self._key)
+        if "error" in answer:
+            text = text[:SHOWN]
+        return BLANK | answer | {"text": text, "seconds": time.monotonic() - started}
+
+    def _fields(self, seed: int, kinds: list[str]) -> dict[str, Any]:
+        """The request beside model and messages; an answer is a line, or an object with the kinds as keys.
+
+        No stop string ends it: one would end a thought at its first line.
+        """
+        limit = {"max_tokens": self._sampling["max_tokens"] * len(kinds)}
+        fields: dict[str, Any] = {"seed": seed, **self._sampling, **limit}
+        if self._joint:
+            schema = {"name": "captions", "schema": json_schema(kinds), "strict": True}
+            fields["response_format"] = {"type": "json_schema", "json_schema": schema}
+        if "max_completion_tokens" in self._server.extra_body:
+            del fields["max_tokens"]  # its older name
+        fields |= self._server.extra_body
+        return {name: value for name, value in fields.items() if value is not None}
+
+
+def api_key(server: OpenAIConfig) -> str:
+    """The key in the environment; "none" for a server without keys.
+
+    Raises:
+        SettingError: a key that no HTTP header can hold.
+    """
+    key = os.environ.get(server.key_variable, "").strip() or "none"
+    if not (key.isascii() and key.isprintable()):
+        found = f"{server.key_variable}, whose value is not plain ASCII"
+        raise SettingError("openai.key_variable", found, "a variable with a key as the server gave it")
+    return key
+
+
+def completion(body: bytes) -> dict[str, Any]:
+    """The columns of `BLANK` that a reply with status 200 gives: an answer, or what is wrong with it."""
+    try:
+        reply = json.loads(body)
+    except ValueError:
+        reply = None
+    reply = reply if isinstance(reply, dict) else {}
+    choices = reply.get("choices")
+    choice = choices[0] if isinstance(choices, list) and choices else None
+    message = choice.get("message") if isinstance(choice, dict) else None
+    if not isinstance(choice, dict) or not isinstance(message, dict):
+        return _no_completion(body, reply.get("error"))
+    usage = reply.get("usage")
+    usage = usage if isinstance(usage, dict) else {}
+    details = usage.get("prompt_tokens_details")
+    cached = details.get("cached_tokens") if isinstance(details, dict) else 0
+    return {
+        "text": _text(message),
+        "finish_reason": str(choice.get("finish_reason") or ""),
+        **{name: _count(usage.get(name)) for name in _COUNTS},
+        "cached_tokens": _count(cached),
+    }
+
+
+def _no_completion(body: bytes, error: Any) -> dict[str, Any]:
+    """The error of a reply that is no completion, though its status says that it is."""
+    if error:
+        code = error.get("code") if isinstance(error, dict) else None
+        status = code if isinstance(code, int) and 400 <= code < 600 else 0
+        return {"error": "engine_error", "text": _sentence(error), "status": status}
+    found = _short(body.decode("utf-8", "replace")) or "an empty body"
+    return {"error": "engine_error", "text": f"status 200, but no completion: {found}"}
+
+
+def _text(message: Mapping[str, Any]) -> str:
+    """A message's text; a thought that stands beside no text is put in its mark, which is left open."""
+    text = _parts(message.get("content")) or _parts(message.get("refusal"))
+    thought = _parts(message.get("reasoning_content")) or _parts(message.get("reasoning"))
+    return f"<think>{thought}" if thought.strip() and not text.strip() else text
+
+
+def _parts(content: Any) -> str:
+    """A text, or the texts of a list of parts, of which thoughts are marked."""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        return ""
+    texts = []
+    for part in content:
+        if isinstance(part, dict) and part.get("thinking"):
+            texts.append(f"<think>{_parts(part['thinking'])}</think>")
+        elif isinstance(part, dict):
+            texts.append(_parts(part.get("text")))
+    return "".join(texts)
+
+
+def _count(value: Any) -> int:
+    """A number of tokens as the ledger can hold it."""
+    return value if isinstance(value, int) and 0 <= value <= _LARGEST else 0
+
+
+def refusal(error: Exception) -> dict[str, Any]:
+    """The columns of `BLANK` of a request that failed."""
+    import openai
+
+    if isinstance(error, openai.APITimeoutError):
+        return {"error": "timeout", "text": "the server did not answer in time"}
+    if isinstance(error, openai.APIStatusError):
+        said = _sentence(error.body) or f"{type(error).__name__} without a word"
+        return {"error": "engine_error", "text": said, "status": error.status_code}
+    cause = f" ({error.__cause__})" if str(error.__cause__ or "") else ""
+    return {"error": "engine_error", "text": _short(f"{type(error).__name__}: {error}{cause}")}
+
+
+def _sentence(error: Any) -> str:
+    """What a server says in an error, in whichever field."""
+    for field in ("message", "detail", "error", "error_msg"):
+        if isinstance(error, dict) and error.get(field):
+            return _sentence(error[field])
+    return _short(error if isinstance(error, str) else json.dumps(error) if error else "")
+
+
+def _short(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _storable(text: str) -> str:
+    """With U+FFFD for halves of characters, which no file can hold."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def without_key(text: str, key: str) -> str:
+    """A text in which a server may have repeated the key, without it."""
+    if len(key) >= SHORTEST_KEY:
+        for form in {key, json.dumps(key)[1:-1], quote(key, safe="")}:
+            text = text.replace(form, "<key>")
+    return text

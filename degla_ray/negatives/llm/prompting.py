@@ -1,0 +1,113 @@
+"""What a language model is asked: an instruction and examples, from prompts/<kind>.yaml or joint.yaml.
+
+A question is for one kind, or (`generation.prompting: joint`) for all kinds that a caption still lacks, to be
+answered by a JSON object. The examples stand before the caption in one order for all captions of a question,
+chosen by the run's seed: so these prompts begin with the same tokens, which a prefix cache computes once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from degla_ray.errors import DataError, SettingError
+from degla_ray.language.grammar import load_yaml
+from degla_ray.schema import Kind
+
+FOLDER = Path(__file__).parent / "prompts"
+
+Message = dict[str, str]
+"""A turn of a chat: role and content."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """What stands before the caption.
+
+    Attributes:
+        instruction: what to do.
+        examples: (caption, answer) pairs.
+    """
+
+    instruction: str
+    examples: tuple[tuple[str, str], ...]
+
+    def messages(self) -> list[Message]:
+        """As turns of a chat: the instruction, then each example as question and answer."""
+        turns = [{"role": "system", "content": self.instruction}]
+        for caption, answer in self.examples:
+            turns += [{"role": "user", "content": caption}, {"role": "assistant", "content": answer}]
+        return turns
+
+
+Prompts = Mapping[tuple[Kind, ...], Prompt]
+"""The prompt of every question that may be asked: of each kind, or of each set of kinds."""
+
+
+def load_prompts(
+    kinds: Sequence[Kind], shots: int, seed: int, *, joint: bool = False, folder: Path = FOLDER
+) -> Prompts:
+    """The prompts of all questions, with `shots` examples drawn by `seed`.
+
+    Args:
+        joint: one question for several kinds; every set of kinds has a prompt, for a caption is asked only
+            for those it can have and still lacks.
+
+    Raises:
+        SettingError: more examples wanted than a file has.
+        DataError: a file is missing, or is not an instruction and examples.
+    """
+    own = {kind: _read(folder / f"{kind.value}.yaml", ["negative"]) for kind in kinds}
+    if not joint:
+        return {
+            (kind,): Prompt(
+                instruction=own[kind]["instruction"].strip(),
+                examples=tuple(
+                    (e["caption"], e["negative"])
+                    for e in _drawn(own[kind]["examples"], shots, f"{seed} {kind.value}")
+                ),
+            )
+            for kind in kinds
+        }
+    together = _read(folder / "joint.yaml", [kind.value for kind in Kind])
+    examples = _drawn(together["examples"], shots, f"{seed} joint")
+    prompts = {}
+    for some in (s for n in range(1, len(kinds) + 1) for s in itertools.combinations(kinds, n)):
+        each = [f"{kind.value}: {own[kind]['instruction'].strip()}" for kind in some]
+        prompts[some] = Prompt(
+            instruction="\n".join([together["instruction"].strip(), *each]),
+            examples=tuple((e["caption"], json.dumps({k.value: e[k.value] for k in some})) for e in examples),
+        )
+    return prompts
+
+
+def prompt_sha(prompts: Prompts) -> str:
+    """12 hex digits of everything that the prompts say."""
+    text = repr(sorted(([k.value for k in kinds], p.instruction, p.examples) for kinds, p in prompts.items()))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _drawn(examples: list[dict[str, str]], shots: int, seed: str) -> list[dict[str, str]]:
+    if shots > len(examples):
+        raise SettingError("generation.shots", shots, f"at most {len(examples)}, which a prompt has")
+    return random.Random(seed).sample(examples, shots)
+
+
+def _read(path: Path, answers: Sequence[str]) -> dict[str, Any]:
+    keys = {"caption", *answers}
+    expected = f"a YAML file with `instruction` and `examples` of {', '.join(sorted(keys))}"
+    content = load_yaml(path)
+    if set(content) != {"instruction", "examples"}:
+        raise DataError(str(path), f"keys {sorted(content)}", expected)
+    for number, example in enumerate(content["examples"], start=1):
+        if not isinstance(example, dict) or set(example) != keys:
+            raise DataError(f"{path}, example {number}", example, expected)
+        if not all(isinstance(text, str) and text.strip() for text in example.values()):
+            raise DataError(f"{path}, example {number}", example, "captions, none empty")
+    return content

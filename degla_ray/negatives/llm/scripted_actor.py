@@ -1,0 +1,47 @@
+"""A language model for tests: answers that follow from the question's seed alone, many of them bad.
+
+Of a hundred questions some 65 are answered as the rule engine would; the others get what language models
+give now and then, so that everything around a model can be tried in seconds.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from typing import Any
+
+from degla_ray.negatives.llm.vllm_actor import BLANK, AsyncActor
+from degla_ray.negatives.proposals import Request, no_veto, select
+from degla_ray.negatives.rules import RuleEngine
+from degla_ray.schema import Kind
+
+BAD = {
+    "empty": {"text": "  "},
+    "copy": {},
+    "refusal": {"text": "I'm sorry, but I cannot help with that."},
+    "markup": {"text": "**A man** on a horse"},
+    "endless": {"text": "A man and a man and a man and a", "finish_reason": "length"},
+    "late": {"error": "timeout", "text": "no answer within 1 s"},
+    "broken": {"error": "engine_error", "text": "ValueError: made up"},
+}
+
+
+class ScriptedActor(AsyncActor):
+    """Answers at once."""
+
+    def __init__(self, *, heads: dict[str, list[dict[str, str]]], joint: bool) -> None:
+        super().__init__(heads=heads, joint=joint)
+        self._rules = RuleEngine()
+
+    async def complete(self, turns: list[dict[str, str]], seed: int, kinds: list[str]) -> dict[str, Any]:
+        rng, caption = random.Random(seed), turns[-1]["content"]
+        asked = {"finish_reason": "stop", "prompt_tokens": 100, "completion_tokens": 12, "seconds": 0.01}
+        if rng.random() < 0.35:
+            return BLANK | {"text": caption} | asked | BAD[rng.choice(sorted(BAD))]
+        texts = {kind: self._rewritten(caption, Kind(kind), seed) for kind in kinds}
+        return BLANK | asked | {"text": json.dumps(texts) if self._joint else texts[kinds[0]]}
+
+    def _rewritten(self, caption: str, kind: Kind, seed: int) -> str:
+        request = Request(caption=caption, limit=1, seed=str(seed))
+        accepted = select(self._rules, [request], [kind], [no_veto])[0].accepted[kind]
+        return accepted[0] if accepted else caption

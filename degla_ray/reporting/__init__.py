@@ -1,0 +1,1 @@
+"""Tables, plots and pages. Jobs call it last; nothing below imports it."""

@@ -1,0 +1,267 @@
+"""Several evaluations in one report: `compare(config)`, run by `jobs/compare.py`.
+
+Writes `report.md`, `report.html` (self-contained), `plots/*.svg` and `comparison.json`, prints the tables,
+and logs them as one MLflow run. The items on which a model and the first disagree most are shown with their
+pictures, where those can still be read. Made anew at each call: a few seconds, most of them imports.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from rich.console import Console
+
+from degla_ray import tracking
+from degla_ray.config import CompareConfig, EvaluateConfig, ModelConfig, TrackingConfig
+from degla_ray.errors import DataError, SettingError
+from degla_ray.evaluation.comparison import Comparison, Means, means_of, set_side_by_side
+from degla_ray.evaluation.summary import ARTIFACTS, DECISION, STAGE, Summary, read_evaluation, read_summary
+from degla_ray.identity import fingerprint
+from degla_ray.lease import Lease
+from degla_ray.masking import MASK, masked
+from degla_ray.model.source import check_model
+from degla_ray.reporting import plots
+from degla_ray.reporting import tables as report
+from degla_ray.reporting.curves import training_curve
+from degla_ray.reporting.disagreements import Disagreement, most_disagreed
+from degla_ray.reporting.markdown import markdown
+from degla_ray.reporting.thumbnails import thumbnails
+from degla_ray.schema import SCORES
+from degla_ray.stage import MANIFEST
+from degla_ray.storage import Storage, relative_to
+
+RUN_ID = re.compile(r"[0-9a-f]{32}")
+DISAGREEMENTS = 20  # items that are shown of the first model and each other one
+EXPECTED = "a folder that `jobs/evaluate.py` wrote, the id of its MLflow run, or, with `suite` set, a model"
+
+console = Console()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Evaluation:
+    folder: Storage
+    summary: Summary
+    means: Means
+
+
+def compare(config: CompareConfig) -> str:
+    """Writes and logs the report; returns its folder, a URI.
+
+    Raises:
+        SettingError: nothing to compare.
+        DataError: an entry that is no evaluation.
+        LeaseHeld: another driver writes the folder.
+    """
+    if not config.evaluations:
+        raise SettingError("evaluations", config.evaluations, f"at least one: {EXPECTED}")
+    for entry in config.evaluations:
+        if config.suite is not None and _is_model(entry):
+            check_model(ModelConfig(name=entry), needs_weights=True)  # all names before the first evaluation
+    output = Storage(config.output)
+    with Lease(output):
+        return _compare(config, output)
+
+
+def _compare(config: CompareConfig, output: Storage) -> str:
+    found = [_read(entry, config) for entry in config.evaluations]
+    comparison = set_side_by_side([e.summary for e in found], [e.means for e in found])
+    drawn = _plots(comparison)
+    disagreements = {
+        model: most_disagreed(found[0].folder, evaluation.folder, DISAGREEMENTS)
+        for model, evaluation in enumerate(found)
+        if model and comparison.same_inputs[model]
+    }
+    shown = {key for items in disagreements.values() for item in items for key in item.images}
+    pictures = thumbnails(shown, [e.summary.sources for e in found])
+    for old in output.names("plots"):
+        if old.endswith(".svg"):  # of an earlier report with more plots
+            output.delete_file("plots", old)
+    files = {_file_name(heading): svg for heading, svg in drawn.items()}
+    texts = {
+        **files,
+        "report.md": markdown(comparison, list(files), disagreements),
+        "report.html": report.html(comparison, drawn, disagreements, pictures),
+        "comparison.json": json.dumps(_as_json(comparison, disagreements, output.uri), indent=2),
+    }
+    for name, text in texts.items():
+        output.write_bytes(masked(text).encode(), name)
+    for table in report.console_tables(comparison, console.width):
+        console.print(table)
+    for line in (*report.findings(comparison), "", *report.footnotes(comparison)):
+        console.print(line, markup=False, highlight=False)
+    _track(config, comparison, disagreements, output, list(texts))
+    console.print(f"report: {output.uri}/report.html", markup=False, soft_wrap=True)
+    return output.uri
+
+
+def _read(entry: str, config: CompareConfig) -> _Evaluation:
+    """The evaluation that an entry names: its folder, its MLflow run, or a model to evaluate now."""
+    storage = Storage(entry)
+    if RUN_ID.fullmatch(entry) and not storage.exists(MANIFEST):
+        return _of_run(entry, config.tracking, Storage(config.output))
+    if not _is_model(entry):
+        return _of_folder(entry)
+    if config.suite is None:
+        raise DataError(
+            entry, "a folder without manifest.json" if storage.exists() else "no such folder", EXPECTED
+        )
+    from degla_ray.evaluation.run import evaluate  # imports torch: 5 s that other entries do not need
+
+    name = re.sub(r"\W+", "-", entry).strip("-")[-80:]
+    folder = f"{config.output}/evaluations/{name}"
+    evaluate(
+        EvaluateConfig(
+            model=ModelConfig(name=entry),
+            output=folder,
+            suite=config.suite,
+            tracking=config.tracking,
+            ray=config.ray,
+        )
+    )
+    return _of_folder(folder)
+
+
+def _is_model(entry: str) -> bool:
+    """Whether an entry is neither an evaluation's folder nor a run."""
+    return not RUN_ID.fullmatch(entry) and not Storage(entry).exists(MANIFEST)
+
+
+def _of_folder(uri: str) -> _Evaluation:
+    storage, summary = read_evaluation(uri)
+    return _evaluation(storage, summary)
+
+
+def _evaluation(folder: Storage, summary: Summary) -> _Evaluation:
+    scores = folder.read_dataset("scores", SCORES, DECISION)
+    return _Evaluation(folder=folder, summary=summary, means=means_of(scores))
+
+
+def _of_run(run_id: str, config: TrackingConfig, output: Storage) -> _Evaluation:
+    """From the folder that the run's tag names if it still holds that evaluation, else from its artifacts."""
+    tags = tracking.run_tags(config, run_id)
+    stage = tags.get("degla.stage", tags.get("stage"))
+    if stage != STAGE:
+        raise DataError(f"MLflow run {run_id}", f"a run of stage {stage!r}", "one of `jobs/evaluate.py`")
+    folder = tags[tracking.FOLDER_TAG]
+    storage = Storage(folder)
+    if (
+        storage.exists(MANIFEST)
+        and storage.read_json(MANIFEST).get("fingerprint") == tags[tracking.FINGERPRINT_TAG]
+    ):
+        return _of_folder(folder)
+    copy = Storage(f"{output.uri}/downloaded/{run_id}")
+    with tempfile.TemporaryDirectory(prefix="degla-") as temporary:
+        copy.upload(tracking.download_artifacts(config, run_id, ARTIFACTS, temporary))
+    return _evaluation(copy, read_summary(copy, folder))
+
+
+def _plots(comparison: Comparison) -> dict[str, str]:
+    """Heading -> SVG of every plot that has something to show."""
+    curves = {}
+    for label, summary in zip(comparison.labels, comparison.summaries, strict=True):
+        folder = summary.model.get("folder")
+        # with a mask in its name it cannot be opened
+        curve = training_curve(folder) if folder and MASK not in folder else None
+        if curve is not None:
+            curves[label] = curve
+    drawn = {
+        "Composition against retention": plots.retention(comparison),
+        **plots.bars(comparison),
+        "Training losses": plots.losses(curves, comparison.labels),
+    }
+    return {heading: svg for heading, svg in drawn.items() if svg is not None}
+
+
+def _file_name(heading: str) -> str:
+    return f"plots/{re.sub(r'[^a-z0-9]+', '_', heading.lower()).strip('_')}.svg"
+
+
+def _as_json(
+    comparison: Comparison, disagreements: Mapping[int, Sequence[Disagreement]], output: str
+) -> list[dict[str, object]]:
+    """One entry a model, for other programs; of the first there are no disagreements, they are with it.
+
+    Folders of models near `output` are named from there.
+    """
+    return [
+        {
+            "label": label,
+            "model": relative_to(output, dict(summary.model)),
+            "inputs": dict(summary.inputs),
+            "same_inputs_as_first": comparison.same_inputs[model],
+            "results": {name: dataclasses.asdict(comparison.cell(model, name)) for name in comparison.names},
+            "disagreements": [
+                {**dataclasses.asdict(item), "difference": item.difference}
+                for item in disagreements.get(model, ())
+            ],
+        }
+        for model, (label, summary) in enumerate(zip(comparison.labels, comparison.summaries, strict=True))
+    ]
+
+
+def _track(
+    config: CompareConfig,
+    comparison: Comparison,
+    disagreements: Mapping[int, Sequence[Disagreement]],
+    output: Storage,
+    files: Sequence[str],
+) -> None:
+    identity = [
+        [label, s.fingerprint] for label, s in zip(comparison.labels, comparison.summaries, strict=True)
+    ]
+    run = tracking.running(
+        config.tracking,
+        name="compare " + " · ".join(comparison.labels),
+        fingerprint=fingerprint({"stage": "compare", "evaluations": identity}),
+        folder=output.uri,
+        params={"compare": config},
+        tags={"degla.stage": "compare"},
+    )
+    with run as run_id:
+        tracking.log_metrics(config.tracking, run_id, _metrics(comparison, range(len(comparison.labels))))
+        tracking.log_files(config.tracking, run_id, output, files)
+        table = _table(comparison.labels, disagreements)
+        if table["benchmark"]:
+            tracking.log_table(config.tracking, run_id, "disagreements", table)
+
+
+def _table(
+    labels: Sequence[str], disagreements: Mapping[int, Sequence[Disagreement]]
+) -> dict[str, list[object]]:
+    """Columns of a table of all disagreements, a row an item."""
+    rows = [(labels[model], item) for model, items in disagreements.items() for item in items]
+    return {
+        "base": [labels[0] for _ in rows],
+        "model": [label for label, _ in rows],
+        "benchmark": [item.benchmark for _, item in rows],
+        "subset": [item.subset for _, item in rows],
+        "item_id": [item.item_id for _, item in rows],
+        "right": [labels[0] if item.correct[0] else label for label, item in rows],
+        "difference": [item.difference for _, item in rows],
+        "base_margin": [item.margins[0] for _, item in rows],
+        "model_margin": [item.margins[1] for _, item in rows],
+        "candidates": [" | ".join(item.candidates) for _, item in rows],
+        "base_scores": [" | ".join(f"{score:.4f}" for score in item.scores[0]) for _, item in rows],
+        "model_scores": [" | ".join(f"{score:.4f}" for score in item.scores[1]) for _, item in rows],
+        "texts": [" | ".join(item.texts) for _, item in rows],
+        "images": [" | ".join(item.images) for _, item in rows],
+    }
+
+
+def _metrics(comparison: Comparison, models: Sequence[int]) -> dict[str, float]:
+    """`LABEL/NAME` of every score, the names being those of the evaluations' own runs; of averages, for all
+    but the first, also `LABEL/NAME_delta`."""
+    metrics: dict[str, float] = {}
+    for model in models:
+        for name in comparison.names:
+            cell, key = comparison.cell(model, name), f"{comparison.labels[model]}/{name}"
+            if cell.score is not None and cell.score.value is not None:
+                metrics[key] = cell.score.value
+            if cell.delta is not None and "/" not in name:
+                metrics[f"{key}_delta"] = cell.delta
+    return metrics

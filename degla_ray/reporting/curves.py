@@ -1,0 +1,40 @@
+"""The loss trace of the training run that an exported model came from."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+from degla_ray.storage import Storage
+
+TRACE = "trace.jsonl"
+COLUMNS = ("step", "loss", "base", "igc", "tgc", "distill")
+LEVELS_UP = 2  # an export lies in its run's folder, or in a folder there
+
+
+def training_curve(folder: str) -> dict[str, list[float]] | None:
+    """Column -> values of the trace near an exported model's folder (any URI); None where there is none.
+
+    A resumed run may have written a step twice: the last line of a step counts. A line that a killed run
+    left half-written is passed over, for the resumed run wrote that step again.
+    """
+    places = [folder, *(folder.rsplit("/", up)[0] for up in range(1, LEVELS_UP + 1))]
+    place = next((storage for storage in map(Storage, places) if storage.exists(TRACE)), None)
+    if place is None:
+        return None
+    rows: dict[float, dict[str, Any]] = {}
+    for line in place.read_bytes(TRACE).decode(errors="replace").splitlines():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(row, dict) and "step" in row:
+            rows[row["step"]] = row
+    ordered = [rows[step] for step in sorted(rows)]
+    present = [c for c in COLUMNS if any(c in row for row in ordered)]
+    return {c: [_number(row.get(c)) for row in ordered] for c in present} if ordered else None
+
+
+def _number(value: object) -> float:
+    return float(value) if isinstance(value, int | float) else math.nan

@@ -1,0 +1,251 @@
+"""What a generation run gave and cost: console, report.json, one HTML page, and an MLflow run.
+
+Everything is read from the finished folder, so the report can be made again; only the time comes from the
+runs themselves (`runs/*.json`, one for each that was not killed).
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pyarrow as pa
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+from rich.console import Console
+from rich.table import Table
+
+from degla_ray import tracking
+from degla_ray.config import NegativesConfig
+from degla_ray.identity import canonical
+from degla_ray.negatives.blind import blind_accuracy
+from degla_ray.negatives.llm.ledger import State
+from degla_ray.negatives.proposals import ORDER
+from degla_ray.schema import CAPTIONS, NEGATIVES, Kind
+from degla_ray.stage import StageFolder
+from degla_ray.storage import Storage
+
+SAMPLES = 50
+"""Random negatives of each kind that the page shows."""
+STATES = tuple(state.value for state in State)
+_TEMPLATES = Path(__file__).parent / "templates"
+
+
+@dataclass(frozen=True, kw_only=True)
+class KindReport:
+    """One kind. Captions are counted as samples, answers as what the engine wrote.
+
+    Attributes:
+        captions: by state; they add up to all captions.
+        negatives: rows written.
+        answers: of the engine, by state.
+        reasons: rows of rejects, by reason.
+        prompt_tokens, completion_tokens, cached_tokens: of all answers.
+        words: negatives by their number of words.
+        blind_accuracy: how well they are told from captions by the text alone; none for few of them.
+    """
+
+    captions: dict[str, int]
+    negatives: int
+    answers: dict[str, int]
+    reasons: dict[str, int]
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+    words: dict[int, int]
+    blind_accuracy: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """A whole folder.
+
+    Attributes:
+        engine, model: what wrote the negatives.
+        captions: samples.
+        seconds: that the runs took which were not killed.
+        timed_answers, timed_accepted: of those runs.
+        gpu_hours: of engines, or of GPUs where there were some, in those seconds.
+        cost: `gpu_hours` at `generation.price_per_gpu_hour`.
+        caption_words: captions by their number of words.
+    """
+
+    engine: str
+    model: str
+    captions: int
+    seconds: float
+    timed_answers: int
+    timed_accepted: int
+    gpu_hours: float
+    cost: float
+    caption_words: dict[int, int]
+    kinds: dict[str, KindReport]
+
+    def total(self, name: str) -> int:
+        """Sum over kinds of `negatives` or of one of the token counts."""
+        return sum(getattr(kind, name) for kind in self.kinds.values())
+
+    @property
+    def answers(self) -> int:
+        """What the engine was asked, whatever became of it."""
+        return sum(
+            n for kind in self.kinds.values() for s, n in kind.answers.items() if s != "not_applicable"
+        )
+
+    def metrics(self) -> dict[str, float]:
+        """Flat numbers, as MLflow compares them."""
+        tokens = self.total("prompt_tokens") + self.total("completion_tokens")
+        accepted = max(1, self.total("negatives"))
+        seconds = max(self.seconds, 1e-9)
+        flat = {
+            "captions": self.captions,
+            "negatives": self.total("negatives"),
+            "answers": self.answers,
+            "accepted_fraction": self.total("negatives") / max(1, self.answers),
+            "captions_per_second": self.captions * self.timed_answers / max(1, self.answers) / seconds,
+            "answers_per_second": self.timed_answers / seconds,
+            "accepted_per_second": self.timed_accepted / seconds,
+            "prompt_tokens": self.total("prompt_tokens"),
+            "completion_tokens": self.total("completion_tokens"),
+            "tokens_per_accepted": tokens / accepted,
+            "prefix_cache_hit_rate": self.total("cached_tokens") / max(1, self.total("prompt_tokens")),
+            "gpu_hours": self.gpu_hours,
+            "cost": self.cost,
+        }
+        for kind, report in self.kinds.items():
+            flat |= {f"{kind}/{state}": n for state, n in report.captions.items()}
+            if report.blind_accuracy is not None:
+                flat[f"{kind}/blind_accuracy"] = report.blind_accuracy
+        return {name: float(value) for name, value in flat.items()}
+
+
+def build_report(
+    config: NegativesConfig, folder: StageFolder, model: str
+) -> tuple[Report, dict[str, list[tuple[str, str]]]]:
+    """The report of a finished folder, and all (caption, negative) pairs of each kind."""
+    storage, counts = folder.storage, Counter(folder.counts())
+    captions = Storage(config.prepared).read_dataset("captions", CAPTIONS, ["sample_id", "caption"])
+    pairs = pairs_by_kind(captions, storage.read_dataset("negatives", NEGATIVES))
+    runs = [storage.read_json("runs", name) for name in storage.names("runs")]
+    gpu_hours = sum(run["gpu_hours"] for run in runs)
+    report = Report(
+        engine=config.engine,
+        model=model,
+        captions=counts["captions"],
+        seconds=sum(run["seconds"] for run in runs),
+        timed_answers=sum(run["answers"] for run in runs),
+        timed_accepted=sum(run["accepted"] for run in runs),
+        gpu_hours=gpu_hours,
+        cost=gpu_hours * config.generation.price_per_gpu_hour,
+        caption_words=_word_counts(captions["caption"].to_pylist()),
+        kinds={
+            kind.value: _kind_report(kind, counts, pairs.get(kind, []), config.seed)
+            for kind in ORDER
+            if kind in config.kinds
+        },
+    )
+    return report, pairs
+
+
+def publish(config: NegativesConfig, folder: StageFolder, model: str) -> None:
+    """The report of a finished folder: console, files in the folder, MLflow."""
+    report, pairs = build_report(config, folder, model)
+    Console().print(console_table(report))
+    rng = random.Random(0)
+    page = html(report, {kind: rng.sample(found, min(SAMPLES, len(found))) for kind, found in pairs.items()})
+    folder.storage.write_json(asdict(report) | {"totals": report.metrics()}, "report.json")
+    folder.storage.write_bytes(page.encode(), "report.html")
+    uri = folder.storage.uri
+    run = tracking.running(
+        config.tracking,
+        f"negatives-{report.engine}-{report.model}",
+        folder.fingerprint,
+        uri,
+        params=canonical(config),
+        tags={"stage": "negatives"},
+    )
+    with run as run_id:
+        tracking.log_dataset(config.tracking, run_id, "negatives", folder.fingerprint, uri, "output")
+        tracking.log_metrics(config.tracking, run_id, report.metrics())
+        tracking.log_files(config.tracking, run_id, folder.storage, ["report.html", "report.json"])
+    print(f"report: {folder.storage.uri}/report.html")
+
+
+def console_table(report: Report) -> Table:
+    """A row a kind, and the totals."""
+    totals = report.metrics()
+    table = Table(
+        title=(
+            f"{report.engine} {report.model}: {totals['negatives']:,.0f} negatives "
+            f"of {report.captions:,} captions"
+        ),
+        caption=(
+            f"{report.answers:,} answers, {report.timed_answers:,} of them in {report.seconds:,.0f} s: "
+            f"{totals['answers_per_second']:,.1f}/s, accepted {totals['accepted_per_second']:,.1f}/s; "
+            f"{totals['tokens_per_accepted']:,.0f} tokens an accepted one; "
+            f"prefix cache {totals['prefix_cache_hit_rate']:.0%}; "
+            f"{report.gpu_hours:.2f} engine hours, cost {report.cost:.2f}"
+        ),
+    )
+    table.add_column("kind", no_wrap=True)
+    for heading in ("rows", "with", "without", "failed", "n/a", "answers", "passed", "blind"):
+        table.add_column(heading, justify="right")
+    for kind, row in report.kinds.items():
+        answers = sum(n for state, n in row.answers.items() if state != "not_applicable")
+        table.add_row(
+            kind,
+            f"{row.negatives:,}",
+            *(f"{row.captions[state]:,}" for state in STATES),
+            f"{answers:,}",
+            f"{100 * row.answers['ok'] / max(1, answers):.1f} %",
+            "–" if row.blind_accuracy is None else f"{100 * row.blind_accuracy:.0f} %",
+        )
+    return table
+
+
+def html(report: Report, samples: dict[str, list[tuple[str, str]]]) -> str:
+    """One page without outside resources.
+
+    Args:
+        report: the numbers.
+        samples: kind -> (caption, negative).
+    """
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=select_autoescape(),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page = environment.get_template("generation.html")
+    return page.render(report=report, totals=report.metrics(), samples=samples, states=STATES)
+
+
+def pairs_by_kind(captions: pa.Table, negatives: pa.Table) -> dict[str, list[tuple[str, str]]]:
+    """(caption, negative) of each kind; captions that read alike give a pair once."""
+    columns = (captions[name].to_pylist() for name in ("sample_id", "caption"))
+    text = dict(zip(*columns, strict=True))
+    pairs: dict[str, dict[tuple[str, str], None]] = {}
+    for row in negatives.select(["sample_id", "kind", "negative"]).to_pylist():
+        pairs.setdefault(row["kind"], {})[(text[row["sample_id"]], row["negative"])] = None
+    return {kind: list(found) for kind, found in pairs.items()}
+
+
+def _kind_report(kind: Kind, counts: Counter[str], pairs: list[tuple[str, str]], seed: int) -> KindReport:
+    prefix = f"rejects.{kind}."
+    return KindReport(
+        captions={state: counts[f"captions.{kind}.{state}"] for state in STATES},
+        negatives=counts[f"rows.{kind}"],
+        answers={state: counts[f"attempts.{kind}.{state}"] for state in STATES},
+        reasons={name.removeprefix(prefix): n for name, n in counts.items() if name.startswith(prefix)},
+        prompt_tokens=counts[f"prompt_tokens.{kind}"],
+        completion_tokens=counts[f"completion_tokens.{kind}"],
+        cached_tokens=counts[f"cached_tokens.{kind}"],
+        words=_word_counts([negative for _, negative in pairs]),
+        blind_accuracy=blind_accuracy(pairs, seed),
+    )
+
+
+def _word_counts(texts: list[str]) -> dict[int, int]:
+    return dict(sorted(Counter(len(text.split()) for text in texts).items()))

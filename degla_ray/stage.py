@@ -1,0 +1,183 @@
+"""Content-hashed shards under a manifest: how every stage writes, resumes and refuses.
+
+A stage's output folder holds `manifest.json` and one subfolder per dataset with
+`part-00017-of-00256.parquet` files. Work is cut by a hash of the row's id, never by Ray's blocks
+(their layout differs between identical runs), so a rerun redoes exactly the shards that are missing:
+a finished run costs one manifest read. Trade-off: a shard is the unit of loss, at 1/num_shards of the
+work. Paths are anything pyarrow.fs opens (local, s3://, gs://).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import posixpath
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import pyarrow as pa
+
+from degla_ray.errors import DataError, FingerprintMismatch
+from degla_ray.identity import canonical, fingerprint, flatten
+from degla_ray.storage import Storage
+
+MANIFEST = "manifest.json"
+
+
+_ABSENT = "(absent)"
+
+
+def shard_of(key: str, num_shards: int) -> int:
+    """Shard number in [0, num_shards) of an id: a stable hash of its content."""
+    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big") % num_shards
+
+
+def part_name(shard: int, num_shards: int) -> str:
+    return f"part-{shard:05d}-of-{num_shards:05d}.parquet"
+
+
+def absolute_from(base: str, value: Any) -> Any:
+    """The way back of `relative_to`."""
+    if isinstance(value, Mapping):
+        return {key: absolute_from(base, each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [absolute_from(base, each) for each in value]
+    if not isinstance(value, str) or not value.startswith(("./", "../")):
+        return value
+    scheme, separator, rest = base.rpartition("://")
+    return f"{scheme}{separator}{posixpath.normpath(f'{rest}/{value}')}"
+
+
+class StageFolder:
+    """The output folder of one stage under one fingerprint.
+
+    Args:
+        uri: the folder.
+        stage: `prepare`, `negatives`, `evaluate` ...
+        identity: everything that decides the output (settings, input fingerprint, versions).
+        num_shards: fixed for the life of the folder.
+
+    Raises:
+        FingerprintMismatch: the folder was begun with another identity; names the fields.
+        DataError: the folder belongs to another stage.
+    """
+
+    def __init__(self, uri: str, stage: str, identity: Mapping[str, Any], num_shards: int) -> None:
+        self.storage = Storage(uri)
+        self.num_shards = num_shards
+        wanted = canonical({"stage": stage, "num_shards": num_shards, "identity": identity})
+        if self.storage.exists(MANIFEST):
+            self.manifest: dict[str, Any] = _read_manifest(self.storage)
+            if self.manifest["stage"] != stage:
+                found = f"the output of stage {self.manifest['stage']!r}"
+                raise DataError(uri, found, f"a folder of stage {stage!r}, or a new one")
+            if self.manifest["fingerprint"] != fingerprint(wanted):
+                raise FingerprintMismatch(uri, _difference(self.manifest["made_from"], wanted))
+        else:
+            self.manifest = {
+                "stage": stage,
+                "fingerprint": fingerprint(wanted),
+                "made_from": wanted,
+                "complete": False,
+                "counts": {},
+            }
+            self.storage.write_json(self.manifest, MANIFEST)
+
+    @property
+    def fingerprint(self) -> str:
+        return str(self.manifest["fingerprint"])
+
+    @property
+    def complete(self) -> bool:
+        return bool(self.manifest["complete"])
+
+    def pending(self) -> list[int]:
+        """Shards without a receipt, ascending. A shard's receipt is written after all its parts."""
+        done = set(self.storage.names("receipts"))
+        return [s for s in range(self.num_shards) if f"{s:05d}.json" not in done]
+
+    def write_part(
+        self, dataset: str, shard: int, table: pa.Table, row_group_rows: int | None = None
+    ) -> None:
+        self.storage.write_table(
+            table, dataset, part_name(shard, self.num_shards), row_group_rows=row_group_rows
+        )
+
+    def write_receipt(self, shard: int, counts: Mapping[str, int]) -> None:
+        self.storage.write_json(dict(counts), "receipts", f"{shard:05d}.json")
+
+    def write_part_tables(
+        self, dataset: str, shard: int, schema: pa.Schema, tables: Iterable[pa.Table], row_group_rows: int
+    ) -> int:
+        """`write_part` from tables that come one by one; returns the number of rows."""
+        name = part_name(shard, self.num_shards)
+        return self.storage.write_tables(schema, tables, dataset, name, row_group_rows=row_group_rows)
+
+    def counts(self) -> dict[str, int]:
+        """Sum of all receipts' counts. Half-written receipts, of a job that was killed, are not read."""
+        total: dict[str, int] = {}
+        pending = set(self.pending())
+        for shard in (s for s in range(self.num_shards) if s not in pending):
+            for key, value in self.storage.read_json("receipts", f"{shard:05d}.json").items():
+                total[key] = total.get(key, 0) + value
+        return total
+
+    def reopen(self, shards: Iterable[int]) -> None:
+        """Makes finished shards pending again; their parts stay until they are written anew."""
+        for shard in (reopened := list(shards)):
+            self.storage.delete_file("receipts", f"{shard:05d}.json")
+        if reopened and self.complete:
+            self.manifest = {**self.manifest, "complete": False}
+            self.storage.write_json(self.manifest, MANIFEST)
+
+    def finish(self, extra_counts: Mapping[str, int] | None = None) -> dict[str, int]:
+        """Marks the folder complete and stores the summed counts in the manifest."""
+        if self.pending():
+            raise DataError(self.storage.uri, f"{len(self.pending())} shards without a receipt", "none")
+        for name in self.storage.names_below():
+            base = name.rpartition("/")[2]
+            if ".tmp-" in base and not base.startswith("lease-"):  # left by a job that was killed
+                self.storage.delete_file(name)
+        counts = {**self.counts(), **(extra_counts or {})}
+        self.manifest = {**self.manifest, "complete": True, "counts": counts}
+        self.storage.write_json(self.manifest, MANIFEST)
+        return counts
+
+
+def is_complete(uri: str) -> bool:
+    """Whether a stage finished in that folder."""
+    storage = Storage(uri)
+    return storage.exists(MANIFEST) and bool(_read_manifest(storage)["complete"])
+
+
+def read_complete(uri: str, stage: str) -> tuple[Storage, dict[str, Any]]:
+    """Opens a finished stage's folder as input.
+
+    Raises:
+        DataError: no manifest, another stage's folder, or an unfinished one.
+    """
+    storage = Storage(uri)
+    if not storage.exists(MANIFEST):
+        raise DataError(uri, "no manifest.json", f"a folder that `jobs/{stage}.py` finished")
+    manifest = _read_manifest(storage)
+    if manifest["stage"] != stage:
+        raise DataError(uri, f"the output of stage {manifest['stage']!r}", f"a folder of stage {stage!r}")
+    if not manifest["complete"]:
+        raise DataError(
+            uri, "an unfinished run", f"a finished one: run `jobs/{stage}.py` again to continue it"
+        )
+    return storage, manifest
+
+
+def _read_manifest(storage: Storage) -> dict[str, Any]:
+    manifest = storage.read_json(MANIFEST)
+    if not isinstance(manifest, dict) or not {"stage", "fingerprint", "made_from", "complete"} <= set(
+        manifest
+    ):
+        raise DataError(storage.path(MANIFEST), "another program's manifest", "a stage's, or another folder")
+    return manifest
+
+
+def _difference(old: Any, new: Any) -> dict[str, tuple[object, object]]:
+    a, b = flatten(old), flatten(new)
+    pairs = {k: (a.get(k, _ABSENT), b.get(k, _ABSENT)) for k in sorted(set(a) | set(b))}
+    return {k: (x, y) for k, (x, y) in pairs.items() if x is not y and (x != y or type(x) is not type(y))}

@@ -1,0 +1,217 @@
+"""Read and write files on any filesystem that pyarrow opens: the one place that knows remote stores."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import posixpath
+import re
+import uuid
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from degla_ray.errors import DataError
+from degla_ray.masking import masked
+
+_PART = re.compile(r"part-\d{5}-of-(\d{5})\.parquet")
+
+
+NEAR = 3  # levels above a folder up to which its files name their neighbours by relative paths
+
+
+ROW_GROUP_ROWS = 16  # images are fetched by row number: a small group bounds what one fetch reads
+
+
+def relative_to(base: str, value: Any) -> Any:
+    """JSON whose absolute paths and URIs near folder `base` are written from there, with ./ or ../ in front.
+
+    A folder of runs may then be moved or copied as a whole. Near is up to NEAR levels above: what lies
+    further away, such as a dataset elsewhere, keeps its absolute path.
+    """
+    if isinstance(value, Mapping):
+        return {key: relative_to(base, each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [relative_to(base, each) for each in value]
+    if not isinstance(value, str) or not (value.startswith("/") or "://" in value):
+        return value
+    if value.partition("://")[0] != base.partition("://")[0] and "://" in value + base:
+        return value
+    steps = posixpath.relpath(value, base).split("/")
+    up, depth = steps.count(".."), len(base.rpartition("://")[2].strip("/").split("/"))
+    return value if up > NEAR or up >= depth else "/".join(steps if up else [".", *steps])
+
+
+class Storage:
+    """A folder on any filesystem pyarrow opens. Picklable: it travels to Ray tasks as its URI.
+
+    Raises:
+        DataError: no filesystem goes by that URI.
+    """
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri if "://" in uri else os.path.abspath(os.path.expanduser(uri))
+        try:
+            self._fs, self._root = pafs.FileSystem.from_uri(self.uri)
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(uri, f"{error}", "a path, or a URI such as s3://BUCKET/FOLDER") from error
+
+    def __reduce__(self) -> tuple[type[Storage], tuple[str]]:
+        return (Storage, (self.uri,))
+
+    def path(self, *parts: str) -> str:
+        return "/".join((self._root.rstrip("/"), *parts))
+
+    @property
+    def filesystem(self) -> pafs.FileSystem:
+        return self._fs
+
+    def exists(self, *parts: str) -> bool:
+        return self._fs.get_file_info(self.path(*parts)).type != pafs.FileType.NotFound
+
+    def is_file(self, *parts: str) -> bool:
+        return self._fs.get_file_info(self.path(*parts)).is_file
+
+    def is_folder(self, *parts: str) -> bool:
+        return self._fs.get_file_info(self.path(*parts)).type == pafs.FileType.Directory
+
+    def names(self, *parts: str) -> list[str]:
+        """Base names of the files directly in a subfolder, sorted; [] where there is none."""
+        selector = pafs.FileSelector(self.path(*parts), allow_not_found=True)
+        return sorted(i.base_name for i in self._fs.get_file_info(selector) if i.is_file)
+
+    def names_below(self, *parts: str) -> list[str]:
+        """Names, relative to the subfolder, of all files below it, sorted."""
+        base = self.path(*parts)
+        selector = pafs.FileSelector(base, recursive=True, allow_not_found=True)
+        return sorted(i.path[len(base) + 1 :] for i in self._fs.get_file_info(selector) if i.is_file)
+
+    def read_bytes(self, *parts: str) -> bytes:
+        with self._fs.open_input_stream(self.path(*parts)) as stream:
+            return stream.read()
+
+    def write_bytes(self, data: bytes, *parts: str) -> None:
+        """Atomic: a reader sees the old file or the whole new one, never a part, also after a power cut."""
+        target = self.path(*parts)
+        self._fs.create_dir(target.rsplit("/", 1)[0], recursive=True)
+        temporary = f"{target}.tmp-{uuid.uuid4().hex}"
+        with self._fs.open_output_stream(temporary) as stream:
+            stream.write(data)
+        self._replace(temporary, target)
+
+    def upload(self, folder: Path, *parts: str) -> None:
+        """Copies everything below a local folder into a subfolder."""
+        for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+            self.write_bytes(file.read_bytes(), *parts, *file.relative_to(folder).parts)
+
+    def read_json(self, *parts: str) -> Any:
+        try:
+            return json.loads(self.read_bytes(*parts))
+        except json.JSONDecodeError as error:
+            raise DataError(self.path(*parts), f"broken JSON ({error})", "a JSON file") from error
+
+    def write_json(self, value: Any, *parts: str) -> None:
+        """Writes a JSON file, secrets in URIs masked."""
+        self.write_bytes(masked(json.dumps(value, indent=2, sort_keys=True)).encode(), *parts)
+
+    def write_table(self, table: pa.Table, *parts: str, row_group_rows: int | None = None) -> None:
+        """Writes one Parquet file atomically, verified by reading its row count back."""
+        self.write_tables(table.schema, [table], *parts, row_group_rows=row_group_rows)
+
+    def write_tables(
+        self, schema: pa.Schema, tables: Iterable[pa.Table], *parts: str, row_group_rows: int | None = None
+    ) -> int:
+        """Like `write_table`, from tables that come one by one: only one is held in memory.
+
+        Each table begins a row group. Binary columns are stored as they are: pictures are compressed
+        already. Returns the number of rows.
+        """
+        target = self.path(*parts)
+        self._fs.create_dir(target.rsplit("/", 1)[0], recursive=True)
+        temporary = f"{target}.tmp-{uuid.uuid4().hex}"
+        plain = {f.name for f in schema if pa.types.is_binary(f.type)}
+        rows = 0
+        try:
+            with pq.ParquetWriter(
+                temporary,
+                schema,
+                filesystem=self._fs,
+                compression={f: "NONE" if f in plain else "SNAPPY" for f in _leaves(schema)},
+                use_dictionary=[f for f in _leaves(schema) if f not in plain],
+            ) as writer:
+                for table in tables:
+                    writer.write_table(table, row_group_size=row_group_rows)
+                    rows += table.num_rows
+            written = pq.read_metadata(temporary, filesystem=self._fs).num_rows
+            if written != rows:
+                raise DataError(temporary, f"{written} rows after writing", f"{rows} rows")
+            self._replace(temporary, target)
+        except BaseException:
+            self.delete_file(*parts[:-1], temporary.rsplit("/", 1)[1])
+            raise
+        return rows
+
+    def _replace(self, temporary: str, target: str) -> None:
+        """Rename once the bytes are on the disk: some filesystems write the new name before them."""
+        if not isinstance(self._fs, pafs.LocalFileSystem):
+            self._fs.move(temporary, target)
+            return
+        _sync(temporary)
+        self._fs.move(temporary, target)
+        with contextlib.suppress(OSError):  # a folder cannot be synced on some network filesystems
+            _sync(os.path.dirname(target))
+
+    def delete_file(self, *parts: str) -> None:
+        """Deletes one file if it is there."""
+        if self.is_file(*parts):
+            self._fs.delete_file(self.path(*parts))
+
+    def delete_folder(self, *parts: str) -> None:
+        """Deletes a folder and what is in it, if it is there."""
+        if self.is_folder(*parts):
+            self._fs.delete_dir(self.path(*parts))
+
+    def open_parquet(self, *parts: str) -> pq.ParquetFile:
+        return pq.ParquetFile(self.path(*parts), filesystem=self._fs)
+
+    def read_dataset(self, name: str, schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
+        """All parts of dataset `name` in shard order, as one table.
+
+        Raises:
+            DataError: there are no parts, one is missing, or one lacks a column of `schema`.
+        """
+        wanted = pa.schema([schema.field(c) for c in columns]) if columns else schema
+        parts = [p for p in self.names(name) if p.endswith(".parquet")]
+        if not parts:
+            raise DataError(self.path(name), "no Parquet parts", f"a dataset with columns {wanted.names}")
+        if (match := _PART.fullmatch(parts[0])) and len(parts) != int(match[1]):
+            raise DataError(self.path(name), f"{len(parts)} of its {int(match[1])} parts", "all of them")
+        tables = []
+        for part in parts:
+            with self.open_parquet(name, part) as file:
+                missing = set(wanted.names) - set(file.schema_arrow.names)
+                if missing:
+                    raise DataError(
+                        self.path(name, part), f"no column {sorted(missing)}", f"columns {wanted.names}"
+                    )
+                tables.append(file.read(columns=wanted.names).select(wanted.names).cast(wanted))
+        return pa.concat_tables(tables)
+
+
+def _sync(path: str) -> None:
+    """Wait until a local file's bytes, or a folder's names, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _leaves(schema: pa.Schema) -> list[str]:
+    """Parquet's names of the columns: a list's values stand one level deeper."""
+    return [f"{f.name}.list.element" if pa.types.is_list(f.type) else f.name for f in schema]

@@ -1,0 +1,1 @@
+"""Sweeps over loss weights and over interpolations."""
