@@ -4,7 +4,7 @@
     python benchmarks/calibrate_checks.py --half held_out
 
 tests/golden/negatives_calibration.jsonl holds what SmolLM2-135M, Gemma 3 270M and the rules wrote for
-captions of the project's own. Labels: `good` (the edit asked for, readable, and false of the picture),
+captions of the project's own. Labels: `good` (the edit asked for, readable, and false of the image),
 `may_be_true` (says what the caption says, or may hold beside it), `wrong_edit` (false, but another edit),
 `broken` (no caption). One half, by the caption's hash, was looked at while checks were changed; the other
 only counted.

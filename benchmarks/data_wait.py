@@ -45,7 +45,7 @@ Batches = Callable[[int], Iterator[Any]]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--pictures", type=int, default=512, help="JPEGs (default: %(default)s)")
+    parser.add_argument("--images", type=int, default=512, help="JPEGs (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=32, help="samples of a step (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=20, help="steps of a round (default: %(default)s)")
     parser.add_argument("--processes", type=int, default=2, help="that decode (default: %(default)s)")
@@ -53,7 +53,7 @@ def main() -> None:
     ray_setup.set_environment()
     with tempfile.TemporaryDirectory(prefix="degla-") as folder:
         root = Path(folder)
-        captions = _write_pictures(root, options.pictures)
+        captions = _write_images(root, options.images)
         ray_setup.start(RayConfig())
         try:
             _compare(
@@ -76,7 +76,7 @@ def _compare(sides: dict[str, Batches], options: argparse.Namespace) -> None:
             each, waited = _run(batches, options.steps, step_s)
             shares[name].append(waited / each)
     table = Table(title=f"{options.processes} processes, batches of {options.batch} JPEGs of 640 x 480")
-    for column in ("", "pictures/s", f"waiting at {step_s:.2f} s a step"):
+    for column in ("", "images/s", f"waiting at {step_s:.2f} s a step"):
         table.add_column(column, justify="right" if column else "left")
     for name in sides:
         share = statistics.median(shares[name])
@@ -128,7 +128,7 @@ def _feed(root: Path, options: argparse.Namespace) -> Batches:
     return batches
 
 
-class _Pictures(Dataset):
+class _Images(Dataset):
     def __init__(self, root: Path, captions: list[str]) -> None:
         self.root, self.captions = root, captions
         self.crop = v2.RandomResizedCrop(SIZE, scale=(0.9, 1.0), interpolation=v2.InterpolationMode.BICUBIC)
@@ -138,8 +138,8 @@ class _Pictures(Dataset):
         return len(self.captions)
 
     def __getitem__(self, number: int) -> tuple[torch.Tensor, str]:
-        with Image.open(self.root / "jpeg" / f"{number}.jpg") as picture:
-            return self.to_tensor(self.crop(picture.convert("RGB"))), self.captions[number]
+        with Image.open(self.root / "jpeg" / f"{number}.jpg") as image:
+            return self.to_tensor(self.crop(image.convert("RGB"))), self.captions[number]
 
 
 class _Collate:
@@ -147,18 +147,16 @@ class _Collate:
         self.tokenizer = open_clip.get_tokenizer(MODEL)
 
     def __call__(self, rows: list[tuple[torch.Tensor, str]]) -> tuple[torch.Tensor, torch.Tensor]:
-        return torch.stack([picture for picture, _ in rows]), self.tokenizer([text for _, text in rows])
+        return torch.stack([image for image, _ in rows]), self.tokenizer([text for _, text in rows])
 
 
 def _loader(root: Path, captions: list[str], options: argparse.Namespace) -> Batches:
-    pictures, collate = _Pictures(root, captions), _Collate()
+    images, collate = _Images(root, captions), _Collate()
 
     def batches(steps: int) -> Iterator[Any]:
-        sampler = torch.utils.data.RandomSampler(
-            pictures, num_samples=steps * options.batch, replacement=True
-        )
+        sampler = torch.utils.data.RandomSampler(images, num_samples=steps * options.batch, replacement=True)
         yield from DataLoader(
-            pictures,
+            images,
             batch_size=options.batch,
             sampler=sampler,
             num_workers=options.processes,
@@ -169,20 +167,20 @@ def _loader(root: Path, captions: list[str], options: argparse.Namespace) -> Bat
     return batches
 
 
-def _write_pictures(root: Path, count: int) -> list[str]:
+def _write_images(root: Path, count: int) -> list[str]:
     """Smooth noise with grain, about 60 kB each as a photograph's JPEG; returns the captions."""
     (root / "jpeg").mkdir()
     rng = np.random.default_rng(0)
     captions = [
-        f"a picture of {number} things that lie beside each other on a table" for number in range(count)
+        f"an image of {number} things that lie beside each other on a table" for number in range(count)
     ]
     for number in range(count):
         colours = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8))
         smooth = np.asarray(colours.resize((640, 480), Image.Resampling.BICUBIC), dtype=np.int16)
         grain = rng.normal(0, 8, (480, 640, 1)).astype(np.int16)
-        picture = Image.fromarray(np.clip(smooth + grain, 0, 255).astype(np.uint8))
+        image = Image.fromarray(np.clip(smooth + grain, 0, 255).astype(np.uint8))
         buffer = io.BytesIO()
-        picture.save(buffer, "JPEG", quality=85)
+        image.save(buffer, "JPEG", quality=85)
         (root / "jpeg" / f"{number}.jpg").write_bytes(buffer.getvalue())
     lines = [f"{number}.jpg,{caption}" for number, caption in enumerate(captions)]
     (root / "captions.txt").write_text("\n".join(["image,caption", *lines]) + "\n")

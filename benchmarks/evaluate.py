@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""Our evaluation against the official scripts' way: one item at a time, its picture encoded again for each.
+"""Our evaluation against the official scripts' way: one item at a time, its image encoded again for each.
 
     python benchmarks/evaluate.py --items 960
 
-SugarCrepe's shape (4.8 items a picture of 640 x 480, captions of some eleven words, each caption and foil
-mostly once) on made-up pictures and captions, the same random weights for both, one after the other on the
+SugarCrepe's shape (4.8 items an image of 640 x 480, captions of some eleven words, each caption and foil
+mostly once) on made-up images and captions, the same random weights for both, one after the other on the
 same cores. Ours counts from when Ray is up and has the actors' start in it. The decisions must be the same.
 """
 
@@ -28,7 +28,7 @@ from rich.table import Table
 from degla_ray import ray_setup
 from degla_ray.config import ModelConfig, RayConfig
 from degla_ray.encoding import encode as encoding
-from degla_ray.encoding.images import FilePictures
+from degla_ray.encoding.images import FileImages
 from degla_ray.encoding.needs import Needs
 from degla_ray.evaluation.benchmarks.base import Rule
 from degla_ray.evaluation.benchmarks.choice import Choice
@@ -37,7 +37,7 @@ from degla_ray.model.encode import OpenClipModel
 from degla_ray.model.loaded import LoadedModel
 from degla_ray.schema import CHOICE_ITEMS
 
-ITEMS_PER_PICTURE = 4.8  # SugarCrepe: 7,511 over 1,560
+ITEMS_PER_IMAGE = 4.8  # SugarCrepe: 7,511 over 1,560
 NOUNS = ("man", "woman", "dog", "horse", "truck", "bench", "table", "child", "bird", "boat", "train", "cat")
 ADJECTIVES = ("red", "small", "old", "wooden", "white", "tall", "blue", "striped", "young", "large")
 RELATIONS = ("stands next to", "is sitting behind", "looks at", "is in front of", "moves past")
@@ -76,10 +76,10 @@ def main() -> None:
 
 
 def make_items(folder: Path, number: int) -> list[dict[str, Any]]:
-    """Rows of CHOICE_ITEMS, and their pictures in `folder`."""
+    """Rows of CHOICE_ITEMS, and their images in `folder`."""
     rng, draws = np.random.default_rng(0), random.Random(0)
-    pictures = max(1, round(number / ITEMS_PER_PICTURE))
-    for i in range(pictures):
+    images = max(1, round(number / ITEMS_PER_IMAGE))
+    for i in range(images):
         coarse = Image.fromarray(rng.integers(0, 255, (12, 16, 3), dtype=np.uint8))
         coarse.resize((640, 480), Image.Resampling.BICUBIC).save(folder / f"{i}.jpg", quality=90)
     rows: list[dict[str, Any]] = []
@@ -91,7 +91,7 @@ def make_items(folder: Path, number: int) -> list[dict[str, Any]]:
             for (a, b), (x, y) in ((adjectives, nouns), (adjectives, nouns[::-1]))
         )
         row = {"benchmark": "shaped", "subset": "swap_obj", "item_id": str(i), "texts": [true, foil]}
-        rows.append({**row, "image_id": f"{i % pictures}.jpg"})
+        rows.append({**row, "image_id": f"{i % images}.jpg"})
     return rows
 
 
@@ -107,7 +107,7 @@ def in_batches(loaded: LoadedModel, folder: str, items: list[dict[str, Any]]) ->
         stall_seconds=600,
     )
     needs = [Needs(keys=benchmark.image_keys(), texts=benchmark.texts())]
-    [(_, encoded)] = encoding.encode(loaded, {"files": FilePictures(folder)}, needs, pool)
+    [(_, encoded)] = encoding.encode(loaded, {"files": FileImages(folder)}, needs, pool)
     return np.array(benchmark.score(encoded.features).scores["correct"].to_pylist())
 
 
@@ -118,10 +118,10 @@ def one_by_one(loaded: LoadedModel, folder: Path, items: list[dict[str, Any]]) -
     transform = encoding.eval_transform(loaded.preprocess_cfg)
     decisions = []
     for item in items:
-        picture = Image.open(io.BytesIO((folder / item["image_id"]).read_bytes())).convert("RGB")
+        image = Image.open(io.BytesIO((folder / item["image_id"]).read_bytes())).convert("RGB")
         true, foil = item["texts"]
         with torch.no_grad():
-            img_1D = model.encode_image(transform(picture)[None].to(device), normalize=True)
+            img_1D = model.encode_image(transform(image)[None].to(device), normalize=True)
             true_1D = model.encode_text(loaded.tokenizer([true]).to(device), normalize=True)
             foil_1D = model.encode_text(loaded.tokenizer([foil]).to(device), normalize=True)
         decisions.append((true_1D @ img_1D.T).item() > (foil_1D @ img_1D.T).item())

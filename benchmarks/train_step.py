@@ -127,7 +127,7 @@ class Benchmark:
         return build(ModelConfig(name=self.options.model))
 
     def _batch(self) -> LocalBatch:
-        """Random pictures, and random tokens of about the lengths of COCO's captions.
+        """Random images, and random tokens of about the lengths of COCO's captions.
 
         Those of SugarCrepe have 13.9 tokens with start and end on average, standard deviation 2.7.
         """
@@ -146,7 +146,7 @@ class Benchmark:
         )
 
     def _useful_flops(self, loaded: LoadedModel, batch: LocalBatch) -> float:
-        """Of the linear layers on pictures and real tokens: student forward and backward, teacher forward."""
+        """Of the linear layers on images and real tokens: student forward and backward, teacher forward."""
         model: OpenClipModel = loaded.model
         visual, text = model.visual, model.transformer
         patches = (model.visual.image_size[0] // model.visual.patch_size[0]) ** 2

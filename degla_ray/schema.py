@@ -126,7 +126,7 @@ SCORES = pa.schema(
         ("correct", pa.bool_()),
     ]
 )
-ITEMS = pa.schema(  # what an item of SCORES shows; the true picture and the true text come first
+ITEMS = pa.schema(  # what an item of SCORES shows; the true image and the true text come first
     [
         ("benchmark", pa.string()),
         ("subset", pa.string()),

@@ -128,7 +128,7 @@ class Storage:
     ) -> int:
         """Like `write_table`, from tables that come one by one: only one is held in memory.
 
-        Each table begins a row group. Binary columns are stored as they are: pictures are compressed
+        Each table begins a row group. Binary columns are stored as they are: images are compressed
         already. Returns the number of rows.
         """
         target = self.path(*parts)

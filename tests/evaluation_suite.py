@@ -20,24 +20,24 @@ PART = part_name(0, 1)
 COLOURS = ("red", "green", "blue", "yellow")
 SHAPES = ("cube", "ball", "cone")
 CLASSES = [f"{colour} {shape}" for colour in COLOURS for shape in SHAPES]
-TEMPLATES = ["a picture of a {}.", "one {}"]
+TEMPLATES = ["an image of a {}.", "one {}"]
 
 
 def png(seed: int, size: int = 40) -> bytes:
-    """A random picture, unlike any other seed's."""
+    """A random image, unlike any other seed's."""
     pixels = np.random.default_rng(seed).integers(0, 255, (size // 8, size // 8, 3), dtype=np.uint8)
     file = io.BytesIO()
     Image.fromarray(pixels).resize((size, size), Image.Resampling.NEAREST).save(file, format="PNG")
     return file.getvalue()
 
 
-def images_table(pictures: dict[str, bytes]) -> pa.Table:
-    rows = [{"image_id": i, "image": data, "width": 40, "height": 40} for i, data in pictures.items()]
+def images_table(images: dict[str, bytes]) -> pa.Table:
+    rows = [{"image_id": i, "image": data, "width": 40, "height": 40} for i, data in images.items()]
     return pa.Table.from_pylist(rows, schema=IMAGES)
 
 
 def choice_rows(items: int) -> list[dict[str, Any]]:
-    """`items` items of every scenes subset and of the order test, over pictures img-0 … img-11."""
+    """`items` items of every scenes subset and of the order test, over images img-0 … img-11."""
     rows: list[dict[str, Any]] = []
     for subset in SCENES_SUBSETS:
         for i in range(items):
@@ -68,10 +68,10 @@ def choice_rows(items: int) -> list[dict[str, Any]]:
     return rows
 
 
-def write_suite(folder: Path, items: int = 12, pictures: dict[str, bytes] | None = None) -> Path:
-    """Writes the suite; `pictures` replaces some or all of img-0 … img-11."""
+def write_suite(folder: Path, items: int = 12, images: dict[str, bytes] | None = None) -> Path:
+    """Writes the suite; `images` replaces some or all of img-0 … img-11."""
     storage = Storage(str(folder))
-    given = {f"img-{i}": png(i) for i in range(12)} | (pictures or {})
+    given = {f"img-{i}": png(i) for i in range(12)} | (images or {})
     storage.write_table(images_table(given), "images", PART, row_group_rows=5)
     storage.write_table(pa.Table.from_pylist(choice_rows(items), schema=CHOICE_ITEMS), "choices", PART)
     labels = [
@@ -84,7 +84,7 @@ def write_suite(folder: Path, items: int = 12, pictures: dict[str, bytes] | None
     captions = [
         {"sample_id": f"s{i}-{k}", "image_id": f"img-{i}", "caption": caption, "split": "test"}
         for i in range(12)
-        for k, caption in enumerate((f"picture number {i}", f"something {COLOURS[i % 4]}"))
+        for k, caption in enumerate((f"image number {i}", f"something {COLOURS[i % 4]}"))
     ]
     storage.write_table(pa.Table.from_pylist(captions, schema=CAPTIONS), "retrieval", PART)
     return folder

@@ -1,4 +1,4 @@
-"""Pictures and data set folders that the tests of the sources make for themselves."""
+"""Images and data set folders that the tests of the sources make for themselves."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from degla_ray.sources.prepare import Listing, list_rows
 
 
 def noise(width: int = 40, height: int = 30, seed: int = 0) -> Image.Image:
-    """A smooth picture that compresses little and survives JPEG."""
+    """A smooth image that compresses little and survives JPEG."""
     rng = np.random.default_rng(seed)
     small = Image.fromarray(rng.integers(0, 256, (4, 5, 3), dtype=np.uint8))
     return small.resize((width, height), Image.Resampling.BICUBIC)
@@ -46,7 +46,7 @@ def decode(data: bytes) -> Image.Image:
 
 
 def write_flickr8k(folder: Path, images: int = 6, captions: int = 2) -> Flickr8kConfig:
-    """A good data set: pictures p0.jpg ..., of which the last is in split val."""
+    """A good data set: images p0.jpg ..., of which the last is in split val."""
     (folder / "Images").mkdir(parents=True)
     lines: dict[str, list[str]] = {"train": ["image,caption"], "val": ["image,caption"]}
     for index in range(images):
@@ -97,7 +97,7 @@ def karpathy_entry(image_id: int, split: str, subset: str = "val2014", **changes
 
 
 def write_karpathy(folder: Path, entries: list[dict[str, Any]], year: str = "2014") -> CocoConfig:
-    """Karpathy's file over `entries`, with the pictures of those whose names stay inside."""
+    """Karpathy's file over `entries`, with the images of those whose names stay inside."""
     for entry in entries:
         subset = str(entry["filepath"]).replace("2014", year)
         name = entry["filename"] if year == "2014" else f"{entry['cocoid']:012d}.jpg"
@@ -119,7 +119,7 @@ def write_parquet(path: Path, rows: list[dict[str, Any]], group_rows: int = 2, *
 
 
 def write_huggingface(folder: Path, images: int = 6) -> ParquetConfig:
-    """Pictures as Hugging Face data sets hold them, three a file, each with a list of two captions."""
+    """Images as Hugging Face data sets hold them, three a file, each with a list of two captions."""
     rows = [
         {
             "image": {"bytes": encode(noise(seed=i)), "path": f"p{i}.jpg"},
@@ -167,16 +167,16 @@ def degla_entry(image_id: int, number: int = 0, negatives: int = 4) -> dict[str,
     }
 
 
-def write_coco_pictures(folder: Path, image_ids: list[int], subset: str = "train2014") -> None:
+def write_coco_images(folder: Path, image_ids: list[int], subset: str = "train2014") -> None:
     (folder / subset).mkdir(parents=True, exist_ok=True)
     for image_id in image_ids:
         name = f"COCO_{subset}_{image_id:012d}.jpg"
         (folder / subset / name).write_bytes(encode(noise(seed=image_id)))
 
 
-def write_degla_json(folder: Path, entries: list[Any], pictures: list[int]) -> DeglaJsonConfig:
-    """DeGLA's released file over `entries`, with pictures of these numbers."""
-    write_coco_pictures(folder, pictures)
+def write_degla_json(folder: Path, entries: list[Any], images: list[int]) -> DeglaJsonConfig:
+    """DeGLA's released file over `entries`, with images of these numbers."""
+    write_coco_images(folder, images)
     path = folder / "released.json"
     path.write_text(json.dumps(entries, indent=1))
     return DeglaJsonConfig(images=str(folder), annotations={"train": str(path)})
@@ -189,9 +189,9 @@ def negclip_row(image_id: int, number: int = 0) -> list[str]:
     return [f"There are two mirrors {image_id} {number}.", path, repr(negatives), "[2, 0, 1]"]
 
 
-def write_negclip(folder: Path, rows: list[list[str]], pictures: list[int]) -> NegclipTsvConfig:
-    """NegCLIP's file over `rows`, with pictures of these numbers."""
-    write_coco_pictures(folder, pictures, "val2014")
+def write_negclip(folder: Path, rows: list[list[str]], images: list[int]) -> NegclipTsvConfig:
+    """NegCLIP's file over `rows`, with images of these numbers."""
+    write_coco_images(folder, images, "val2014")
     path = folder / "neg_clip.tsv"
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, delimiter="\t", lineterminator="\n")

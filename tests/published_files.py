@@ -41,7 +41,7 @@ def printed_rows(real_data: Path, table: str) -> list[dict[str, str]]:
 
 
 def tied_features(benchmark: Benchmark, seed: int, missing: Collection[str] = ()) -> FeatureTable:
-    """FeatureTable of so few directions that many texts, and many pictures, have the very same."""
+    """FeatureTable of so few directions that many texts, and many images, have the very same."""
     rng = np.random.default_rng(seed)
     keys, texts = sorted(benchmark.image_keys() - set(missing)), sorted(benchmark.texts())
     directions = rng.normal(size=(7, 24)).astype(np.float32)
@@ -55,7 +55,7 @@ def tied_features(benchmark: Benchmark, seed: int, missing: Collection[str] = ()
 
 
 def feature(features: FeatureTable, name: str) -> list[float]:
-    """Of a picture, by its `image_key`, or of a text."""
+    """Of an image, by its `image_key`, or of a text."""
     if name in features.image_row:
         return [float(x) for x in features.img_ND[features.image_row[name]]]
     return [float(x) for x in features.txt_MD[features.text_row[name]]]

@@ -41,29 +41,29 @@ def png(colour: tuple[int, int, int], place: tuple[int, int], noise: int) -> byt
     return buffer.getvalue()
 
 
-def write_inputs(folder: Path, *, pictures: int = 30, num_shards: int = 2, broken: str | None = None) -> Path:
-    """prepared/ (two captions a picture, split `train`), negatives/ (0 to 5 a caption) and model.json.
+def write_inputs(folder: Path, *, images: int = 30, num_shards: int = 2, broken: str | None = None) -> Path:
+    """prepared/ (two captions an image, split `train`), negatives/ (0 to 5 a caption) and model.json.
 
     Args:
         folder: where to.
-        pictures: how many.
+        images: how many.
         num_shards: of both folders; what is trained on must not depend on it.
-        broken: image_id of a picture that does not decode.
+        broken: image_id of an image that does not decode.
     """
     prepared = StageFolder(
-        str(folder / "prepared"), "prepare", {"pictures": pictures, "made": "by hand"}, num_shards
+        str(folder / "prepared"), "prepare", {"images": images, "made": "by hand"}, num_shards
     )
-    negatives = StageFolder(str(folder / "negatives"), "negatives", {"pictures": pictures}, num_shards)
-    images: list[list[Row]] = [[] for _ in range(num_shards)]
+    negatives = StageFolder(str(folder / "negatives"), "negatives", {"images": images}, num_shards)
+    image_rows: list[list[Row]] = [[] for _ in range(num_shards)]
     captions: list[list[Row]] = [[] for _ in range(num_shards)]
     wrong: list[list[Row]] = [[] for _ in range(num_shards)]
-    for number in range(pictures):
+    for number in range(images):
         image_id = f"img{number:04d}"
         colour = list(COLOURS)[number % 4]
         place = list(PLACES)[number // 4 % 4]
-        data = b"no picture" if image_id == broken else png(COLOURS[colour], PLACES[place], number)
+        data = b"no image" if image_id == broken else png(COLOURS[colour], PLACES[place], number)
         shard = shard_of(image_id, num_shards)
-        images[shard].append({"image_id": image_id, "image": data, "width": 32, "height": 32})
+        image_rows[shard].append({"image_id": image_id, "image": data, "width": 32, "height": 32})
         texts = [
             f"a {colour} square at the {place}",
             f"the {place} holds something {colour}, number {number}",
@@ -79,7 +79,9 @@ def write_inputs(folder: Path, *, pictures: int = 30, num_shards: int = 2, broke
                 bad |= {"engine": "rules", "model": "", "prompt_sha": "", "attempt": 0}
                 wrong[shard_of(sample_id, num_shards)].append(bad)
     for shard in range(num_shards):
-        prepared.write_part("images", shard, pa.Table.from_pylist(images[shard], IMAGES), row_group_rows=4)
+        prepared.write_part(
+            "images", shard, pa.Table.from_pylist(image_rows[shard], IMAGES), row_group_rows=4
+        )
         prepared.write_part("captions", shard, pa.Table.from_pylist(captions[shard], CAPTIONS))
         negatives.write_part("negatives", shard, pa.Table.from_pylist(wrong[shard], NEGATIVES))
         prepared.write_receipt(shard, {})

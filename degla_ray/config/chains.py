@@ -71,18 +71,18 @@ class PretrainScenesConfig:
     """Job `pretrain_scenes`: the small base model that the demo starts from."""
 
     output: str = "runs/pretrain_scenes"
-    """Folder of the pictures and the run."""
+    """Folder of the images and the run."""
     export: str = "degla_ray/model/pretrained/scenes_base"
     """Folder to write the model to; the default replaces the committed one."""
     scenes: ScenesConfig = field(default_factory=lambda: ScenesConfig(seed=1000))
-    """Pictures to train on; another seed than any demo's, so that its tests stay unseen."""
+    """Images to train on; another seed than any demo's, so that its tests stay unseen."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     global_batch_size: int = 128
     """Samples of one optimizer step over all workers."""
     max_steps: int = 1000
     """Optimizer steps."""
     crop_scale_min: float = 0.9
-    """RandomResizedCrop's smallest share of the picture's area (0 to 1)."""
+    """RandomResizedCrop's smallest share of the image's area (0 to 1)."""
     num_workers: int = 2
     """Ray Train workers."""
     seed: int = 0

@@ -16,7 +16,7 @@ class PublishedConfig:
     data: str | None = None
     """Folder that `fetch_benchmarks` wrote, with annotations/, images/ and zeroshot/."""
     images: dict[str, str] = field(default_factory=dict)
-    """Collection of pictures, e.g. coco_val2017 -> its folder, where that is not DATA/images/COLLECTION."""
+    """Collection of images, e.g. coco_val2017 -> its folder, where that is not DATA/images/COLLECTION."""
     nlvr: str | None = None
     """Folder of NLVR with dev.json and images/."""
     class_folders: list[str] = field(default_factory=list)
@@ -154,7 +154,7 @@ class FetchConfig:
     benchmarks: list[str] = field(default_factory=lambda: ["all"])
     """Names of benchmarks or of groups (aro, retrieval, zeroshot), or [all]."""
     images: bool = True
-    """Also the pictures; without them only annotations, a few megabytes."""
+    """Also the images; without them only annotations, a few megabytes."""
     catalogue: str | None = None
     """Another list of files and their places, e.g. with mirrors; null takes the package's own."""
 

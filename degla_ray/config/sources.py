@@ -10,22 +10,22 @@ from degla_ray.config.shared import RayConfig, require
 
 @dataclass(frozen=True, kw_only=True)
 class ScenesConfig:
-    """Rendered scenes: pictures whose truth is known."""
+    """Rendered scenes: images whose truth is known."""
 
     num_images: int = 4000
-    """Training pictures."""
+    """Training images."""
     num_validation_images: int = 400
-    """Validation pictures (split `val`)."""
+    """Validation images (split `val`)."""
     captions_per_image: int = 3
-    """Captions of each picture."""
+    """Captions of each image."""
     min_objects: int = 2
-    """Objects in a picture, at least."""
+    """Objects in an image, at least."""
     max_objects: int = 3
-    """Objects in a picture, at most 4."""
+    """Objects in an image, at most 4."""
     image_size: int = 64
-    """Side of a picture in pixels."""
+    """Side of an image in pixels."""
     test_items: int = 300
-    """Items of each subset of the test sets that are written beside the pictures; 0 writes none."""
+    """Items of each subset of the test sets that are written beside the images; 0 writes none."""
     seed: int = 0
     """Same seed, same bytes."""
 
@@ -52,16 +52,16 @@ class ScenesConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CsvConfig:
-    """A folder of pictures and CSV files whose header names a picture's and a caption's column."""
+    """A folder of images and CSV files whose header names an image's and a caption's column."""
 
     images: str = ""
-    """Folder of the pictures."""
+    """Folder of the images."""
     captions: dict[str, str] = field(default_factory=dict)
     """Caption file of each split, e.g. {train: captions_train.txt, val: captions_val.txt}."""
     separator: str = ","
     """Character between columns; tab or \\t is a tab."""
     image_column: str = "image"
-    """Column of the picture's path below `images`, e.g. filepath; upper and lower case are one."""
+    """Column of the image's path below `images`, e.g. filepath; upper and lower case are one."""
     caption_column: str = "caption"
     """Column of the caption, e.g. title; upper and lower case are one."""
 
@@ -87,7 +87,7 @@ class CocoConfig:
     """COCO captions, 2014 or 2017, as the official JSON or Karpathy's split file."""
 
     images: str = ""
-    """Folder that holds the pictures, or train2014/, val2014/, train2017/ ... with them."""
+    """Folder that holds the images, or train2014/, val2014/, train2017/ ... with them."""
     annotations: dict[str, str] = field(default_factory=dict)
     """Official captions_*.json of each split, e.g. {train: captions_train2014.json}."""
     karpathy: str | None = None
@@ -96,20 +96,20 @@ class CocoConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ParquetConfig:
-    """Parquet files of pictures and captions, such as Hugging Face data sets are."""
+    """Parquet files of images and captions, such as Hugging Face data sets are."""
 
     files: dict[str, list[str]] = field(default_factory=dict)
     """Files, folders or patterns of each split, e.g. {train: [data/train-*.parquet]}."""
     image_column: str = "image"
-    """Column of the picture: its bytes, a struct<bytes, path>, or its path below `images`."""
+    """Column of the image: its bytes, a struct<bytes, path>, or its path below `images`."""
     caption_column: str = "caption"
     """Column of the caption, a text or a list of texts."""
     image_id_column: str | None = None
-    """Column of the picture's id, rows of one id being one picture; none: the path, or each row its own."""
+    """Column of the image's id, rows of one id being one image; none: the path, or each row its own."""
     split_column: str | None = None
     """Column of the split; none means that `files` names it."""
     images: str | None = None
-    """Folder of the pictures; for a column of paths only."""
+    """Folder of the images; for a column of paths only."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +127,7 @@ class WebdatasetConfig:
     caption_per_line: bool = True
     """Whether each line of a text file is a caption; false: the whole file is one caption."""
     image_suffixes: list[str] = field(default_factory=lambda: ["jpg", "jpeg", "png", "webp"])
-    """Suffixes that make a file the sample's picture, e.g. inputs.jpg; the first that a sample has counts."""
+    """Suffixes that make a file the sample's image, e.g. inputs.jpg; the first that a sample has counts."""
 
     def __post_init__(self) -> None:
         require(bool(self.image_suffixes), "webdataset.image_suffixes", self.image_suffixes, "at least one")
@@ -138,11 +138,11 @@ class DeglaJsonConfig:
     """DeGLA's released data: a JSON list of {image_id, original, enhanced}, negatives with the captions."""
 
     images: str = ""
-    """Folder that holds the pictures under the names of `pattern`."""
+    """Folder that holds the images under the names of `pattern`."""
     annotations: dict[str, str] = field(default_factory=dict)
     """JSON file of each split, e.g. {train: FILE}."""
     pattern: str = "train2014/COCO_train2014_%012d.jpg"
-    """A picture's name below `images`, with %d or the like for its image_id; COCO's other names are tried."""
+    """An image's name below `images`, with %d or the like for its image_id; COCO's other names are tried."""
     min_negatives: int = 4
     """Rows with fewer texts in `enhanced` are rejected."""
 
@@ -184,15 +184,15 @@ class PrepareConfig:
     num_shards: int = 8
     """Shards that the work is cut into; a resumed run redoes at most the unfinished ones."""
     short_side: int | None = None
-    """Re-encode larger pictures to this short side in pixels; none keeps the files as they are."""
+    """Re-encode larger images to this short side in pixels; none keeps the files as they are."""
     max_image_pixels: int = 89_478_485
-    """A picture with more pixels than this is rejected before it is decoded."""
+    """An image with more pixels than this is rejected before it is decoded."""
     max_reject_fraction: float = 0.05
     """Stop when more than this fraction of the rows is rejected."""
     follow_links: bool = False
-    """Follow links deep in a folder of pictures out of it; one that is directly in the folder always is."""
+    """Follow links deep in a folder of images out of it; one that is directly in the folder always is."""
     limit: int | None = None
-    """Use only so many pictures of the source, the first of each split in proportion; none uses all."""
+    """Use only so many images of the source, the first of each split in proportion; none uses all."""
     ray: RayConfig = field(default_factory=RayConfig)
 
     def __post_init__(self) -> None:
@@ -215,7 +215,7 @@ class ExportDeglaJsonConfig:
     negatives: str
     """Folder that `negatives` wrote."""
     prepared: str
-    """Folder that `prepare` wrote and `negatives` was made from; its pictures are COCO's."""
+    """Folder that `prepare` wrote and `negatives` was made from; its images are COCO's."""
     output: str
     """JSON file to write, any URI pyarrow opens."""
     split: str = "train"

@@ -204,11 +204,11 @@ class DataConfig:
     negatives: str | None = None
     """Folder that `negatives` wrote; may be none only for objectives without negatives."""
     neighbours: str | None = None
-    """Folder that `neighbours` wrote: adds a hard-negative picture to each (objective negclip)."""
+    """Folder that `neighbours` wrote: adds a hard-negative image to each (objective negclip)."""
     split: str = "train"
     """Split of the captions to train on."""
     crop_scale_min: float = 0.9
-    """RandomResizedCrop's smallest share of the picture's area (0 to 1)."""
+    """RandomResizedCrop's smallest share of the image's area (0 to 1)."""
     decode_tasks: int = 2
     """Ray Data tasks that decode for one worker at a time."""
     prefetch_batches: int = 4
@@ -341,7 +341,7 @@ class TrainConfig:
             self.data.neighbours is None or self.objective.family == "negclip",
             "data.neighbours",
             self.data.neighbours,
-            f"none: objective {self.objective.name!r} has no hard-negative pictures (negclip has)",
+            f"none: objective {self.objective.name!r} has no hard-negative images (negclip has)",
         )
         if self.objective.name == "degla_frozen_teacher":
             require(
@@ -361,18 +361,18 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class NeighboursConfig:
-    """Job `neighbours`: each picture's nearest other ones, as NegCLIP's hard-negative images."""
+    """Job `neighbours`: each image's nearest other ones, as NegCLIP's hard-negative images."""
 
     prepared: str
     """Folder that `prepare` wrote."""
     output: str
     """Folder to write, any URI pyarrow opens."""
     model: ModelConfig
-    """What decides which pictures are near."""
+    """What decides which images are near."""
     split: str = "train"
-    """Split whose pictures are compared."""
+    """Split whose images are compared."""
     count: int = 3
-    """Neighbours of each picture."""
+    """Neighbours of each image."""
     num_actors: int = 2
     """Ray Data actors that encode."""
     cpus_per_actor: float = 1.0
@@ -380,7 +380,7 @@ class NeighboursConfig:
     use_gpu: bool = False
     """One GPU for each actor."""
     batch_size: int = 128
-    """Pictures encoded at a time."""
+    """Images encoded at a time."""
     ray: RayConfig = field(default_factory=RayConfig)
 
     def __post_init__(self) -> None:

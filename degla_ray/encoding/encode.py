@@ -1,6 +1,6 @@
-"""FeatureTable of distinct pictures and texts, by a pool of Ray Data actors that hold the model.
+"""FeatureTable of distinct images and texts, by a pool of Ray Data actors that hold the model.
 
-The driver cuts the work into batches (pictures that are cheap to read together; texts sorted by length,
+The driver cuts the work into batches (images that are cheap to read together; texts sorted by length,
 because the text tower computes up to a batch's longest caption), those of the first benchmark first, and the
 batches flow read+decode -> encode. Without a GPU Ray Data fuses the two into the actors, with one the
 decoding spreads over CPU tasks. What a batch holds does not depend on the number of actors, and rows are put
@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from degla_ray.deadline import with_deadline
-from degla_ray.encoding.feature_cache import FeatureCache, picture_digest, text_digest
+from degla_ray.encoding.feature_cache import FeatureCache, image_digest, text_digest
 from degla_ray.encoding.features import image_key
-from degla_ray.encoding.images import Picture, PictureBatch, PictureSource
+from degla_ray.encoding.images import ImageBatch, ImageFile, ImageSource
 from degla_ray.encoding.needs import Encoded, Needs, Work
 from degla_ray.errors import DataError, SettingError
 from degla_ray.identity import canonical, fingerprint
@@ -41,7 +41,7 @@ class Pool:
     cpus_per_actor: float
     use_gpu: bool
     batch_size: int
-    """Pictures or texts of one batch."""
+    """Images or texts of one batch."""
     stall_seconds: float
     """No finished batch for this long is an error."""
 
@@ -64,21 +64,21 @@ def model_identity(loaded: LoadedModel) -> str:
 
 def encode(
     loaded: LoadedModel,
-    sources: Mapping[str, PictureSource],
+    sources: Mapping[str, ImageSource],
     needs: Sequence[Needs],
     pool: Pool,
     cache: FeatureCache | None = None,
     on_progress: Callable[[int, int, int], None] = lambda number, done, total: None,
 ) -> Iterator[tuple[int, Encoded]]:
-    """Encodes each distinct picture and text once; yields each benchmark's as soon as all of it is there.
+    """Encodes each distinct image and text once; yields each benchmark's as soon as all of it is there.
 
     Args:
         loaded: the model; a copy goes to every actor.
-        sources: name -> where its pictures lie.
+        sources: name -> where its images lie.
         needs: of each benchmark.
         pool: the actors.
         cache: features that are there already, and where new ones go.
-        on_progress: told of a benchmark's number, and of how many of how many pictures and texts it has.
+        on_progress: told of a benchmark's number, and of how many of how many images and texts it has.
 
     Yields:
         The benchmark's number and its features. Ray must be running if anything has to be encoded.
@@ -106,7 +106,7 @@ def encode(
 
 def encode_all(
     loaded: LoadedModel,
-    sources: Mapping[str, PictureSource],
+    sources: Mapping[str, ImageSource],
     keys: Iterable[str],
     texts: Iterable[str],
     pool: Pool,
@@ -116,7 +116,7 @@ def encode_all(
     return encoded
 
 
-def _batches(sources: Mapping[str, PictureSource], work: Work, batch_size: int) -> list[dict[str, Any]]:
+def _batches(sources: Mapping[str, ImageSource], work: Work, batch_size: int) -> list[dict[str, Any]]:
     """Work rows for everything that is not there yet, in the order in which benchmarks need them."""
     rows: list[tuple[tuple[int, int], dict[str, Any]]] = []
     by_source: dict[str, set[str]] = defaultdict(set)
@@ -126,8 +126,8 @@ def _batches(sources: Mapping[str, PictureSource], work: Work, batch_size: int) 
             by_source[source].add(image_id)
     for source, wanted in by_source.items():
         if source not in sources:
-            reason = "no folder is given for these pictures"
-            batches, absent = list[PictureBatch](), dict.fromkeys(sorted(wanted), reason)
+            reason = "no folder is given for these images"
+            batches, absent = list[ImageBatch](), dict.fromkeys(sorted(wanted), reason)
         else:
             batches, absent = sources[source].batches(wanted, batch_size)
         for image_id, reason in absent.items():
@@ -155,7 +155,7 @@ def _take(row: Mapping[str, Any], work: Work, cache: FeatureCache | None, model:
     cut = list(row["truncated"]) or [False] * len(names)
     for name, digest, feature, is_cut in zip(names, row["digests"], rows, cut, strict=True):
         if row["source"]:
-            work.have_picture(image_key(row["source"], name), feature)
+            work.have_image(image_key(row["source"], name), feature)
         else:
             work.have_text(name, feature, cut=bool(is_cut))
         if cache is not None:
@@ -163,14 +163,14 @@ def _take(row: Mapping[str, Any], work: Work, cache: FeatureCache | None, model:
     for name, digest in zip(row["known"], row["known_digests"], strict=True):
         feature = cache.get(digest) if cache is not None else None
         assert feature is not None  # only what the cache has is known
-        work.have_picture(image_key(row["source"], name), feature)
+        work.have_image(image_key(row["source"], name), feature)
     for name, reason in zip(row["failed"], row["reasons"], strict=True):
         work.have_not(image_key(row["source"], name), reason)
 
 
 def _run(
     loaded: LoadedModel,
-    sources: Mapping[str, PictureSource],
+    sources: Mapping[str, ImageSource],
     batches: list[dict[str, Any]],
     pool: Pool,
     cache: FeatureCache | None,
@@ -215,10 +215,10 @@ def _run(
 
 
 class _Decoder:
-    """Reads and preprocesses one batch of pictures that the cache has not; passes texts through."""
+    """Reads and preprocesses one batch of images that the cache has not; passes texts through."""
 
     def __init__(
-        self, preprocess_cfg: Mapping[str, Any], sources: Mapping[str, PictureSource], known_ref: Any
+        self, preprocess_cfg: Mapping[str, Any], sources: Mapping[str, ImageSource], known_ref: Any
     ) -> None:
         self.preprocess_cfg, self.sources = dict(preprocess_cfg), dict(sources)
         self.known_ref = known_ref
@@ -232,21 +232,21 @@ class _Decoder:
             digests = [text_digest(text) for text in row["ids"]]
             return {**row, **found, "ids": list(row["ids"]), "digests": digests, "pixels": b"", "shape": []}
         transform, known = eval_transform(self.preprocess_cfg), ray.get(self.known_ref)
-        batch = PictureBatch(ids=list(row["ids"]), where=row["where"])
+        batch = ImageBatch(ids=list(row["ids"]), where=row["where"])
         pixels = []
-        for image_id, picture in zip(batch.ids, self.sources[row["source"]].read(batch), strict=True):
+        for image_id, image_file in zip(batch.ids, self.sources[row["source"]].read(batch), strict=True):
             try:
-                if isinstance(picture, Exception):
-                    raise picture
-                digest = picture_digest(picture.content)
+                if isinstance(image_file, Exception):
+                    raise image_file
+                digest = image_digest(image_file.content)
                 if _holds(known, digest):
                     found["known"].append(image_id)
                     found["known_digests"].append(digest)
                     continue
-                pixels.append(_decode(picture, transform))
+                pixels.append(_decode(image_file, transform))
                 found["ids"].append(image_id)
                 found["digests"].append(digest)
-            except Exception as error:  # Pillow raises a dozen types; the picture is reported by name
+            except Exception as error:  # Pillow raises a dozen types; the image is reported by name
                 found["failed"].append(image_id)
                 found["reasons"].append(f"{type(error).__name__}: {error}".splitlines()[0])
         stacked = np.stack(pixels) if pixels else np.zeros((0,), dtype=np.float32)
@@ -310,8 +310,8 @@ def eval_transform(preprocess_cfg: Mapping[str, Any]) -> Any:
     return image_transform_v2(PreprocessCfg(**preprocess_cfg), is_train=False)
 
 
-def _decode(picture: Picture, transform: Any) -> np.ndarray:
-    with picture.open() as image:
+def _decode(image_file: ImageFile, transform: Any) -> np.ndarray:
+    with image_file.open() as image:
         array: np.ndarray = transform(image).numpy()
     if not np.isfinite(array).all():
         raise ValueError("not finite after preprocessing")

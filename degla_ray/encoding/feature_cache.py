@@ -2,7 +2,7 @@
 
     <folder>/<model identity>/part-<random>.parquet     digest, feature (float32 bytes), truncated
 
-The model's identity holds its weights, preprocessing and tokenizer; the digest holds the picture's bytes (and
+The model's identity holds its weights, preprocessing and tokenizer; the digest holds the image's bytes (and
 the part of it that is seen) or the text. Written as batches come, so an evaluation that was killed goes on.
 """
 
@@ -21,9 +21,9 @@ FLUSH_ROWS = 4096
 SCHEMA = pa.schema([("digest", pa.string()), ("feature", pa.binary()), ("truncated", pa.bool_())])
 
 
-def picture_digest(content: bytes) -> str:
-    """Of what `Picture.content` gives."""
-    return hashlib.blake2b(content, digest_size=16, person=b"picture").hexdigest()
+def image_digest(content: bytes) -> str:
+    """Of what `Image.content` gives."""
+    return hashlib.blake2b(content, digest_size=16, person=b"image").hexdigest()
 
 
 def text_digest(text: str) -> str:

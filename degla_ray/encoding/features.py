@@ -9,20 +9,20 @@ import numpy as np
 
 
 def image_key(source: str, image_id: str) -> str:
-    """Name of a picture over all of a call's picture sources, whose ids may collide."""
+    """Name of an image over all of a call's image sources, whose ids may collide."""
     return f"{source}:{image_id}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureTable:
-    """L2-normalised float32 features of a call's distinct pictures and texts."""
+    """L2-normalised float32 features of a call's distinct images and texts."""
 
     img_ND: np.ndarray
-    """One row a picture that could be read."""
+    """One row an image that could be read."""
     txt_MD: np.ndarray
     """One row a distinct text."""
     image_row: Mapping[str, int]
-    """`image_key` -> row of img_ND; a picture that could not be read is not in it."""
+    """`image_key` -> row of img_ND; an image that could not be read is not in it."""
     text_row: Mapping[str, int]
     """Text -> row of txt_MD."""
 

@@ -1,7 +1,7 @@
-"""Where a benchmark's pictures lie: Parquet parts, files in a folder, or a dataset's own form.
+"""Where a benchmark's images lie: Parquet parts, files in a folder, or a dataset's own form.
 
 A source travels to the tasks that read, so it holds paths and no open files. The bytes that it hands out
-name a picture in the embedding cache, so a picture that two benchmarks keep in two places is encoded once.
+name an image in the embedding cache, so an image that two benchmarks keep in two places is encoded once.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ NOT_THERE = "not in the images dataset"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Picture:
-    """A picture as it was read.
+class ImageFile:
+    """An image as it was read.
 
     Attributes:
         data: an image file's bytes.
@@ -41,33 +41,33 @@ class Picture:
 
     @property
     def content(self) -> bytes:
-        """What tells it from other pictures."""
+        """What tells it from other images."""
         return self.data + (b"" if self.box is None else repr(self.box).encode())
 
     def open(self) -> Image.Image:
         """Decoded and cut.
 
         Raises:
-            ValueError: no bytes, or a box outside the picture.
+            ValueError: no bytes, or a box outside the image.
             OSError: not an image, or a broken one.
         """
         if not self.data:
             raise ValueError("no bytes")
-        picture: Image.Image = Image.open(io.BytesIO(self.data))
+        image: Image.Image = Image.open(io.BytesIO(self.data))
         if self.box is None:
-            return picture
+            return image
         x, y, width, height = self.box
-        if width < 1 or height < 1 or x >= picture.width or y >= picture.height:
-            raise ValueError(f"box {self.box} outside of {picture.width} x {picture.height} pixels")
-        return picture.convert("RGB").crop((x, y, x + width, y + height))
+        if width < 1 or height < 1 or x >= image.width or y >= image.height:
+            raise ValueError(f"box {self.box} outside of {image.width} x {image.height} pixels")
+        return image.convert("RGB").crop((x, y, x + width, y + height))
 
 
 @dataclass(frozen=True, kw_only=True)
-class PictureBatch:
-    """Pictures of one source that are cheap to read together.
+class ImageBatch:
+    """Images of one source that are cheap to read together.
 
     Attributes:
-        ids: of the pictures.
+        ids: of the images.
         where: for the source's `read`.
     """
 
@@ -75,31 +75,31 @@ class PictureBatch:
     where: str = ""
 
 
-class PictureSource(Protocol):
-    """Pictures by their ids. Picklable and small."""
+class ImageSource(Protocol):
+    """Images by their ids. Picklable and small."""
 
-    def batches(self, wanted: set[str], size: int) -> tuple[list[PictureBatch], dict[str, str]]:
-        """Batches of at most `size` of the wanted pictures, in an order that hangs on nothing else, and of
+    def batches(self, wanted: set[str], size: int) -> tuple[list[ImageBatch], dict[str, str]]:
+        """Batches of at most `size` of the wanted images, in an order that hangs on nothing else, and of
         those that it knows not to have, why."""
 
-    def read(self, batch: PictureBatch) -> list[Picture | Exception]:
-        """The pictures of a batch; for one that cannot be read, why."""
+    def read(self, batch: ImageBatch) -> list[ImageFile | Exception]:
+        """The images of a batch; for one that cannot be read, why."""
 
 
 @dataclass(frozen=True)
-class ParquetPictures:
+class ParquetImages:
     """The dataset `images` of a folder that `prepare` wrote."""
 
     uri: str
 
-    def batches(self, wanted: set[str], size: int) -> tuple[list[PictureBatch], dict[str, str]]:
+    def batches(self, wanted: set[str], size: int) -> tuple[list[ImageBatch], dict[str, str]]:
         storage = Storage(self.uri)
         parts = [name for name in storage.names("images") if name.endswith(".parquet")]
         if not parts:
             raise DataError(
                 storage.path("images"), "no Parquet parts", f"a dataset with columns {IMAGES.names}"
             )
-        batches: list[PictureBatch] = []
+        batches: list[ImageBatch] = []
         unseen = set(wanted)
         for part in parts:
             with storage.open_parquet("images", part) as file:
@@ -114,10 +114,10 @@ class ParquetPictures:
             for start in range(0, len(found), size):
                 chunk = found[start : start + size]
                 where = json.dumps([part, [row for row, _ in chunk]])
-                batches.append(PictureBatch(ids=[image_id for _, image_id in chunk], where=where))
+                batches.append(ImageBatch(ids=[image_id for _, image_id in chunk], where=where))
         return batches, dict.fromkeys(sorted(unseen), NOT_THERE)
 
-    def read(self, batch: PictureBatch) -> list[Picture | Exception]:
+    def read(self, batch: ImageBatch) -> list[ImageFile | Exception]:
         """Reads only the row groups that hold the batch, whose rows ascend."""
         part, rows = json.loads(batch.where)
         by_group: dict[int, list[int]] = defaultdict(list)
@@ -130,26 +130,26 @@ class ParquetPictures:
             for group in sorted(by_group):
                 column = file.read_row_group(group, columns=["image"])["image"]
                 found += column.take(by_group[group]).to_pylist()
-        return [Picture(data=data or b"") for data in found]
+        return [ImageFile(data=data or b"") for data in found]
 
 
 @dataclass(frozen=True)
-class FilePictures:
+class FileImages:
     """Files of a folder on any filesystem. An id is a path within it, with `#x,y,width,height` for a part."""
 
     uri: str
 
-    def batches(self, wanted: set[str], size: int) -> tuple[list[PictureBatch], dict[str, str]]:
+    def batches(self, wanted: set[str], size: int) -> tuple[list[ImageBatch], dict[str, str]]:
         ordered = sorted(wanted)
-        return [PictureBatch(ids=ordered[i : i + size]) for i in range(0, len(ordered), size)], {}
+        return [ImageBatch(ids=ordered[i : i + size]) for i in range(0, len(ordered), size)], {}
 
-    def read(self, batch: PictureBatch) -> list[Picture | Exception]:
+    def read(self, batch: ImageBatch) -> list[ImageFile | Exception]:
         storage = Storage(self.uri)
-        found: list[Picture | Exception] = []
+        found: list[ImageFile | Exception] = []
         for image_id in batch.ids:
             path, _, box = image_id.partition("#")
             try:
-                found.append(Picture(data=storage.read_bytes(path), box=_box(box)))
+                found.append(ImageFile(data=storage.read_bytes(path), box=_box(box)))
             except (OSError, ValueError, pyarrow.lib.ArrowException) as error:
                 absent = isinstance(error, FileNotFoundError)
                 found.append(FileNotFoundError(f"no such file: {storage.path(path)}") if absent else error)
@@ -157,12 +157,12 @@ class FilePictures:
 
 
 def boxed(path: str, x: int, y: int, width: int, height: int) -> str:
-    """The id of a part of a picture of `FilePictures`."""
+    """The id of a part of an image of `FileImages`."""
     return f"{path}#{x},{y},{width},{height}"
 
 
 def unboxed(image_id: str) -> str:
-    """The id, or the key, of the whole picture that `boxed` took a part of."""
+    """The id, or the key, of the whole image that `boxed` took a part of."""
     return re.sub(r"#\d+,\d+,\d+,\d+$", "", image_id)
 
 
@@ -173,18 +173,18 @@ def _box(text: str) -> tuple[int, int, int, int] | None:
     return x, y, width, height
 
 
-def spec(source: PictureSource) -> dict[str, Any]:
+def spec(source: ImageSource) -> dict[str, Any]:
     """A source as JSON, for `opened`."""
     assert dataclasses.is_dataclass(source)  # all are
     assert not isinstance(source, type)
     return {"kind": f"{type(source).__module__}:{type(source).__name__}", **dataclasses.asdict(source)}
 
 
-def opened(spec: Mapping[str, Any]) -> PictureSource:
+def opened(spec: Mapping[str, Any]) -> ImageSource:
     """The source that a `spec` names."""
     fields = dict(spec)
     module, _, name = fields.pop("kind").partition(":")
     if not module.startswith("degla_ray.evaluation."):
         raise DataError("summary.json, sources", f"kind {module}:{name}", "a class of degla_ray.evaluation")
-    source: PictureSource = getattr(importlib.import_module(module), name)(**fields)
+    source: ImageSource = getattr(importlib.import_module(module), name)(**fields)
     return source

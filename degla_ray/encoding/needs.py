@@ -16,7 +16,7 @@ class Needs:
     """What a benchmark is made of.
 
     Attributes:
-        keys: `image_key` of every picture.
+        keys: `image_key` of every image.
         texts: every text.
     """
 
@@ -26,7 +26,7 @@ class Needs:
 
 @dataclass(frozen=True, kw_only=True)
 class Encoded:
-    """FeatureTable, and the pictures that have none."""
+    """FeatureTable, and the images that have none."""
 
     features: FeatureTable
     missing: Mapping[str, str]
@@ -68,7 +68,7 @@ class Work:
             self.truncated.add(text)
         self._done("text", text)
 
-    def have_picture(self, key: str, feature: np.ndarray) -> None:
+    def have_image(self, key: str, feature: np.ndarray) -> None:
         self.img[key] = feature
         self._done("key", key)
 

@@ -1,8 +1,8 @@
-"""Hard-negative images (NegCLIP): each picture's nearest other ones in a model's eyes.
+"""Hard-negative images (NegCLIP): each image's nearest other ones in a model's eyes.
 
-Run by `jobs/neighbours.py`. Every picture of the split is encoded once by Ray Data actors; nearest is by
+Run by `jobs/neighbours.py`. Every image of the split is encoded once by Ray Data actors; nearest is by
 cosine similarity of image features, a block of rows at a time, so that no I x I matrix is ever in memory.
-FeatureTable themselves are: 1 GB for 500,000 pictures of 512 numbers.
+FeatureTable themselves are: 1 GB for 500,000 images of 512 numbers.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from degla_ray import ray_setup
 from degla_ray.config import NeighboursConfig
 from degla_ray.encoding import encode as encoding
 from degla_ray.encoding.features import image_key
-from degla_ray.encoding.images import ParquetPictures
+from degla_ray.encoding.images import ParquetImages
 from degla_ray.errors import SettingError
 from degla_ray.lease import owned
 from degla_ray.model.build import build_with_weights
@@ -32,11 +32,11 @@ console = Console()
 
 
 def find_neighbours(config: NeighboursConfig) -> dict[str, int]:
-    """Writes each picture's neighbours, nearest first; returns the counts.
+    """Writes each image's neighbours, nearest first; returns the counts.
 
     Raises:
-        SettingError: the split does not exist, or has too few pictures.
-        DataError: a folder of another kind; pictures that do not decode are counted, not raised.
+        SettingError: the split does not exist, or has too few images.
+        DataError: a folder of another kind; images that do not decode are counted, not raised.
         LeaseHeld: another driver writes the output folder.
     """
     with owned(config.output):
@@ -49,7 +49,7 @@ def _find_neighbours(config: NeighboursConfig) -> dict[str, int]:
     own = captions.filter(pc.equal(captions["split"], config.split))
     image_ids = sorted(pc.unique(own["image_id"]).to_pylist())
     if len(image_ids) <= config.count:
-        raise SettingError("split", config.split, f"one of more than {config.count} pictures")
+        raise SettingError("split", config.split, f"one of more than {config.count} images")
     loaded = build_with_weights(config.model)
     loaded.model.eval()
     identity = {
@@ -69,7 +69,7 @@ def _find_neighbours(config: NeighboursConfig) -> dict[str, int]:
             stall_seconds=1200.0,
         )
         keys = {image_key(_SOURCE, image_id): image_id for image_id in image_ids}
-        encoded = encoding.encode_all(loaded, {_SOURCE: ParquetPictures(config.prepared)}, keys, [], pool)
+        encoded = encoding.encode_all(loaded, {_SOURCE: ParquetImages(config.prepared)}, keys, [], pool)
         names = [keys[key] for key in encoded.features.image_row]
         nearest = nearest_rows(encoded.features.img_ND, config.count)
         table = pa.table(
@@ -78,12 +78,12 @@ def _find_neighbours(config: NeighboursConfig) -> dict[str, int]:
         )
         folder.write_part("neighbours", 0, table)
         folder.write_receipt(
-            0, {"pictures": len(image_ids), "written": len(names), "missing": len(encoded.missing)}
+            0, {"images": len(image_ids), "written": len(names), "missing": len(encoded.missing)}
         )
         folder.finish()
     counts = folder.counts()
     console.print(
-        f"pictures in {counts['pictures']:,} = written {counts['written']:,} + missing {counts['missing']:,}"
+        f"images in {counts['images']:,} = written {counts['written']:,} + missing {counts['missing']:,}"
     )
     return counts
 

@@ -1,4 +1,4 @@
-"""Pictures in WebDataset's tar shards, each with its class number, as CLIP_benchmark writes them.
+"""Images in WebDataset's tar shards, each with its class number, as CLIP_benchmark writes them.
 
 The shards' headers are walked once, where the batches are made, in about 25 µs a file on a local disk; tasks
 then read by byte offset, so shards must not be compressed.
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from degla_ray.encoding.images import Picture, PictureBatch
+from degla_ray.encoding.images import ImageBatch, ImageFile
 from degla_ray.errors import DataError
 from degla_ray.sources.tar_walk import MEMBER_NAME, members
 from degla_ray.storage import Storage
@@ -23,7 +23,7 @@ SUFFIXES = ("webp", "png", "jpg", "jpeg")  # in CLIP_benchmark's order, where a 
 
 @dataclass(frozen=True, kw_only=True)
 class TarSample:
-    """Where a sample's picture lies, in bytes, and its class."""
+    """Where a sample's image lies, in bytes, and its class."""
 
     shard: str
     offset: int
@@ -32,8 +32,8 @@ class TarSample:
 
 
 @dataclass(frozen=True)
-class TarPictures:
-    """Pictures in the tar shards of a folder, on any filesystem. An id is `SHARD.tar/KEY`."""
+class TarImages:
+    """Images in the tar shards of a folder, on any filesystem. An id is `SHARD.tar/KEY`."""
 
     uri: str
 
@@ -49,10 +49,10 @@ class TarPictures:
             f"{shard}/{key}": s for shard in tar_names(storage) for key, s in _walk(storage, shard).items()
         }
 
-    def __reduce__(self) -> tuple[type[TarPictures], tuple[str]]:
-        return (TarPictures, (self.uri,))  # without the samples: batches say where theirs lie
+    def __reduce__(self) -> tuple[type[TarImages], tuple[str]]:
+        return (TarImages, (self.uri,))  # without the samples: batches say where theirs lie
 
-    def batches(self, wanted: set[str], size: int) -> tuple[list[PictureBatch], dict[str, str]]:
+    def batches(self, wanted: set[str], size: int) -> tuple[list[ImageBatch], dict[str, str]]:
         by_shard: dict[str, list[tuple[str, TarSample]]] = {}
         for image_id, sample in self.samples.items():
             if image_id in wanted:
@@ -62,10 +62,10 @@ class TarPictures:
             for start in range(0, len(found), size):
                 chunk = found[start : start + size]
                 where = json.dumps([shard, [[sample.offset, sample.size] for _, sample in chunk]])
-                batches.append(PictureBatch(ids=[image_id for image_id, _ in chunk], where=where))
+                batches.append(ImageBatch(ids=[image_id for image_id, _ in chunk], where=where))
         return batches, dict.fromkeys(sorted(wanted - self.samples.keys()), "not in the shards")
 
-    def read(self, batch: PictureBatch) -> list[Picture | Exception]:
+    def read(self, batch: ImageBatch) -> list[ImageFile | Exception]:
         shard, places = json.loads(batch.where)
         storage = Storage(self.uri)
         try:
@@ -74,7 +74,7 @@ class TarPictures:
         except (OSError, pa.ArrowException) as error:
             return [error] * len(batch.ids)
         return [
-            Picture(data=data)
+            ImageFile(data=data)
             if len(data) == size
             else OSError(f"{len(data)} of {size} bytes in {shard}: it has been changed")
             for data, (_, size) in zip(found, places, strict=True)
@@ -90,7 +90,7 @@ def _walk(storage: Storage, shard: str) -> dict[str, TarSample]:
     """A shard's samples by their keys.
 
     Raises:
-        DataError: see `TarPictures.samples`.
+        DataError: see `TarImages.samples`.
     """
     where = storage.path(shard)
     places: dict[str, dict[str, tuple[int, int]]] = {}
@@ -113,18 +113,18 @@ def _walk(storage: Storage, shard: str) -> dict[str, TarSample]:
         raise DataError(where, found, "a whole, uncompressed tar file") from error
     samples = {}
     for key, own in places.items():
-        picture = next((own[suffix] for suffix in SUFFIXES if suffix in own), None)
-        if picture is None or key not in labels:
+        image = next((own[suffix] for suffix in SUFFIXES if suffix in own), None)
+        if image is None or key not in labels:
             found = f"sample {key!r} of {', '.join(sorted(own))}"
-            expected = f"a picture ({', '.join(SUFFIXES)}) and a cls"
+            expected = f"an image ({', '.join(SUFFIXES)}) and a cls"
             if "txt" in own:
                 expected += "; captions for retrieval are read by `jobs/prepare.py --source webdataset`"
             raise DataError(where, found, expected)
         samples[key] = TarSample(
-            shard=shard, offset=picture[0], size=picture[1], label=_label(where, key, labels[key])
+            shard=shard, offset=image[0], size=image[1], label=_label(where, key, labels[key])
         )
     if not samples:
-        raise DataError(where, "no samples", f"pictures ({', '.join(SUFFIXES)}), each with a cls")
+        raise DataError(where, "no samples", f"images ({', '.join(SUFFIXES)}), each with a cls")
     return samples
 
 

@@ -20,9 +20,9 @@ from rich.progress import Progress
 from degla_ray import ray_setup, tracking
 from degla_ray.config import EvaluateConfig
 from degla_ray.encoding import encode as encoding
-from degla_ray.encoding import images as pictures
+from degla_ray.encoding import images
 from degla_ray.encoding.feature_cache import FeatureCache
-from degla_ray.encoding.images import ParquetPictures, PictureSource
+from degla_ray.encoding.images import ImageSource, ParquetImages
 from degla_ray.encoding.needs import Encoded, Needs
 from degla_ray.errors import SettingError
 from degla_ray.evaluation.benchmarks import published, suite
@@ -52,7 +52,7 @@ from degla_ray.storage import Storage
 PREPARED = "prepared"
 OWN_CACHE = "features"  # in the output folder, while the evaluation runs
 INTERVALS = 2  # version of how they are made: folders of another one are not continued
-NAMED_MISSING = 5  # pictures named on the console; all are in summary.json
+NAMED_MISSING = 5  # images named on the console; all are in summary.json
 
 console = Console()
 
@@ -103,7 +103,7 @@ def _evaluate(
         },
         inputs=tests.inputs,
         fingerprint=folder.fingerprint,
-        sources={name: pictures.spec(source) for name, source in tests.sources.items()},
+        sources={name: images.spec(source) for name, source in tests.sources.items()},
     )
     own_cache = f"{config.output.rstrip('/')}/{OWN_CACHE}"
     cache = FeatureCache(config.cache or own_cache, identity["model"])
@@ -149,12 +149,12 @@ class _Tests:
     """What a model is scored on.
 
     Attributes:
-        sources: name -> where its pictures lie.
+        sources: name -> where its images lie.
         inputs: identity of the test sets.
     """
 
     benchmarks: list[Benchmark]
-    sources: dict[str, PictureSource]
+    sources: dict[str, ImageSource]
     inputs: dict[str, Any]
 
 
@@ -163,10 +163,10 @@ def _encoded(
 ) -> Iterator[tuple[int, Encoded]]:
     """Each benchmark's number and features, with a progress bar a benchmark."""
     needs = [Needs(keys=b.image_keys(), texts=b.texts()) for b in tests.benchmarks]
-    n_pictures = len(set().union(*(need.keys for need in needs)))
+    n_images = len(set().union(*(need.keys for need in needs)))
     n_texts = len(set().union(*(need.texts for need in needs)))
     known = f"; {len(cache):,} features are there already" if len(cache) else ""
-    console.print(f"{label}: {n_pictures:,} pictures and {n_texts:,} texts to encode{known}", markup=False)
+    console.print(f"{label}: {n_images:,} images and {n_texts:,} texts to encode{known}", markup=False)
     pool = encoding.Pool(
         num_actors=config.num_actors,
         cpus_per_actor=config.cpus_per_actor,
@@ -195,19 +195,19 @@ def _items(benchmark: Benchmark) -> pa.Table:
 
 
 def _tests(config: EvaluateConfig) -> _Tests:
-    """The benchmarks asked for, where their pictures lie, and the identity of the inputs."""
+    """The benchmarks asked for, where their images lie, and the identity of the inputs."""
     benchmarks: list[Benchmark] = []
-    sources: dict[str, PictureSource] = {}
+    sources: dict[str, ImageSource] = {}
     inputs: dict[str, Any] = {"suite": None, "prepared": None, "negatives": None, "split": None}
     if config.suite is not None:
         benchmarks += suite.load(config.suite)
-        sources[suite.SOURCE] = ParquetPictures(Storage(config.suite).uri)
+        sources[suite.SOURCE] = ParquetImages(Storage(config.suite).uri)
         inputs["suite"] = suite.identity(config.suite)
     if config.prepared is not None:
         storage, manifest = read_complete(config.prepared, "prepare")
         captions = _split(storage, config)
         benchmarks.append(Retrieval(PREPARED_RETRIEVAL, captions, PREPARED))
-        sources[PREPARED] = ParquetPictures(Storage(config.prepared).uri)
+        sources[PREPARED] = ParquetImages(Storage(config.prepared).uri)
         inputs |= {"prepared": manifest["fingerprint"], "split": config.split}
         if config.negatives is not None:
             made, manifest = read_complete(config.negatives, "negatives")
@@ -293,7 +293,7 @@ def _print(summary: Summary) -> None:
     n, missing = sum(s.n for s in summary.subsets), sum(s.missing for s in summary.subsets)
     console.print(f"items in {n + missing:,} = scored {n:,} + missing {missing:,}")
     if summary.missing_images:
-        console.print(f"[bold red]partial[/]: {len(summary.missing_images):,} pictures could not be read:")
+        console.print(f"[bold red]partial[/]: {len(summary.missing_images):,} images could not be read:")
         for name, reason in list(summary.missing_images.items())[:NAMED_MISSING]:
             console.print(f"  {name}: {reason}", markup=False)
     for name, count in summary.truncated.items():

@@ -1,7 +1,7 @@
 """What an evaluation comes to: accuracies of subsets and named averages, with intervals. Pure.
 
 An average is never silently taken over what is left: it is absent where a member has no result, and
-marked partial where a member lost items to unreadable pictures.
+marked partial where a member lost items to unreadable images.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Score:
     n: int
     """Items scored."""
     missing: int
-    """Items left out because their picture could not be read."""
+    """Items left out because their image could not be read."""
     chance: float | None = None
     """Accuracy of guessing, for a subset where there is one."""
     protocol: str = ""
@@ -76,13 +76,13 @@ class Summary:
     fingerprint: str
     """Of the evaluation folder."""
     sources: Mapping[str, Any] = field(default_factory=dict)
-    """Where the pictures lie, for reports that show them: source -> `pictures.spec`."""
+    """Where the images lie, for reports that show them: source -> `images.spec`."""
     partial: bool = False
     """Whether any item is missing."""
     subsets: tuple[Score, ...] = ()
     averages: tuple[Score, ...] = ()
     missing_images: Mapping[str, str] = field(default_factory=dict)
-    """Picture -> why it could not be read."""
+    """Image -> why it could not be read."""
     truncated: Mapping[str, int] = field(default_factory=dict)
     """Benchmark -> its texts that are longer than the model reads, and were cut."""
 

@@ -1,6 +1,6 @@
-"""What a picture's captions mention: a replacement must be none of it, for it may be there.
+"""What an image's captions mention: a replacement must be none of it, for it may be there.
 
-Read without the tagger (5 captions a picture would cost 5 taggings each): any listed form counts.
+Read without the tagger (5 captions an image would cost 5 taggings each): any listed form counts.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Mentioned:
     Args:
         lexicon: the words.
         sentence: the caption.
-        siblings: other captions of the picture.
+        siblings: other captions of the image.
     """
 
     def __init__(self, lexicon: Lexicon, sentence: Sentence, siblings: Sequence[str]) -> None:

@@ -1,7 +1,7 @@
 """From row numbers to a worker's batch: fetch by address, decode, crop, tokenise. No Ray in here.
 
-Pictures leave as uint8: the trainer makes floats of them, so four times fewer bytes travel. A row group of
-16 pictures is the least that Parquet lets one read; the groups read last stay in memory (up to 256 MiB a
+Images leave as uint8: the trainer makes floats of them, so four times fewer bytes travel. A row group of
+16 images is the least that Parquet lets one read; the groups read last stay in memory (up to 256 MiB a
 process), so a data set that fits is read from disk once, and a larger one reads up to 16 times the bytes
 it needs.
 
@@ -42,9 +42,9 @@ class BatchSpec:
         rank: of the worker.
         world_size: workers.
         negatives: K; 0 for an objective without.
-        size: (height, width) of a picture in pixels.
+        size: (height, width) of an image in pixels.
         interpolation: PIL's name, e.g. `bicubic`.
-        crop_scale_min: smallest share of the picture's area that a crop keeps.
+        crop_scale_min: smallest share of the image's area that a crop keeps.
         tokenizer: captions -> int64 tensor [.., L].
     """
 
@@ -63,15 +63,15 @@ class BatchReader:
 
     def __init__(self, samples: Samples, spec: BatchSpec) -> None:
         self.samples, self.spec = samples, spec
-        self._pictures = PictureReader(samples)
+        self._reader = ImageReader(samples)
 
     def read(self, step: int) -> dict[str, NDArray[Any]]:
         """images uint8 [B, H, W, C], tokens int32 [B, L], negatives int32 [B, K, L], mask bool [B, K].
 
-        With hard-negative pictures, B is twice the worker's rows: behind these, a neighbour of each.
+        With hard-negative images, B is twice the worker's rows: behind these, a neighbour of each.
 
         Raises:
-            DataError: a picture cannot be decoded; names its image_id.
+            DataError: an image cannot be decoded; names its image_id.
         """
         spec = self.spec
         visits = spec.order.batch(step, spec.rank, spec.world_size)
@@ -87,9 +87,9 @@ class BatchReader:
         drawn = uniforms(spec.order.seed, "crop", visits, _UNIFORMS)
         out_BHWC = np.empty((len(visits.row_B), height, width, 3), dtype=np.uint8)
         for out, row, u in zip(out_BHWC, visits.row_B, drawn, strict=True):
-            picture = self._pictures.open(int(self.samples.image[row]))
-            left, top, w, h = crop_box(picture.width, picture.height, u, spec.crop_scale_min)
-            out[:] = np.asarray(picture.crop((left, top, left + w, top + h)).resize((width, height), method))
+            decoded = self._reader.open(int(self.samples.image[row]))
+            left, top, w, h = crop_box(decoded.width, decoded.height, u, spec.crop_scale_min)
+            out[:] = np.asarray(decoded.crop((left, top, left + w, top + h)).resize((width, height), method))
         return out_BHWC
 
     def _text(self, visits: Visits) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.bool_]]:
@@ -106,19 +106,19 @@ class BatchReader:
 
 
 def with_hard_negatives(visits: Visits, samples: Samples, seed: int) -> Visits:
-    """The visits, and behind them one for each: a caption of a neighbour of its picture, both drawn."""
+    """The visits, and behind them one for each: a caption of a neighbour of its image, both drawn."""
     which_B, caption_B = uniforms(seed, "neighbour", visits, 2).T
     neighbours_BM = samples.neighbour[samples.image[visits.row_B]]
-    picture_B = neighbours_BM[np.arange(len(which_B)), (which_B * neighbours_BM.shape[1]).astype(np.int64)]
-    first_B, end_B = samples.first_row[picture_B], samples.first_row[picture_B + 1]
+    image_B = neighbours_BM[np.arange(len(which_B)), (which_B * neighbours_BM.shape[1]).astype(np.int64)]
+    first_B, end_B = samples.first_row[image_B], samples.first_row[image_B + 1]
     row_B = samples.row_of[first_B + (caption_B * (end_B - first_B)).astype(np.int64)]
     return Visits(
         epoch_B=np.concatenate([visits.epoch_B, visits.epoch_B]), row_B=np.concatenate([visits.row_B, row_B])
     )
 
 
-class PictureReader:
-    """Pictures by number; at most `cache_bytes` of encoded ones stay in memory."""
+class ImageReader:
+    """Images by number; at most `cache_bytes` of encoded ones stay in memory."""
 
     def __init__(self, samples: Samples, cache_bytes: int = CACHE_BYTES) -> None:
         self.samples, self.cache_bytes = samples, cache_bytes
@@ -127,22 +127,22 @@ class PictureReader:
         self._groups: OrderedDict[tuple[int, int], pa.ChunkedArray] = OrderedDict()
         self._bytes = 0
 
-    def open(self, picture: int) -> Image.Image:
-        """The picture as RGB.
+    def open(self, number: int) -> Image.Image:
+        """The image as RGB.
 
         Raises:
             DataError: it cannot be decoded.
         """
-        part, group, row = (int(x) for x in self.samples.address[picture])
+        part, group, row = (int(x) for x in self.samples.address[number])
         data = self._group(part, group)[row].as_py()
         try:
             with Image.open(io.BytesIO(data)) as image:
                 return image.convert("RGB")
         except Exception as error:  # decoders raise whatever a broken file leads them to
-            name = self.samples.image_id[picture].as_py()
+            name = self.samples.image_id[image].as_py()
             where = self._storage.path("images", self.samples.parts[part])
             raise DataError(
-                f"picture {name!r} in {where}", f"{type(error).__name__}: {error}", "a picture that decodes"
+                f"image {name!r} in {where}", f"{type(error).__name__}: {error}", "an image that decodes"
             ) from error
 
     def _group(self, part: int, group: int) -> pa.ChunkedArray:
@@ -166,8 +166,8 @@ def crop_box(
     """RandomResizedCrop's rectangle (left, top, width, height), by torchvision's procedure.
 
     Args:
-        width: of the picture, in pixels.
-        height: of the picture, in pixels.
+        width: of the image, in pixels.
+        height: of the image, in pixels.
         uniform_U: 22 numbers in [0, 1) that decide it.
         scale_min: smallest share of the area; the largest is 1. The aspect ratio lies in 3/4 to 4/3.
     """

@@ -1,8 +1,8 @@
-"""What is trained on, in memory and addressable by row number; the pictures stay on disk.
+"""What is trained on, in memory and addressable by row number; the images stay on disk.
 
 Row r is the r-th caption of the split in the order of `sample_id`, whatever shards it lay in. Captions and
 negatives are Arrow arrays, so one copy in Ray's object store serves every process of a node without
-being unpickled: 414k captions with ten negatives each take about 0.3 GB. Of the pictures there is only an
+being unpickled: 414k captions with ten negatives each take about 0.3 GB. Of the images there is only an
 address (part, row group, row in the group), found by reading the `image_id` column once.
 """
 
@@ -24,21 +24,21 @@ from degla_ray.storage import Storage
 
 @dataclass(frozen=True, kw_only=True)
 class Samples:
-    """All (image, caption) pairs of one split. N rows, I pictures, G negatives.
+    """All (image, caption) pairs of one split. N rows, I images, G negatives.
 
     Attributes:
         folder: URI of the prepared folder.
         parts: names of the parts of its dataset `images`.
         sample_id: [N] large_string, ascending.
         caption: [N] large_string.
-        image: [N] int64, index into the pictures.
+        image: [N] int64, index into the images.
         image_id: [I] large_string.
         address: [I, 3] int32: part, row group, row in the row group.
         negative: [G] large_string, those of row r at `first_negative[r]:first_negative[r + 1]`.
         first_negative: [N + 1] int64.
-        neighbour: [I, M] int64, each picture's neighbours as indices into the pictures, -1 where there is
-            none; M = 0 without hard-negative pictures.
-        row_of: [N] int64, the rows ordered by picture: those of picture i at `first_row[i]:first_row[i + 1]`.
+        neighbour: [I, M] int64, each image's neighbours as indices into the images, -1 where there is
+            none; M = 0 without hard-negative images.
+        row_of: [N] int64, the rows ordered by image: those of image i at `first_row[i]:first_row[i + 1]`.
         first_row: [I + 1] int64.
     """
 
@@ -60,10 +60,10 @@ class Samples:
 
 
 def load_samples(config: DataConfig, *, with_negatives: bool) -> Samples:
-    """Reads captions, negatives and the pictures' addresses; pictures are not read.
+    """Reads captions, negatives and the images' addresses; images are not read.
 
     Raises:
-        DataError: an input folder is not what it should be, a caption's picture is missing, or there are
+        DataError: an input folder is not what it should be, a caption's image is missing, or there are
             no negatives for this split.
         SettingError: the split does not exist.
     """
@@ -73,18 +73,18 @@ def load_samples(config: DataConfig, *, with_negatives: bool) -> Samples:
     if chosen.num_rows == 0:
         there = sorted(pc.unique(captions["split"]).to_pylist())
         raise SettingError("data.split", config.split, f"one of {there}")
-    image_id, address, parts = _picture_addresses(storage)
-    picture = pc.index_in(_large(chosen["image_id"]), value_set=image_id)
-    if picture.null_count:
-        row = chosen.slice(pc.index(picture.is_null(), True).as_py(), 1).to_pylist()[0]
+    image_id, address, parts = _image_addresses(storage)
+    image_row = pc.index_in(_large(chosen["image_id"]), value_set=image_id)
+    if image_row.null_count:
+        row = chosen.slice(pc.index(image_row.is_null(), True).as_py(), 1).to_pylist()[0]
         raise DataError(
             config.prepared,
-            f"no picture {row['image_id']!r} (caption {row['sample_id']!r})",
-            "a picture for every caption: run `jobs/prepare.py` anew",
+            f"no image {row['image_id']!r} (caption {row['sample_id']!r})",
+            "an image for every caption: run `jobs/prepare.py` anew",
         )
     sample_id = _large(chosen["sample_id"])
     negative, first_negative = _negatives(config, sample_id) if with_negatives else _none(len(sample_id))
-    image = picture.to_numpy(zero_copy_only=False).astype(np.int64)
+    image = image_row.to_numpy(zero_copy_only=False).astype(np.int64)
     return Samples(
         folder=storage.uri,
         parts=parts,
@@ -101,7 +101,7 @@ def load_samples(config: DataConfig, *, with_negatives: bool) -> Samples:
     )
 
 
-def _picture_addresses(storage: Storage) -> tuple[pa.LargeStringArray, NDArray[np.int32], tuple[str, ...]]:
+def _image_addresses(storage: Storage) -> tuple[pa.LargeStringArray, NDArray[np.int32], tuple[str, ...]]:
     parts = tuple(p for p in storage.names("images") if p.endswith(".parquet"))
     ids, addresses = [], []
     for number, part in enumerate(parts):
@@ -111,7 +111,7 @@ def _picture_addresses(storage: Storage) -> tuple[pa.LargeStringArray, NDArray[n
                 row = np.arange(file.metadata.row_group(group).num_rows, dtype=np.int32)
                 addresses.append(np.stack([np.full_like(row, number), np.full_like(row, group), row], axis=1))
     if not addresses:
-        raise DataError(storage.path("images"), "no pictures", "a folder that `jobs/prepare.py` finished")
+        raise DataError(storage.path("images"), "no images", "a folder that `jobs/prepare.py` finished")
     return pa.concat_arrays(ids), np.concatenate(addresses), parts
 
 
@@ -150,7 +150,7 @@ def _neighbours(
     if row.null_count or found.null_count or missing:
         raise DataError(
             config.neighbours,
-            f"other pictures than split {config.split!r} of {config.prepared} has",
+            f"other images than split {config.split!r} of {config.prepared} has",
             "the neighbours of this very prepared folder and split",
         )
     neighbour = np.full((len(image_id), len(lists[0])), -1, dtype=np.int64)

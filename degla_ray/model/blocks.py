@@ -3,7 +3,7 @@
 The tokens of all rows are packed into one long row for everything that works on each token alone (linear
 layers and norms, 95 % of the FLOPs and more); only attention, which must not cross rows, sees them side by
 side. Of the last block's output a tower uses one token a row, so only that one asks, and goes through the
-MLP. The result is open_clip's own; a ViT-B/32 step with 16 pictures and 80 captions computes a third of
+MLP. The result is open_clip's own; a ViT-B/32 step with 16 images and 80 captions computes a third of
 the FLOPs that 77 tokens a caption take.
 
 Shape suffixes: B rows, L places side by side, T tokens of all rows, W width, X 3 W or 2 W, H heads, D W / H.

@@ -249,7 +249,7 @@ def check_weights(path: Path) -> None:
     """
     if not path.is_file():
         raise DataError(str(path), "no such file", "an open_clip state dict (.pt or .safetensors)")
-    files: Iterable[Path] = [path]
+    files = [path]
     if path.name.endswith(INDEX_SUFFIX):
         files = [path, *shards_of(path)]
     for file in files:

@@ -189,7 +189,7 @@ def files(model: LoadedModel) -> dict[str, bytes]:
 
     height, width = model.preprocess_cfg["size"]
     if height != width:
-        raise DataError(model.name, f"pictures of {height} x {width} pixels", "square ones")
+        raise DataError(model.name, f"images of {height} x {width} pixels", "square ones")
     processor = preprocess.to_processor(model.preprocess_cfg, model.name)
     config = _config(model.model_cfg, height, model.name)
     weights = to_huggingface(model.model.state_dict(), model.name)

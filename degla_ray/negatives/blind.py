@@ -1,6 +1,6 @@
-"""How well negatives are told from captions without a look at the picture (SugarCrepe's lesson, 2306.14610).
+"""How well negatives are told from captions without a look at the image (SugarCrepe's lesson, 2306.14610).
 
-Where a text-only model can tell them, a fine-tuned one may learn to, and learn nothing of pictures. The judge
+Where a text-only model can tell them, a fine-tuned one may learn to, and learn nothing of images. The judge
 here is simple on purpose: logistic regression on words and pairs of words. 50 % is what one wants; replaced
 words that captions never use, and scrambled order, give themselves away. 2,000 pairs of a kind take 1 s.
 """

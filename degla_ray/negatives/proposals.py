@@ -19,7 +19,7 @@ ORDER = (Kind.SWAP_NOUNS, Kind.SWAP_ADJECTIVES, Kind.REPLACE_NOUNS, Kind.REPLACE
 (phrases without adjectives), the kind with fewer possibilities gets it."""
 
 Veto = Callable[[str, Kind], RejectReason | None]
-"""A reason to reject a text that passed the checks, from what is known of the picture; or none."""
+"""A reason to reject a text that passed the checks, from what is known of the image; or none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,7 @@ class Request:
 
     Attributes:
         caption: the caption.
-        siblings: other captions of the same picture: what they mention is there, so it is no replacement.
+        siblings: other captions of the same image: what they mention is there, so it is no replacement.
         limit: negatives wanted of each kind, at most.
         seed: decides the engine's choices.
     """
@@ -132,7 +132,7 @@ class Selection:
 
 
 def no_veto(text: str, kind: Kind) -> None:
-    """Nothing is known of the picture."""
+    """Nothing is known of the image."""
 
 
 def select(

@@ -46,7 +46,7 @@ class ShardTask:
 
 @dataclass(frozen=True, kw_only=True)
 class Caption:
-    """A caption with what is known of its picture: its other captions, and the scene graph (JSON) or none."""
+    """A caption with what is known of its image: its other captions, and the scene graph (JSON) or none."""
 
     sample_id: str
     text: str
@@ -71,7 +71,7 @@ def captions_of(
         shard: number in [0, num_shards).
         num_shards: shards of the output.
         captions: all captions (sample_id, image_id, caption).
-        graphs: image_id -> scene graph; empty where pictures have none.
+        graphs: image_id -> scene graph; empty where images have none.
         by: the column whose hash is the shard.
     """
     keys = captions[by].to_pylist()

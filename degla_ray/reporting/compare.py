@@ -2,7 +2,7 @@
 
 Writes `report.md`, `report.html` (self-contained), `plots/*.svg` and `comparison.json`, prints the tables,
 and logs them as one MLflow run. The items on which a model and the first disagree most are shown with their
-pictures, where those can still be read. Made anew at each call: a few seconds, most of them imports.
+images, where those can still be read. Made anew at each call: a few seconds, most of them imports.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def _compare(config: CompareConfig, output: Storage) -> str:
         if model and comparison.same_inputs[model]
     }
     shown = {key for items in disagreements.values() for item in items for key in item.images}
-    pictures = thumbnails(shown, [e.summary.sources for e in found])
+    images = thumbnails(shown, [e.summary.sources for e in found])
     for old in output.names("plots"):
         if old.endswith(".svg"):  # of an earlier report with more plots
             output.delete_file("plots", old)
@@ -85,7 +85,7 @@ def _compare(config: CompareConfig, output: Storage) -> str:
     texts = {
         **files,
         "report.md": markdown(comparison, list(files), disagreements),
-        "report.html": report.html(comparison, drawn, disagreements, pictures),
+        "report.html": report.html(comparison, drawn, disagreements, images),
         "comparison.json": json.dumps(_as_json(comparison, disagreements, output.uri), indent=2),
     }
     for name, text in texts.items():

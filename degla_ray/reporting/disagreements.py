@@ -32,7 +32,7 @@ class Form(Enum):
     """What an item's `candidate_scores` are."""
 
     CHOICE = auto()
-    """Of each candidate, text or picture, the true one first."""
+    """Of each candidate, text or image, the true one first."""
     CLASSES = auto()
     """Of every class, in an order that only the right answers show."""
     BEST = auto()
@@ -40,7 +40,7 @@ class Form(Enum):
     TWO_POSITIVES = auto()
     """Of two true texts and a wrong one."""
     TWO_PAIRS = auto()
-    """Of two texts with the first picture, then with the second."""
+    """Of two texts with the first image, then with the second."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,7 @@ class Disagreement:
     subset: str
     item_id: str
     images: tuple[str, ...]
-    """`SOURCE:ID` of its pictures, the true one first."""
+    """`SOURCE:ID` of its images, the true one first."""
     texts: tuple[str, ...]
     """Those that are not among the candidates."""
     candidates: tuple[str, ...]
@@ -230,7 +230,7 @@ def _candidates(
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Names of an item's candidates, and its texts that are none of them."""
     if form is Form.TWO_PAIRS:
-        pairs = "caption 1, picture 1", "caption 2, picture 1", "caption 1, picture 2", "caption 2, picture 2"
+        pairs = "caption 1, image 1", "caption 2, image 1", "caption 1, image 2", "caption 2, image 2"
         return pairs, texts
     if form is Form.CLASSES:
         return (texts[0], "best other class"), ()
@@ -239,14 +239,14 @@ def _candidates(
     if len(texts) == size:
         return texts, ()
     if len(images) == size:
-        return tuple(f"picture {number}" for number in range(1, size + 1)), texts
+        return tuple(f"image {number}" for number in range(1, size + 1)), texts
     return tuple(f"candidate {number}" for number in range(1, size + 1)), texts
 
 
 def _shown(
     items: pa.Table, keys: Sequence[tuple[str, str]]
 ) -> dict[tuple[str, str], tuple[tuple[str, ...], tuple[str, ...]]]:
-    """Pictures and texts of some items."""
+    """Images and texts of some items."""
     ids = pa.array(sorted({item_id for _, item_id in keys}), pa.string())
     wanted = set(keys)
     return {

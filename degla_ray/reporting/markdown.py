@@ -1,4 +1,4 @@
-"""A comparison as Markdown, whose pictures are the plots beside it; items are shown by their texts."""
+"""A comparison as Markdown, whose images are the plots beside it; items are shown by their texts."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ DISAGREEMENTS = (
     "margins over the items of the benchmark that both models scored, so that neither a model's scale nor a "
     "benchmark's decides. Scores are cosine similarities, or what the protocol makes of them."
 )
-PARTIAL = "† made without all items: pictures were missing or unreadable (named in summary.json)."
+PARTIAL = "† made without all items: images were missing or unreadable (named in summary.json)."
 OTHER_INPUTS = (
     "‡ evaluated on other test sets than the first row: no paired test and no items of disagreement, compare "
     "with care."
@@ -247,7 +247,7 @@ def html(
     comparison: Comparison,
     plots: Mapping[str, str],
     disagreements: Disagreements,
-    pictures: Mapping[str, str],
+    images: Mapping[str, str],
 ) -> str:
     """The report as one HTML page without outside resources.
 
@@ -255,7 +255,7 @@ def html(
         comparison: what to show.
         plots: heading -> inline SVG.
         disagreements: with each model but the first.
-        pictures: `SOURCE:ID` -> data URI; one that is not there is named instead.
+        images: `SOURCE:ID` -> data URI; one that is not there is named instead.
     """
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=select_autoescape(), undefined=StrictUndefined,
@@ -274,7 +274,7 @@ def html(
         models=list(enumerate(comparison.labels)),
         disagreements=disagreements,
         disagreements_note=DISAGREEMENTS,
-        pictures=pictures,
+        images=images,
     )
 
 

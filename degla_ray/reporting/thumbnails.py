@@ -1,6 +1,6 @@
-"""Small pictures for a report, as data URIs, read from where an evaluation's pictures lay.
+"""Small images for a report, as data URIs, read from where an evaluation's images lay.
 
-A picture of 240 pixels takes 5 to 15 KB of a page; none is read twice.
+An image of 240 pixels takes 5 to 15 KB of a page; none is read twice.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from typing import Any
 
 from PIL import Image
 
-from degla_ray.encoding.images import Picture, opened
+from degla_ray.encoding.images import ImageFile, opened
 
 SIZE = 240  # pixels of the longer side
-BATCH = 16  # pictures read together
+BATCH = 16  # images read together
 QUALITY = 80
 
 
 def thumbnails(keys: Iterable[str], sources: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """`SOURCE:ID` -> data URI of a JPEG; a picture that cannot be read any more is not in it.
+    """`SOURCE:ID` -> data URI of a JPEG; an image that cannot be read any more is not in it.
 
     Args:
-        keys: of the pictures.
-        sources: of each evaluation, name -> spec; the first that can read a picture does.
+        keys: of the images.
+        sources: of each evaluation, name -> spec; the first that can read an image does.
     """
     missing, found = set(keys), dict[str, str]()
     for known in sources:
@@ -34,14 +34,14 @@ def thumbnails(keys: Iterable[str], sources: Sequence[Mapping[str, Any]]) -> dic
             if name in known:
                 wanted.setdefault(name, set()).add(image_id)
         for name, ids in wanted.items():
-            for image_id, picture in _pictures(known[name], ids):
-                uri = _data_uri(picture)
+            for image_id, image_file in _images(known[name], ids):
+                uri = _data_uri(image_file)
                 if uri is not None:
                     found[f"{name}:{image_id}"] = uri
     return found
 
 
-def _pictures(spec: Mapping[str, Any], ids: set[str]) -> Iterator[tuple[str, Picture]]:
+def _images(spec: Mapping[str, Any], ids: set[str]) -> Iterator[tuple[str, ImageFile]]:
     """Those of a source that can be read. Whatever keeps the others from it: the report names them."""
     try:
         source = opened(spec)
@@ -53,14 +53,14 @@ def _pictures(spec: Mapping[str, Any], ids: set[str]) -> Iterator[tuple[str, Pic
             read = source.read(batch)
         except Exception:
             continue
-        for image_id, picture in zip(batch.ids, read, strict=True):
-            if isinstance(picture, Picture):
-                yield image_id, picture
+        for image_id, image_file in zip(batch.ids, read, strict=True):
+            if isinstance(image_file, ImageFile):
+                yield image_id, image_file
 
 
-def _data_uri(picture: Picture) -> str | None:
+def _data_uri(image_file: ImageFile) -> str | None:
     try:
-        image = picture.open()
+        image = image_file.open()
         image.thumbnail((SIZE, SIZE))
         file = io.BytesIO()
         image.convert("RGB").save(file, format="JPEG", quality=QUALITY)

@@ -1,4 +1,4 @@
-"""Sources of pictures and captions, one file a format (base.py says what one has to offer)."""
+"""Sources of images and captions, one file a format (base.py says what one has to offer)."""
 
 from __future__ import annotations
 

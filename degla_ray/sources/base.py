@@ -1,9 +1,9 @@
-"""What a source of pictures and captions has to offer, and the rows it speaks in.
+"""What a source of images and captions has to offer, and the rows it speaks in.
 
-A source lists its rows on the driver without touching a picture (`records`) and reads one picture's
+A source lists its rows on the driver without touching an image (`records`) and reads one image's
 bytes inside a Ray task (`read_image`). To add a source: copy csv_captions.py, yield Record, Reject and
 RowsRead (and Note), and name it in sources/__init__.py. The listing is held in memory on the driver: about
-0.5 kB a picture with five captions, so 60 MB for COCO; negatives that come with them are held too.
+0.5 kB an image with five captions, so 60 MB for COCO; negatives that come with them are held too.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Caption(NamedTuple):
 
 
 class Record(NamedTuple):
-    """One picture with at least one good caption. `locator` is what `Source.read_image` takes."""
+    """One image with at least one good caption. `locator` is what `Source.read_image` takes."""
 
     image_id: str
     locator: str
@@ -62,9 +62,9 @@ class Reject:
     """One row that is left out.
 
     Attributes:
-        unit: whether it counts as a picture or as a caption.
+        unit: whether it counts as an image or as a caption.
         row_id: image_id, sample_id, or `file:line` where the row has no id.
-        image_id: the picture it belongs to; empty where there is none.
+        image_id: the image it belongs to; empty where there is none.
         text: the caption or file name as it was found.
     """
 
@@ -115,14 +115,14 @@ class Source(ABC):
 
     @abstractmethod
     def read_image(self, locator: str) -> bytes:
-        """The bytes of one picture.
+        """The bytes of one image.
 
         Raises:
             OSError: it cannot be read.
         """
 
     def side_tables(self, records: list[Record]) -> dict[str, pa.Table]:
-        """Further datasets of a shard, by name, for the pictures that were kept."""
+        """Further datasets of a shard, by name, for the images that were kept."""
         return {}
 
     def write_extras(self, storage: Storage) -> None:  # noqa: B027 (most sources have none)

@@ -1,6 +1,6 @@
 """COCO captions: the official captions_*.json (2014, 2017) or Karpathy's dataset_coco.json.
 
-Both give the same ids (COCO's image number and annotation id), and a picture is found under its 2014
+Both give the same ids (COCO's image number and annotation id), and an image is found under its 2014
 or its 2017 name, whichever lies in the folder. Karpathy's `restval` is training data, as everywhere.
 The whole JSON file is read into memory on the driver: about 1 GB for 2014's train captions.
 """
@@ -86,7 +86,7 @@ def coco_number(image_id: str) -> int | None:
 
 
 def file_names(file_name: str, folder: str) -> tuple[str, ...]:
-    """Where a picture may lie below the image folder: as named first, then COCO's other names for it."""
+    """Where an image may lie below the image folder: as named first, then COCO's other names for it."""
     base = posixpath.basename(file_name)
     names = [file_name, f"{folder}/{file_name}"] if folder else [file_name]
     names.append(base)

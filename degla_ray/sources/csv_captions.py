@@ -1,4 +1,4 @@
-"""A folder of pictures and CSV files that name a picture and a caption in each row.
+"""A folder of images and CSV files that name an image and a caption in each row.
 
 Flickr8k is laid out like it, and so is what open_clip trains on (`filepath` and `title`, by tabs). Where the
 caption's column is the last one, a caption may hold separators without being quoted, as in Flickr8k's own
@@ -55,7 +55,7 @@ class CsvSource(AnnotatedFolder):
                 image.captions.append(NamedCaption(sample_id, caption, split, where))
             yield RowsRead(captions=rows)
         listing = self._folder.list()
-        for name in listing.pictures():
+        for name in listing.images():
             if name not in images:
                 images[name] = NamedImage(image_id=name, names=(name,), where=self._config.images)
         yield RowsRead(images=len(images))

@@ -36,7 +36,7 @@ from degla_ray.sources.listing import (
 
 
 class DeglaJsonSource(AnnotatedFolder):
-    """image_id is the number as text; sample_id is `<image_id>#<i>`, the i-th entry of the picture.
+    """image_id is the number as text; sample_id is `<image_id>#<i>`, the i-th entry of the image.
 
     Raises:
         SettingError: a folder or file that the settings name is not there.
@@ -64,7 +64,7 @@ class DeglaJsonSource(AnnotatedFolder):
         return {"given": given_table(records)}
 
     def _add(self, entry: Any, split: str, where: str, images: dict[str, NamedImage]) -> Reject | None:
-        """Enters one caption under its picture, or says why it cannot be used."""
+        """Enters one caption under its image, or says why it cannot be used."""
         number = entry.get("image_id") if isinstance(entry, dict) else None
         if isinstance(number, bool) or not isinstance(number, int) or number < 0:
             found = f"no image_id that is a whole number ({number!r:.40})"

@@ -1,6 +1,6 @@
 """Captions and their negatives as DeGLA's released data file, for training code that reads that.
 
-Run by `jobs/export_degla_json.py`. The format knows a picture by COCO's number alone, so only pictures that
+Run by `jobs/export_degla_json.py`. The format knows an image by COCO's number alone, so only images that
 have one can be written. All texts are held in memory: about 1 GB for 414,000 captions with ten negatives.
 """
 
@@ -35,7 +35,7 @@ def export_degla_json(config: ExportDeglaJsonConfig) -> dict[str, int]:
 
     Raises:
         SettingError: no such split, or `output` is no file's name.
-        DataError: the folders are unfinished or do not belong together, a picture has no COCO number, or
+        DataError: the folders are unfinished or do not belong together, an image has no COCO number, or
             no caption has enough negatives.
     """
     prepared, about_prepared = read_complete(config.prepared, "prepare")
@@ -102,7 +102,7 @@ def released_entries(
         seed: of the order of a caption's negatives.
 
     Raises:
-        DataError: a picture has no COCO number, or two pictures have one.
+        DataError: an image has no COCO number, or two images have one.
     """
     by_kind: dict[str, dict[str, list[str]]] = {i: {} for i in captions["sample_id"].to_pylist()}
     columns = (negatives[name].to_pylist() for name in ("sample_id", "kind", "negative"))
@@ -110,7 +110,7 @@ def released_entries(
         if sample_id in by_kind:
             by_kind[sample_id].setdefault(kind, []).append(text)
     given = {sample_id: deal(kinds, f"{seed} {sample_id}") for sample_id, kinds in by_kind.items()}
-    pictures: dict[int, str] = {}
+    images: dict[int, str] = {}
     entries: list[tuple[int, str, dict[str, Any]]] = []
     for row in captions.to_pylist():
         sample_id, image_id = row["sample_id"], row["image_id"]
@@ -118,12 +118,12 @@ def released_entries(
             continue
         number = coco_number(image_id)
         if number is None:
-            found = f"picture {image_id!r}, which has no COCO number"
-            expected = "pictures of COCO, such as COCO_train2014_000000000009.jpg: the format names no others"
+            found = f"image {image_id!r}, which has no COCO number"
+            expected = "images of COCO, such as COCO_train2014_000000000009.jpg: the format names no others"
             raise DataError(where, found, expected)
-        if pictures.setdefault(number, image_id) != image_id:
-            found = f"pictures {pictures[number]!r} and {image_id!r}, both COCO's {number}"
-            raise DataError(where, found, "each picture once")
+        if images.setdefault(number, image_id) != image_id:
+            found = f"images {images[number]!r} and {image_id!r}, both COCO's {number}"
+            raise DataError(where, found, "each image once")
         entry = {"image_id": number, "original": row["caption"], "enhanced": given[sample_id]}
         entries.append((number, sample_id, entry))
     entries.sort(key=lambda each: each[:2])

@@ -1,4 +1,4 @@
-"""The files of a source that keeps pictures inside them (Parquet, tar), by name, folder or pattern.
+"""The files of a source that keeps images inside them (Parquet, tar), by name, folder or pattern.
 
 Only the last part of a path may hold `*`, `?` or `[...]`; `{000..009}` may stand anywhere and names each
 of the ten. A file or folder that has the very name comes first, so names may hold these characters. On any
@@ -75,7 +75,7 @@ def some(names: Sequence[str]) -> str:
     return ", ".join(repr(name) for name in names[:_NAMED]) + more
 
 
-@functools.lru_cache(maxsize=16)  # an S3 client takes longer to make than a picture to read
+@functools.lru_cache(maxsize=16)  # an S3 client takes longer to make than an image to read
 def _folder(uri: str) -> Storage:
     return Storage(uri)
 

@@ -1,8 +1,8 @@
-"""One picture's bytes: checked, and converted only where something needs it.
+"""One image's bytes: checked, and converted only where something needs it.
 
 A JPEG, PNG or WebP that is plain 8-bit grey or RGB, upright and small enough keeps its very bytes, so
 nothing is lost by preparing it; all else becomes RGB (JPEG quality 95 where the source was lossy, PNG
-where it was not). Every picture is decoded once to find the truncated ones: about 3 ms at 0.3 Mpx.
+where it was not). Every image is decoded once to find the truncated ones: about 3 ms at 0.3 Mpx.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _ORIENTATION = 0x0112  # EXIF tag
 
 
 class CheckedImage(NamedTuple):
-    """A good picture; width and height in pixels, as it is seen (after EXIF orientation)."""
+    """A good image; width and height in pixels, as it is seen (after EXIF orientation)."""
 
     data: bytes
     width: int
@@ -36,12 +36,12 @@ class CheckedImage(NamedTuple):
 
 
 def check_and_convert(data: bytes, max_pixels: int, short_side: int | None) -> CheckedImage | Refusal:
-    """Judges one picture and brings it into the form that is stored.
+    """Judges one image and brings it into the form that is stored.
 
     Args:
         data: the file's bytes.
-        max_pixels: a picture whose header claims more is refused before it is decoded.
-        short_side: larger pictures are scaled down to this short side in pixels; none keeps the size.
+        max_pixels: an image whose header claims more is refused before it is decoded.
+        short_side: larger images are scaled down to this short side in pixels; none keeps the size.
     """
     if not data:
         return Refusal(RejectReason.ZERO_BYTE, "the file is empty")
@@ -52,7 +52,7 @@ def check_and_convert(data: bytes, max_pixels: int, short_side: int | None) -> C
                 return _check(image, data, max_pixels, short_side)
         except UnidentifiedImageError:
             reason = RejectReason.TRUNCATED if _ends_early(data) else RejectReason.UNREADABLE
-            return Refusal(reason, f"no picture in {len(data)} bytes that begin with {data[:8]!r}")
+            return Refusal(reason, f"no image in {len(data)} bytes that begin with {data[:8]!r}")
         except Exception as error:  # decoders raise whatever a broken file leads them to
             truncated = "truncated" in str(error).lower() or isinstance(error, EOFError) or _ends_early(data)
             reason = RejectReason.TRUNCATED if truncated else RejectReason.UNREADABLE
@@ -117,13 +117,13 @@ def _orientation(image: Image.Image) -> int:
     """EXIF orientation 1 to 8; 1 where there is none, or where EXIF is broken."""
     try:
         value = image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # a picture with broken EXIF is still a picture
+    except Exception:  # an image with broken EXIF is still an image
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
 def _target(width: int, height: int, short_side: int | None) -> tuple[int, int] | None:
-    """Size after scaling down; none where the picture is small enough."""
+    """Size after scaling down; none where the image is small enough."""
     short = min(width, height)
     if short_side is None or short <= short_side:
         return None

@@ -1,6 +1,6 @@
-"""From names in an annotation file to records: finds the pictures, judges the captions.
+"""From names in an annotation file to records: finds the images, judges the captions.
 
-Shared by every source whose pictures are files in a folder. The folder is listed once (one system
+Shared by every source whose images are files in a folder. The folder is listed once (one system
 call for some hundred names) instead of being asked for every name; only names that the listing
 lacks are looked up one by one. Links that are directly in the folder are the user's own, such as a linked
 train2014, and are followed; of those below, only links that stay inside.
@@ -41,7 +41,7 @@ class NamedCaption(NamedTuple):
 
 @dataclass(kw_only=True)
 class NamedImage:
-    """A picture as an annotation file names it.
+    """An image as an annotation file names it.
 
     Attributes:
         names: file names below the image folder where it may lie, the file's own name first.
@@ -57,19 +57,19 @@ class NamedImage:
 
 
 class Finder(Protocol):
-    """Finds a picture by its names: a locator for `Source.read_image`, or why there is none."""
+    """Finds an image by its names: a locator for `Source.read_image`, or why there is none."""
 
     def find(self, names: Sequence[str]) -> str | Refusal: ...
 
 
 class Located:
-    """Pictures whose place was read with their captions: the name is the locator already.
+    """Images whose place was read with their captions: the name is the locator already.
 
     Args:
         missing: why there is none, where the name is empty.
     """
 
-    def __init__(self, missing: str = "there is no picture with the captions") -> None:
+    def __init__(self, missing: str = "there is no image with the captions") -> None:
         self._missing = missing
 
     def find(self, names: Sequence[str]) -> str | Refusal:
@@ -77,7 +77,7 @@ class Located:
 
 
 class ImageFolder:
-    """The folder of a source's pictures, on any filesystem pyarrow opens.
+    """The folder of a source's images, on any filesystem pyarrow opens.
 
     Args:
         uri: the folder.
@@ -90,10 +90,10 @@ class ImageFolder:
 
     def __init__(self, uri: str, setting: str, follow_links: bool = False) -> None:
         if not uri:
-            raise SettingError(setting, uri, "the folder of the pictures")
+            raise SettingError(setting, uri, "the folder of the images")
         self._storage = Storage(uri)
         if not self._storage.is_folder():
-            raise SettingError(setting, uri, "an existing folder of pictures")
+            raise SettingError(setting, uri, "an existing folder of images")
         self._follow_links = follow_links
         # What an absolute path may begin with to be one of the folder's files.
         self._roots = {self._storage.uri.rstrip("/"), self._storage.path().rstrip("/")}
@@ -125,8 +125,8 @@ class FolderListing:
         self._targets = _link_targets(self._root) if self._local else {}
         self.files = set(_walk(self._root, self._targets) if self._local else storage.names_below())
 
-    def pictures(self) -> list[str]:
-        """Files that are pictures by their suffix, sorted."""
+    def images(self) -> list[str]:
+        """Files that are images by their suffix, sorted."""
         return sorted(n for n in self.files if n.lower().endswith(IMAGE_SUFFIXES))
 
     def find(self, names: Sequence[str]) -> str | Refusal:
@@ -162,7 +162,7 @@ class FolderListing:
 
 
 class AnnotatedFolder(Source):
-    """What sources share that have one annotation file a split and their pictures in a folder.
+    """What sources share that have one annotation file a split and their images in a folder.
 
     Args:
         config: the source's settings, with `images`.
@@ -208,10 +208,10 @@ def normalise(name: str) -> str | None:
 
 
 def to_rows(images: Iterable[NamedImage], finder: Finder) -> Iterator[Record | Reject]:
-    """Every named picture as one Record or image Reject; every caption in a Record or as a Reject.
+    """Every named image as one Record or image Reject; every caption in a Record or as a Reject.
 
     An image belongs to the split that names it first: captions of it in another split are
-    rejected, so that no picture is both trained on and evaluated on.
+    rejected, so that no image is both trained on and evaluated on.
     """
     seen: set[str] = set()
     for image in images:

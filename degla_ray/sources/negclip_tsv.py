@@ -2,7 +2,7 @@
 
 `neg_caption` holds a Python list as text; it is parsed as a literal, never evaluated. The negatives go beside
 the captions as the dataset `given`. The column neg_image (neighbours, as row numbers of the same file) is not
-read: `jobs/neighbours.py` finds them for any set of pictures.
+read: `jobs/neighbours.py` finds them for any set of images.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _ADJACENT = re.compile(r"""['"]\s*[rRbBuUfF]{0,2}['"]""")  # also inside a text;
 
 
 class NegclipTsvSource(AnnotatedFolder):
-    """image_id is `filepath`; sample_id is `<image_id>#<i>`, the i-th row that names the picture.
+    """image_id is `filepath`; sample_id is `<image_id>#<i>`, the i-th row that names the image.
 
     Raises:
         SettingError: a folder or file that the settings name is not there.
@@ -71,7 +71,7 @@ class NegclipTsvSource(AnnotatedFolder):
     def _add(
         self, row: dict[str, str] | Refusal, split: str, where: str, images: dict[str, NamedImage]
     ) -> Reject | None:
-        """Enters one caption under its picture, or says why it cannot be used."""
+        """Enters one caption under its image, or says why it cannot be used."""
         if isinstance(row, Refusal):
             return reject_caption(NamedCaption("", "", split, where), row)
         path = row["filepath"].strip()

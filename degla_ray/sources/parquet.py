@@ -1,9 +1,9 @@
-"""Parquet files of pictures and captions, with the columns named by settings.
+"""Parquet files of images and captions, with the columns named by settings.
 
-A picture is bytes in its row, alone or in Hugging Face's struct<bytes, path>, or a file that its row
+An image is bytes in its row, alone or in Hugging Face's struct<bytes, path>, or a file that its row
 names. Bytes are addressed by (file, row group, row), and Parquet leads to a row only past those before it
 in its group. A task takes its rows in order and so passes over each group once, a page or two in memory at
-a time (50 to 100 MB of 5,000 pictures in one group of 240 MB); all tasks together read every file
+a time (50 to 100 MB of 5,000 images in one group of 240 MB); all tasks together read every file
 `num_shards` times.
 """
 
@@ -38,13 +38,13 @@ from degla_ray.storage import ROW_GROUP_ROWS
 _BYTES = "bytes"  # field of Hugging Face's struct
 _BUFFER_BYTES = 1 << 20
 _EMBEDDED = (
-    "the bytes of pictures: embed them (Hugging Face: datasets.table.embed_table_storage before to_parquet), "
+    "the bytes of images: embed them (Hugging Face: datasets.table.embed_table_storage before to_parquet), "
     "or give a column of paths and the folder they start from, parquet.images"
 )
 
 
 class _Row(NamedTuple):
-    """One row without its picture. `name` is the picture's locator or, of a column of paths, its path."""
+    """One row without its image. `name` is the image's locator or, of a column of paths, its path."""
 
     where: str
     own_id: str
@@ -77,9 +77,9 @@ class _Reader:
 
 
 class ParquetSource(Source):
-    """image_id is the column's, the picture's path, or `<split>-<file>-<row>`; sample_id `<image_id>#<i>`.
+    """image_id is the column's, the image's path, or `<split>-<file>-<row>`; sample_id `<image_id>#<i>`.
 
-    Rows of one image_id are one picture. A row whose picture is another one's is a reject.
+    Rows of one image_id are one image. A row whose image is another one's is a reject.
 
     Raises:
         SettingError: no files, no column of a name, or a column of another type than it should have.
@@ -92,10 +92,10 @@ class ParquetSource(Source):
         with _open(first) as file:
             self._embedded = _check_columns(config, file.schema_arrow, first)
             if self._embedded and _all_without_bytes(file, config.image_column):
-                found = f"{config.image_column}, whose pictures have no bytes in {first}"
+                found = f"{config.image_column}, whose images have no bytes in {first}"
                 raise SettingError("parquet.image_column", found, _EMBEDDED)
         if self._embedded and config.images is not None:
-            found = f"the bytes of pictures in column {config.image_column!r}"
+            found = f"the bytes of images in column {config.image_column!r}"
             raise SettingError("parquet.images", config.images, f"none: there are {found}")
         self._folder = (
             None if self._embedded else ImageFolder(config.images or "", "parquet.images", follow_links)
@@ -106,7 +106,7 @@ class ParquetSource(Source):
         return {**self.__dict__, "_reader": None}
 
     def identity(self) -> dict[str, Any]:
-        """Hashes the columns that the settings name, of pictures their paths but not their bytes."""
+        """Hashes the columns that the settings name, of images their paths but not their bytes."""
         hashes = {}
         for split, uris in self._files.items():
             digest = hashlib.sha256()
@@ -137,7 +137,7 @@ class ParquetSource(Source):
         yield from to_rows(images.values(), finder)
         if (again := rows - refused - len(images)) > 0:
             yield Note(
-                text=f"{again} of {rows} rows show the picture of an earlier row and are counted with it"
+                text=f"{again} of {rows} rows show the image of an earlier row and are counted with it"
             )
         if self._not_taken:
             yield Note(text=f"not looked at, for they are no .parquet files: {some(self._not_taken)}")
@@ -158,12 +158,12 @@ class ParquetSource(Source):
         if isinstance(value, dict):
             value, path = value[_BYTES], value.get("path")
         if value is None:
-            found = f"only the path {path!r}, no bytes of a picture," if path else "no picture"
+            found = f"only the path {path!r}, no bytes of an image," if path else "no image"
             raise FileNotFoundError(f"{found} in row {row} of row group {group} of {uri}")
         return bytes(value)
 
     def _groups(self, uri: str) -> Iterator[tuple[int, int, pa.Table]]:
-        """Row groups without the pictures' bytes: number, first row, and the columns that settings name.
+        """Row groups without the images' bytes: number, first row, and the columns that settings name.
 
         Raises:
             DataError: the file cannot be read.
@@ -216,9 +216,9 @@ class ParquetSource(Source):
                 )
 
     def _digests_of_repeated(self) -> dict[str, bytes | None]:
-        """Return the hash of each picture, by its locator, whose image_id several rows have.
+        """Return the hash of each image, by its locator, whose image_id several rows have.
 
-        None stands for a row without bytes. Only those pictures are read, in the order of the rows.
+        None stands for a row without bytes. Only those images are read, in the order of the rows.
         """
         if not self._embedded or self._config.image_id_column is None:
             return {}
@@ -236,7 +236,7 @@ class ParquetSource(Source):
                     digests[locator] = hashlib.blake2b(self.read_image(locator), digest_size=16).digest()
                 except FileNotFoundError:
                     digests[locator] = None
-                except OSError as error:  # another picture than any that can be read
+                except OSError as error:  # another image than any that can be read
                     digests[locator] = f"{locator}: {error}".encode()
         self._reader = None
         return digests
@@ -244,7 +244,7 @@ class ParquetSource(Source):
     def _image(
         self, row: _Row, images: dict[str, NamedImage], digests: dict[str, bytes | None]
     ) -> NamedImage | Refusal:
-        """Return the picture of a row, entered if it is new; else why it cannot be told which it is."""
+        """Return the image of a row, entered if it is new; else why it cannot be told which it is."""
         name = row.name if isinstance(row.name, str) and row.name.isprintable() else ""
         image_id = row.own_id if self._embedded else self._relative(name) or name
         if self._config.image_id_column is not None:
@@ -314,7 +314,7 @@ def _open(uri: str) -> pq.ParquetFile:
 
 
 def _check_columns(config: ParquetConfig, schema: pa.Schema, uri: str) -> bool:
-    """Whether pictures are bytes in the file (or else paths)."""
+    """Whether images are bytes in the file (or else paths)."""
     image = _type_of(config.image_column, "image_column", schema, uri)
     embedded = _is_binary(image) or (
         pa.types.is_struct(image)
@@ -340,7 +340,7 @@ def _check_columns(config: ParquetConfig, schema: pa.Schema, uri: str) -> bool:
 
 
 def _all_without_bytes(file: pq.ParquetFile, column: str) -> bool:
-    """Whether every picture is null, by the file's own statistics."""
+    """Whether every image is null, by the file's own statistics."""
     rows = nulls = 0
     for number in range(file.num_row_groups):
         group = file.metadata.row_group(number)

@@ -40,7 +40,7 @@ OUTPUT_VERSION = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Listing:
-    """A source's rows before any picture is opened; `images_in` and `captions_in` were counted apart.
+    """A source's rows before any image is opened; `images_in` and `captions_in` were counted apart.
 
     `notes` are for the console; `spare` is the source's.
     """
@@ -103,9 +103,9 @@ def _prepare(config: PrepareConfig, source: Source) -> dict[str, int]:
 
 
 def list_rows(source: Source, limit: int | None) -> Listing:
-    """All rows of `source`, or those of `limit` pictures: the first of each split, in proportion.
+    """All rows of `source`, or those of `limit` images: the first of each split, in proportion.
 
-    With a limit, rows that belong to no chosen picture count neither as in nor as rejected.
+    With a limit, rows that belong to no chosen image count neither as in nor as rejected.
     """
     records: list[Record] = []
     rejects: list[Reject] = []
@@ -198,8 +198,8 @@ def _write_pending(config: PrepareConfig, folder: StageFolder, source: Source, l
         )
         for shard in pending
     ]
-    pictures = sum(len(shards[shard]) for shard in pending)
-    with ShardProgress(pictures, f"prepare {config.source}") as progress:
+    images = sum(len(shards[shard]) for shard in pending)
+    with ShardProgress(images, f"prepare {config.source}") as progress:
         for row in _run(blocks, task, progress.reporter()):
             done.counts.update(json.loads(row["counts"]))
             done.examples = {**json.loads(row["examples"]), **done.examples}
@@ -235,7 +235,7 @@ def _stop_at_too_many(config: PrepareConfig, listing: Listing, result: ShardResu
     if listing.records and rejected <= config.max_reject_fraction * rows:
         return
     if not listing.records and not rejected:
-        raise DataError(config.source, "no picture that has a caption", "at least one")
+        raise DataError(config.source, "no image that has a caption", "at least one")
     reasons = "; ".join(
         f"{reason} {count}" + (f", e.g. {result.examples[reason]}" if reason in result.examples else "")
         for reason, count in by_reason.most_common(3)

@@ -1,7 +1,7 @@
 """Progress of Ray tasks on the driver's console, while they run.
 
 A shard is one task, so Ray Data itself could only say "0 of 8" and then "8 of 8". Here tasks tell a
-small actor how many pictures are done (one message for 16), and a thread on the driver draws that.
+small actor how many images are done (one message for 16), and a thread on the driver draws that.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _POLL_SECONDS = 0.5
 _PLAIN_SECONDS = 10.0  # between lines where the console is a file
 
 
-class _CountedPictures:
+class _CountedImages:
     def __init__(self) -> None:
         self._total = 0
 
@@ -30,7 +30,7 @@ class _CountedPictures:
         return self._total
 
 
-_Counter: Any = ray.remote(num_cpus=0)(_CountedPictures)
+_Counter: Any = ray.remote(num_cpus=0)(_CountedImages)
 
 
 class Reporter:
@@ -39,15 +39,15 @@ class Reporter:
     def __init__(self, counter: Any) -> None:
         self._counter = counter
 
-    def __call__(self, pictures: int) -> None:
-        self._counter.add.remote(pictures)
+    def __call__(self, images: int) -> None:
+        self._counter.add.remote(images)
 
 
 class ShardProgress:
     """A progress bar over all tasks; on something that is no terminal, a line now and then.
 
     Args:
-        total: pictures in all.
+        total: images in all.
         title: what is being done.
     """
 
@@ -75,13 +75,13 @@ class ShardProgress:
         console = Console(stderr=True)
         if not console.is_terminal:
             while not self._stop.wait(_PLAIN_SECONDS):
-                console.print(f"{self._title}: {self._done()} of {self._total} pictures")
+                console.print(f"{self._title}: {self._done()} of {self._total} images")
             return
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("pictures"),
+            TextColumn("images"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
         )

@@ -1,6 +1,6 @@
 """One shard of `prepare`: what a Ray task does with its share of the records.
 
-A task reads, checks and writes its pictures in groups of ROW_GROUP_ROWS, so it holds some 16 pictures
+A task reads, checks and writes its images in groups of ROW_GROUP_ROWS, so it holds some 16 images
 at a time whatever the shard's size. It returns a receipt of counts, never the data.
 """
 
@@ -20,7 +20,7 @@ from degla_ray.sources.images import CheckedImage, check_and_convert
 from degla_ray.stage import StageFolder
 from degla_ray.storage import ROW_GROUP_ROWS
 
-Progress = Callable[[int], None]  # told how many pictures were done since it was last told
+Progress = Callable[[int], None]  # told how many images were done since it was last told
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +28,8 @@ class ShardTask:
     """Everything a task needs besides its rows.
 
     Attributes:
-        max_pixels: limit of a picture, checked before decoding.
-        short_side: pixels to scale down to; none keeps pictures as they are.
+        max_pixels: limit of an image, checked before decoding.
+        short_side: pixels to scale down to; none keeps images as they are.
     """
 
     folder: StageFolder
@@ -58,7 +58,7 @@ def write_shard(
     """Writes the parts of one shard and, last of all, its receipt.
 
     Args:
-        records: the pictures of this shard.
+        records: the images of this shard.
         rejects: rows that the driver rejected and that are kept in this shard.
 
     Returns:
@@ -67,8 +67,8 @@ def write_shard(
     kept: list[Record] = []
     lost: list[Reject] = []
     folder = task.folder
-    pictures = _pictures(task, records, kept, lost, progress)
-    folder.write_part_tables("images", shard, IMAGES, pictures, ROW_GROUP_ROWS)
+    images = _images(task, records, kept, lost, progress)
+    folder.write_part_tables("images", shard, IMAGES, images, ROW_GROUP_ROWS)
     captions = [
         (c.sample_id, record.image_id, c.caption, c.split) for record in kept for c in record.captions
     ]
@@ -114,10 +114,10 @@ def rejects_from_json(text: str) -> list[Reject]:
     ]
 
 
-def _pictures(
+def _images(
     task: ShardTask, records: list[Record], kept: list[Record], lost: list[Reject], progress: Progress
 ) -> Iterator[pa.Table]:
-    """Row groups of good pictures; fills `kept` and `lost` as it goes."""
+    """Row groups of good images; fills `kept` and `lost` as it goes."""
     for start in range(0, len(records), ROW_GROUP_ROWS):
         group = records[start : start + ROW_GROUP_ROWS]
         rows: list[tuple[Any, ...]] = []

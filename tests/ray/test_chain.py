@@ -1,4 +1,4 @@
-"""The whole chain, as `make demo` and the flickr8k recipe run it, with few pictures and steps."""
+"""The whole chain, as `make demo` and the flickr8k recipe run it, with few images and steps."""
 
 from __future__ import annotations
 

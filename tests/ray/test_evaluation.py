@@ -1,4 +1,4 @@
-"""Evaluation end to end on Ray: parity with plain encoding, resume, broken pictures, refusals."""
+"""Evaluation end to end on Ray: parity with plain encoding, resume, broken images, refusals."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from degla_ray.config import CompareConfig, EvaluateConfig, ModelConfig, Trackin
 from degla_ray.encoding import encode as encoding
 from degla_ray.encoding.feature_cache import FeatureCache
 from degla_ray.encoding.features import image_key
-from degla_ray.encoding.images import FilePictures, ParquetPictures, Picture, PictureSource, boxed
+from degla_ray.encoding.images import FileImages, ImageFile, ImageSource, ParquetImages, boxed
 from degla_ray.encoding.needs import Needs
 from degla_ray.errors import DataError, FingerprintMismatch, SettingError
 from degla_ray.evaluation.run import evaluate
@@ -148,14 +148,14 @@ def test_evaluate_rerun_does_nothing_and_another_model_is_refused(folder: Path, 
         evaluate(dataclasses.replace(config, benchmarks=["all"]))
 
 
-def test_evaluate_broken_and_absent_pictures_are_named_and_make_it_partial(
+def test_evaluate_broken_and_absent_images_are_named_and_make_it_partial(
     folder: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    broken = {"img-3": png(3)[:60], "img-4": b"", "img-5": b"no picture"}
-    write_suite(tmp_path / "suite", ITEMS, pictures=broken)
+    broken = {"img-3": png(3)[:60], "img-4": b"", "img-5": b"no image"}
+    write_suite(tmp_path / "suite", ITEMS, images=broken)
     storage = Storage(str(tmp_path / "suite"))
-    pictures = {f"img-{i}": broken.get(f"img-{i}", png(i)) for i in range(12) if i != 6}
-    storage.write_table(images_table(pictures), "images", PART, row_group_rows=5)
+    images = {f"img-{i}": broken.get(f"img-{i}", png(i)) for i in range(12) if i != 6}
+    storage.write_table(images_table(images), "images", PART, row_group_rows=5)
     config = dataclasses.replace(config_of(folder, tmp_path / "out"), suite=str(tmp_path / "suite"))
     summary = evaluate(config)
     assert summary.partial
@@ -192,8 +192,8 @@ def write_prepared(root: Path) -> tuple[Path, Path]:
             captions.append({"sample_id": f"{i}#0", "image_id": i, "caption": f"this is {i}", "split": split})
             for kind in ("swap_nouns", "reshuffle"):
                 made.append({"sample_id": f"{i}#0", "kind": kind, "negative": f"{kind} of {i}", "attempt": 0})
-        pictures = images_table({i: png(int(i[4:])) for i in ids})
-        prepared.write_part("images", shard, pictures, row_group_rows=2)
+        images = images_table({i: png(int(i[4:])) for i in ids})
+        prepared.write_part("images", shard, images, row_group_rows=2)
         prepared.write_part("captions", shard, pa.Table.from_pylist(captions, schema=CAPTIONS))
         negatives.write_part("negatives", shard, pa.Table.from_pylist(made, schema=NEGATIVES))
         for stage in (prepared, negatives):
@@ -275,19 +275,19 @@ def test_compare_models_with_a_suite_evaluates_them_first(folder: Path, tmp_path
     assert models[1]["results"]["composition"]["test"] is not None
 
 
-def suite_of(folder: Path) -> dict[str, PictureSource]:
-    return {"suite": ParquetPictures(str(folder / "suite"))}
+def suite_of(folder: Path) -> dict[str, ImageSource]:
+    return {"suite": ParquetImages(str(folder / "suite"))}
 
 
-def test_pictures_parquet_each_wanted_one_is_in_one_batch(folder: Path) -> None:
-    source = ParquetPictures(str(folder / "suite"))
+def test_images_parquet_each_wanted_one_is_in_one_batch(folder: Path) -> None:
+    source = ParquetImages(str(folder / "suite"))
     wanted = {f"img-{i}" for i in range(11)}
     batches, missing = source.batches(wanted | {"none"}, 4)
     assert sorted(image_id for batch in batches for image_id in batch.ids) == sorted(wanted)
     assert missing == {"none": "not in the images dataset"}
     assert max(len(batch.ids) for batch in batches) == 4
     for batch in batches:
-        assert source.read(batch) == [Picture(data=png(int(i.removeprefix("img-")))) for i in batch.ids]
+        assert source.read(batch) == [ImageFile(data=png(int(i.removeprefix("img-")))) for i in batch.ids]
 
 
 def test_encode_second_time_reads_features_of_the_same_content_from_the_cache(
@@ -307,7 +307,7 @@ def test_encode_second_time_reads_features_of_the_same_content_from_the_cache(
     with torch.no_grad():  # what is encoded anew would be zero
         for parameter in loaded.model.parameters():
             parameter.zero_()
-    files = {"files": FilePictures(str(tmp_path / "files"))}
+    files = {"files": FileImages(str(tmp_path / "files"))}
     keys = {image_key("files", f"other-name-{i}.png") for i in range(12)}
     [(_, two)] = encoding.encode(loaded, files, [Needs(keys=keys, texts=texts)], pool, again)
     assert two.truncated == one.truncated
@@ -318,7 +318,7 @@ def test_encode_second_time_reads_features_of_the_same_content_from_the_cache(
     assert len(FeatureCache(str(tmp_path / "cache"), "another model")) == 0
 
 
-def test_encode_parts_of_a_picture_are_pictures_of_their_own(folder: Path, tmp_path: Path) -> None:
+def test_encode_parts_of_a_image_are_images_of_their_own(folder: Path, tmp_path: Path) -> None:
     left, right = (Image.open(BytesIO(png(i))) for i in (1, 2))
     both = Image.new("RGB", (80, 40))
     both.paste(left, (0, 0))
@@ -330,7 +330,7 @@ def test_encode_parts_of_a_picture_are_pictures_of_their_own(folder: Path, tmp_p
     ids += [boxed("both.png", 90, 0, 4, 4), "absent.png"]
     keys = [image_key("files", image_id) for image_id in ids]
     cache = FeatureCache(str(tmp_path / "cache"), "model")
-    files = {"files": FilePictures(str(tmp_path))}
+    files = {"files": FileImages(str(tmp_path))}
     needs = [Needs(keys=set(keys), texts=set()), Needs(keys={keys[0]}, texts=set())]
     found = dict(encoding.encode(loaded_of(folder), files, needs, pool, cache))
     whole, one, other = found[0].features.images(keys[:3])

@@ -82,7 +82,7 @@ def test_generate_every_caption_and_kind_ends_in_one_state(finished: NegativesCo
     assert all(sum(counts.get(f"captions.{kind}.{state}", 0) for kind in Kind) for state in STATES)
 
 
-def test_generate_negatives_are_false_of_their_pictures(finished: NegativesConfig) -> None:
+def test_generate_negatives_are_false_of_their_images(finished: NegativesConfig) -> None:
     source, _ = read_complete(finished.prepared, "prepare")
     image_of = {r["sample_id"]: r["image_id"] for r in source.read_dataset("captions", CAPTIONS).to_pylist()}
     graphs = {r["image_id"]: r["graph"] for r in source.read_dataset("graphs", SCENE_GRAPHS).to_pylist()}

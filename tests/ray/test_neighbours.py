@@ -1,4 +1,4 @@
-"""Hard-negative pictures: found by a model, and trained on by NegCLIP on one and on two workers."""
+"""Hard-negative images: found by a model, and trained on by NegCLIP on one and on two workers."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def data_config(folder: Path) -> DataConfig:
 
 
 @torch.no_grad()
-def test_neighbours_are_the_nearest_other_pictures_in_the_models_eyes(folder: Path) -> None:
+def test_neighbours_are_the_nearest_other_images_in_the_models_eyes(folder: Path) -> None:
     prepared, _ = read_complete(str(folder / "prepared"), "prepare")
     images = prepared.read_dataset("images", IMAGES).sort_by("image_id").to_pylist()
     loaded = build(ModelConfig(name="scenes-base"))
@@ -80,7 +80,7 @@ def test_neighbours_again_does_nothing_and_other_settings_are_refused(folder: Pa
     before = {p: p.stat().st_mtime_ns for p in (folder / "neighbours").rglob("*")}
     assert find_neighbours(neighbours_config(folder))["written"] == 30
     assert {p: p.stat().st_mtime_ns for p in (folder / "neighbours").rglob("*")} == before
-    with pytest.raises(SettingError, match=r"split: found 'train'; expected one of more than 40 pictures"):
+    with pytest.raises(SettingError, match=r"split: found 'train'; expected one of more than 40 images"):
         find_neighbours(neighbours_config(folder, count=40))
 
 
@@ -112,8 +112,8 @@ def test_batch_with_hard_negatives_has_a_neighbour_of_each_row_behind_them(folde
         visits = with_hard_negatives(spec.order.batch(step), samples, seed=0)
         tokens = spec.tokenizer(samples.caption.take(pa.array(visits.row_B)).to_pylist())
         assert (batch["tokens"] == tokens.numpy()).all()
-        picture, behind = samples.image[visits.row_B].reshape(2, 8)
-        for one, other in zip(picture, behind, strict=True):
+        own, behind = samples.image[visits.row_B].reshape(2, 8)
+        for one, other in zip(own, behind, strict=True):
             near = samples.neighbour[one].tolist()
             assert other in near
             seen.add(near.index(other))
@@ -127,10 +127,10 @@ def test_train_negclip_with_hard_negatives_is_the_same_on_two_workers(folder: Pa
     for left, right in zip(*traces, strict=True):
         assert left == pytest.approx(right, rel=1e-5, abs=1e-5)
     plain = train_config(folder, name="plain", **settings | {"data": train_config(folder).data})
-    # 32 pictures stand beside each other, not 16: the first loss is near log 32, the other near log 16
+    # 32 images stand beside each other, not 16: the first loss is near log 32, the other near log 16
     assert traces[0][0]["loss"] > read_trace(train(plain).trace_path)[0]["loss"] + 0.3
 
 
 def test_train_hard_negatives_for_another_objective_are_refused(folder: Path) -> None:
-    with pytest.raises(SettingError, match=r"data\.neighbours.*'degla' has no hard-negative pictures"):
+    with pytest.raises(SettingError, match=r"data\.neighbours.*'degla' has no hard-negative images"):
         TrainConfig(name="x", data=data_config(folder))

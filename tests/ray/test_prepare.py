@@ -73,7 +73,7 @@ def reasons(tables: dict[str, pa.Table]) -> set[tuple[str, str]]:
 
 
 def add_image(config: Flickr8kConfig, name: str, data: bytes) -> None:
-    """A picture with one caption in split train."""
+    """An image with one caption in split train."""
     (Path(config.images) / name).write_bytes(data)
     with open(config.captions["train"], "a") as file:
         file.write(f"{name},A caption of {name} .\n")
@@ -103,12 +103,12 @@ def test_prepare_puts_images_and_their_captions_into_the_shard_of_the_image(tmp_
                     assert shard_of(image_id, 3) == shard
 
 
-def test_prepare_bad_pictures_become_rejects_with_their_captions(tmp_path: Path) -> None:
+def test_prepare_bad_images_become_rejects_with_their_captions(tmp_path: Path) -> None:
     config = write_flickr8k(tmp_path / "data")
     two = {"save_all": True, "append_images": [noise(seed=9)]}
     bad = {
         "empty.jpg": (b"", "zero_byte"),
-        "text.jpg": (b"this is no picture", "unreadable"),
+        "text.jpg": (b"this is no image", "unreadable"),
         "cut.jpg": (encode(noise())[:-200], "truncated"),
         "moving.gif": (encode(noise(), "GIF", **two), "animated"),
         "moving.png": (encode(noise(), "PNG", **two), "animated"),
@@ -261,7 +261,7 @@ def test_prepare_too_many_listed_rejects_stop_before_anything_is_written(tmp_pat
     assert prepare(prepare_config(config, tmp_path / "out", max_reject_fraction=0.17))["images_out"] == 10
 
 
-def test_prepare_too_many_bad_pictures_stop_and_a_higher_limit_continues(tmp_path: Path) -> None:
+def test_prepare_too_many_bad_images_stop_and_a_higher_limit_continues(tmp_path: Path) -> None:
     config = write_flickr8k(tmp_path / "data", images=10, captions=1)
     for index in range(5):
         add_image(config, f"empty{index}.jpg", b"")
@@ -271,7 +271,7 @@ def test_prepare_too_many_bad_pictures_stop_and_a_higher_limit_continues(tmp_pat
     read(tmp_path / "out")
 
 
-def test_prepare_pictures_of_a_split_that_was_not_asked_for_do_not_stop_it(tmp_path: Path) -> None:
+def test_prepare_images_of_a_split_that_was_not_asked_for_do_not_stop_it(tmp_path: Path) -> None:
     config = write_flickr8k(tmp_path / "data", images=10)
     only = Flickr8kConfig(images=config.images, captions={"val": config.captions["val"]})
     counts = prepare(prepare_config(only, tmp_path / "out", max_reject_fraction=0.0))
@@ -391,7 +391,7 @@ def test_prepare_job_wrong_setting_is_one_line_and_exit_2(
     assert not (tmp_path / "out").exists()
 
 
-def test_prepare_real_flickr8k_of_50_pictures(real_data: Path, tmp_path: Path) -> None:
+def test_prepare_real_flickr8k_of_50_images(real_data: Path, tmp_path: Path) -> None:
     folder = (real_data / "flickr8k").resolve()
     captions = {split: str(folder / f"captions_{split}.txt") for split in ("train", "val")}
     config = Flickr8kConfig(images=str(folder / "Images"), captions=captions)

@@ -33,7 +33,7 @@ def prepared(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return output
 
 
-def test_prepare_scenes_writes_pictures_captions_and_graphs_of_one_size(prepared: Path) -> None:
+def test_prepare_scenes_writes_images_captions_and_graphs_of_one_size(prepared: Path) -> None:
     storage, manifest = read_complete(str(prepared), "prepare")
     images = storage.read_dataset("images", IMAGES).to_pylist()
     captions = storage.read_dataset("captions", CAPTIONS).to_pylist()

@@ -1,4 +1,4 @@
-"""The published benchmarks end to end: made-up files, and (slow) all official ones with stand-in pictures."""
+"""The published benchmarks end to end: made-up files, and (slow) all official ones with stand-in images."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SUGARCREPE = ("replace_obj", "replace_att", "replace_rel", "swap_obj", "swap_att
 
 
 def stand_in(path: Path) -> None:
-    """A picture that hangs on the file's name alone."""
+    """An image that hangs on the file's name alone."""
     seed = int.from_bytes(hashlib.blake2b(path.name.encode(), digest_size=8).digest(), "big")
     pixels = np.random.default_rng(seed).integers(0, 255, (8, 8, 3), dtype=np.uint8)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -36,7 +36,7 @@ def stand_in(path: Path) -> None:
 
 
 def write_data(folder: Path) -> Path:
-    """Twelve items of each SugarCrepe subset and of COCO-Order, which share pictures; VG-Relation's boxes."""
+    """Twelve items of each SugarCrepe subset and of COCO-Order, which share images; VG-Relation's boxes."""
     captions = [f"a red dog number {i} sits on a small table near a tall man" for i in range(12)]
     for subset in SUGARCREPE:
         items = {
@@ -145,13 +145,13 @@ def test_published_killed_evaluation_goes_on_with_the_features_it_has(data: Path
     assert cached == {p: p.stat().st_mtime_ns for p in (tmp_path / "cache").rglob("*.parquet")}
 
 
-def test_published_missing_pictures_are_named_and_what_hangs_on_them_is_partial(
+def test_published_missing_images_are_named_and_what_hangs_on_them_is_partial(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(data, tmp_path / "data")
-    pictures = tmp_path / "data" / "images" / "coco_val2017"
-    (pictures / f"{3:012d}.jpg").unlink()
-    (pictures / f"{4:012d}.jpg").write_bytes(b"<html>not found</html>")
+    images = tmp_path / "data" / "images" / "coco_val2017"
+    (images / f"{3:012d}.jpg").unlink()
+    (images / f"{4:012d}.jpg").write_bytes(b"<html>not found</html>")
     shutil.rmtree(tmp_path / "data" / "images" / "vg")
     file = tmp_path / "data" / "annotations" / "sugarcrepe" / "add_att.json"
     file.write_text(file.read_text().replace("add_att", "very " * 80, 1))
@@ -168,10 +168,10 @@ def test_published_missing_pictures_are_named_and_what_hangs_on_them_is_partial(
     assert average is not None
     assert average.partial
     assert order is not None
-    assert not order.partial, "its pictures are all there"
+    assert not order.partial, "its images are all there"
     assert summary.truncated == {"sugarcrepe": 1}
     printed = capsys.readouterr().out
-    assert "pictures could not be read" in printed
+    assert "images could not be read" in printed
     assert "sugarcrepe: 1 texts are longer than the model reads" in printed
 
 
@@ -198,7 +198,7 @@ def test_published_other_protocol_in_the_same_folder_is_refused(data: Path, tmp_
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_published_official_files_are_scored_whole(real_data: Path, data: Path, tmp_path: Path) -> None:
-    """Every item of the official annotation files, with a stand-in for each picture that they name."""
+    """Every item of the official annotation files, with a stand-in for each image that they name."""
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "annotations").symlink_to(real_data / "annotations")
     config = config_of(data, tmp_path / "out", num_actors=2, batch_size=256)
@@ -223,7 +223,7 @@ def test_published_official_files_are_scored_whole(real_data: Path, data: Path, 
 
 
 @pytest.mark.slow
-def test_published_real_pictures_with_the_project_s_own_model(real_data: Path, tmp_path: Path) -> None:
+def test_published_real_images_with_the_project_s_own_model(real_data: Path, tmp_path: Path) -> None:
     """NLVR's scenes and CIFAR-10's photographs: all of them are read, and chance is what it knows of them."""
     config = EvaluateConfig(
         model=ModelConfig(name="scenes-base"),

@@ -196,9 +196,9 @@ def test_train_plain_clip_needs_no_negatives_and_has_no_teacher(folder: Path) ->
     assert set(read_trace(result.trace_path)[0]) == {"step", "loss", "base", "logit_scale", "lr"}
 
 
-def test_train_picture_that_does_not_decode_ends_the_run_and_is_named(tmp_path: Path) -> None:
-    folder = write_inputs(tmp_path, pictures=8, broken="img0006")
-    with pytest.raises(DeglaError, match=r"picture 'img0006' in .*UnidentifiedImageError"):
+def test_train_image_that_does_not_decode_ends_the_run_and_is_named(tmp_path: Path) -> None:
+    folder = write_inputs(tmp_path, images=8, broken="img0006")
+    with pytest.raises(DeglaError, match=r"image 'img0006' in .*UnidentifiedImageError"):
         train(train_config(folder))
 
 
@@ -226,7 +226,7 @@ def test_train_fp16_that_skips_every_step_ends_with_the_step_and_the_terms(folde
 def test_train_coca_on_two_workers_freezes_its_decoder_and_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = write_inputs(tmp_path, pictures=8)
+    folder = write_inputs(tmp_path, images=8)
     model = copy.deepcopy(MODEL)
     model["vision_cfg"] |= {"attentional_pool": True, "attn_pooler_heads": 2, "output_tokens": True}
     model["text_cfg"] |= {"embed_cls": True, "output_tokens": True, "context_length": 15}
@@ -254,7 +254,7 @@ def test_train_negatives_with_their_captions_tokens_are_dropped_and_counted(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Captions beyond the model's 16 tokens: a negative that differs after them is the caption itself."""
-    folder = write_inputs(tmp_path, pictures=8, num_shards=1)
+    folder = write_inputs(tmp_path, images=8, num_shards=1)
     for name, column in (("prepared/captions", "caption"), ("negatives/negatives", "negative")):
         [part] = (folder / name).iterdir()
         rows = pq.read_table(part).to_pylist()

@@ -122,7 +122,7 @@ def test_vg_attribution_pair_of_25_items_counts_and_of_24_does_not(tmp_path: Pat
         assert {i.subset for i in benchmark.shown() if i.item_id.startswith("a_b/")} == {subset}
 
 
-def test_vg_missing_picture_is_counted_and_its_relation_goes_on_without_it(tmp_path: Path) -> None:
+def test_vg_missing_image_is_counted_and_its_relation_goes_on_without_it(tmp_path: Path) -> None:
     benchmark = load_vg_relation(write_aro(tmp_path))
     lost = {key(item) for item in ITEMS if item["image_path"] == "0.jpg"}
     features = tied_features(benchmark, 0, missing=lost)

@@ -1,4 +1,4 @@
-"""NLVR as a choice between pictures."""
+"""NLVR as a choice between images."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from degla_ray.encoding.features import FeatureTable
 from degla_ray.errors import DataError
 from degla_ray.evaluation.benchmarks.base import Rule, Shown
-from degla_ray.evaluation.benchmarks.image_choice import PictureChoice
+from degla_ray.evaluation.benchmarks.image_choice import ImageChoice
 from degla_ray.evaluation.benchmarks.nlvr import load_nlvr
 from degla_ray.storage import Storage
 from tests.published_files import decisions, similarity, tied_features, write_json
@@ -47,8 +47,8 @@ def test_nlvr_decisions_equal_a_plain_loop_over_all_pairs(tmp_path: Path, seed: 
     features = tied_features(benchmark, seed)
 
     def score(record: dict[str, Any], k: int) -> float:
-        picture = f"nlvr:images/{record['directory']}/dev-{record['identifier']}-{k}.png"
-        return similarity(features, picture, record["sentence"])
+        image = f"nlvr:images/{record['directory']}/dev-{record['identifier']}-{k}.png"
+        return similarity(features, image, record["sentence"])
 
     expected = {
         ("pairs", f"{a['identifier']}/{b['identifier']}/{k}"): score(a, k) > score(b, k)
@@ -64,7 +64,7 @@ def test_nlvr_decisions_equal_a_plain_loop_over_all_pairs(tmp_path: Path, seed: 
     assert benchmark.chance("pairs") == 1 / 2
 
 
-def test_nlvr_real_file_pairs_every_sentence_and_every_picture_is_there(real_data: Path) -> None:
+def test_nlvr_real_file_pairs_every_sentence_and_every_image_is_there(real_data: Path) -> None:
     folder = real_data / "nlvr" / "dev"
     if not folder.is_dir():
         pytest.skip(f"no NLVR at {folder}")
@@ -77,7 +77,7 @@ def test_nlvr_real_file_pairs_every_sentence_and_every_picture_is_there(real_dat
 
 
 @pytest.mark.parametrize("rule", Rule)
-def test_picture_choice_of_unequal_numbers_of_pictures_follows_the_rule(rule: Rule) -> None:
+def test_image_choice_of_unequal_numbers_of_images_follows_the_rule(rule: Rule) -> None:
     items = [
         Shown(
             subset="s",
@@ -87,7 +87,7 @@ def test_picture_choice_of_unequal_numbers_of_pictures_follows_the_rule(rule: Ru
         )
         for i in range(60)
     ]
-    benchmark = PictureChoice("b", items, rule)
+    benchmark = ImageChoice("b", items, rule)
     features: FeatureTable = tied_features(benchmark, 3, missing=["p:4"])
     expected, ties = {}, 0
     for item in items:

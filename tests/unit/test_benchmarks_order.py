@@ -27,10 +27,10 @@ CAPTIONS = [
 ]
 
 
-def write_order(folder: Path, pictures: int = 30) -> Storage:
+def write_order(folder: Path, images: int = 30) -> Storage:
     coco = [
         {"image": f"val2014/COCO_val2014_{i:012d}.jpg", "caption": [f"{i} {c}" for c in CAPTIONS]}
-        for i in range(pictures)
+        for i in range(images)
     ]
     write_json(folder, "order/coco_karpathy_test.json", coco)
     flickr = [{"image": f"flickr30k-images/{i}.jpg", "caption": CAPTIONS} for i in range(2)]
@@ -65,9 +65,7 @@ def test_order_decisions_equal_the_first_argmax(tmp_path: Path, seed: int) -> No
     scores = np.array([[similarity(features, i.images[0], text) for text in i.texts] for i in items])
     preds = np.argmax(scores, axis=-1)
     ids = [
-        f"COCO_val2014_{picture:012d}.jpg/{number}"
-        for picture in range(30)
-        for number in range(len(CAPTIONS))
+        f"COCO_val2014_{image:012d}.jpg/{number}" for image in range(30) for number in range(len(CAPTIONS))
     ]
     assert [i.item_id for i in items] == ids
     expected = {("order", item.item_id): bool(pred == 0) for item, pred in zip(items, preds, strict=True)}
@@ -147,7 +145,7 @@ def test_order_cache_is_written_once_named_by_its_hash_and_read_again(tmp_path: 
     assert next(again.shown()).texts[1] == "from the cache"
 
     load_order(storage, CaptionSet.COCO, cache=cache, seed=1)
-    write_order(tmp_path, pictures=3)
+    write_order(tmp_path, images=3)
     assert len(list(load_order(storage, CaptionSet.COCO, cache=cache).shown())) == 15
     assert len(list(folder.iterdir())) == 3  # another seed, other annotations
 
@@ -176,7 +174,7 @@ def test_retrieval_over_the_same_file_takes_captions_as_they_are(tmp_path: Path)
     shared = load_retrieval(storage, CaptionSet.FLICKR30K)
     features = tied_features(shared, 0)
     rows = decisions(shared.score(features))
-    assert rows["i2t_r1", "flickr30k:flickr30k-images/0.jpg"]  # both pictures have all the captions
+    assert rows["i2t_r1", "flickr30k:flickr30k-images/0.jpg"]  # both images have all the captions
     assert all(rows.values())
 
 

@@ -106,7 +106,7 @@ def test_sugarcrepe_pp_decisions_equal_the_official_rule(tmp_path: Path, seed: i
     assert 50 < sum(expected.values()) < 500
 
 
-def test_sugarcrepe_pp_missing_picture_leaves_itt_only(tmp_path: Path) -> None:
+def test_sugarcrepe_pp_missing_image_leaves_itt_only(tmp_path: Path) -> None:
     benchmark = load_sugarcrepe_pp(write_sugarcrepe(tmp_path))
     lost = "coco_val2017:000000000002.jpg"  # of items 2, 7, 12, ..., 57
     result = benchmark.score(tied_features(benchmark, 0, missing=[lost]))

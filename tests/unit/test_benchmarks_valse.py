@@ -29,7 +29,7 @@ COUNTS = {
     "counting-adversarial": 691, "relations": 535, "action-replacement": 648, "actant-swap": 949,
     "coreference-standard": 708, "coreference-hard": 104, "foil-it": 943,
 }  # fmt: skip
-PICTURES = [  # dataset, original_split, image_file, image_key
+IMAGES = [  # dataset, original_split, image_file, image_key
     ("visual7w", "test", "v7w_1.jpg", "visual7w:v7w_1.jpg"),
     ("coco2017", "val", "000000000001.jpg", "coco_val2017:000000000001.jpg"),
     ("coco_2017", "val", "000000000002.jpg", "coco_val2017:000000000002.jpg"),
@@ -42,7 +42,7 @@ PICTURES = [  # dataset, original_split, image_file, image_key
 
 
 def made_up(subset: str, i: int) -> dict[str, Any]:
-    dataset, split, file, _ = PICTURES[i % len(PICTURES)]
+    dataset, split, file, _ = IMAGES[i % len(IMAGES)]
     return {
         "dataset": dataset,
         "original_split": split,
@@ -69,7 +69,7 @@ def test_valse_decisions_equal_the_official_rule(tmp_path: Path, min_votes: int,
         for i in range(48):
             item = made_up(subset, i)
             if item["mturk"]["caption"] >= min_votes:
-                image = PICTURES[i % len(PICTURES)][3]
+                image = IMAGES[i % len(IMAGES)][3]
                 true = similarity(features, image, item["caption"])
                 foil = similarity(features, image, item["foil"])
                 expected[subset, f"{subset}_{i}"] = true > foil
@@ -128,7 +128,7 @@ def test_valse_averages_of_averages_weigh_each_phenomenon_once(tmp_path: Path) -
         assert average.low < average.value < average.high
 
 
-def test_valse_missing_picture_is_counted_once_in_every_average_above(tmp_path: Path) -> None:
+def test_valse_missing_image_is_counted_once_in_every_average_above(tmp_path: Path) -> None:
     benchmark = load_valse(write_valse(tmp_path))
     assert set(benchmark.averages) == set(AVERAGES)
     scored = benchmark.score(tied_features(benchmark, 0, missing=["swig:eating_1.jpg"]))
@@ -143,9 +143,9 @@ def test_valse_missing_picture_is_counted_once_in_every_average_above(tmp_path: 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"dataset": "vqa"}, r"existence.json, item 'x': found 'vqa', split 'test', picture 'v7w_1.jpg'"),
+        ({"dataset": "vqa"}, r"existence.json, item 'x': found 'vqa', split 'test', image 'v7w_1.jpg'"),
         ({"original_split": "train"}, "split 'train'"),
-        ({"image_file": "1.jpg"}, "picture '1.jpg'; expected one of visual7w test v7w_"),
+        ({"image_file": "1.jpg"}, "image '1.jpg'; expected one of visual7w test v7w_"),
         ({"mturk": {"foil": 1}}, "votes for the caption"),
         ({"mturk": {"caption": True}}, "votes for the caption"),
         ({"mturk": None}, "found mturk None"),

@@ -22,7 +22,7 @@ def made_up(i: int) -> dict[str, Any]:
     return {
         "id": i,
         "image_0": f"ex_{i}_img_0",
-        "image_1": f"ex_{i}_img_{int(i % 10 != 0)}",  # sometimes the same picture twice
+        "image_1": f"ex_{i}_img_{int(i % 10 != 0)}",  # sometimes the same image twice
         "caption_0": f"the dog chases the cat {i}",
         "caption_1": f"the cat chases the dog {i}",
         "tag": "Object",
@@ -67,7 +67,7 @@ def test_winoground_decisions_equal_the_official_rules(tmp_path: Path, seed: int
             assert row["correct"] == (c0_i0 > c1_i0 and c1_i1 > c0_i1)
 
 
-def test_winoground_missing_picture_is_counted_in_every_subset(tmp_path: Path) -> None:
+def test_winoground_missing_image_is_counted_in_every_subset(tmp_path: Path) -> None:
     benchmark = load_winoground(write_winoground(tmp_path))
     result = benchmark.score(tied_features(benchmark, 0, missing=["winoground:ex_7_img_1.png"]))
     assert result.missing == {"text": 1, "image": 1, "group": 1}

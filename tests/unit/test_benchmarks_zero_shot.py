@@ -1,6 +1,6 @@
 """Zero-shot sets: decisions against plain re-implementations, and every loader on trees written here.
 
-torchvision's eleven are written in its own layout, whole in their classes and with few pictures. CIFAR and
+torchvision's eleven are written in its own layout, whole in their classes and with few images. CIFAR and
 Flowers102 are checked by MD5 each time torchvision opens them: their sums are taken away for the test.
 """
 
@@ -23,8 +23,8 @@ import pytest
 import torch
 
 from degla_ray.encoding.features import FeatureTable
-from degla_ray.encoding.images import PictureSource
-from degla_ray.encoding.tar_images import TarPictures
+from degla_ray.encoding.images import ImageSource
+from degla_ray.encoding.tar_images import TarImages
 from degla_ray.errors import DataError, SettingError
 from degla_ray.evaluation.benchmarks import own_sets, zero_shot
 from degla_ray.evaluation.benchmarks.base import Benchmark
@@ -156,7 +156,7 @@ def test_mean_per_class_is_the_mean_of_the_classes_accuracies() -> None:
         assert row["correct"] == (true > best_wrong), label
 
 
-def test_metrics_top5_is_left_out_of_five_classes_and_missing_pictures_are_counted_everywhere() -> None:
+def test_metrics_top5_is_left_out_of_five_classes_and_missing_images_are_counted_everywhere() -> None:
     five, _, _ = made(classes=5, items=3, scores="standard")
     assert five.subsets == (TOP1, MEAN_PER_CLASS)
     benchmark, features, labels = made(classes=10, items=6, scores="standard")
@@ -168,7 +168,7 @@ def test_metrics_top5_is_left_out_of_five_classes_and_missing_pictures_are_count
     assert [benchmark.chance(s) for s in benchmark.subsets] == [0.1, 0.5, 0.1]
 
 
-def test_metrics_without_any_picture_has_every_subset_and_no_rows() -> None:
+def test_metrics_without_any_image_has_every_subset_and_no_rows() -> None:
     benchmark, features, _ = made(classes=10, items=2, scores="standard")
     result = benchmark.score(dataclasses.replace(features, image_row={}))
     assert len(result.scores) == 0
@@ -183,7 +183,7 @@ def test_classes_of_one_name_where_allowed_the_first_wins() -> None:
     assert benchmark.score(features).scores["correct"].to_pylist() == [True, False]
 
 
-# torchvision's eleven: each writer makes a tree below `root` and returns picture id -> class name
+# torchvision's eleven: each writer makes a tree below `root` and returns image id -> class name
 
 
 def put(path: Path, data: bytes | str = JPEG) -> None:
@@ -347,11 +347,11 @@ def _no_md5(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Flowers102, "_file_dict", files)
 
 
-def read_all(source: PictureSource, ids: set[str], size: int = 3) -> dict[str, Any]:
+def read_all(source: ImageSource, ids: set[str], size: int = 3) -> dict[str, Any]:
     """Through a pickle, as the tasks that read get it."""
     batches, absent = source.batches(ids, size)
     assert all(len(batch.ids) <= size for batch in batches)
-    there: PictureSource = pickle.loads(pickle.dumps(source))
+    there: ImageSource = pickle.loads(pickle.dumps(source))
     found = {i: p for b in batches for i, p in zip(b.ids, there.read(b), strict=True)}
     assert found.keys() | absent.keys() == ids
     return found | absent
@@ -359,7 +359,7 @@ def read_all(source: PictureSource, ids: set[str], size: int = 3) -> dict[str, A
 
 @pytest.mark.usefixtures("_no_md5")
 @pytest.mark.parametrize("name", list(zero_shot.SETS))
-def test_torchvision_set_has_its_names_templates_metrics_and_pictures(tmp_path: Path, name: str) -> None:
+def test_torchvision_set_has_its_names_templates_metrics_and_images(tmp_path: Path, name: str) -> None:
     expected = WRITERS[name](tmp_path)
     spec = zero_shot.SETS[name]
     assert zero_shot.present(str(tmp_path)) == [name]
@@ -378,9 +378,9 @@ def test_torchvision_set_has_its_names_templates_metrics_and_pictures(tmp_path: 
     assert type(source)(**dataclasses.asdict(source)) == source  # type: ignore[call-overload]
 
     there = {i for i in expected if not name.startswith("cifar") and (tmp_path / i).exists()}
-    for picture in read_all(source, there or set(expected)).values():
-        assert picture.open().size == ((40, 30) if there else (32, 32))
-        assert not there or picture.data == JPEG
+    for image_file in read_all(source, there or set(expected)).values():
+        assert image_file.open().size == ((40, 30) if there else (32, 32))
+        assert not there or image_file.data == JPEG
 
 
 @pytest.mark.usefixtures("_no_md5")
@@ -396,7 +396,7 @@ def test_torchvision_cifar_pixels_and_labels_come_through_unchanged(tmp_path: Pa
     assert len(benchmark.image_keys()) == 12
 
 
-def test_torchvision_missing_picture_is_named_and_the_rest_is_read(tmp_path: Path) -> None:
+def test_torchvision_missing_image_is_named_and_the_rest_is_read(tmp_path: Path) -> None:
     write_food101(tmp_path)
     ((benchmark, source),) = zero_shot.load_torchvision(str(tmp_path), ["food101"])
     ids = {key.partition(":")[2] for key in benchmark.image_keys()}
@@ -484,17 +484,17 @@ def test_eleven_average_has_one_official_subset_a_set() -> None:
 
 
 def write_classes(root: Path) -> Path:
-    for name, pictures in {"polar_bear": ("b.jpg", "a.PNG"), "zebra": ("deep/c.webp",)}.items():
-        for picture in pictures:
-            put(root / name / picture)
-    put(root / "zebra/notes.txt", "no picture")
-    put(root / "zebra/._c.jpg", "no picture either")
+    for name, images in {"polar_bear": ("b.jpg", "a.PNG"), "zebra": ("deep/c.webp",)}.items():
+        for image_file in images:
+            put(root / name / image_file)
+    put(root / "zebra/notes.txt", "no image")
+    put(root / "zebra/._c.jpg", "no image either")
     put(root / ".cache/x/y.jpg")
     return root
 
 
 @pytest.mark.parametrize("prefix", ["", "file://"])
-def test_folder_items_names_and_pictures(tmp_path: Path, prefix: str) -> None:
+def test_folder_items_names_and_images(tmp_path: Path, prefix: str) -> None:
     benchmark, source = own_sets.load_folder(prefix + str(write_classes(tmp_path / "animals")))
     assert benchmark.name == "zeroshot_folder_animals"
     assert benchmark.subsets == (TOP1, MEAN_PER_CLASS)
@@ -505,7 +505,7 @@ def test_folder_items_names_and_pictures(tmp_path: Path, prefix: str) -> None:
     }
     assert benchmark.texts() == {"a photo of a polar bear.", "a photo of a zebra."}
     found = read_all(source, {key.partition(":")[2] for key in benchmark.image_keys()})
-    assert all(picture.data == JPEG for picture in found.values())
+    assert all(image_file.data == JPEG for image_file in found.values())
 
 
 def test_folder_names_and_templates_from_files(tmp_path: Path) -> None:
@@ -523,7 +523,7 @@ def test_folder_names_and_templates_from_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("path", "content", "message"),
     [
-        ("empty/notes.txt", "x", "empty: found no pictures"),
+        ("empty/notes.txt", "x", "empty: found no images"),
         ("zebra/a#1.jpg", JPEG, "a # in its name"),
         ("polar bear/a.jpg", JPEG, "each once"),  # the same name as polar_bear
         ("classes.json", "[]", "FOLDER"),
@@ -558,10 +558,10 @@ def test_folder_absent_or_of_one_class_is_refused(tmp_path: Path) -> None:
         own_sets.load_folder(str(tmp_path))
 
 
-def test_folder_of_real_cifar10_pictures_lists_all_600(real_data: Path) -> None:
+def test_folder_of_real_cifar10_images_lists_all_600(real_data: Path) -> None:
     folder = real_data / "cifar10"
     if not folder.is_dir():
-        pytest.skip(f"no CIFAR-10 pictures at {folder} (set DEGLA_DATA to a folder that holds cifar10/)")
+        pytest.skip(f"no CIFAR-10 images at {folder} (set DEGLA_DATA to a folder that holds cifar10/)")
     benchmark, source = own_sets.load_folder(str(folder))
     assert benchmark.name == "zeroshot_folder_cifar10"
     assert benchmark.subsets == (TOP1, TOP5, MEAN_PER_CLASS)
@@ -571,14 +571,14 @@ def test_folder_of_real_cifar10_pictures_lists_all_600(real_data: Path) -> None:
     assert {s.texts[0] for s in shown} == set(CIFAR10)
     assert all(s.item_id.startswith(f"{s.texts[0]}/") for s in shown)
     some = read_all(source, {s.item_id for s in shown[::50]})
-    assert {picture.open().size for picture in some.values()} == {(32, 32)}
+    assert {image_file.open().size for image_file in some.values()} == {(32, 32)}
 
 
 # Tar shards
 
 
 def write_shards(root: Path, where: str = "test") -> Path:
-    """Two shards of three samples each, of classes 0, 1, 2; every picture has its own bytes."""
+    """Two shards of three samples each, of classes 0, 1, 2; every image has its own bytes."""
     for shard in range(2):
         files: dict[str, bytes] = {}
         for i in range(3):
@@ -595,7 +595,7 @@ def write_shards(root: Path, where: str = "test") -> Path:
     ("where", "given"), [("test", ""), ("test", "/test"), ("test", "/test/"), (".", ""), (".", "/")]
 )
 @pytest.mark.parametrize("prefix", ["", "file://"])
-def test_webdataset_items_and_pictures(tmp_path: Path, where: str, given: str, prefix: str) -> None:
+def test_webdataset_items_and_images(tmp_path: Path, where: str, given: str, prefix: str) -> None:
     root = write_shards(tmp_path / "wds_animals", where)
     benchmark, source = own_sets.load_webdataset(f"{prefix}{root}{given}")
     assert benchmark.name == "zeroshot_webdataset_wds_animals"
@@ -611,15 +611,15 @@ def test_webdataset_items_and_pictures(tmp_path: Path, where: str, given: str, p
 def test_webdataset_source_travels_without_its_table_and_reads_by_offset(tmp_path: Path) -> None:
     write_shards(tmp_path)
     _, source = own_sets.load_webdataset(str(tmp_path))
-    assert isinstance(source, TarPictures)
+    assert isinstance(source, TarImages)
     assert len(source.samples) == 6
     assert b"s0000001" not in pickle.dumps(source)
-    assert source == TarPictures(**dataclasses.asdict(source))
+    assert source == TarImages(**dataclasses.asdict(source))
     batches, _ = source.batches(set(source.samples), 2)
     assert [len(b.ids) for b in batches] == [2, 1, 2, 1]  # a batch lies in one shard
     (tmp_path / "test/1.tar").write_bytes((tmp_path / "test/1.tar").read_bytes()[:1600])
     (tmp_path / "test/0.tar").unlink()
-    found = [picture for batch in batches for picture in source.read(batch)]
+    found = [image_file for batch in batches for image_file in source.read(batch)]
     assert all(isinstance(x, OSError) for x in found)
     assert "it has been changed" in str(found[3])
 
@@ -638,7 +638,7 @@ def test_webdataset_of_the_real_writer_is_read(tmp_path: Path) -> None:
     assert found["2.tar/s0000009"].data == encode(noise(seed=9), "PNG")
 
 
-def test_webdataset_sample_with_several_pictures_is_read_as_clip_benchmark_does(tmp_path: Path) -> None:
+def test_webdataset_sample_with_several_images_is_read_as_clip_benchmark_does(tmp_path: Path) -> None:
     write_shards(tmp_path)
     files = {"a.jpg": b"jpg", "a.PNG": b"png", "a.json": b"{}", "a.cls": b" 1\n", ".hidden": b""}
     write_tar(tmp_path / "test/1.tar", files)
@@ -649,8 +649,8 @@ def test_webdataset_sample_with_several_pictures_is_read_as_clip_benchmark_does(
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({"a.jpg": JPEG}, "sample 'a' of jpg; expected a picture"),
-        ({"a.cls": b"1"}, "sample 'a' of cls; expected a picture"),
+        ({"a.jpg": JPEG}, "sample 'a' of jpg; expected an image"),
+        ({"a.cls": b"1"}, "sample 'a' of cls; expected an image"),
         ({"a.jpg": JPEG, "a.cls": b"dog"}, "a.cls: found b'dog'; expected a class number"),
         ({"a.jpg": JPEG, "a.cls": b"3"}, "label 3 of item '1.tar/a'; expected 0 to 2"),
         ({"a.jpg": JPEG, "a.cls": b"-1"}, "label -1 of item"),

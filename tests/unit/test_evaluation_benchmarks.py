@@ -99,7 +99,7 @@ def test_choice_items_with_unequal_numbers_of_foils_are_scored_each_on_its_own()
         assert row["correct"] == (expected[0] > max(expected[1:]))
 
 
-def test_choice_missing_picture_is_counted_by_subset_and_not_scored(tmp_path: Path) -> None:
+def test_choice_missing_image_is_counted_by_subset_and_not_scored(tmp_path: Path) -> None:
     benchmark = suite.load(str(write_suite(tmp_path / "suite", items=24)))[0]
     features = random_features(benchmark.image_keys() - {"suite:img-3"}, benchmark.texts())
     result = benchmark.score(features)
@@ -171,7 +171,7 @@ def test_classification_two_classes_that_tie_the_first_wins() -> None:
         (["a"], ["{}"], 0, "at least two"),
         (["a", "a"], ["{}"], 0, "each once"),
         (["a", "b"], [], 0, "at least one"),
-        (["a", "b"], ["a picture"], 0, "each with {}"),
+        (["a", "b"], ["an image"], 0, "each with {}"),
         (["a", "b"], ["{}"], 2, "label 2 of item"),
         (["a", "b"], ["{}"], -1, "label -1 of item"),
         (["a", "b"], ["{}"], None, "label None of item"),
@@ -198,7 +198,7 @@ def test_retrieval_recalls_equal_a_plain_loop_for_any_chunk(
     monkeypatch: pytest.MonkeyPatch, chunk: int
 ) -> None:
     monkeypatch.setattr("degla_ray.evaluation.benchmarks.retrieval.CHUNK", chunk)
-    # some captions are shared by several pictures, and one picture has a caption twice
+    # some captions are shared by several images, and one image has a caption twice
     pairs = [(f"i{i}", f"t{(i * 7 + k * 3) % 50}") for i in range(30) for k in range(3)] + [("i0", "t0")]
     benchmark = Retrieval("r", captions_table(pairs), "p")
     features = random_features(benchmark.image_keys(), benchmark.texts(), seed=chunk)
@@ -223,10 +223,10 @@ def test_retrieval_recalls_equal_a_plain_loop_for_any_chunk(
         assert row["correct"] == (not rival or true_score > rival[0])
 
 
-def test_retrieval_tie_with_another_picture_counts_against() -> None:
+def test_retrieval_tie_with_another_image_counts_against() -> None:
     benchmark = Retrieval("r", captions_table([("a", "x"), ("b", "y")]), "p")
     one = unit_rows(np.random.default_rng(0), 1)
-    both = np.repeat(one, 2, axis=0)  # both pictures and both captions look the same
+    both = np.repeat(one, 2, axis=0)  # both images and both captions look the same
     features = FeatureTable(
         img_ND=both, txt_MD=both, image_row={"p:a": 0, "p:b": 1}, text_row={"x": 0, "y": 1}
     )
@@ -236,11 +236,11 @@ def test_retrieval_tie_with_another_picture_counts_against() -> None:
     }  # fmt: skip
 
 
-def test_retrieval_missing_picture_leaves_both_directions_and_is_counted() -> None:
+def test_retrieval_missing_image_leaves_both_directions_and_is_counted() -> None:
     pairs = [("a", "x"), ("b", "y"), ("b", "shared"), ("c", "shared")]
     benchmark = Retrieval("r", captions_table(pairs), "p")
     result = benchmark.score(random_features({"p:a", "p:c"}, benchmark.texts()))
-    assert result.missing == dict.fromkeys(benchmark.subsets, 1)  # picture b; caption y (shared has c)
+    assert result.missing == dict.fromkeys(benchmark.subsets, 1)  # image b; caption y (shared has c)
     assert {r["item_id"] for r in result.scores.to_pylist()} == {"a", "c", "x", "shared"}
 
 

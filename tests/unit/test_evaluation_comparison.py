@@ -175,9 +175,9 @@ def test_comparison_averages_of_other_subsets_are_not_subtracted() -> None:
     assert comparison.cell(1, "negatives/reshuffle").delta is not None
 
 
-def test_choice_items_of_one_picture_s_parts_have_one_image_in_their_scores() -> None:
+def test_choice_items_of_one_image_s_parts_have_one_image_in_their_scores() -> None:
     rows = [
-        ("b", "s", f"{i}", f"vg:{i % 2}.jpg#{i},2,30,40", ["a", "b"])  # two crops of each of two pictures
+        ("b", "s", f"{i}", f"vg:{i % 2}.jpg#{i},2,30,40", ["a", "b"])  # two crops of each of two images
         for i in range(4)
     ]
     items = pa.Table.from_pylist([dict(zip(CHOICE_ITEMS.names, r, strict=True)) for r in rows], CHOICE_ITEMS)

@@ -1,4 +1,4 @@
-"""Comparisons on published benchmarks: rows of other models, disagreements with their pictures, plots.
+"""Comparisons on published benchmarks: rows of other models, disagreements with their images, plots.
 
 The evaluation folders are made up, but for the benchmarks' own classes, which score features made here.
 """
@@ -22,13 +22,13 @@ from PIL import Image
 from test_evaluation_compare import Page
 
 from degla_ray.config import CompareConfig, TrackingConfig
-from degla_ray.encoding import images as pictures
+from degla_ray.encoding import images as images
 from degla_ray.encoding.features import FeatureTable, image_key
-from degla_ray.encoding.images import FilePictures
+from degla_ray.encoding.images import FileImages
 from degla_ray.evaluation.benchmarks.base import Benchmark, Rule, Shown
 from degla_ray.evaluation.benchmarks.choice import Choice
 from degla_ray.evaluation.benchmarks.classification import Classification
-from degla_ray.evaluation.benchmarks.image_choice import PictureChoice
+from degla_ray.evaluation.benchmarks.image_choice import ImageChoice
 from degla_ray.evaluation.benchmarks.retrieval import Retrieval
 from degla_ray.evaluation.benchmarks.sugarcrepe import AVERAGES, SUBSETS
 from degla_ray.evaluation.benchmarks.two_positives import TwoPositives
@@ -107,7 +107,7 @@ def all_benchmarks() -> list[Benchmark]:
 
 
 def features(benchmarks: Sequence[Benchmark], seed: int, skill: float, scale: float = 1.0) -> FeatureTable:
-    """Of every item's first text nearer to its first picture, the nearer the greater the skill."""
+    """Of every item's first text nearer to its first image, the nearer the greater the skill."""
     rng = np.random.default_rng(seed)
     keys = sorted(set().union(*(b.image_keys() for b in benchmarks)))
     texts = sorted(set().union(*(b.texts() for b in benchmarks)))
@@ -141,7 +141,7 @@ def evaluation(
     skill: float,
     lost: Sequence[str] = (),
 ) -> str:
-    """An evaluation folder; `lost` are pictures that could not be read."""
+    """An evaluation folder; `lost` are images that could not be read."""
     known = features(benchmarks, seed, skill)
     for key in lost:
         del known.image_row[key]  # type: ignore[attr-defined]
@@ -153,7 +153,7 @@ def evaluation(
         model={"name": label, "source": "", "identity": "0", "folder": None},
         inputs=inputs,
         fingerprint=stage.fingerprint,
-        sources={SOURCE: pictures.spec(FilePictures(str(folder.parent / "images")))},
+        sources={SOURCE: images.spec(FileImages(str(folder.parent / "images")))},
     )
     summary = summarise(base, benchmarks, scored, dict.fromkeys(lost, "gone"), bootstrap_samples=100)
     stage.write_part("scores", 0, pa.concat_tables([s.scores for s in scored]))
@@ -164,7 +164,7 @@ def evaluation(
     return str(folder)
 
 
-def write_pictures(folder: Path, names: Sequence[str]) -> None:
+def write_images(folder: Path, names: Sequence[str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for number, name in enumerate(names):
         Image.new("RGBA", (600, 200), (40 * number, 90, 160, 255)).save(folder / name)
@@ -398,7 +398,7 @@ def margin(benchmark: Benchmark, shown: Shown, f: FeatureTable) -> float:
     if isinstance(benchmark, Winoground):
         s = np.array([[i @ txt(t) for t in shown.texts] for i in img])
         return min(s[0, 0] - s[0, 1], s[1, 1] - s[1, 0], s[0, 0] - s[1, 0], s[1, 1] - s[0, 1])
-    if isinstance(benchmark, PictureChoice):
+    if isinstance(benchmark, ImageChoice):
         return img[0] @ txt(shown.texts[0]) - max(i @ txt(shown.texts[0]) for i in img[1:])
     if isinstance(benchmark, Retrieval):
         if shown.subset == "i2t_r1":
@@ -436,12 +436,12 @@ def winoground() -> Winoground:
     return Winoground("winoground", items)
 
 
-def picture_choice() -> PictureChoice:
+def image_choice() -> ImageChoice:
     items = [
         Shown(subset="dev", item_id=str(i), images=(f"p:{i}", f"p:{i} not"), texts=(f"c {i}",))
         for i in range(60)
     ]
-    return PictureChoice("nlvr", items, Rule.STRICT)
+    return ImageChoice("nlvr", items, Rule.STRICT)
 
 
 def retrieval() -> Retrieval:
@@ -460,7 +460,7 @@ MADE = {
     "scenes_classes": lambda: zero_shot("scenes_zeroshot", ("top1",)),
     "two_positives": two_positives,
     "winoground": winoground,
-    "picture_choice": picture_choice,
+    "image_choice": image_choice,
     "retrieval": retrieval,
 }
 
@@ -501,11 +501,11 @@ def test_disagreements_of_models_that_agree_or_share_no_item_are_none() -> None:
     assert disagreements(scores, other, items_of(benchmark), 10) == []
 
 
-def test_compare_shows_disagreements_with_pictures_and_texts_as_they_stand(
+def test_compare_shows_disagreements_with_images_and_texts_as_they_stand(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_pictures(tmp_path / "images", [f"{i}.png" for i in range(4)])  # 4.png is gone
-    (tmp_path / "images" / "3.png").write_bytes(b"not a picture")
+    write_images(tmp_path / "images", [f"{i}.png" for i in range(4)])  # 4.png is gone
+    (tmp_path / "images" / "3.png").write_bytes(b"not an image")
     benchmarks = [choice("sugarcrepe", SUBSETS, AVERAGES, n=20), zero_shot("zeroshot_dtd")]
     folders = [
         evaluation(tmp_path / name, name, benchmarks, seed, skill)
@@ -527,9 +527,9 @@ def test_compare_shows_disagreements_with_pictures_and_texts_as_they_stand(
     assert "<script" not in (output / "report.html").read_text()
     assert "<script" not in markdown.replace("\\<script", "")
     assert "where they disagree most" in markdown
-    assert "picture coco_val2017:4.png, which cannot be read any more" in page.text
-    assert "picture coco_val2017:3.png, which cannot be read any more" in page.text
-    assert "picture coco_val2017:2.png, which" not in page.text
+    assert "image coco_val2017:4.png, which cannot be read any more" in page.text
+    assert "image coco_val2017:3.png, which cannot be read any more" in page.text
+    assert "image coco_val2017:2.png, which" not in page.text
     assert page.references
     for reference in page.references:
         head, _, data = reference.partition(",")
@@ -550,8 +550,8 @@ def test_compare_shows_disagreements_with_pictures_and_texts_as_they_stand(
 
 
 def test_thumbnails_come_from_the_first_source_that_can_read_them(tmp_path: Path) -> None:
-    write_pictures(tmp_path / "there", ["a.png"])
-    gone, there = (pictures.spec(FilePictures(str(tmp_path / name))) for name in ("gone", "there"))
+    write_images(tmp_path / "there", ["a.png"])
+    gone, there = (images.spec(FileImages(str(tmp_path / name))) for name in ("gone", "there"))
     strange = {"kind": "degla_ray.encoding.images:Nothing"}
     found = thumbnails(["s:a.png", "s:b.png", "other:a.png"], [{"s": strange}, {"s": gone}, {"s": there}])
     assert list(found) == ["s:a.png"]

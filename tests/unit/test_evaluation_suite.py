@@ -99,5 +99,5 @@ def test_suite_null_caption_and_empty_classification_are_handled(tmp_path: Path)
 def test_suite_identity_follows_content_and_not_place(tmp_path: Path) -> None:
     first, second = write_suite(tmp_path / "a"), write_suite(tmp_path / "b")
     assert suite.identity(str(first)) == suite.identity(str(second))
-    third = write_suite(tmp_path / "c", pictures={"img-4": png(99)})
+    third = write_suite(tmp_path / "c", images={"img-4": png(99)})
     assert suite.identity(str(third)) != suite.identity(str(first))

@@ -54,7 +54,7 @@ def test_export_huggingface_transformers_gives_the_same_features(loaded, tmp_pat
 
 
 @torch.no_grad()
-def test_export_huggingface_tokenizer_and_pictures_are_prepared_alike(loaded, tmp_path):
+def test_export_huggingface_tokenizer_and_images_are_prepared_alike(loaded, tmp_path):
     export_huggingface(loaded, str(tmp_path / "hf"))
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "hf")
     tokens_BL = loaded.tokenizer(CAPTIONS)
@@ -62,9 +62,9 @@ def test_export_huggingface_tokenizer_and_pictures_are_prepared_alike(loaded, tm
         found = tokenizer(caption)["input_ids"]
         assert found == ours[: len(found)]
         assert set(ours[len(found) :]) <= {0}
-    picture = Image.effect_noise((50, 40), 90).convert("RGB")
+    image = Image.effect_noise((50, 40), 90).convert("RGB")
     processor = CLIPImageProcessor.from_pretrained(tmp_path / "hf")
-    pixels = processor(picture, return_tensors="pt")["pixel_values"]
+    pixels = processor(image, return_tensors="pt")["pixel_values"]
     mean, std = processor.image_mean, processor.image_std
     assert pixels.shape == (1, 3, 32, 32)
     assert (tuple(mean), tuple(std)) == (loaded.preprocess_cfg["mean"], loaded.preprocess_cfg["std"])

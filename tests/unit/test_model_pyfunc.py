@@ -34,17 +34,17 @@ def test_pyfunc_predicts_the_similarity_of_each_row(tmp_path):
     loaded.model.eval()
     save_pyfunc(loaded, str(tmp_path / "mlflow"))
     model = mlflow.pyfunc.load_model(str(tmp_path / "mlflow"))
-    pictures = [png(0), png(1), png(0)]
-    found = model.predict(pd.DataFrame({"image": pictures, "caption": CAPTIONS}))
+    encoded = [png(0), png(1), png(0)]
+    found = model.predict(pd.DataFrame({"image": encoded, "caption": CAPTIONS}))
 
     transform = image_transform_v2(PreprocessCfg(**loaded.preprocess_cfg), is_train=False)
-    images = torch.stack([transform(Image.open(io.BytesIO(p))) for p in pictures])
+    images = torch.stack([transform(Image.open(io.BytesIO(p))) for p in encoded])
     txt_BD = encode_text(loaded.model, loaded.tokenizer(CAPTIONS))
     expected = (encode_image(loaded.model, images) * txt_BD).sum(dim=1)
     assert found["similarity"].tolist() == pytest.approx(expected.tolist(), abs=1e-6)
     assert len({round(x, 4) for x in expected.tolist()}) == 3
     with pytest.raises(mlflow.exceptions.MlflowException, match="caption"):
-        model.predict(pd.DataFrame({"image": pictures}))
+        model.predict(pd.DataFrame({"image": encoded}))
 
 
 @pytest.fixture(scope="module")

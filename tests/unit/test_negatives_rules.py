@@ -95,9 +95,9 @@ def test_reshuffle_relation_direction_is_turned(caption: str, negative: str) -> 
 
 
 def test_reshuffle_of_two_gives_an_exchange_and_a_scramble() -> None:
-    caption = "a large red circle is above a small blue square in the picture"
+    caption = "a large red circle is above a small blue square in the image"
     exchanged, scrambled = negatives(caption, Kind.RESHUFFLE, limit=2)
-    assert exchanged == "a small blue square is above a large red circle in the picture"
+    assert exchanged == "a small blue square is above a large red circle in the image"
     assert sorted(normal_form(scrambled).split()) == sorted(normal_form(caption).split())
 
 
@@ -152,7 +152,7 @@ def test_swap_nouns_across_and_with_other_attributes_changes_the_meaning() -> No
     assert negatives("two dogs and a cat", Kind.SWAP_NOUNS) == ["two cats and a dog"]
 
 
-def test_replace_nouns_avoids_what_other_captions_of_the_picture_mention() -> None:
+def test_replace_nouns_avoids_what_other_captions_of_the_image_mention() -> None:
     siblings = ("a cow and some sheep in a field", "a bird on a zebra")
     request = Request(caption="a dog sleeps", siblings=siblings, limit=100, seed="1")
     with_siblings = select(engine(), [request], [Kind.REPLACE_NOUNS], [no_veto])[0].accepted[

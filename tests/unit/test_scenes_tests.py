@@ -113,7 +113,7 @@ def test_write_test_sets_every_item_has_the_truth_it_claims(
             assert all(is_true(text, scene) is not True for text in row["texts"][1:]), row
         else:
             assert [is_true(text, scene) for text in row["texts"][1:]] == [False], row
-    for kind in FoilKind:  # an item a picture: items of a subset are independent of one another
+    for kind in FoilKind:  # an item an image: items of a subset are independent of one another
         assert len({row["image_id"] for row in rows if row["subset"] == kind.value}) == ITEMS
 
 
@@ -124,7 +124,7 @@ def test_write_test_sets_swapped_objects_are_often_told_by_direction_alone(stora
     assert len(bare) > 0.3 * len(swaps)
 
 
-def test_write_test_sets_pictures_show_their_scenes(storage: Storage, scenes: dict[str, Scene]) -> None:
+def test_write_test_sets_images_show_their_scenes(storage: Storage, scenes: dict[str, Scene]) -> None:
     rows = storage.read_dataset("tests/images", IMAGES).to_pylist()
     assert {row["image_id"] for row in rows} == set(scenes)
     for row in rows:
@@ -156,14 +156,14 @@ def test_write_test_sets_zero_shot_labels_are_right_and_balanced(
     )
 
 
-def test_write_test_sets_retrieval_captions_fit_one_picture_each(
+def test_write_test_sets_retrieval_captions_fit_one_image_each(
     storage: Storage, scenes: dict[str, Scene]
 ) -> None:
     rows = storage.read_dataset("tests/retrieval", CAPTIONS).to_pylist()
     assert len({row["sample_id"] for row in rows}) == ITEMS
-    pictures = {row["image_id"] for row in rows}
+    images = {row["image_id"] for row in rows}
     for row in rows:
-        fits = [i for i in pictures if is_true(row["caption"], scenes[i]) is not False]
+        fits = [i for i in images if is_true(row["caption"], scenes[i]) is not False]
         assert fits == [row["image_id"]], row
 
 

@@ -135,8 +135,8 @@ def test_scenes_and_captions_golden_hash() -> None:
 def test_render_is_an_rgb_png_of_the_asked_size_and_repeatable(size: int) -> None:
     scene = draw(3)
     data = render(scene, size)
-    picture = Image.open(io.BytesIO(data))
-    assert (picture.format, picture.mode, picture.size) == ("PNG", "RGB", (size, size))
+    image = Image.open(io.BytesIO(data))
+    assert (image.format, image.mode, image.size) == ("PNG", "RGB", (size, size))
     assert render(scene, size) == data
 
 

@@ -51,15 +51,15 @@ def test_coco_official_gives_every_row(tmp_path: Path, year: str) -> None:
 
 
 @pytest.mark.parametrize(("named", "lying"), [("2014", "2017"), ("2017", "2014")])
-def test_coco_pictures_of_the_other_year_are_found(tmp_path: Path, named: str, lying: str) -> None:
+def test_coco_images_of_the_other_year_are_found(tmp_path: Path, named: str, lying: str) -> None:
     config = write_coco(tmp_path / "named", named)
-    pictures = write_coco(tmp_path / "lying", lying).images
-    listing = listed(CocoConfig(images=pictures, annotations=config.annotations))
+    images = write_coco(tmp_path / "lying", lying).images
+    listing = listed(CocoConfig(images=images, annotations=config.annotations))
     assert listing.rejects == []
     assert listing.records[0].locator.startswith(f"train{lying}/")
 
 
-def test_coco_pictures_directly_in_the_folder_are_found(tmp_path: Path) -> None:
+def test_coco_images_directly_in_the_folder_are_found(tmp_path: Path) -> None:
     config = write_coco(tmp_path, "2017")
     listing = listed(
         CocoConfig(images=str(tmp_path / "train2017"), annotations={"train": config.annotations["train"]})

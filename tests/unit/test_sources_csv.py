@@ -1,4 +1,4 @@
-"""A folder of pictures and CSV files, good and bad, as Flickr8k and open_clip have them."""
+"""A folder of images and CSV files, good and bad, as Flickr8k and open_clip have them."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_flickr8k_caption_of_a_missing_file_rejects_both(tmp_path: Path) -> None
     assert "train.txt:12" in only_reject(listing, Unit.CAPTION).detail
 
 
-def test_flickr8k_file_without_caption_is_rejected_and_other_files_are_no_pictures(tmp_path: Path) -> None:
+def test_flickr8k_file_without_caption_is_rejected_and_other_files_are_no_images(tmp_path: Path) -> None:
     config = write_flickr8k(tmp_path)
     (tmp_path / "Images" / "alone.JPG").write_bytes(encode(noise()))
     (tmp_path / "Images" / ".DS_Store").write_bytes(b"x")
@@ -188,11 +188,11 @@ def test_flickr8k_links_directly_in_the_folder_are_followed_and_deeper_ones_out_
 
 def test_csv_absolute_paths_inside_the_folder_are_taken(tmp_path: Path) -> None:
     config = write_flickr8k(tmp_path / "disk", images=3, captions=1)
-    os.symlink(config.images, tmp_path / "pictures")
-    for root in (config.images, str(tmp_path / "pictures"), f"{config.images}/../Images"):
+    os.symlink(config.images, tmp_path / "images")
+    for root in (config.images, str(tmp_path / "images"), f"{config.images}/../Images"):
         add_line(config, f"{root}/p0.jpg,An absolute path .")
     add_line(config, f"{tmp_path}/p0.jpg,Not inside .")
-    listing = listed(Flickr8kConfig(images=str(tmp_path / "pictures"), captions=config.captions))
+    listing = listed(Flickr8kConfig(images=str(tmp_path / "images"), captions=config.captions))
     assert [len(r.captions) for r in listing.records] == [4, 1, 1]
     reject = only_reject(listing, Unit.IMAGE)
     assert (reject.row_id, reject.reason) == (f"{tmp_path}/p0.jpg", RejectReason.OUTSIDE_FOLDER)
@@ -299,8 +299,8 @@ def test_csv_options_of_the_command_line_are_read(tmp_path: Path) -> None:
 
 def test_flickr8k_folder_that_is_itself_a_link_works(tmp_path: Path) -> None:
     config = write_flickr8k(tmp_path / "disk")
-    os.symlink(config.images, tmp_path / "pictures")
-    listing = listed(Flickr8kConfig(images=str(tmp_path / "pictures"), captions=config.captions))
+    os.symlink(config.images, tmp_path / "images")
+    listing = listed(Flickr8kConfig(images=str(tmp_path / "images"), captions=config.captions))
     assert (len(listing.records), listing.rejects) == (6, [])
 
 

@@ -49,7 +49,7 @@ def test_degla_json_side_table_without_negatives_is_empty(tmp_path: Path) -> Non
     assert (table.num_rows, table.schema.equals(GIVEN)) == (0, True)
 
 
-def test_degla_json_pictures_under_another_pattern_or_another_coco_name_are_found(tmp_path: Path) -> None:
+def test_degla_json_images_under_another_pattern_or_another_coco_name_are_found(tmp_path: Path) -> None:
     config = write_degla_json(tmp_path, [degla_entry(9)], [9])
     for pattern in ("val2017/%012d.jpg", "COCO_train2014_%012d.jpg"):
         other = DeglaJsonConfig(images=config.images, annotations=config.annotations, pattern=pattern)
@@ -108,7 +108,7 @@ def test_degla_json_bad_negatives_reject_their_row_and_later_ids_stay(
 @pytest.mark.parametrize(
     ("original", "reason"), [("", "empty_caption"), (None, "not_a_string"), (5, "not_a_string")]
 )
-def test_degla_json_caption_that_is_none_is_rejected_with_its_picture(
+def test_degla_json_caption_that_is_none_is_rejected_with_its_image(
     tmp_path: Path, original: Any, reason: str
 ) -> None:
     listing = listed(write_degla_json(tmp_path, [degla_entry(9) | {"original": original}], [9]))
@@ -116,7 +116,7 @@ def test_degla_json_caption_that_is_none_is_rejected_with_its_picture(
     assert rejected(listing, Unit.IMAGE) == [("9", "image_without_caption")]
 
 
-def test_degla_json_missing_picture_rejects_both(tmp_path: Path) -> None:
+def test_degla_json_missing_image_rejects_both(tmp_path: Path) -> None:
     listing = listed(write_degla_json(tmp_path, [degla_entry(9), degla_entry(10)], [9]))
     assert rejected(listing, Unit.IMAGE) == [("10", "missing_image")]
     assert rejected(listing, Unit.CAPTION) == [("10#0", "caption_without_image")]

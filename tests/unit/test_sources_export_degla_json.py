@@ -20,7 +20,7 @@ from degla_ray.sources.coco import coco_number
 from degla_ray.sources.degla_json import DeglaJsonSource
 from degla_ray.sources.export_degla_json import deal, export_degla_json, released_entries
 from degla_ray.stage import StageFolder
-from tests.fixtures_sources import list_balanced, write_coco_pictures
+from tests.fixtures_sources import list_balanced, write_coco_images
 
 REPO = Path(__file__).resolve().parents[2]
 
@@ -80,7 +80,7 @@ def test_export_writes_what_the_source_reads_back(tmp_path: Path, capsys: pytest
         },
         {"image_id": 100, "original": "A cat.", "enhanced": [f"Wrong 100#1 {k}." for k in range(4)]},
     ]
-    write_coco_pictures(tmp_path / "coco", [100])
+    write_coco_images(tmp_path / "coco", [100])
     source = DeglaJsonSource(
         DeglaJsonConfig(images=str(tmp_path / "coco"), annotations={"train": config.output})
     )
@@ -134,16 +134,16 @@ def test_coco_number_is_found_in_ids_of_every_source(image_id: str, number: int 
     assert coco_number(image_id) == number
 
 
-def test_export_picture_without_a_coco_number_is_an_error_that_names_it(tmp_path: Path) -> None:
+def test_export_image_without_a_coco_number_is_an_error_that_names_it(tmp_path: Path) -> None:
     config = write_folders(tmp_path, captions(("p#0", "p0.jpg", "A.", "train")), negatives({"p#0": 4}))
-    with pytest.raises(DataError, match=r"prepared: found picture 'p0\.jpg', which has no COCO number; "):
+    with pytest.raises(DataError, match=r"prepared: found image 'p0\.jpg', which has no COCO number; "):
         export_degla_json(config)
     assert not Path(config.output).exists()
 
 
-def test_export_two_pictures_of_one_number_are_an_error() -> None:
+def test_export_two_images_of_one_number_are_an_error() -> None:
     table = captions(("a", "9", "A.", "train"), ("b", "val2014/COCO_val2014_000000000009.jpg", "B.", "train"))
-    with pytest.raises(DataError, match="both COCO's 9; expected each picture once"):
+    with pytest.raises(DataError, match="both COCO's 9; expected each image once"):
         released_entries(table, negatives({"a": 4, "b": 4}), 4, "prepared")
 
 

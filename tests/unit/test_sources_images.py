@@ -1,4 +1,4 @@
-"""Every kind of picture that a data set may hold, as a real file's bytes."""
+"""Every kind of image that a data set may hold, as a real file's bytes."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ def test_image_same_bytes_twice() -> None:
     assert good(data, 64).data == good(data, 64).data
 
 
-def test_image_phone_picture_with_two_views_is_no_animation() -> None:
+def test_image_phone_image_with_two_views_is_no_animation() -> None:
     data = encode(noise(), "MPO", save_all=True, append_images=[noise(seed=1)])
     assert decode(data).format == "MPO"
     assert good(data).data == data
@@ -188,7 +188,7 @@ def test_image_empty_file_is_zero_byte() -> None:
     assert refused(b"").reason is RejectReason.ZERO_BYTE
 
 
-@pytest.mark.parametrize("data", [b"not a picture at all", b"<html>404</html>", b"\0" * 1000])
+@pytest.mark.parametrize("data", [b"not an image at all", b"<html>404</html>", b"\0" * 1000])
 def test_image_of_something_else_is_unreadable(data: bytes) -> None:
     assert refused(data).reason is RejectReason.UNREADABLE
 
@@ -205,7 +205,7 @@ def test_image_postscript_is_not_run() -> None:
 def test_image_cut_off_is_truncated(kind: str, share: float) -> None:
     data = encode(noise(120, 90), kind)
     reason = refused(data[: int(len(data) * share)]).reason
-    # An AVIF cut before its picture data has nothing by which to know it.
+    # An AVIF cut before its image data has nothing by which to know it.
     assert reason is RejectReason.TRUNCATED or (kind == "AVIF" and reason is RejectReason.UNREADABLE)
 
 

@@ -157,7 +157,7 @@ def test_negclip_row_without_a_path_is_malformed(tmp_path: Path, path: str) -> N
     assert rejected(listing, Unit.CAPTION) == [("neg_clip.tsv:3", "malformed_row")]
 
 
-def test_negclip_missing_picture_empty_caption_and_path_outside_are_rejected(tmp_path: Path) -> None:
+def test_negclip_missing_image_empty_caption_and_path_outside_are_rejected(tmp_path: Path) -> None:
     outside, empty = negclip_row(9), negclip_row(9, 1)
     outside[1], empty[0] = "../secret.jpg", " "
     listing = listed(write_negclip(tmp_path, [negclip_row(9), negclip_row(10), outside, empty], [9]))
@@ -206,7 +206,7 @@ def test_negclip_wrong_setting_is_named(tmp_path: Path, changes: dict[str, Any],
 
 def test_negclip_real_file_is_parsed_without_a_bad_row(real_data: Path, tmp_path: Path) -> None:
     path = real_data / "annotations" / "negclip" / "valid_neg_clip.tsv"
-    # The pictures are not there: names alone decide what a row would be.
+    # The images are not there: names alone decide what a row would be.
     (tmp_path / "val2014").mkdir()
     for _, row in parse_tsv(path.read_bytes(), str(path)):
         assert not isinstance(row, Refusal)

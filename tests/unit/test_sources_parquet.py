@@ -30,7 +30,7 @@ def listed(config: ParquetConfig, limit: int | None = None) -> Listing:
 
 
 def from_rows(folder: Path, rows: list[dict[str, Any]], **settings: Any) -> ParquetConfig:
-    """One file of `rows`; those without a picture get one."""
+    """One file of `rows`; those without an image get one."""
     for index, row in enumerate(rows):
         row.setdefault("image", encode(noise(seed=index)))
     return ParquetConfig(files={"train": [str(write_parquet(folder / "d.parquet", rows))]}, **settings)
@@ -59,19 +59,19 @@ def test_parquet_of_hugging_face_gives_every_row_and_the_very_bytes(tmp_path: Pa
         assert source.read_image(listing.records[index].locator) == encode(noise(seed=index))
 
 
-def test_parquet_pictures_of_one_large_row_group_are_read_in_any_order(tmp_path: Path) -> None:
-    rows = [{"image": b"picture %d" % i, "caption": f"Caption {i}."} for i in range(100)]
+def test_parquet_images_of_one_large_row_group_are_read_in_any_order(tmp_path: Path) -> None:
+    rows = [{"image": b"image %d" % i, "caption": f"Caption {i}."} for i in range(100)]
     path = write_parquet(tmp_path / "d.parquet", rows, group_rows=100)
     source = ParquetSource(ParquetConfig(files={"train": [str(path)]}))
     locators = [record.locator for record in list_balanced(source).records]
     for index in (0, 1, 15, 16, 40, 39, 31, 99, 98, 2, 2):
-        assert source.read_image(locators[index]) == b"picture %d" % index
+        assert source.read_image(locators[index]) == b"image %d" % index
     write_parquet(path, rows[:50], group_rows=100)
     with pytest.raises(OSError, match="50 rows in row group 0, and row 60 was listed"):
         ParquetSource(ParquetConfig(files={"train": [str(path)]})).read_image(locators[60])
 
 
-def test_parquet_source_travels_without_the_pictures_it_read(tmp_path: Path) -> None:
+def test_parquet_source_travels_without_the_images_it_read(tmp_path: Path) -> None:
     source = ParquetSource(write_huggingface(tmp_path))
     locator = list_balanced(source).records[0].locator
     before = len(pickle.dumps(source))
@@ -83,7 +83,7 @@ def test_parquet_source_travels_without_the_pictures_it_read(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     "kind", [pa.binary(), pa.large_binary(), pa.struct([("path", pa.string()), ("bytes", pa.large_binary())])]
 )
-def test_parquet_pictures_of_any_binary_type_are_read(tmp_path: Path, kind: pa.DataType) -> None:
+def test_parquet_images_of_any_binary_type_are_read(tmp_path: Path, kind: pa.DataType) -> None:
     data = encode(noise())
     cell = {"bytes": data, "path": None} if pa.types.is_struct(kind) else data
     path = write_parquet(tmp_path / "d.parquet", [{"image": cell, "caption": "A dog."}], image=kind)
@@ -110,19 +110,19 @@ def test_parquet_captions_of_any_text_type_are_read(
     assert [c.caption for c in listing.records[0].captions] == captions
 
 
-def test_parquet_rows_of_one_id_and_one_picture_are_one_picture(tmp_path: Path) -> None:
+def test_parquet_rows_of_one_id_and_one_image_are_one_image(tmp_path: Path) -> None:
     rows = [{"caption": f"Caption {i}.", "id": i % 2, "image": encode(noise(seed=i % 2))} for i in range(5)]
-    rows[0]["image"] = None  # the picture is then that of the next row of the id
+    rows[0]["image"] = None  # the image is then that of the next row of the id
     source = ParquetSource(from_rows(tmp_path, rows, image_id_column="id"))
     listing = list_balanced(source)
     assert [(r.image_id, len(r.captions)) for r in listing.records] == [("0", 3), ("1", 2)]
     assert [c.caption for c in listing.records[1].captions] == ["Caption 1.", "Caption 3."]
     assert [source.read_image(r.locator) for r in listing.records] == [encode(noise(seed=i)) for i in (0, 1)]
-    assert listing.notes == ["3 of 5 rows show the picture of an earlier row and are counted with it"]
+    assert listing.notes == ["3 of 5 rows show the image of an earlier row and are counted with it"]
 
 
 @pytest.mark.parametrize("kind", [pa.int64(), pa.string()])
-def test_parquet_ids_that_begin_anew_in_each_file_join_no_caption_to_another_picture(
+def test_parquet_ids_that_begin_anew_in_each_file_join_no_caption_to_another_image(
     tmp_path: Path, kind: pa.DataType
 ) -> None:
     for file in range(2):
@@ -152,14 +152,14 @@ def test_parquet_ids_that_begin_anew_in_each_file_join_no_caption_to_another_pic
     assert (len(own.records), own.rejects) == (12, [])
 
 
-def test_parquet_pictures_that_are_paths_alone_say_what_to_do(tmp_path: Path) -> None:
+def test_parquet_images_that_are_paths_alone_say_what_to_do(tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = [
         {"image": {"bytes": None, "path": f"{i}.jpg"}, "caption": "A dog."} for i in range(3)
     ]
     path = write_parquet(
         tmp_path / "d.parquet", rows, image=pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     )
-    with pytest.raises(SettingError, match=r"whose pictures have no bytes .*embed them \(Hugging Face"):
+    with pytest.raises(SettingError, match=r"whose images have no bytes .*embed them \(Hugging Face"):
         ParquetSource(ParquetConfig(files={"train": [str(path)]}))
     only = write_parquet(tmp_path / "e.parquet", [{"image": {"path": "a.jpg"}, "caption": "A dog."}])
     with pytest.raises(SettingError, match=r"struct<path: string>.*embed them \(Hugging Face"):
@@ -180,7 +180,7 @@ def test_parquet_columns_go_by_the_names_of_the_settings(tmp_path: Path) -> None
     assert (record.image_id, record.captions[0].split) == ("k", "val")
 
 
-def test_parquet_paths_are_found_below_the_folder_and_one_path_is_one_picture(tmp_path: Path) -> None:
+def test_parquet_paths_are_found_below_the_folder_and_one_path_is_one_image(tmp_path: Path) -> None:
     rows = [
         {"image": name, "caption": f"Caption {i}."}
         for i, name in enumerate(["a.jpg", "deep/b.jpg", "./a.jpg"])
@@ -226,7 +226,7 @@ def test_parquet_one_id_with_two_paths_is_rejected(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("caption", "reason"), [("", "empty_caption"), (" \n", "empty_caption"), (None, "not_a_string")]
 )
-def test_parquet_caption_that_is_none_is_rejected_with_its_picture(
+def test_parquet_caption_that_is_none_is_rejected_with_its_image(
     tmp_path: Path, caption: str | None, reason: str
 ) -> None:
     listing = listed(from_rows(tmp_path, [{"caption": "A dog."}, {"caption": caption}]))
@@ -234,7 +234,7 @@ def test_parquet_caption_that_is_none_is_rejected_with_its_picture(
     assert rejected(listing, Unit.IMAGE) == [("train-00000-0000001", "image_without_caption")]
 
 
-def test_parquet_list_without_a_good_caption_leaves_its_picture_out(tmp_path: Path) -> None:
+def test_parquet_list_without_a_good_caption_leaves_its_image_out(tmp_path: Path) -> None:
     rows = [{"caption": c} for c in (["A dog.", None, ""], [], None, [None])]
     listing = listed(from_rows(tmp_path, rows))
     assert [c.sample_id[-2:] for c in listing.records[0].captions] == ["#0"]
@@ -296,7 +296,7 @@ def test_parquet_row_without_bytes_is_missing_when_it_is_read(tmp_path: Path) ->
     source = ParquetSource(from_rows(tmp_path, rows))
     records = list_balanced(source).records
     assert source.read_image(records[0].locator) == encode(noise())
-    found = ("only the path 'elsewhere.jpg', no bytes of a picture,", "no picture")
+    found = ("only the path 'elsewhere.jpg', no bytes of an image,", "no image")
     for record, what in zip(records[1:], found, strict=True):
         with pytest.raises(FileNotFoundError, match=what + r" in row \d of row group \d of .*d\.parquet"):
             source.read_image(record.locator)
@@ -312,7 +312,7 @@ def damage(path: Path, name: str) -> None:
     path.write_bytes(data)
 
 
-def test_parquet_damaged_pictures_are_an_os_error_and_damaged_captions_stop(tmp_path: Path) -> None:
+def test_parquet_damaged_images_are_an_os_error_and_damaged_captions_stop(tmp_path: Path) -> None:
     config = from_rows(tmp_path, [{"caption": "A dog."}])
     damage(tmp_path / "d.parquet", "image")
     source = ParquetSource(config)
@@ -348,7 +348,7 @@ def test_parquet_identity_changes_with_captions_and_files_only(tmp_path: Path) -
     assert ParquetSource(config).identity() == before
     path = tmp_path / "data-00003.parquet"
     rows = pq.read_table(path).to_pylist()
-    rows[0]["image"]["bytes"] = b"another picture"
+    rows[0]["image"]["bytes"] = b"another image"
     write_parquet(path, rows)
     assert ParquetSource(config).identity() == before
     rows[2]["caption"][1] = "Another caption."
@@ -370,12 +370,12 @@ def test_parquet_limit_takes_the_first_of_each_split(tmp_path: Path) -> None:
     [
         ({"files": {}}, r"^parquet\.files: "),
         ({"files": {"train": ["nowhere.parquet"]}}, r"^parquet\.files\.train: found 'nowhere\.parquet'"),
-        ({"image_column": "picture"}, r"^parquet\.image_column: .*one of the columns \['image', 'caption', "),
+        ({"image_column": "image"}, r"^parquet\.image_column: .*one of the columns \['image', 'caption', "),
         ({"image_column": "caption"}, r"^parquet\.image_column: .*not list<"),
         ({"caption_column": "image"}, r"^parquet\.caption_column: .*string or list of string, not struct<"),
         ({"image_id_column": "caption"}, r"^parquet\.image_id_column: .*string or integer, not list<"),
         ({"split_column": "image"}, r"^parquet\.split_column: .*of type string, not struct<"),
-        ({"images": "."}, r"^parquet\.images: .*none: there are the bytes of pictures in column 'image'"),
+        ({"images": "."}, r"^parquet\.images: .*none: there are the bytes of images in column 'image'"),
         ({"image_column": "split"}, r"^parquet\.images: found '';"),
     ],
 )

@@ -79,7 +79,7 @@ def test_webdataset_caption_from_a_field_of_the_json(tmp_path: Path) -> None:
         (["A dog."], "malformed_row"),
     ],
 )
-def test_webdataset_json_without_a_caption_is_rejected_with_its_picture(
+def test_webdataset_json_without_a_caption_is_rejected_with_its_image(
     tmp_path: Path, content: object, reason: str
 ) -> None:
     files = {"a.jpg": JPEG, "a.json": json.dumps(content).encode()}
@@ -126,7 +126,7 @@ def test_webdataset_text_keeps_what_is_in_it_and_loses_its_mark(tmp_path: Path) 
 
 
 def test_webdataset_samples_that_lack_a_file_are_rejected(tmp_path: Path) -> None:
-    files = {"a.txt": b"No picture.", "b.jpg": JPEG, "c.cls": b"7", "d.seg.png": JPEG, "d.txt": b"No."}
+    files = {"a.txt": b"No image.", "b.jpg": JPEG, "c.cls": b"7", "d.seg.png": JPEG, "d.txt": b"No."}
     listing = with_one_more(tmp_path, files)
     assert sorted(rejected(listing, Unit.IMAGE)) == [
         ("train/s/a", "missing_image"),
@@ -148,7 +148,7 @@ def test_webdataset_names_are_taken_as_webdataset_takes_them(tmp_path: Path) -> 
         "x.y/a.json": b"{",
         "./b.png": b"png",
         "./b.webp": b"webp",
-        "./b.txt": b"Two pictures.",
+        "./b.txt": b"Two images.",
         ".DS_Store": b"x",
         "._a.jpg": b"x",
         "README": b"x",
@@ -461,7 +461,7 @@ def test_webdataset_shard_that_shrank_since_it_was_listed_is_an_error(tmp_path: 
 
 
 def test_webdataset_identity_changes_with_captions_and_sizes(tmp_path: Path) -> None:
-    files = {"a.jpg": b"picture", "a.txt": b"A dog.", "a.json": b"{}"}
+    files = {"a.jpg": b"image", "a.txt": b"A dog.", "a.json": b"{}"}
     one = of_files(tmp_path, files)
 
     def identity(**changes: bytes) -> dict[str, Any]:
@@ -470,9 +470,9 @@ def test_webdataset_identity_changes_with_captions_and_sizes(tmp_path: Path) -> 
 
     before = identity()
     assert identity() == before
-    assert identity(a_jpg=b"PICTURE") == before
+    assert identity(a_jpg=b"IMAGE") == before
     assert identity(a_txt=b"A cat.") != before
-    assert identity(a_jpg=b"a larger picture") != before
+    assert identity(a_jpg=b"a larger image") != before
     assert identity(b_jpg=b"one more") != before
     source = WebdatasetSource(one)
     list_balanced(source)  # what was read by it is not read again

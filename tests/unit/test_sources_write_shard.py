@@ -100,7 +100,7 @@ def test_write_shard_keeps_the_drivers_rejects_and_counts_them_in_the_receipt(tm
     }
 
 
-def test_write_shard_stores_pictures_in_small_row_groups(tmp_path: Path) -> None:
+def test_write_shard_stores_images_in_small_row_groups(tmp_path: Path) -> None:
     stage, told = run(tmp_path, [record(f"i{i}") for i in range(37)], [])
     with stage.storage.open_parquet("images", "part-00000-of-00001.parquet") as file:
         assert [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)] == [16, 16, 5]
@@ -118,7 +118,7 @@ def test_write_shard_that_dies_leaves_no_receipt(tmp_path: Path) -> None:
     stage = StageFolder(str(tmp_path), "prepare", {}, 1)
     task = ShardTask(folder=stage, source=DiskSource(), max_pixels=10_000, short_side=None)
 
-    def die(pictures: int) -> None:
+    def die(images: int) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -12,7 +12,7 @@ from torchvision.transforms.v2 import RandomResizedCrop
 
 from degla_ray.config import DataConfig
 from degla_ray.errors import DataError
-from degla_ray.loader.decode import BatchReader, BatchSpec, PictureReader, crop_box
+from degla_ray.loader.decode import BatchReader, BatchSpec, ImageReader, crop_box
 from degla_ray.loader.order import BatchOrder
 from degla_ray.loader.samples import Samples, load_samples
 from tests.training_inputs import write_inputs
@@ -81,26 +81,26 @@ def test_batch_read_twice_or_after_others_same_bytes(samples: Samples, spec: Bat
     assert all(first[name].tobytes() == again[name].tobytes() for name in first)
 
 
-def test_batch_whole_picture_where_crop_is_off(samples: Samples, spec: BatchSpec) -> None:
-    """Square pictures with scale 1: only the ratio could cut, and then the fallback takes the middle."""
+def test_batch_whole_image_where_crop_is_off(samples: Samples, spec: BatchSpec) -> None:
+    """Square images with scale 1: only the ratio could cut, and then the fallback takes the middle."""
     batch = BatchReader(samples, dataclasses.replace(spec, crop_scale_min=1.0, size=(32, 32))).read(0)
-    picture = PictureReader(samples).open(int(samples.image[spec.order.batch(0).row_B[0]]))
-    assert np.abs(batch["images"][0].astype(int) - np.asarray(picture).astype(int)).mean() < 1.0
+    opened = ImageReader(samples).open(int(samples.image[spec.order.batch(0).row_B[0]]))
+    assert np.abs(batch["images"][0].astype(int) - np.asarray(opened).astype(int)).mean() < 1.0
 
 
-def test_pictures_small_cache_same_pictures(samples: Samples) -> None:
-    large, small = PictureReader(samples), PictureReader(samples, cache_bytes=1)
+def test_images_small_cache_same_images(samples: Samples) -> None:
+    large, small = ImageReader(samples), ImageReader(samples, cache_bytes=1)
     for number in (0, 29, 3, 0, 17):
         assert large.open(number).tobytes() == small.open(number).tobytes()
     assert len(small._groups) == 1
 
 
-def test_picture_that_does_not_decode_is_named(tmp_path: Path, spec: BatchSpec) -> None:
+def test_image_that_does_not_decode_is_named(tmp_path: Path, spec: BatchSpec) -> None:
     folder = write_inputs(tmp_path, broken="img0004")
     config = DataConfig(prepared=str(folder / "prepared"), negatives=str(folder / "negatives"))
     samples = load_samples(config, with_negatives=True)
     epoch = dataclasses.replace(spec, order=dataclasses.replace(spec.order, batch_size=len(samples)))
-    with pytest.raises(DataError, match=r"picture 'img0004' in .*part-0000\d-of-00002"):
+    with pytest.raises(DataError, match=r"image 'img0004' in .*part-0000\d-of-00002"):
         BatchReader(samples, epoch).read(0)
 
 

@@ -32,11 +32,11 @@ def test_samples_other_number_of_shards_same_rows(tmp_path: Path) -> None:
     assert [negatives_of(one, r) for r in range(len(one))] == [
         negatives_of(five, r) for r in range(len(five))
     ]
-    pictures = [[s.image_id[int(i)].as_py() for i in s.image] for s in (one, five)]
-    assert pictures[0] == pictures[1]
+    images = [[s.image_id[int(i)].as_py() for i in s.image] for s in (one, five)]
+    assert images[0] == images[1]
 
 
-def test_samples_addresses_lead_to_the_captions_pictures(tmp_path: Path) -> None:
+def test_samples_addresses_lead_to_the_captions_images(tmp_path: Path) -> None:
     folder = write_inputs(tmp_path, num_shards=3)
     samples = load_samples(config_of(folder), with_negatives=False)
     for row in range(len(samples)):
@@ -59,12 +59,12 @@ def test_samples_unknown_split_names_those_there(tmp_path: Path) -> None:
         load_samples(config_of(write_inputs(tmp_path), split="dev"), with_negatives=False)
 
 
-def test_samples_missing_picture_names_it(tmp_path: Path) -> None:
+def test_samples_missing_image_names_it(tmp_path: Path) -> None:
     folder = write_inputs(tmp_path, num_shards=1)
     part = next((folder / "prepared" / "images").iterdir())
     table = pq.read_table(part)
     pq.write_table(table.filter(pa.array([i != "img0003" for i in table["image_id"].to_pylist()])), part)
-    with pytest.raises(DataError, match=r"no picture 'img0003' \(caption 'img0003#0'\)"):
+    with pytest.raises(DataError, match=r"no image 'img0003' \(caption 'img0003#0'\)"):
         load_samples(config_of(folder), with_negatives=False)
 
 

@@ -1,6 +1,6 @@
 """ARO's VG-Relation and VG-Attribution: who does what to whom, and whose is which attribute.
 
-Each item is a part of a Visual Genome picture, and the accuracy is the mean over relations, or over pairs of
+Each item is a part of a Visual Genome image, and the accuracy is the mean over relations, or over pairs of
 attributes; what the official scripts leave out of that mean is a subset of its own here.
 
 Source: Yuksekgonul et al. 2023. Order is in order.py.
@@ -25,7 +25,7 @@ from degla_ray.storage import Storage
 ARO = "aro"
 VG_RELATION, VG_ATTRIBUTION = "vg_relation", "vg_attribution"
 ARO_MEMBERS = ("vg_relation/relations", "vg_attribution/pairs", "coco_order/order", "flickr30k_order/order")
-PICTURES = "vg"
+IMAGES = "vg"
 SYMMETRIC = "symmetric_relations.json"
 MIN_PAIR = 25  # items of a pair of attributes that counts
 Average = Literal["macro", "micro"]
@@ -107,7 +107,7 @@ def _choice(
             "benchmark": name,
             "subset": subsets[group not in counted],
             "item_id": f"{group}/{item_id}",
-            "image_id": image_key(PICTURES, boxed(item["image_path"], *(item[side] for side in _BOX))),
+            "image_id": image_key(IMAGES, boxed(item["image_path"], *(item[side] for side in _BOX))),
             "texts": [item["true_caption"], item["false_caption"]],
         }
         for group, (item_id, item) in zip(groups, items, strict=True)

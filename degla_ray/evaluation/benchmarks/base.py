@@ -1,11 +1,11 @@
 """What every benchmark provides, and how a decision is made from scores.
 
-A benchmark names the pictures and texts it needs; somebody encodes each distinct one once, over all
+A benchmark names the images and texts it needs; somebody encodes each distinct one once, over all
 benchmarks of a call; the benchmark turns the features into one row an item. Scoring is a pure function.
 
 Decisions are made on the float32 numbers that are stored, so the `scores` dataset alone reproduces them.
 
-Shapes: N pictures or items, M texts, K candidates of an item, D feature dimension.
+Shapes: N images or items, M texts, K candidates of an item, D feature dimension.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Scored:
     scores: pa.Table
     """Schema SCORES, one row an item that could be scored."""
     missing: Mapping[str, int]
-    """Subset -> items left out because their picture could not be read; subsets with none may be absent."""
+    """Subset -> items left out because their image could not be read; subsets with none may be absent."""
 
 
 class Benchmark(Protocol):
@@ -65,7 +65,7 @@ class Benchmark(Protocol):
         """Published averages by name -> what each is the mean of: subsets, or averages above it."""
 
     def image_keys(self) -> set[str]:
-        """`image_key` of every picture it needs."""
+        """`image_key` of every image it needs."""
 
     def texts(self) -> set[str]:
         """Every distinct text it needs."""
@@ -86,7 +86,7 @@ class Shown:
 
     Attributes:
         subset, item_id: as in the item's row of `scores`.
-        images: `image_key` of its pictures, the true one first.
+        images: `image_key` of its images, the true one first.
         texts: its texts, the true one first.
     """
 
@@ -97,7 +97,7 @@ class Shown:
 
 
 def dot_NK(img_ND: np.ndarray, txt_NKD: np.ndarray) -> np.ndarray:
-    """Similarity of each item's picture with its own candidates, float32 [N, K].
+    """Similarity of each item's image with its own candidates, float32 [N, K].
 
     Summed elementwise in float64, not by a matrix product: BLAS may add the columns of one product in
     different orders, and then equal candidates would not tie.

@@ -1,4 +1,4 @@
-"""The true caption of a picture against foils: SugarCrepe's, VALSE's and ARO's form.
+"""The true caption of an image against foils: SugarCrepe's, VALSE's and ARO's form.
 
 Items come from a CHOICE_ITEMS table whose first text is the true one; items of one benchmark may have
 different numbers of foils.
@@ -28,7 +28,7 @@ class Choice:
         name: benchmark name.
         items: CHOICE_ITEMS rows of this benchmark only.
         rule: what a tie is.
-        source: picture source that the items' image_id refers to; none: each image_id is an `image_key`.
+        source: image source that the items' image_id refers to; none: each image_id is an `image_key`.
         subsets: subsets to report even if empty; none means those that occur, in order of appearance.
         where: file that the items came from, for error messages.
         averages: published averages by name, each of which subsets.

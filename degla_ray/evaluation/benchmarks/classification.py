@@ -20,7 +20,7 @@ from degla_ray.errors import DataError
 from degla_ray.evaluation.benchmarks.base import Scored, Shown, scores_table
 
 TOP1, TOP5, MEAN_PER_CLASS = "top1", "top5", "mean_per_class"
-CHUNK = 4096  # pictures scored at once
+CHUNK = 4096  # images scored at once
 
 Scores = Literal["standard", "int_logits"]
 """Similarities as they are; or 100 times them, cut towards zero to integers, which makes ties."""
@@ -158,7 +158,7 @@ class Classification:
         return mean_CD / np.linalg.norm(mean_CD, axis=1, keepdims=True)
 
     def _class_scores(self, img_ND: np.ndarray, class_CD: np.ndarray) -> np.ndarray:
-        """Each picture's score with every class, float32 [N, C]."""
+        """Each image's score with every class, float32 [N, C]."""
         scores_NC = (img_ND.astype(np.float64) @ class_CD.T).astype(np.float32)
         if self._scores == "int_logits":
             return np.trunc(np.float32(100) * scores_NC) + np.float32(0)  # + 0: no negative zero

@@ -1,4 +1,4 @@
-"""The true picture of a text against other pictures."""
+"""The true image of a text against other images."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from degla_ray.evaluation.benchmarks.base import Rule, Scored, Shown, decide, do
 from degla_ray.evaluation.benchmarks.choice import RULE_IN_WORDS
 
 
-class PictureChoice:
-    """One benchmark that chooses among pictures.
+class ImageChoice:
+    """One benchmark that chooses among images.
 
     Args:
         name: benchmark name.
-        items: one text and at least two pictures each, the true one first; each item_id once in a subset.
+        items: one text and at least two images each, the true one first; each item_id once in a subset.
         rule: what a tie is.
-        image: what an item's decision hangs on, where many items show nearly the same pictures; None: its
-            true picture.
+        image: what an item's decision hangs on, where many items show nearly the same images; None: its
+            true image.
     """
 
     averages: Mapping[str, Sequence[str]] = {}
@@ -44,7 +44,7 @@ class PictureChoice:
         return sum(odds) / len(odds) if odds else None
 
     def score(self, features: FeatureTable) -> Scored:
-        """candidate_scores: similarity of each picture, the true one first."""
+        """candidate_scores: similarity of each image, the true one first."""
         scored = [item for item in self._items if all(key in features.image_row for key in item.images)]
         missing = Counter(item.subset for item in self._items)
         missing.subtract(item.subset for item in scored)

@@ -1,9 +1,9 @@
-"""NLVR's development set as a choice between pictures: a sentence with a scene that it is true of and one
+"""NLVR's development set as a choice between images: a sentence with a scene that it is true of and one
 that it is not.
 
 The examples of one sentence are those of one presentation: identifier n-m, n the presentation (README of
 NLVR). Fifteen sentences were written for two or more presentations; these are not mixed. A scene has six
-pictures, its boxes in six orders; the true and the false one are shown in the same order of boxes.
+images, its boxes in six orders; the true and the false one are shown in the same order of boxes.
 
 Source: Suhr et al. 2017 (NLVR, CC-BY-4.0); the pairing is ours.
 """
@@ -17,15 +17,15 @@ from degla_ray.encoding.features import image_key
 from degla_ray.errors import DataError
 from degla_ray.evaluation.benchmarks.annotations import read_lines
 from degla_ray.evaluation.benchmarks.base import Rule, Shown
-from degla_ray.evaluation.benchmarks.image_choice import PictureChoice
+from degla_ray.evaluation.benchmarks.image_choice import ImageChoice
 from degla_ray.storage import Storage
 
 NLVR = "nlvr"
 FILE = "dev.json"
-ORDERS = 6  # pictures of one scene
+ORDERS = 6  # images of one scene
 
 
-def load_nlvr(folder: Storage) -> PictureChoice:
+def load_nlvr(folder: Storage) -> ImageChoice:
     """Every true scene of a sentence against each of its false ones, six times: item TRUE/FALSE/k.
 
     Args:
@@ -52,7 +52,7 @@ def load_nlvr(folder: Storage) -> PictureChoice:
             Shown(
                 subset="pairs",
                 item_id=f"{right['identifier']}/{wrong['identifier']}/{k}",
-                images=(_picture(right, k), _picture(wrong, k)),
+                images=(_image(right, k), _image(wrong, k)),
                 texts=(sentences[0],),
             )
             for right in true
@@ -61,7 +61,7 @@ def load_nlvr(folder: Storage) -> PictureChoice:
         ]
     if not items:
         raise DataError(where, "no sentence with a true and a false scene", "at least one")
-    return PictureChoice(NLVR, items, Rule.STRICT, image=_presentation)
+    return ImageChoice(NLVR, items, Rule.STRICT, image=_presentation)
 
 
 def _presentation(item: Shown) -> str:
@@ -69,5 +69,5 @@ def _presentation(item: Shown) -> str:
     return image_key(NLVR, item.item_id.partition("-")[0])
 
 
-def _picture(record: dict[str, Any], k: int) -> str:
+def _image(record: dict[str, Any], k: int) -> str:
     return image_key(NLVR, f"images/{record['directory']}/dev-{record['identifier']}-{k}.png")

@@ -34,8 +34,8 @@ class CaptionSet(StrEnum):
     FLICKR30K = "flickr30k"
 
 
-# collection of the pictures, and what their paths begin with that is not below the collection's folder
-_PICTURES = {CaptionSet.COCO: ("coco_val2014", "val2014/"), CaptionSet.FLICKR30K: ("flickr30k", "")}
+# collection of the images, and what their paths begin with that is not below the collection's folder
+_IMAGES = {CaptionSet.COCO: ("coco_val2014", "val2014/"), CaptionSet.FLICKR30K: ("flickr30k", "")}
 
 
 def load_order(
@@ -95,9 +95,9 @@ def load_retrieval(annotations: Storage, captions: CaptionSet) -> Retrieval:
 
 
 def _read(annotations: Storage, captions: CaptionSet) -> list[tuple[str, list[str]]]:
-    """`image_key` and captions of each picture."""
+    """`image_key` and captions of each image."""
     parts = (ORDER, f"{captions}_karpathy_test.json")
-    collection, beginning = _PICTURES[captions]
+    collection, beginning = _IMAGES[captions]
     found = []
     for item_id, item in read_items(
         annotations, *parts, fields={"image": str, "caption": list}, id_field="image"

@@ -1,7 +1,7 @@
 """Zero-shot sets of one's own: a folder a class, or tar shards as CLIP_benchmark writes them.
 
 Each comes as a benchmark (`zeroshot_folder_NAME`, `zeroshot_webdataset_NAME`: never taken for a published set
-of that name) and the source of its pictures.
+of that name) and the source of its images.
 """
 
 from __future__ import annotations
@@ -10,19 +10,19 @@ from collections.abc import Sequence
 
 import pyarrow.fs
 
-from degla_ray.encoding.images import FilePictures, PictureSource
-from degla_ray.encoding.tar_images import TarPictures, tar_names
+from degla_ray.encoding.images import FileImages, ImageSource
+from degla_ray.encoding.tar_images import TarImages, tar_names
 from degla_ray.errors import DataError
 from degla_ray.evaluation.benchmarks.base import Benchmark
 from degla_ray.evaluation.benchmarks.classification import Scores
-from degla_ray.evaluation.benchmarks.zero_shot import labelled_pictures, with_braces
+from degla_ray.evaluation.benchmarks.zero_shot import labelled_images, with_braces
 from degla_ray.storage import Storage
 
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff")  # of class folders
+IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff")  # of class folders
 TEMPLATE = "a photo of a {}."
 
 
-def load_folder(uri: str, scores: Scores = "standard") -> tuple[Benchmark, PictureSource]:
+def load_folder(uri: str, scores: Scores = "standard") -> tuple[Benchmark, ImageSource]:
     """A dataset of one folder a class, on any filesystem; classes are in the order of the folders' names.
 
     What prompts call a class is its folder's name with spaces for underscores, unless there is a
@@ -30,31 +30,31 @@ def load_folder(uri: str, scores: Scores = "standard") -> tuple[Benchmark, Pictu
     `templates.txt` (one a line, with {} or {c}) replaces the template "a photo of a {}.".
 
     Raises:
-        DataError: no such folder, no classes, a class without pictures, names that do not fit the folders.
+        DataError: no such folder, no classes, a class without images, names that do not fit the folders.
     """
     storage = Storage(uri)
     if not storage.is_folder():
         raise DataError(uri, "no such folder", "a folder with a folder a class")
     infos = storage.filesystem.get_file_info(pyarrow.fs.FileSelector(storage.path()))
     folders = sorted(i.base_name for i in infos if not i.is_file and not i.base_name.startswith("."))
-    pictures: dict[str, list[str]] = {folder: [] for folder in folders}
+    images: dict[str, list[str]] = {folder: [] for folder in folders}
     for path in storage.names_below():
         folder = path.partition("/")[0]
-        if folder in pictures and _is_picture(path):
-            pictures[folder].append(path)
+        if folder in images and _is_image(path):
+            images[folder].append(path)
     if len(folders) < 2:
         raise DataError(uri, f"{len(folders)} folders in it", "at least two: one a class")
-    empty = next((folder for folder in folders if not pictures[folder]), None)
+    empty = next((folder for folder in folders if not images[folder]), None)
     if empty is not None:
-        raise DataError(storage.path(empty), "no pictures", f"at least one of *{', *'.join(PICTURES)}")
-    ids = [path for folder in folders for path in pictures[folder]]
-    labels = [label for label, folder in enumerate(folders) for _ in pictures[folder]]
+        raise DataError(storage.path(empty), "no images", f"at least one of *{', *'.join(IMAGES)}")
+    ids = [path for folder in folders for path in images[folder]]
+    labels = [label for label, folder in enumerate(folders) for _ in images[folder]]
     marked = next((path for path in ids if "#" in path), None)
     if marked is not None:
-        raise DataError(storage.path(marked), "a # in its name", "none: it stands for a part of a picture")
+        raise DataError(storage.path(marked), "a # in its name", "none: it stands for a part of an image")
     classes, given = _folder_names(storage, folders)
     templates = with_braces(_lines(storage, "templates.txt") or [TEMPLATE])
-    benchmark = labelled_pictures(
+    benchmark = labelled_images(
         f"folder_{_base_name(storage.uri)}",
         ids,
         labels,
@@ -64,12 +64,12 @@ def load_folder(uri: str, scores: Scores = "standard") -> tuple[Benchmark, Pictu
         scores,
         unique_names=not given,
     )
-    return benchmark, FilePictures(uri)
+    return benchmark, FileImages(uri)
 
 
-def _is_picture(path: str) -> bool:
+def _is_image(path: str) -> bool:
     name = path.rpartition("/")[2]
-    return name.lower().endswith(PICTURES) and not name.startswith(".")
+    return name.lower().endswith(IMAGES) and not name.startswith(".")
 
 
 def _folder_names(storage: Storage, folders: Sequence[str]) -> tuple[list[str], bool]:
@@ -111,10 +111,10 @@ def _lines(storage: Storage, name: str) -> list[str] | None:
     return lines
 
 
-def load_webdataset(uri: str, scores: Scores = "standard") -> tuple[Benchmark, PictureSource]:
+def load_webdataset(uri: str, scores: Scores = "standard") -> tuple[Benchmark, ImageSource]:
     """Tar shards as CLIP_benchmark writes them, on any filesystem.
 
-    A sample is a picture and its class number, KEY.webp (or png, jpg) and KEY.cls. `classnames.txt` and
+    A sample is an image and its class number, KEY.webp (or png, jpg) and KEY.cls. `classnames.txt` and
     `zeroshot_classification_templates.txt` lie beside the shards or in the folder above.
 
     Args:
@@ -135,10 +135,10 @@ def load_webdataset(uri: str, scores: Scores = "standard") -> tuple[Benchmark, P
         raise DataError(shards.uri, f"{len(found)} shards", f"{' '.join(counted)}, as nshards.txt says")
     home, classes = _beside_or_above(shards, "classnames.txt")
     _, templates = _beside_or_above(shards, "zeroshot_classification_templates.txt")
-    source = TarPictures(shards.uri)
+    source = TarImages(shards.uri)
     ids = list(source.samples)
     labels = [sample.label for sample in source.samples.values()]
-    benchmark = labelled_pictures(
+    benchmark = labelled_images(
         f"webdataset_{_base_name(home.uri)}",
         ids,
         labels,

@@ -1,10 +1,10 @@
-"""The published benchmarks that there are files of, and where their pictures lie.
+"""The published benchmarks that there are files of, and where their images lie.
 
     DATA/annotations/sugarcrepe, sugarcrepe_pp, valse, aro, order, winoground    as released
-    DATA/images/coco_val2017, vg, ...        a folder a collection of pictures
+    DATA/images/coco_val2017, vg, ...        a folder a collection of images
     DATA/zeroshot/                           as torchvision lays its datasets out
 
-`jobs/fetch_benchmarks.py` writes such a folder. Pictures that lie elsewhere are named by `published.images`.
+`jobs/fetch_benchmarks.py` writes such a folder. Images that lie elsewhere are named by `published.images`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from degla_ray.config import PublishedConfig
-from degla_ray.encoding.images import FilePictures, PictureSource
+from degla_ray.encoding.images import FileImages, ImageSource
 from degla_ray.errors import DataError
 from degla_ray.evaluation.benchmarks import zero_shot
 from degla_ray.evaluation.benchmarks.aro import load_vg_attribution, load_vg_relation
@@ -62,7 +62,7 @@ BENCHMARKS: dict[str, tuple[str, Load]] = {  # name -> what is there below annot
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """Benchmarks and where their pictures lie.
+    """Benchmarks and where their images lie.
 
     Attributes:
         identity: benchmark -> hash of its items and protocol.
@@ -70,7 +70,7 @@ class Published:
     """
 
     benchmarks: list[Benchmark] = field(default_factory=list)
-    sources: dict[str, PictureSource] = field(default_factory=dict)
+    sources: dict[str, ImageSource] = field(default_factory=dict)
     identity: dict[str, str] = field(default_factory=dict)
     absent: list[str] = field(default_factory=list)
 
@@ -95,7 +95,7 @@ def load(config: PublishedConfig, names: Sequence[str]) -> Published:
                 for benchmark, source in zero_shot.load_torchvision(root, [name], config.zero_shot_scores):
                     _add(found, benchmark, config, source)
     if config.nlvr is not None and _wanted(NLVR, names, there=True, absent=found.absent):
-        _add(found, load_nlvr(Storage(config.nlvr)), config, FilePictures(config.nlvr))
+        _add(found, load_nlvr(Storage(config.nlvr)), config, FileImages(config.nlvr))
     for uri in config.class_folders:
         benchmark, source = load_folder(uri, config.zero_shot_scores)
         _add(found, benchmark, config, source)
@@ -125,7 +125,7 @@ def _wanted(name: str, names: Sequence[str], *, there: bool, absent: list[str]) 
 
 
 def _add(
-    found: Published, benchmark: Benchmark, config: PublishedConfig, source: PictureSource | None = None
+    found: Published, benchmark: Benchmark, config: PublishedConfig, source: ImageSource | None = None
 ) -> None:
     if benchmark.name in found.identity:
         raise DataError(benchmark.name, "two benchmarks of this name", "another name for one of the folders")
@@ -133,4 +133,4 @@ def _add(
     found.identity[benchmark.name] = identity(benchmark)
     for collection in sorted({key.partition(":")[0] for key in benchmark.image_keys()}):
         folder = config.images.get(collection, f"{config.data}/{IMAGES}/{collection}")
-        found.sources[collection] = source or FilePictures(folder)
+        found.sources[collection] = source or FileImages(folder)

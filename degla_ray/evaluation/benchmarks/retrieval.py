@@ -1,6 +1,6 @@
 """Retrieval both ways: recall at 1, 5 and 10, without ever holding the full N x M matrix.
 
-Truth goes by text: a caption that two pictures share, word for word, is right for both, and stands once
+Truth goes by text: a caption that two images share, word for word, is right for both, and stands once
 among the candidates. An item is correct at k if fewer than k wrong candidates score as high as its best
 true one or higher (a tie counts against). Memory is CHUNK * max(N, M) doubles.
 """
@@ -21,15 +21,15 @@ CHUNK = 512  # queries scored at once
 
 
 class Retrieval:
-    """Retrieval over pictures and their captions.
+    """Retrieval over images and their captions.
 
-    Subsets are `i2t_r1 … i2t_r10` (a picture finds one of its captions; item = image_id) and
-    `t2i_r1 … t2i_r10` (a distinct caption finds one of its pictures; item = the caption).
+    Subsets are `i2t_r1 … i2t_r10` (an image finds one of its captions; item = image_id) and
+    `t2i_r1 … t2i_r10` (a distinct caption finds one of its images; item = the caption).
 
     Args:
         name: benchmark name.
         captions: CAPTIONS rows.
-        source: picture source that image_id refers to; none: each image_id is an `image_key`.
+        source: image source that image_id refers to; none: each image_id is an `image_key`.
     """
 
     protocol = "a tie is wrong; truth by text"

@@ -18,7 +18,7 @@ from degla_ray.storage import Storage
 SUGARCREPE, SUGARCREPE_PP = "sugarcrepe", "sugarcrepe_pp"
 SUBSETS = ("replace_obj", "replace_att", "replace_rel", "swap_obj", "swap_att", "add_obj", "add_att")
 SUBSETS_PP = SUBSETS[:5]
-PICTURES = "coco_val2017"
+IMAGES = "coco_val2017"
 AVERAGES = {
     "sugarcrepe_replace": SUBSETS[:3],
     "sugarcrepe_swap": SUBSETS[3:5],
@@ -55,7 +55,7 @@ def load_sugarcrepe(annotations: Storage, *, extra_item: bool = False) -> Choice
                 "benchmark": SUGARCREPE,
                 "subset": subset,
                 "item_id": item_id,
-                "image_id": image_key(PICTURES, item["filename"]),
+                "image_id": image_key(IMAGES, item["filename"]),
                 "texts": [item["caption"], item["negative_caption"]],
             }
             for item_id, item in items.items()
@@ -85,6 +85,6 @@ def load_sugarcrepe_pp(annotations: Storage) -> TwoPositives:
             annotations, SUGARCREPE_PP, f"{subset}.json", fields=fields, id_field="id"
         ):
             texts = (item["caption"], item["caption2"], item["negative_caption"])
-            images = (image_key(PICTURES, item["filename"]),)
+            images = (image_key(IMAGES, item["filename"]),)
             items.append(Shown(subset=subset, item_id=item_id, images=images, texts=texts))
     return TwoPositives(SUGARCREPE_PP, items)

@@ -1,9 +1,9 @@
 """A suite folder: the test sets that `prepare --source scenes` writes at OUTPUT/tests.
 
-    images/part-*.parquet           IMAGES, all pictures of the suite
+    images/part-*.parquet           IMAGES, all images of the suite
     choices/part-*.parquet          CHOICE_ITEMS, several benchmarks in one table
     classification/part-*.parquet   CLASS_ITEMS
-    classification/classes.json     {benchmark: {"classes": [...], "templates": ["a picture of a {}.", ...]}}
+    classification/classes.json     {benchmark: {"classes": [...], "templates": ["an image of a {}.", ...]}}
     retrieval/part-*.parquet        CAPTIONS
 
 A suite may lack any of the last three, not all of them.

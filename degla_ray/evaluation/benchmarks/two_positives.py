@@ -17,13 +17,13 @@ ITT, TOT = "itt", "tot"
 class TwoPositives:
     """Every item scored twice, each time strictly: a tie is wrong.
 
-    Subsets `SUBSET_itt`: both positives are nearer to the picture than the negative is. Subsets
-    `SUBSET_tot`, of the texts alone, whether or not there is a picture: the positives are nearer to each
+    Subsets `SUBSET_itt`: both positives are nearer to the image than the negative is. Subsets
+    `SUBSET_tot`, of the texts alone, whether or not there is an image: the positives are nearer to each
     other than either is to the negative.
 
     Args:
         name: benchmark name; its averages are NAME_itt and NAME_tot.
-        items: one picture and three texts each, the negative last; each item_id once in a subset.
+        items: one image and three texts each, the negative last; each item_id once in a subset.
     """
 
     protocol = "strict"
@@ -44,7 +44,7 @@ class TwoPositives:
         return 1 / 3  # one of three numbers has to be the least (itt) or the greatest (tot)
 
     def score(self, features: FeatureTable) -> Scored:
-        """candidate_scores: itt similarity of the picture with caption, second caption and negative; tot
+        """candidate_scores: itt similarity of the image with caption, second caption and negative; tot
         that of caption and second caption, caption and negative, second caption and negative."""
         rows: list[tuple[str, str, str, np.ndarray, bool]] = []
         missing: Counter[str] = Counter()

@@ -52,7 +52,7 @@ def load_valse(annotations: Storage, *, min_votes: int = 2) -> Choice:
             official evaluation asks for 2, and 0 keeps all.
 
     Raises:
-        DataError: a file that is absent or broken, a picture of an unknown data set, nothing kept.
+        DataError: a file that is absent or broken, an image of an unknown data set, nothing kept.
     """
     rows = []
     for subset in SUBSETS:
@@ -93,5 +93,5 @@ def _collection(item: dict[str, Any], where: str) -> str:
             beginning
         ):
             return collection
-    found = f"{item['dataset']!r}, split {item['original_split']!r}, picture {item['image_file']!r}"
+    found = f"{item['dataset']!r}, split {item['original_split']!r}, image {item['image_file']!r}"
     raise DataError(where, found, f"one of {', '.join(f'{d} {s} {b}' for d, s, b in COLLECTIONS)}")

@@ -1,4 +1,4 @@
-"""Winoground, and test sets in its format: two captions of the same words, two pictures.
+"""Winoground, and test sets in its format: two captions of the same words, two images.
 
 Source: Thrush et al. 2022. The data set itself is gated; `winoground/examples.jsonl` is its own file.
 """
@@ -19,12 +19,12 @@ CHANCE = {"text": 1 / 4, "image": 1 / 4, "group": 1 / 6}
 
 
 class Winoground:
-    """Strict. `text`: each picture's own caption is the nearer; `image`: each caption's own picture is;
+    """Strict. `text`: each image's own caption is the nearer; `image`: each caption's own image is;
     `group`: both.
 
     Args:
         name: benchmark name.
-        items: two pictures and two texts each, in the same order; each item_id once.
+        items: two images and two texts each, in the same order; each item_id once.
     """
 
     protocol = "strict"
@@ -44,8 +44,8 @@ class Winoground:
         return CHANCE[subset]
 
     def score(self, features: FeatureTable) -> Scored:
-        """candidate_scores: similarity of caption 0 with picture 0, caption 1 with picture 0, caption 0 with
-        picture 1, caption 1 with picture 1."""
+        """candidate_scores: similarity of caption 0 with image 0, caption 1 with image 0, caption 0 with
+        image 1, caption 1 with image 1."""
         scored = [item for item in self._items if all(key in features.image_row for key in item.images)]
         rows = np.zeros((len(scored), 4), dtype=np.float32)
         for row_4, item in zip(rows, scored, strict=True):
@@ -70,7 +70,7 @@ class Winoground:
 
 
 def load_winoground(annotations: Storage) -> Winoground:
-    """Winoground, from `winoground/examples.jsonl`; its pictures are `NAME.png`.
+    """Winoground, from `winoground/examples.jsonl`; its images are `NAME.png`.
 
     Raises:
         DataError: the file is absent or broken.

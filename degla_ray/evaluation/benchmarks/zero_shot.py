@@ -1,12 +1,12 @@
 """Torchvision's eleven zero-shot sets, as published.
 
-Each comes as a benchmark `zeroshot_NAME` and the source of its pictures, which has the benchmark's name.
+Each comes as a benchmark `zeroshot_NAME` and the source of its images, which has the benchmark's name.
 
 Names and templates of the eleven are OpenAI's. Where OpenAI's names differ from torchvision's (Pets,
 Flowers, Caltech101) they are read from the package clip_benchmark and matched with torchvision's; ImageNet's
 come with open_clip; the other seven sets' are torchvision's own with spaces (CLIP_benchmark takes those too,
 but leaves the underscores in CIFAR-100's). Nothing is downloaded here: `jobs/fetch_benchmarks.py` does that.
-Only the index files are read, no pictures; SUN397 has none, so its 108,754 pictures are looked for by name.
+Only the index files are read, no images; SUN397 has none, so its 108,754 images are looked for by name.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any
 import pyarrow as pa
 from PIL import Image
 
-from degla_ray.encoding.images import FilePictures, Picture, PictureBatch, PictureSource
+from degla_ray.encoding.images import FileImages, ImageBatch, ImageFile, ImageSource
 from degla_ray.errors import DataError, SettingError
 from degla_ray.evaluation.benchmarks.base import Benchmark
 from degla_ray.evaluation.benchmarks.classification import MEAN_PER_CLASS, TOP1, TOP5, Classification, Scores
@@ -157,7 +157,7 @@ def present(root: str) -> list[str]:
 
 def load_torchvision(
     root: str, names: Sequence[str], scores: Scores = "standard"
-) -> list[tuple[Benchmark, PictureSource]]:
+) -> list[tuple[Benchmark, ImageSource]]:
     """Sets that torchvision reads, each with all METRICS.
 
     Args:
@@ -176,27 +176,27 @@ def load_torchvision(
     return [_load_torchvision(_local(root), name, scores) for name in names]
 
 
-def _load_torchvision(root: str, name: str, scores: Scores) -> tuple[Benchmark, PictureSource]:
+def _load_torchvision(root: str, name: str, scores: Scores) -> tuple[Benchmark, ImageSource]:
     spec, where = SETS[name], f"{name} in {root}"
     dataset = _open(root, name)
     classes = _class_names(where, spec, dataset)
     files = _files(dataset)
-    source: PictureSource
+    source: ImageSource
     if files is None:
-        source = TorchvisionPictures(root, name)
+        source = TorchvisionImages(root, name)
         ids, labels = [str(i) for i in range(len(dataset))], list(dataset.targets)
     else:
-        source = FilePictures(root)
+        source = FileImages(root)
         # sorted: SUN397's come as the file system lists them
         rows = sorted((Path(path).relative_to(root).as_posix(), int(label)) for path, label in files)
         ids, labels = [path for path, _ in rows], [label for _, label in rows]
-    benchmark = labelled_pictures(
+    benchmark = labelled_images(
         name, ids, labels, classes, _templates(spec), where, scores, note=spec.note, unique_names=False
     )
     return benchmark, source
 
 
-def labelled_pictures(
+def labelled_images(
     name: str,
     image_ids: Sequence[str],
     labels: Sequence[int],
@@ -207,7 +207,7 @@ def labelled_pictures(
     note: str = "",
     unique_names: bool = True,
 ) -> Benchmark:
-    """An item a picture, whose id is the item's too."""
+    """An item an image, whose id is the item's too."""
     full = PREFIX + name
     columns = [[full] * len(image_ids), image_ids, image_ids, labels]
     items = pa.Table.from_arrays(
@@ -262,7 +262,7 @@ def _open(root: str, name: str) -> Any:
 
 
 def _files(dataset: Any) -> list[tuple[str, int]] | None:
-    """(path, label) of each picture; none where torchvision keeps arrays."""
+    """(path, label) of each image; none where torchvision keeps arrays."""
     if hasattr(dataset, "categories"):  # Caltech101
         folder = os.path.join(dataset.root, "101_ObjectCategories")
         return [
@@ -289,7 +289,7 @@ def _class_names(where: str, spec: TorchvisionSet, dataset: Any) -> list[str]:
 
         listed = IMAGENET_CLASSNAMES
     else:
-        listed = _from_cliplabelled_pictures("en_classnames.json").get(spec.prompts)
+        listed = _from_cliplabelled_images("en_classnames.json").get(spec.prompts)
     if listed is None:
         # CLIP_benchmark takes torchvision's own names for these too: they are the data set's, in the order
         # of the labels, and OpenAI's are the same words with spaces.
@@ -339,7 +339,7 @@ def _templates(spec: TorchvisionSet) -> list[str]:
         from open_clip import OPENAI_IMAGENET_TEMPLATES
 
         return [template("{}") for template in OPENAI_IMAGENET_TEMPLATES]
-    return with_braces(_from_cliplabelled_pictures("en_zeroshot_classification_templates.json")[spec.prompts])
+    return with_braces(_from_cliplabelled_images("en_zeroshot_classification_templates.json")[spec.prompts])
 
 
 def with_braces(templates: Sequence[str]) -> list[str]:
@@ -347,7 +347,7 @@ def with_braces(templates: Sequence[str]) -> list[str]:
     return [template.replace("{c}", "{}") for template in templates]
 
 
-def _from_cliplabelled_pictures(file: str) -> dict[str, list[str]]:
+def _from_cliplabelled_images(file: str) -> dict[str, list[str]]:
     """A data file of the package, which is not imported: it would bring in all that it evaluates with."""
     found = importlib.util.find_spec("clip_benchmark")
     if found is None or not found.submodule_search_locations:
@@ -360,18 +360,18 @@ def _from_cliplabelled_pictures(file: str) -> dict[str, list[str]]:
 
 
 @dataclass(frozen=True)
-class TorchvisionPictures:
-    """Pictures of a set that torchvision holds as arrays, CIFAR's. An id is the number in the test split."""
+class TorchvisionImages:
+    """Images of a set that torchvision holds as arrays, CIFAR's. An id is the number in the test split."""
 
     root: str
     name: str
     """Key of SETS."""
 
-    def batches(self, wanted: set[str], size: int) -> tuple[list[PictureBatch], dict[str, str]]:
+    def batches(self, wanted: set[str], size: int) -> tuple[list[ImageBatch], dict[str, str]]:
         ordered = sorted(wanted, key=lambda image_id: (len(image_id), image_id))
-        return [PictureBatch(ids=ordered[i : i + size]) for i in range(0, len(ordered), size)], {}
+        return [ImageBatch(ids=ordered[i : i + size]) for i in range(0, len(ordered), size)], {}
 
-    def read(self, batch: PictureBatch) -> list[Picture | Exception]:
+    def read(self, batch: ImageBatch) -> list[ImageFile | Exception]:
         """As PNG files, which lose nothing."""
         try:
             data = _open(self.root, self.name).data
@@ -380,11 +380,11 @@ class TorchvisionPictures:
         return [_png(data, image_id) for image_id in batch.ids]
 
 
-def _png(data: Any, image_id: str) -> Picture | Exception:
+def _png(data: Any, image_id: str) -> ImageFile | Exception:
     try:
         array = data[int(image_id)]
     except (IndexError, ValueError) as error:
         return error
     file = io.BytesIO()
     Image.fromarray(array).save(file, format="PNG", compress_level=1)
-    return Picture(data=file.getvalue())
+    return ImageFile(data=file.getvalue())

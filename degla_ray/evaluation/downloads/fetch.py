@@ -2,7 +2,7 @@
 
 What lies where is data (`downloads.yaml`). What was fetched stands in `fetched.json` with size, SHA-256 and
 day: a rerun skips it, and notices where a file that nobody published a checksum of is another one by now.
-Archives are deleted once they are unpacked, so a rerun cannot verify pictures again (COCO's three: 21 GB).
+Archives are deleted once they are unpacked, so a rerun cannot verify images again (COCO's three: 21 GB).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """A language model's answer as a caption, or why it is none. Pure: no Ray, no model.
 
-Form only: whether the caption says something else of the picture is for checks.py. Small models add labels
+Form only: whether the caption says something else of the image is for checks.py. Small models add labels
 and quotes, which are taken off, and stop before the full stop, which is put there where the caption has one:
-else an ending would tell negatives from captions without a look at the picture.
+else an ending would tell negatives from captions without a look at the image.
 """
 
 from __future__ import annotations

@@ -332,7 +332,7 @@ def _settle(
     to: tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]],
     counts: Counter[str],
 ) -> None:
-    """One caption's rows of one kind. What is true of its own picture is rejected, if a scene says so."""
+    """One caption's rows of one kind. What is true of its own image is rejected, if a scene says so."""
     negatives, rejects = to
     state = entry.state()
     if state is State.OK:

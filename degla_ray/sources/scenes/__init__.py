@@ -1,1 +1,1 @@
-"""Rendered scenes: pictures made here, of which everything true and false is known."""
+"""Rendered scenes: images made here, of which everything true and false is known."""

@@ -169,7 +169,7 @@ def _predicable(scene: Scene, named: tuple[Mention, ...]) -> bool:
 
 
 def _on_both_sides(a: SceneObject, relation: Relation, b: SceneObject) -> bool:
-    """Whether the middle of the picture lies between the two, so that one is "on the left"."""
+    """Whether the middle of the image lies between the two, so that one is "on the left"."""
     if relation in (Relation.LEFT, Relation.RIGHT):
         return (a.x - 0.5) * (b.x - 0.5) < 0
     return (a.y - 0.5) * (b.y - 0.5) < 0
@@ -178,7 +178,7 @@ def _on_both_sides(a: SceneObject, relation: Relation, b: SceneObject) -> bool:
 def _opening(rng: np.random.Generator, template: str) -> str:
     openings = wording().openings
     opening = pick(rng, openings)
-    # "a circle on the left and a square on the right in the picture" is nobody's English
+    # "a circle on the left and a square on the right in the image" is nobody's English
     while "{place" in template and not opening.endswith("{}"):
         opening = pick(rng, openings)
     return opening

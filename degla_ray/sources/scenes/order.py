@@ -14,7 +14,7 @@ from degla_ray.sources.scenes.wording import wording
 from degla_ray.sources.scenes.world import SHAPES
 
 MAX_WORDS = 30
-_FRAME_NOUNS = frozenset({"picture", "image", "drawing"})
+_FRAME_NOUNS = frozenset({"image", "drawing"})
 _DROPPED = re.compile(r'[.!"()*#:;~]')
 
 

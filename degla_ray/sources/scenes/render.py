@@ -1,4 +1,4 @@
-"""A scene as a PNG picture: Pillow, drawn three times as large and averaged down.
+"""A scene as a PNG image: Pillow, drawn three times as large and averaged down.
 
 About 1 ms for 64 pixels on one core. The same scene and size give the same bytes with the same Pillow.
 """
@@ -14,8 +14,8 @@ from PIL import Image, ImageChops, ImageDraw, ImageFilter
 from degla_ray.sources.scenes.world import Scene, SceneObject
 
 _FINER = 3  # supersampling
-_STRIPE = (0.085, 0.45)  # period in sides of the picture, and the part of it that a stripe fills
-_DOT = (0.090, 0.32)  # distance of dots in sides of the picture, and a dot's radius in that distance
+_STRIPE = (0.085, 0.45)  # period in sides of the image, and the part of it that a stripe fills
+_DOT = (0.090, 0.32)  # distance of dots in sides of the image, and a dot's radius in that distance
 
 _RGB = {
     "red": (214, 26, 32),
@@ -31,7 +31,7 @@ _RGB = {
 _LIGHT = frozenset({"yellow", "pink", "white"})
 _TONE = {"black": 0.88, "white": 0.25, "yellow": 0.42, "pink": 0.45}
 _DEFAULT_TONE = 0.76  # towards white; a light colour's is what is left of it
-_RIM = 0.009  # in sides of the picture: what stays plain along the edge, so that the outline can be seen
+_RIM = 0.009  # in sides of the image: what stays plain along the edge, so that the outline can be seen
 
 
 def _star() -> list[tuple[float, float]]:
@@ -70,11 +70,11 @@ _HOLE = 0.46  # inner radius of a ring
 def render(scene: Scene, size: int) -> bytes:
     """PNG bytes (RGB) of the scene, `size` pixels wide and high."""
     side = size * _FINER
-    picture = _ground(scene, side)
+    image = _ground(scene, side)
     for thing in scene.objects:
-        _draw(picture, thing, side)
+        _draw(image, thing, side)
     file = io.BytesIO()
-    picture.reduce(_FINER).save(file, format="PNG", compress_level=4)
+    image.reduce(_FINER).save(file, format="PNG", compress_level=4)
     return file.getvalue()
 
 
@@ -88,7 +88,7 @@ def _ramp(side: int) -> Image.Image:
     return Image.linear_gradient("L").resize((side, side))
 
 
-def _draw(picture: Image.Image, thing: SceneObject, side: int) -> None:
+def _draw(image: Image.Image, thing: SceneObject, side: int) -> None:
     radius = thing.radius * side
     box = 2 * math.ceil(radius) + 1
     left, top = round(thing.x * side) - box // 2, round(thing.y * side) - box // 2
@@ -99,7 +99,7 @@ def _draw(picture: Image.Image, thing: SceneObject, side: int) -> None:
         inside = mask.filter(ImageFilter.MinFilter(2 * round(_RIM * side) + 1))
         second = ImageChops.multiply(inside, _pattern(thing.texture, box, side))
         fill.paste(_tone(thing.colour), mask=second)
-    picture.paste(fill, (left, top), mask)
+    image.paste(fill, (left, top), mask)
 
 
 def _mask(shape: str, radius: float, box: int) -> Image.Image:

@@ -1,7 +1,7 @@
-"""Source `scenes`: pictures and captions that are drawn by lot, and nothing to download.
+"""Source `scenes`: images and captions that are drawn by lot, and nothing to download.
 
 A scene is a function of (seed, split, number), so no task needs another's result: the driver draws the
-scenes for their captions, a task draws them again for their pictures. That costs 0.5 ms a scene twice
+scenes for their captions, a task draws them again for their images. That costs 0.5 ms a scene twice
 and saves shipping anything.
 """
 
@@ -53,8 +53,8 @@ class ScenesSource(Source):
     def records(self) -> Iterator[Record | RowsRead]:
         config = self._config
         sizes = {"train": config.num_images, "val": config.num_validation_images}
-        pictures = sum(sizes.values())
-        yield RowsRead(images=pictures, captions=pictures * config.captions_per_image)
+        images = sum(sizes.values())
+        yield RowsRead(images=images, captions=images * config.captions_per_image)
         for split, size in sizes.items():
             for number in range(size):
                 image_id = f"scenes-{split}-{number:06d}"

@@ -1,7 +1,7 @@
 """The test sets that lie beside prepared scenes: composition, word order, zero-shot, retrieval.
 
 `test_items` scenes, apart from those trained on, give one item to every choice subset and one caption to
-retrieval; as many pictures of single objects are for zero-shot. 300 of each take about 2 s.
+retrieval; as many images of single objects are for zero-shot. 300 of each take about 2 s.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from degla_ray.storage import ROW_GROUP_ROWS, Storage
 COMPOSITION, ORDER, ZERO_SHOT = "scenes", "scenes_order", "scenes_zeroshot"
 ZERO_SHOT_TEMPLATES = (
     "a {}",
-    "a picture of a {}.",
+    "an image of a {}.",
     "there is a {}.",
     "an image of a {}.",
     "you can see a {}.",
@@ -83,12 +83,12 @@ def write_test_sets(storage: Storage, config: ScenesConfig) -> dict[str, int]:
 
     choices.sort(key=lambda row: (row["benchmark"], row["subset"], row["item_id"]))
     size = config.image_size
-    pictures = [
+    image_rows = [
         {"image_id": image_id, "image": render(scene, size), "width": size, "height": size}
         for image_id, scene in scenes.items()
     ]
     graphs = [{"image_id": image_id, "graph": scene_to_json(scene)} for image_id, scene in scenes.items()]
-    images = pa.Table.from_pylist(pictures, schema=IMAGES)
+    images = pa.Table.from_pylist(image_rows, schema=IMAGES)
     storage.write_table(images, _FOLDER, "images", _PART, row_group_rows=ROW_GROUP_ROWS)
     storage.write_table(pa.Table.from_pylist(graphs, schema=SCENE_GRAPHS), _FOLDER, "graphs", _PART)
     storage.write_table(pa.Table.from_pylist(choices, schema=CHOICE_ITEMS), _FOLDER, "choices", _PART)
@@ -99,7 +99,7 @@ def write_test_sets(storage: Storage, config: ScenesConfig) -> dict[str, int]:
     storage.write_json(described, _FOLDER, "classification", "classes.json")
     storage.write_table(pa.Table.from_pylist(captions, schema=CAPTIONS), _FOLDER, "retrieval", _PART)
     return {
-        "images": len(pictures),
+        "images": len(image_rows),
         "choices": len(choices),
         "classification": len(classified),
         "retrieval": len(captions),
@@ -146,7 +146,7 @@ def _items(scene: Scene, rng: np.random.Generator) -> _Tested | None:
 
 
 def _single_objects(config: ScenesConfig) -> Iterator[tuple[Scene, int]]:
-    """Pictures of one object and their labels; every class as often as another, give or take one."""
+    """Images of one object and their labels; every class as often as another, give or take one."""
     for index in range(config.test_items):
         rng = scene_rng(config.seed, "zero-shot", index)
         turn, place = divmod(index, len(CLASSES))

@@ -1,7 +1,7 @@
 """What a scene is: two to four coloured shapes on a plain ground, and how one is drawn by lot.
 
 Everything that captions, foils and the truth check say follows from a `Scene`. Lengths are fractions of
-the picture's side, y grows downwards. One scene takes about 0.1 ms.
+the image's side, y grows downwards. One scene takes about 0.1 ms.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ _GROUND_DRIFT = 18  # between the two ends of the background
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SceneObject:
-    """One object. `x`, `y`: centre; `radius`: of the circle around it; all in sides of the picture."""
+    """One object. `x`, `y`: centre; `radius`: of the circle around it; all in sides of the image."""
 
     shape: str
     colour: str
