@@ -23,8 +23,9 @@ from degla_ray.language.lexicon import Lexicon, Number, load_lexicon, plural, si
 MODEL_FILE = "morphmodel_en.pgz"  # lies inside the HanTa package
 
 # 's is a token of its own; other hyphens and apostrophes stay inside their word (t-shirt, don't).
-# So is a placeholder for a name (<PERSON>).
-_TOKEN = re.compile(r"<[A-Z][A-Z_]*>|[^\W_]+(?:[-'’](?!s\b)[^\W_]+)*|['’]s\b|[^\w\s]|_", re.UNICODE)
+# So is a placeholder for a name, as data sets write it: <PERSON>, <person_1>, [NAME], {LOCATION}.
+_PLACEHOLDER = re.compile(r"<[A-Za-z]\w*>|\[[A-Z][A-Z0-9_]+\]|\{[A-Z][A-Z0-9_]+\}")
+_TOKEN = re.compile(_PLACEHOLDER.pattern + r"|[^\W_]+(?:[-'’](?!s\b)[^\W_]+)*|['’]s\b|[^\w\s]|_", re.UNICODE)
 
 
 class Tag(StrEnum):
@@ -106,8 +107,9 @@ def plain(caption: str) -> str:
     return unicodedata.normalize("NFC", html.unescape(html.unescape(caption)))
 
 
-def _is_placeholder(text: str) -> bool:
-    return text.startswith("<") and len(text) > 1
+def is_placeholder(text: str) -> bool:
+    """Return whether a token stands for a name that was taken out of the caption."""
+    return _PLACEHOLDER.fullmatch(text) is not None
 
 
 class Tagger:
@@ -146,7 +148,7 @@ class Tagger:
         for match, detail in zip(matches, details, strict=True):
             tokens.append(self._token(match.group(), detail, caption[end : match.start()], match.start()))
             end = match.end()
-        word = next((i for i, t in enumerate(tokens) if t.text[0].isalnum() or _is_placeholder(t.text)), 0)
+        word = next((i for i, t in enumerate(tokens) if t.text[0].isalnum() or is_placeholder(t.text)), 0)
         first = tokens[word]
         capital = (
             first.text[0].isupper() and first.text[1:] == first.text[1:].lower() and first.tag is not Tag.NAME
@@ -165,7 +167,7 @@ class Tagger:
             tag = Tag.OTHER
         if lower in ("'s", "’s"):
             tag = Tag.VERB if detail.startswith("V") else Tag.POSS
-        elif _is_placeholder(text):
+        elif is_placeholder(text):
             return Token(text, lower, Tag.NAME, detail, None, space, start, start + len(text), sure=False)
         elif not text[0].isalnum():
             tag = Tag.PUNCT

@@ -9,14 +9,14 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from itertools import combinations, zip_longest
+from itertools import combinations, pairwise, zip_longest
 
 from degla_ray.language.edits import counts, exchanged, moved, substituted, with_noun
 from degla_ray.language.grammar import words_sha
 from degla_ray.language.lexicon import Behaviour, Entry, Number
 from degla_ray.language.mentions import Mentioned
 from degla_ray.language.phrases import NounPhrase, is_coordinated, noun_phrases
-from degla_ray.language.tagging import Sentence, Tag, load_tagger, tagger_name
+from degla_ray.language.tagging import Sentence, Tag, is_placeholder, load_tagger, tagger_name
 from degla_ray.negatives.checks import Language, broken_bonds, statements
 from degla_ray.negatives.proposals import Proposal, Request, no_veto, select
 from degla_ray.schema import Kind
@@ -245,7 +245,9 @@ class RuleEngine:
         found = []
         for n in range(SCRAMBLES):
             if n % 2 == 0 and len(nouns) > 2:
-                yield Proposal(sentence=self._content_shuffled(sentence, nouns, adjectives, rng))
+                shuffled = self._content_shuffled(sentence, nouns, adjectives, rng)
+                if shuffled is not None:
+                    yield Proposal(sentence=shuffled)
             else:
                 order = (_trigrams_shuffled, _within_trigrams_shuffled)[n // 2 % 2](units, rng)
                 if order != units:
@@ -254,25 +256,34 @@ class RuleEngine:
         yield from (Proposal(sentence=scrambled, scrambled=True) for scrambled in found)
 
     def _units(self, sentence: Sentence) -> list[range]:
-        """Token spans that move as one: a noun phrase with its determiner, any other word alone."""
+        """Return the token spans that move as one: noun phrases with their determiner, and other words.
+
+        Things named in one breath ("salt and pepper") are one span. Punctuation and placeholders for names
+        belong to none and stay where they are.
+        """
         tokens = sentence.tokens
-        starts = {
-            p.start: p.end for p in noun_phrases(sentence, self.language.grammar, self.language.lexicon)
-        }
+        phrases = noun_phrases(sentence, self.language.grammar, self.language.lexicon)
+        ends = {phrase.start: phrase.end for phrase in phrases}
+        for first, second in reversed([*pairwise(phrases)]):
+            if is_coordinated(tokens[first.end : second.start], second):
+                ends[first.start] = ends[second.start]
         units, i = [], 0
         while i < len(tokens):
-            end = starts.get(i, i + 1)
+            end = ends.get(i, i + 1)
             if tokens[i].tag is Tag.DET and end == i + 1 < len(tokens):
-                end = starts.get(i + 1, i + 2)  # "his" or "the" before a word that is no noun
-            if tokens[i].tag is not Tag.PUNCT:
+                end = ends.get(i + 1, i + 2)  # "his" or "the" before a word that is no noun
+            if tokens[i].tag is not Tag.PUNCT and not is_placeholder(tokens[i].text):
                 units.append(range(i, end))
             i = end
         return units
 
     def _content_shuffled(
         self, sentence: Sentence, nouns: Sequence[int], adjectives: Sequence[int], rng: random.Random
-    ) -> Sentence:
-        """Nouns among the nouns' places, in the places' numbers where they have them; adjectives likewise."""
+    ) -> Sentence | None:
+        """Shuffle nouns among the nouns' places, in the number of the place, and adjectives among theirs.
+
+        None where a noun does not have the number of its new place.
+        """
         tokens = sentence.tokens
         changes = {
             slot: tokens[i]
@@ -281,7 +292,9 @@ class RuleEngine:
         for slot, i in zip(nouns, rng.sample(nouns, len(nouns)), strict=True):
             number = tokens[slot].number
             new = number and with_noun(tokens[i], self.language.lexicon, tokens[i].lemma, number)
-            changes[slot] = new or tokens[i]
+            if not new:
+                return None  # "a pants"
+            changes[slot] = new
         return substituted(sentence, changes)
 
     def _pairs(self, sentence: Sentence, rng: random.Random) -> list[tuple[NounPhrase, NounPhrase]]:
