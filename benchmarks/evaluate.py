@@ -115,7 +115,7 @@ def one_by_one(loaded: LoadedModel, folder: Path, items: list[dict[str, Any]]) -
     """Decisions as SugarCrepe's and ARO's scripts make them: bool [n]."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model: OpenClipModel = loaded.model.to(device)
-    transform = encoding.eval_transform(loaded.preprocess_cfg)
+    transform = loaded.transform
     decisions = []
     for item in items:
         image = Image.open(io.BytesIO((folder / item["image_id"]).read_bytes())).convert("RGB")

@@ -41,7 +41,8 @@ from degla_ray.config import (
     TrainConfig,
 )
 from degla_ray.loader.feed import LocalBatch
-from degla_ray.model import LoadedModel, Teacher, build
+from degla_ray.model import LoadedModel, Teacher
+from degla_ray.model.build import build
 from degla_ray.model.encode import OpenClipModel
 from degla_ray.training.gradients import Gradients
 from degla_ray.training.optimizer import build_optimizer, clamp_logit_scale

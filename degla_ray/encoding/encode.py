@@ -231,6 +231,10 @@ class _Decoder:
         if not row["source"]:
             digests = [text_digest(text) for text in row["ids"]]
             return {**row, **found, "ids": list(row["ids"]), "digests": digests, "pixels": b"", "shape": []}
+        from degla_ray.model.preprocess import (
+            eval_transform,  # open_clip: seconds that the driver need not spend
+        )
+
         transform, known = eval_transform(self.preprocess_cfg), ray.get(self.known_ref)
         batch = ImageBatch(ids=list(row["ids"]), where=row["where"])
         pixels = []
@@ -301,13 +305,6 @@ class _Encoder:
         longer_BL = self.tokenizer(["", *texts], context_length=context_length + 1)
         padding = longer_BL[0, -1]
         return [bool(last != padding) for last in longer_BL[1:, -1]]
-
-
-def eval_transform(preprocess_cfg: Mapping[str, Any]) -> Any:
-    """The model's own transform for evaluation: PIL image -> float32 tensor [3, H, W]."""
-    from open_clip.transform import PreprocessCfg, image_transform_v2
-
-    return image_transform_v2(PreprocessCfg(**preprocess_cfg), is_train=False)
 
 
 def _decode(image_file: ImageFile, transform: Any) -> np.ndarray:

@@ -184,7 +184,9 @@ def opened(spec: Mapping[str, Any]) -> ImageSource:
     """The source that a `spec` names."""
     fields = dict(spec)
     module, _, name = fields.pop("kind").partition(":")
-    if not module.startswith("degla_ray.evaluation."):
-        raise DataError("summary.json, sources", f"kind {module}:{name}", "a class of degla_ray.evaluation")
+    if not module.startswith(("degla_ray.encoding.", "degla_ray.evaluation.")):
+        raise DataError(
+            "summary.json, sources", f"kind {module}:{name}", "a class of degla_ray.encoding or .evaluation"
+        )
     source: ImageSource = getattr(importlib.import_module(module), name)(**fields)
     return source

@@ -10,21 +10,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from degla_ray.model.build import build, load
+    from degla_ray.model.build import load
     from degla_ray.model.encode import encode_image, encode_text
-    from degla_ray.model.export import export
     from degla_ray.model.loaded import LoadedModel
     from degla_ray.model.teacher import Teacher
 
-__all__ = ["LoadedModel", "Teacher", "build", "encode_image", "encode_text", "export", "load"]
+__all__ = ["LoadedModel", "Teacher", "encode_image", "encode_text", "load"]
 
 _MODULES = {
     "LoadedModel": "loaded",
     "Teacher": "teacher",
-    "build": "build",
     "encode_image": "encode",
     "encode_text": "encode",
-    "export": "export",
     "load": "build",
 }
 

@@ -6,9 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from PIL import Image
 from torch import Tensor, nn
 
 from degla_ray.model.activation import Activation
+from degla_ray.model.preprocess import eval_transform
 
 RANDOM = "random"
 """`LoadedModel.source` of a model that learned nothing."""
@@ -35,6 +37,11 @@ class LoadedModel:
     name: str
     model_cfg: dict[str, Any] = field(repr=False)
     source: str = RANDOM
+
+    @property
+    def transform(self) -> Callable[[Image.Image], Tensor]:
+        """PIL image -> float32 tensor [3, H, W], as the model's preprocessing says."""
+        return eval_transform(self.preprocess_cfg)
 
     @property
     def is_random(self) -> bool:

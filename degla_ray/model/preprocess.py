@@ -8,13 +8,15 @@ tags where these agree (58 of open_clip's 196 tags are not OpenAI's), and the jo
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import open_clip
 from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
-from open_clip.transform import PreprocessCfg
+from open_clip.transform import PreprocessCfg, image_transform_v2
+from PIL import Image
+from torch import Tensor
 
 from degla_ray.config import ModelConfig
 from degla_ray.errors import DataError, SettingError
@@ -241,3 +243,11 @@ def _as_flag(value: Any) -> str:
 
 def _shown(names: list[str]) -> str:
     return ", ".join(names[:_SHOWN_TAGS]) + (", …" if len(names) > _SHOWN_TAGS else "")
+
+
+def eval_transform(preprocess_cfg: Mapping[str, Any]) -> Callable[[Image.Image], Tensor]:
+    """Return open_clip's transform for evaluation: PIL image -> float32 tensor [3, H, W]."""
+    transform: Callable[[Image.Image], Tensor] = image_transform_v2(
+        PreprocessCfg(**preprocess_cfg), is_train=False
+    )
+    return transform

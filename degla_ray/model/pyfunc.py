@@ -23,7 +23,6 @@ import torch
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, Schema
 from mlflow.types.schema import AnyType
-from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from torch import Tensor
 
@@ -60,7 +59,7 @@ class ClipSimilarity(mlflow.pyfunc.PythonModel):
 
     def load_context(self, context: Any) -> None:
         self.loaded = load(context.artifacts["model"])
-        self.transform = image_transform_v2(PreprocessCfg(**self.loaded.preprocess_cfg), is_train=False)
+        self.transform = self.loaded.transform
 
     @torch.no_grad()
     def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> pd.DataFrame:

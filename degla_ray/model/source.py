@@ -22,7 +22,7 @@ from degla_ray.storage import Storage
 
 SCENES_BASE = "scenes-base"
 HUB, LOCAL_FOLDER = "hf-hub:", "local-dir:"  # open_clip's own prefixes
-_MODEL = Path(__file__).parent / "model"
+_MODEL = Path(__file__).parent
 PACKAGED = {path.stem: path for path in sorted((_MODEL / "configs").glob("*.json"))}
 
 

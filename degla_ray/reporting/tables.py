@@ -263,7 +263,7 @@ def html(
     )  # fmt: skip
     environment.filters |= {"percent": percent, "points": points, "value_text": value_text, "title": title}
     environment.filters |= {"interval": interval_text, "margin": margin_text, "test": test_text}
-    return environment.get_template("report.html").render(
+    return environment.get_template("comparison.html").render(
         comparison=comparison,
         note=functools.partial(comparisons_text, comparison),
         findings=findings(comparison),

@@ -80,7 +80,7 @@ def rows_of(output: Path) -> dict[tuple[str, str, str], dict[str, Any]]:
 
 def plain_features(loaded: LoadedModel, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
     """FeatureTable of img-0 … img-11 and of the texts by open_clip's own methods, one at a time."""
-    transform = encoding.eval_transform(loaded.preprocess_cfg)
+    transform = loaded.transform
     with torch.no_grad():
         img = [loaded.model.encode_image(transform(Image.open(BytesIO(png(i))))[None]) for i in range(12)]
         txt = [loaded.model.encode_text(loaded.tokenizer([text])) for text in texts]

@@ -12,13 +12,14 @@ import torch
 from PIL import Image
 
 from degla_ray.config import DataConfig, ModelConfig, NeighboursConfig, ObjectiveConfig, TrainConfig
-from degla_ray.encoding.encode import eval_transform
 from degla_ray.encoding.neighbours import find_neighbours, nearest_rows
 from degla_ray.errors import SettingError
 from degla_ray.loader.decode import BatchReader, BatchSpec, with_hard_negatives
 from degla_ray.loader.order import BatchOrder
 from degla_ray.loader.samples import load_samples
-from degla_ray.model import build, encode_image
+from degla_ray.model import encode_image
+from degla_ray.model.build import build
+from degla_ray.model.preprocess import eval_transform
 from degla_ray.schema import IMAGES, NEIGHBOURS
 from degla_ray.stage import read_complete
 from degla_ray.training.trainer import train

@@ -8,8 +8,9 @@ from tiny_models import CAPTIONS, write_config
 
 from degla_ray.config import AdaptConfig, ModelConfig, OptimizerConfig, TeacherConfig
 from degla_ray.errors import SettingError
-from degla_ray.model import LoadedModel, Teacher, build, encode_image, encode_text, load
+from degla_ray.model import LoadedModel, Teacher, encode_image, encode_text, load
 from degla_ray.model.adapt import adapt, merged, plain_state
+from degla_ray.model.build import build
 from degla_ray.training.optimizer import build_optimizer, set_learning_rate
 
 LORA = AdaptConfig(lora_rank=3, lora_alpha=6.0)

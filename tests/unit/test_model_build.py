@@ -10,8 +10,9 @@ from tiny_models import CAPTIONS, VISION, write_config
 import degla_ray.model
 from degla_ray.config import ModelConfig
 from degla_ray.errors import DataError, SettingError
-from degla_ray.model import build, encode_image, encode_text, export
-from degla_ray.model.build import CONFIG_FILE, WEIGHTS_FILE
+from degla_ray.model import encode_image, encode_text
+from degla_ray.model.build import CONFIG_FILE, WEIGHTS_FILE, build
+from degla_ray.model.export import export
 from degla_ray.model.tokenizer import train_tokenizer
 
 

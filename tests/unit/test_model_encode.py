@@ -3,7 +3,8 @@ import torch
 from tiny_models import CAPTIONS, write_config
 
 from degla_ray.config import ModelConfig
-from degla_ray.model import build, encode_image, encode_text
+from degla_ray.model import encode_image, encode_text
+from degla_ray.model.build import build
 
 TOWERS = {
     "clip": {},

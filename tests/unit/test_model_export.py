@@ -9,8 +9,9 @@ import torch
 from tiny_models import CAPTIONS, write_config
 
 from degla_ray.config import ModelConfig, ObjectiveConfig, TeacherConfig
-from degla_ray.model import Teacher, build, encode_image, encode_text, export, load
-from degla_ray.model.build import CONFIG_FILE, WEIGHTS_FILE
+from degla_ray.model import Teacher, encode_image, encode_text, load
+from degla_ray.model.build import CONFIG_FILE, WEIGHTS_FILE, build
+from degla_ray.model.export import export
 
 IMAGES_BCHW = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 

@@ -10,8 +10,9 @@ from tiny_models import write_config
 
 from degla_ray.config import ModelConfig
 from degla_ray.errors import DataError
-from degla_ray.model import build, export, load
-from degla_ray.model.export import export_huggingface
+from degla_ray.model import load
+from degla_ray.model.build import build
+from degla_ray.model.export import export, export_huggingface
 from degla_ray.model.source import check_model
 
 CODE = """

@@ -13,7 +13,8 @@ from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessor, CLIPMode
 
 from degla_ray.config import ModelConfig
 from degla_ray.errors import DataError
-from degla_ray.model import build, encode_image, encode_text, load
+from degla_ray.model import encode_image, encode_text, load
+from degla_ray.model.build import build
 from degla_ray.model.export import export, export_huggingface
 
 REPO = Path(__file__).parents[2]

@@ -13,12 +13,11 @@ from tiny_models import CAPTIONS, write_config
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
 from degla_ray.config import ModelConfig
-from degla_ray.encoding.encode import eval_transform
 from degla_ray.errors import DataError, SettingError
-from degla_ray.model import build, encode_image, encode_text, export, load
-from degla_ray.model.build import WEIGHTS_FILE
-from degla_ray.model.export import export_huggingface
-from degla_ray.model.preprocess import decide
+from degla_ray.model import encode_image, encode_text, load
+from degla_ray.model.build import WEIGHTS_FILE, build
+from degla_ray.model.export import export, export_huggingface
+from degla_ray.model.preprocess import decide, eval_transform
 
 FIELDS = ("mean", "std", "interpolation", "resize_mode")
 TAGGED = [name for name in open_clip.list_models() if list_pretrained_tags_by_model(name)]

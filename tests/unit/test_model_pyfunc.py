@@ -17,7 +17,8 @@ from PIL import Image
 from tiny_models import CAPTIONS, write_config
 
 from degla_ray.config import ModelConfig
-from degla_ray.model import build, encode_image, encode_text
+from degla_ray.model import encode_image, encode_text
+from degla_ray.model.build import build
 from degla_ray.model.pyfunc import save_pyfunc
 
 

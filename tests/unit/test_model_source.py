@@ -11,8 +11,9 @@ from tiny_models import write_config
 
 from degla_ray.config import ChainConfig, DataConfig, ModelConfig, ObjectiveConfig, TrainConfig, TuneConfig
 from degla_ray.errors import DataError, SettingError
-from degla_ray.model import build, export, load
-from degla_ray.model.build import DEGLA_FILE, build_with_weights
+from degla_ray.model import load
+from degla_ray.model.build import DEGLA_FILE, build, build_with_weights
+from degla_ray.model.export import export
 from degla_ray.model.source import Kind, check_model, find_model, find_weights, in_any_folder, starts_random
 from degla_ray.training.trainer import _model_identity
 from degla_ray.tuning.sweep import tune

@@ -7,7 +7,8 @@ from torch import nn
 
 from degla_ray.config import ModelConfig, TeacherConfig
 from degla_ray.errors import SettingError
-from degla_ray.model import Teacher, build, encode_image, encode_text
+from degla_ray.model import Teacher, encode_image, encode_text
+from degla_ray.model.build import build
 
 
 class Student(nn.Module):

@@ -6,7 +6,8 @@ from transformers import AutoTokenizer
 
 from degla_ray.config import ModelConfig
 from degla_ray.errors import SettingError
-from degla_ray.model import build, export
+from degla_ray.model.build import build
+from degla_ray.model.export import export
 from degla_ray.model.tokenizer import train_tokenizer
 
 

@@ -6,7 +6,9 @@ import timm
 import torch
 
 from degla_ray.config import ModelConfig
-from degla_ray.model import build, encode_image, export, load
+from degla_ray.model import encode_image, load
+from degla_ray.model.build import build
+from degla_ray.model.export import export
 from degla_ray.model.towers import CELLS, with_grid
 
 IMAGES_BCHW = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))

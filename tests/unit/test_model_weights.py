@@ -15,7 +15,7 @@ from tiny_models import write_config
 
 from degla_ray.config import ModelConfig
 from degla_ray.errors import DataError, SettingError
-from degla_ray.model import build
+from degla_ray.model.build import build
 from degla_ray.model.source import check_model
 
 

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-import degla_ray.negatives
+import degla_ray.negatives.llm
 from degla_ray.language.grammar import load_yaml
 from degla_ray.language.tagging import Tag, Token, load_tagger
 from degla_ray.negatives.checks import Candidate, Language, first_failure, normal_form
 from degla_ray.negatives.llm.prompting import load_prompts
 from degla_ray.schema import Kind
 
-FOLDER = Path(degla_ray.negatives.__file__).with_name("prompts")
+FOLDER = Path(degla_ray.negatives.llm.__file__).with_name("prompts")
 JOINT = "joint.yaml"
 FEWEST = 20
 """Examples that a file must hold at least."""

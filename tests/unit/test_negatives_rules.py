@@ -94,9 +94,9 @@ def test_reshuffle_relation_direction_is_turned(caption: str, negative: str) -> 
 
 
 def test_reshuffle_of_two_gives_an_exchange_and_a_scramble() -> None:
-    caption = "a large red circle is above a small blue square in the image"
+    caption = "a large red circle is above a small blue square in the picture"
     exchanged, scrambled = negatives(caption, Kind.RESHUFFLE, limit=2)
-    assert exchanged == "a small blue square is above a large red circle in the image"
+    assert exchanged == "a small blue square is above a large red circle in the picture"
     assert sorted(normal_form(scrambled).split()) == sorted(normal_form(caption).split())
 
 

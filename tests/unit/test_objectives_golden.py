@@ -12,7 +12,8 @@ import torch
 from tiny_models import CAPTIONS, write_config
 
 from degla_ray.config import ModelConfig, ObjectiveConfig, TeacherConfig
-from degla_ray.model import Teacher, build, encode_image, encode_text
+from degla_ray.model import Teacher, encode_image, encode_text
+from degla_ray.model.build import build
 from degla_ray.objectives import Features, losses
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "degla_trace.json"

@@ -14,8 +14,9 @@ from degla_ray.config import (
     TrainConfig,
 )
 from degla_ray.loader.feed import LocalBatch
-from degla_ray.model import LoadedModel, Teacher, build
+from degla_ray.model import LoadedModel, Teacher
 from degla_ray.model.adapt import adapt
+from degla_ray.model.build import build
 from degla_ray.training.gradients import Gradients, freeze_unreached
 
 B, K = 12, 3

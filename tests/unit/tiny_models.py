@@ -19,7 +19,7 @@ torch.set_num_threads(1)  # these models are so small that threads only wait for
 CAPTIONS = [
     "a large red circle to the left of a small blue square",
     "two green triangles above a striped yellow star",
-    "there is an image of a cat",
+    "there is a picture of a cat",
 ]
 TEXT = {"context_length": 32, "vocab_size": 400, "width": 32, "heads": 2, "layers": 2}
 TEXT["hf_tokenizer_name"] = "tokenizer"  # type: ignore[assignment]

@@ -12,7 +12,7 @@ import yaml
 from degla_ray.cli import from_settings
 from degla_ray.errors import DataError, SettingError
 
-CATALOGUE = Path(__file__).with_name("downloads.yaml")
+CATALOGUE = Path(__file__).with_name("catalogue.yaml")
 ANNOTATIONS = "annotations"
 
 
