@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from degla_ray.errors import DataError
+from degla_ray.pixel_limit import without_pillows_limit
 from degla_ray.shards import Storage
 from degla_ray.training.order import BatchOrder, Visits, draw_negatives, uniforms
 from degla_ray.training.samples import Samples
@@ -89,7 +90,9 @@ class BatchReader:
         for out, row, u in zip(out_BHWC, visits.row_B, drawn, strict=True):
             picture = self._pictures.open(int(self.samples.image[row]))
             left, top, w, h = crop_box(picture.width, picture.height, u, spec.crop_scale_min)
-            out[:] = np.asarray(picture.crop((left, top, left + w, top + h)).resize((width, height), method))
+            with without_pillows_limit():  # a crop is held to it too
+                crop = picture.crop((left, top, left + w, top + h))
+            out[:] = np.asarray(crop.resize((width, height), method))
         return out_BHWC
 
     def _text(self, visits: Visits) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.bool_]]:
@@ -136,7 +139,7 @@ class PictureReader:
         part, group, row = (int(x) for x in self.samples.address[picture])
         data = self._group(part, group)[row].as_py()
         try:
-            with Image.open(io.BytesIO(data)) as image:
+            with without_pillows_limit(), Image.open(io.BytesIO(data)) as image:
                 return image.convert("RGB")
         except Exception as error:  # decoders raise whatever a broken file leads them to
             name = self.samples.image_id[picture].as_py()
