@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -25,22 +26,19 @@ from degla_ray.training.order import BatchOrder
 from degla_ray.training.samples import load_samples
 from tests.training_inputs import write_inputs
 
-WIDTH, HEIGHT = 20_000, 9_000  # 180 million pixels; Pillow refuses 179 million
 GREY = 77
 
 
-@pytest.fixture(scope="module")
-def large() -> bytes:
+def png(width: int, height: int) -> bytes:
     file = io.BytesIO()
-    Image.new("L", (WIDTH, HEIGHT), GREY).save(file, "PNG", compress_level=1)
+    Image.new("L", (width, height), GREY).save(file, "PNG", compress_level=1)
     return file.getvalue()
 
 
-@pytest.fixture(scope="module")
-def folder(large: bytes, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Prepared data whose one image `prepare` would keep under a higher `max_image_pixels`."""
-    folder = write_inputs(tmp_path_factory.mktemp("large"), pictures=1, num_shards=1)
-    kept = check_and_convert(large, WIDTH * HEIGHT, None)
+def write_prepared(folder: Path, width: int, height: int) -> Path:
+    """Write prepared data whose one image `prepare` keeps under a `max_image_pixels` of its size."""
+    write_inputs(folder, pictures=1, num_shards=1)
+    kept = check_and_convert(png(width, height), width * height, None)
     assert isinstance(kept, CheckedImage), kept
     row = {"image_id": "img0000", "image": kept.data, "width": kept.width, "height": kept.height}
     (part,) = (folder / "prepared" / "images").glob("*.parquet")
@@ -49,7 +47,7 @@ def folder(large: bytes, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _limit_stays_as_it_was():
+def _limit_stays_as_it_was() -> Iterator[None]:
     before = Image.MAX_IMAGE_PIXELS
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -57,7 +55,17 @@ def _limit_stays_as_it_was():
     assert before == Image.MAX_IMAGE_PIXELS
 
 
-def test_pixel_limit_prepared_image_is_trained_on(folder: Path) -> None:
+@pytest.fixture
+def lower_limit(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let Pillow refuse more than 200,000 pixels, so that an image above its limit is quick to decode."""
+    with monkeypatch.context() as patch:
+        patch.setattr(Image, "MAX_IMAGE_PIXELS", 100_000)
+        yield
+        assert Image.MAX_IMAGE_PIXELS == 100_000
+
+
+def test_pixel_limit_prepared_image_is_trained_on(tmp_path: Path) -> None:
+    folder = write_prepared(tmp_path, 20_000, 9_000)  # 180 million pixels; Pillow refuses 179 million
     data = DataConfig(prepared=str(folder / "prepared"), negatives=str(folder / "negatives"))
     spec = BatchSpec(
         order=BatchOrder(seed=5, num_rows=2, batch_size=1),
@@ -73,8 +81,9 @@ def test_pixel_limit_prepared_image_is_trained_on(folder: Path) -> None:
     assert (batch["images"] == GREY).all()
 
 
-def test_pixel_limit_prepared_image_is_encoded_and_shown(folder: Path) -> None:
-    source = ParquetPictures(str(folder / "prepared"))
+@pytest.mark.usefixtures("lower_limit")
+def test_pixel_limit_prepared_image_is_encoded_and_shown(tmp_path: Path) -> None:
+    source = ParquetPictures(str(write_prepared(tmp_path, 1600, 720) / "prepared"))
     (batch,), absent = source.batches({"img0000"}, 4)
     (picture,) = source.read(batch)
     assert absent == {}
@@ -83,18 +92,17 @@ def test_pixel_limit_prepared_image_is_encoded_and_shown(folder: Path) -> None:
     np.testing.assert_allclose(_decode(picture, transform), GREY / 255, atol=1e-3)
     (uri,) = thumbnails(["s:img0000"], [{"s": pictures.spec(source)}]).values()
     with Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))) as small:
-        assert small.size == (SIZE, SIZE * HEIGHT // WIDTH)
+        assert small.size == (SIZE, SIZE * 720 // 1600)
 
 
+@pytest.mark.usefixtures("lower_limit")
 @pytest.mark.parametrize("part", ["", "#0,0,4,4"])
-def test_pixel_limit_file_that_was_not_prepared_keeps_pillows(
-    large: bytes, tmp_path: Path, part: str
-) -> None:
-    (tmp_path / "bomb.png").write_bytes(large)
+def test_pixel_limit_file_that_was_not_prepared_keeps_pillows(tmp_path: Path, part: str) -> None:
+    (tmp_path / "bomb.png").write_bytes(png(1000, 500))
     source = FilePictures(str(tmp_path))
     (batch,), _ = source.batches({f"bomb.png{part}"}, 4)
     (picture,) = source.read(batch)
     assert isinstance(picture, pictures.Picture)
-    with pytest.raises(Image.DecompressionBombError, match="180000000 pixels"):
+    with pytest.raises(Image.DecompressionBombError, match="500000 pixels"):
         picture.open()
     assert thumbnails([f"s:bomb.png{part}"], [{"s": pictures.spec(source)}]) == {}
