@@ -22,6 +22,7 @@ from degla_ray.config import (
     EvaluateConfig,
     ExportConfig,
     ExportDeglaJsonConfig,
+    ExportNegclipTsvConfig,
     FetchConfig,
     InterpolateConfig,
     NegativesConfig,
@@ -134,6 +135,12 @@ def _export_degla_json(config: ExportDeglaJsonConfig) -> None:
     export_degla_json(config)
 
 
+def _export_negclip_tsv(config: ExportNegclipTsvConfig) -> None:
+    from degla_ray.sources.export_negclip_tsv import export_negclip_tsv
+
+    export_negclip_tsv(config)
+
+
 def _pretrain_scenes(config: PretrainScenesConfig) -> None:
     from degla_ray.pretrain_scenes import pretrain_scenes
 
@@ -224,6 +231,11 @@ COMMANDS: dict[str, Command] = {
         run=_export_degla_json,
         summary="Write captions and negatives as DeGLA's released JSON.",
         first=("prepared", "negatives", "output", "split"),
+    ),
+    "export_negclip_tsv": Command(
+        run=_export_negclip_tsv,
+        summary="Write captions and negatives as NegCLIP's training file.",
+        first=("prepared", "negatives", "output", "filepath", "neighbours", "split"),
     ),
     "pretrain_scenes": Command(
         run=_pretrain_scenes,

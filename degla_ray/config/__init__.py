@@ -21,6 +21,7 @@ from degla_ray.config.sources import (
     CsvConfig,
     DeglaJsonConfig,
     ExportDeglaJsonConfig,
+    ExportNegclipTsvConfig,
     Flickr8kConfig,
     NegclipTsvConfig,
     ParquetConfig,
@@ -55,6 +56,7 @@ JOBS: dict[str, type] = {
     "neighbours": NeighboursConfig,
     "fetch_benchmarks": FetchConfig,
     "export_degla_json": ExportDeglaJsonConfig,
+    "export_negclip_tsv": ExportNegclipTsvConfig,
     "pretrain_scenes": PretrainScenesConfig,
 }
 """Settings of each job, in the order in which a project uses them."""
@@ -73,6 +75,7 @@ __all__ = [
     "EvaluateConfig",
     "ExportConfig",
     "ExportDeglaJsonConfig",
+    "ExportNegclipTsvConfig",
     "FetchConfig",
     "Flickr8kConfig",
     "GenerationConfig",

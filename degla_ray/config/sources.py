@@ -227,3 +227,29 @@ class ExportDeglaJsonConfig:
 
     def __post_init__(self) -> None:
         require(self.min_negatives >= 1, "min_negatives", self.min_negatives, "at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportNegclipTsvConfig:
+    """Job `export_negclip_tsv`: captions and their negatives as NegCLIP's training file."""
+
+    negatives: str
+    """Folder that `negatives` wrote."""
+    prepared: str
+    """Folder that `prepare` wrote and `negatives` was made from."""
+    output: str
+    """TSV file to write, any URI pyarrow opens."""
+    filepath: str = "{image_id}"
+    """Path of an image file as the training code is to open it: {image_id} is the image's id and {number} its
+    COCO number, e.g. train2014/COCO_train2014_{number:012d}.jpg."""
+    neighbours: str | None = None
+    """Folder that `neighbours` wrote for the same split; fills neg_image, which is empty without it."""
+    split: str = "train"
+    """Split whose captions are written."""
+    min_negatives: int = 1
+    """Captions with fewer negatives are left out; NegCLIP's training code draws 1."""
+    seed: int = 0
+    """Decides the order of a caption's negatives, and which row of a neighbour neg_image names."""
+
+    def __post_init__(self) -> None:
+        require(self.min_negatives >= 1, "min_negatives", self.min_negatives, "at least 1")

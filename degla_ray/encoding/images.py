@@ -13,6 +13,7 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -21,6 +22,7 @@ import pyarrow.fs
 from PIL import Image
 
 from degla_ray.errors import DataError
+from degla_ray.pixel_limit import without_pillows_limit
 from degla_ray.schema import IMAGES
 from degla_ray.storage import Storage
 
@@ -34,10 +36,12 @@ class ImageFile:
     Attributes:
         data: an image file's bytes.
         box: (x, y, width, height) in pixels of what is to be seen of it; none: all.
+        prepared: whether `prepare` has limited its pixels, so that Pillow's own limit does not apply.
     """
 
     data: bytes
     box: tuple[int, int, int, int] | None = None
+    prepared: bool = False
 
     @property
     def content(self) -> bytes:
@@ -50,10 +54,12 @@ class ImageFile:
         Raises:
             ValueError: no bytes, or a box outside the image.
             OSError: not an image, or a broken one.
+            DecompressionBombError: more pixels than Pillow opens, in an image that is not prepared.
         """
         if not self.data:
             raise ValueError("no bytes")
-        image: Image.Image = Image.open(io.BytesIO(self.data))
+        with without_pillows_limit() if self.prepared else nullcontext():
+            image: Image.Image = Image.open(io.BytesIO(self.data))
         if self.box is None:
             return image
         x, y, width, height = self.box
@@ -130,7 +136,7 @@ class ParquetImages:
             for group in sorted(by_group):
                 column = file.read_row_group(group, columns=["image"])["image"]
                 found += column.take(by_group[group]).to_pylist()
-        return [ImageFile(data=data or b"") for data in found]
+        return [ImageFile(data=data or b"", prepared=True) for data in found]
 
 
 @dataclass(frozen=True)

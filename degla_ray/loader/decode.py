@@ -25,6 +25,7 @@ from PIL import Image
 from degla_ray.errors import DataError
 from degla_ray.loader.order import BatchOrder, Visits, draw_negatives, uniforms
 from degla_ray.loader.samples import Samples
+from degla_ray.pixel_limit import without_pillows_limit
 from degla_ray.storage import Storage
 
 CACHE_BYTES = 256 * 2**20
@@ -89,7 +90,9 @@ class BatchReader:
         for out, row, u in zip(out_BHWC, visits.row_B, drawn, strict=True):
             decoded = self._reader.open(int(self.samples.image[row]))
             left, top, w, h = crop_box(decoded.width, decoded.height, u, spec.crop_scale_min)
-            out[:] = np.asarray(decoded.crop((left, top, left + w, top + h)).resize((width, height), method))
+            with without_pillows_limit():  # a crop is held to it too
+                crop = decoded.crop((left, top, left + w, top + h))
+            out[:] = np.asarray(crop.resize((width, height), method))
         return out_BHWC
 
     def _text(self, visits: Visits) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.bool_]]:
@@ -136,10 +139,10 @@ class ImageReader:
         part, group, row = (int(x) for x in self.samples.address[number])
         data = self._group(part, group)[row].as_py()
         try:
-            with Image.open(io.BytesIO(data)) as image:
+            with without_pillows_limit(), Image.open(io.BytesIO(data)) as image:
                 return image.convert("RGB")
         except Exception as error:  # decoders raise whatever a broken file leads them to
-            name = self.samples.image_id[image].as_py()
+            name = self.samples.image_id[number].as_py()
             where = self._storage.path("images", self.samples.parts[part])
             raise DataError(
                 f"image {name!r} in {where}", f"{type(error).__name__}: {error}", "an image that decodes"

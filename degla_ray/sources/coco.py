@@ -16,7 +16,7 @@ from degla_ray.config import CocoConfig
 from degla_ray.errors import DataError, SettingError
 from degla_ray.identity import canonical
 from degla_ray.schema import RejectReason
-from degla_ray.sources.base import Record, Refusal, Reject, RowsRead, Source, Unit
+from degla_ray.sources.base import Note, Record, Refusal, Reject, RowsRead, Source, Unit
 from degla_ray.sources.listing import (
     ImageFolder,
     NamedCaption,
@@ -63,7 +63,7 @@ class CocoSource(Source):
         hashes = {setting: sha256(read_annotations(path, setting)) for setting, path in self._files.items()}
         return {"settings": canonical(self._config), "sha256": hashes}
 
-    def records(self) -> Iterator[Record | Reject | RowsRead]:
+    def records(self) -> Iterator[Record | Reject | RowsRead | Note]:
         images: dict[str, NamedImage] = {}
         for setting, path in self._files.items():
             content = load_json(read_annotations(path, setting), path)

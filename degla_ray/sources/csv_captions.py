@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from degla_ray.config import CsvConfig
 from degla_ray.errors import DataError
 from degla_ray.schema import RejectReason
-from degla_ray.sources.base import Record, Refusal, Reject, RowsRead
+from degla_ray.sources.base import Note, Record, Refusal, Reject, RowsRead
 from degla_ray.sources.delimited import Row, check_text, read_rows
 from degla_ray.sources.listing import (
     AnnotatedFolder,
@@ -39,7 +39,7 @@ class CsvSource(AnnotatedFolder):
     def __init__(self, config: CsvConfig, name: str = "csv", follow_links: bool = False) -> None:
         super().__init__(config, f"{name}.captions", config.captions, "a caption file", follow_links)
 
-    def records(self) -> Iterator[Record | Reject | RowsRead]:
+    def records(self) -> Iterator[Record | Reject | RowsRead | Note]:
         images: dict[str, NamedImage] = {}
         for split, path in self._files.items():
             rows = 0

@@ -17,6 +17,7 @@ from degla_ray.config import DeglaJsonConfig
 from degla_ray.errors import DataError
 from degla_ray.schema import RejectReason
 from degla_ray.sources.base import (
+    Note,
     Record,
     Refusal,
     Reject,
@@ -45,7 +46,7 @@ class DeglaJsonSource(AnnotatedFolder):
     def __init__(self, config: DeglaJsonConfig, follow_links: bool = False) -> None:
         super().__init__(config, "degla_json.annotations", config.annotations, "a JSON file", follow_links)
 
-    def records(self) -> Iterator[Record | Reject | RowsRead]:
+    def records(self) -> Iterator[Record | Reject | RowsRead | Note]:
         images: dict[str, NamedImage] = {}
         for split, path in self._files.items():
             entries = load_json(self._file(split), path)

@@ -38,33 +38,11 @@ def export_degla_json(config: ExportDeglaJsonConfig) -> dict[str, int]:
         DataError: the folders are unfinished or do not belong together, an image has no COCO number, or
             no caption has enough negatives.
     """
-    prepared, about_prepared = read_complete(config.prepared, "prepare")
-    negatives, about_negatives = read_complete(config.negatives, "negatives")
-    if about_negatives["made_from"]["identity"].get("prepared") != about_prepared["fingerprint"]:
-        expected = f"the negatives of {config.prepared}"
-        raise DataError(config.negatives, "the negatives of another prepared folder", expected)
-    captions = prepared.read_dataset("captions", CAPTIONS)
-    own = captions.filter(pc.equal(captions["split"], config.split))
-    if not own.num_rows:
-        raise SettingError(
-            "split", config.split, f"one of {sorted(pc.unique(captions['split']).to_pylist())}"
-        )
-    columns = ["sample_id", "kind", "negative"]
-    released = released_entries(
-        own,
-        negatives.read_dataset("negatives", NEGATIVES, columns),
-        config.min_negatives,
-        config.prepared,
-        config.seed,
-    )
+    own, negatives = read_pair(config.prepared, config.negatives, config.split)
+    released = released_entries(own, negatives, config.min_negatives, config.prepared, config.seed)
     if not released.entries:
-        found = f"no caption with {config.min_negatives} negatives"
-        raise DataError(config.negatives, found, "some, or a smaller min_negatives")
-    folder, slash, name = config.output.rpartition("/")
-    storage = Storage(folder + slash if slash else ".")
-    if not name or storage.is_folder(name):
-        raise SettingError("output", config.output, "the name of a JSON file")
-    storage.write_bytes(json.dumps(released.entries, indent=1).encode(), name)
+        raise too_few(config.negatives, config.min_negatives)
+    write_file(json.dumps(released.entries, indent=1), config.output, "a JSON file")
     counts = {
         "captions": own.num_rows,
         "written": len(released.entries),
@@ -77,6 +55,39 @@ def export_degla_json(config: ExportDeglaJsonConfig) -> dict[str, int]:
     return counts
 
 
+def read_pair(prepared_uri: str, negatives_uri: str, split: str) -> tuple[pa.Table, pa.Table]:
+    """Return the captions of a split, and the negatives (sample_id, kind, negative) of all splits.
+
+    Raises:
+        SettingError: no such split.
+        DataError: a folder is unfinished, or the negatives are those of another prepared folder.
+    """
+    prepared, about_prepared = read_complete(prepared_uri, "prepare")
+    negatives, about_negatives = read_complete(negatives_uri, "negatives")
+    if about_negatives["made_from"]["identity"].get("prepared") != about_prepared["fingerprint"]:
+        expected = f"the negatives of {prepared_uri}"
+        raise DataError(negatives_uri, "the negatives of another prepared folder", expected)
+    captions = prepared.read_dataset("captions", CAPTIONS)
+    own = captions.filter(pc.equal(captions["split"], split))
+    if not own.num_rows:
+        raise SettingError("split", split, f"one of {sorted(pc.unique(captions['split']).to_pylist())}")
+    return own, negatives.read_dataset("negatives", NEGATIVES, ["sample_id", "kind", "negative"])
+
+
+def too_few(where: str, min_negatives: int) -> DataError:
+    """Return the error for a folder none of whose captions can be written."""
+    return DataError(where, f"no caption with {min_negatives} negatives", "some, or a smaller min_negatives")
+
+
+def write_file(text: str, output: str, expected: str) -> None:
+    """Write one file to any URI; raises SettingError if `output` does not name a file."""
+    folder, slash, name = output.rpartition("/")
+    storage = Storage(folder + slash if slash else ".")
+    if not name or storage.is_folder(name):
+        raise SettingError("output", output, f"the name of {expected}")
+    storage.write_bytes(text.encode(), name)
+
+
 def deal(by_kind: Mapping[str, Sequence[str]], seed: str) -> list[str]:
     """Return the texts of all kinds in turn, one of each, the kinds and the texts of a kind shuffled.
 
@@ -86,6 +97,16 @@ def deal(by_kind: Mapping[str, Sequence[str]], seed: str) -> list[str]:
     kinds = [rng.sample(sorted(by_kind[kind]), len(by_kind[kind])) for kind in sorted(by_kind)]
     rng.shuffle(kinds)
     return [text for turn in itertools.zip_longest(*kinds) for text in turn if text is not None]
+
+
+def dealt(captions: pa.Table, negatives: pa.Table, seed: int) -> dict[str, list[str]]:
+    """Return each caption's negatives by sample_id, as `deal` orders them."""
+    by_kind: dict[str, dict[str, list[str]]] = {i: {} for i in captions["sample_id"].to_pylist()}
+    columns = (negatives[name].to_pylist() for name in ("sample_id", "kind", "negative"))
+    for sample_id, kind, text in zip(*columns, strict=True):
+        if sample_id in by_kind:
+            by_kind[sample_id].setdefault(kind, []).append(text)
+    return {sample_id: deal(kinds, f"{seed} {sample_id}") for sample_id, kinds in by_kind.items()}
 
 
 def released_entries(
@@ -104,12 +125,7 @@ def released_entries(
     Raises:
         DataError: an image has no COCO number, or two images have one.
     """
-    by_kind: dict[str, dict[str, list[str]]] = {i: {} for i in captions["sample_id"].to_pylist()}
-    columns = (negatives[name].to_pylist() for name in ("sample_id", "kind", "negative"))
-    for sample_id, kind, text in zip(*columns, strict=True):
-        if sample_id in by_kind:
-            by_kind[sample_id].setdefault(kind, []).append(text)
-    given = {sample_id: deal(kinds, f"{seed} {sample_id}") for sample_id, kinds in by_kind.items()}
+    given = dealt(captions, negatives, seed)
     images: dict[int, str] = {}
     entries: list[tuple[int, str, dict[str, Any]]] = []
     for row in captions.to_pylist():

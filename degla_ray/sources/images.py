@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from degla_ray.pixel_limit import without_pillows_limit
 from degla_ray.schema import RejectReason
 from degla_ray.sources.base import Refusal
 
@@ -45,7 +44,7 @@ def check_and_convert(data: bytes, max_pixels: int, short_side: int | None) -> C
     """
     if not data:
         return Refusal(RejectReason.ZERO_BYTE, "the file is empty")
-    with warnings.catch_warnings(), _without_pillows_limit():
+    with warnings.catch_warnings(), without_pillows_limit():
         warnings.simplefilter("ignore")  # of broken EXIF, which is decided here
         try:
             with Image.open(io.BytesIO(data), formats=_available()) as image:
@@ -57,16 +56,6 @@ def check_and_convert(data: bytes, max_pixels: int, short_side: int | None) -> C
             truncated = "truncated" in str(error).lower() or isinstance(error, EOFError) or _ends_early(data)
             reason = RejectReason.TRUNCATED if truncated else RejectReason.UNREADABLE
             return Refusal(reason, f"{type(error).__name__}: {error}")
-
-
-@contextmanager
-def _without_pillows_limit() -> Iterator[None]:
-    """Leave the number of pixels to `max_pixels`: Pillow's own limit would refuse 179 million and more."""
-    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-    try:
-        yield
-    finally:
-        Image.MAX_IMAGE_PIXELS = limit
 
 
 def _check(

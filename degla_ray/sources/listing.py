@@ -23,7 +23,8 @@ import pyarrow.fs as pafs
 from degla_ray.errors import DataError, SettingError
 from degla_ray.identity import canonical
 from degla_ray.schema import RejectReason
-from degla_ray.sources.base import Caption, Record, Refusal, Reject, Source, Unit, check_caption
+from degla_ray.sources.base import Caption, Note, Record, Refusal, Reject, Source, Unit, check_caption
+from degla_ray.sources.files import some
 from degla_ray.storage import Storage
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".avif")
@@ -61,6 +62,9 @@ class Finder(Protocol):
 
     def find(self, names: Sequence[str]) -> str | Refusal: ...
 
+    def notes(self) -> Iterator[Note]:
+        """Yield what is to be said once every image was looked for."""
+
 
 class Located:
     """Images whose place was read with their captions: the name is the locator already.
@@ -74,6 +78,9 @@ class Located:
 
     def find(self, names: Sequence[str]) -> str | Refusal:
         return names[0] or Refusal(RejectReason.MISSING_IMAGE, self._missing)
+
+    def notes(self) -> Iterator[Note]:
+        yield from ()
 
 
 class ImageFolder:
@@ -124,6 +131,7 @@ class FolderListing:
         self._root = os.path.realpath(storage.path()) if self._local else storage.path()
         self._targets = _link_targets(self._root) if self._local else {}
         self.files = set(_walk(self._root, self._targets) if self._local else storage.names_below())
+        self._found: set[str] = set()
 
     def images(self) -> list[str]:
         """Files that are images by their suffix, sorted."""
@@ -139,6 +147,7 @@ class FolderListing:
         inside = [n for n in map(self._folder.relative, names) if n is not None]
         for name in inside:
             if name in self.files:
+                self._found.add(name)
                 return name
         for name in inside if self._local else ():
             path = os.path.join(self._root, name)
@@ -151,6 +160,11 @@ class FolderListing:
         hint = self._alike.get(_loosely(inside[0]))
         detail = f"no file {inside[0]!r} in the image folder" + (f", but {hint!r}" if hint else "")
         return Refusal(RejectReason.MISSING_IMAGE, detail)
+
+    def notes(self) -> Iterator[Note]:
+        """Name the files that no caption names, such as images of another split."""
+        if left := sorted(self.files - self._found):
+            yield Note(text=f"in the image folder, named by no caption: {some(left)}")
 
     @property
     def _tops(self) -> list[str]:
@@ -207,7 +221,7 @@ def normalise(name: str) -> str | None:
     return None if plain in (".", "..") or plain.startswith("../") else plain
 
 
-def to_rows(images: Iterable[NamedImage], finder: Finder) -> Iterator[Record | Reject]:
+def to_rows(images: Iterable[NamedImage], finder: Finder) -> Iterator[Record | Reject | Note]:
     """Every named image as one Record or image Reject; every caption in a Record or as a Reject.
 
     An image belongs to the split that names it first: captions of it in another split are
@@ -243,6 +257,7 @@ def to_rows(images: Iterable[NamedImage], finder: Finder) -> Iterator[Record | R
             text=image.names[0],
             image_id=image.image_id,
         )
+    yield from finder.notes()
 
 
 def reject_caption(caption: NamedCaption, why: Refusal, image_id: str = "") -> Reject:

@@ -21,6 +21,7 @@ from degla_ray.config import NegclipTsvConfig
 from degla_ray.errors import DataError
 from degla_ray.schema import RejectReason
 from degla_ray.sources.base import (
+    Note,
     Record,
     Refusal,
     Reject,
@@ -52,7 +53,7 @@ class NegclipTsvSource(AnnotatedFolder):
     def __init__(self, config: NegclipTsvConfig, follow_links: bool = False) -> None:
         super().__init__(config, "negclip_tsv.annotations", config.annotations, "a TSV file", follow_links)
 
-    def records(self) -> Iterator[Record | Reject | RowsRead]:
+    def records(self) -> Iterator[Record | Reject | RowsRead | Note]:
         images: dict[str, NamedImage] = {}
         for split, path in self._files.items():
             rows = 0

@@ -44,7 +44,10 @@ _EMBEDDED = (
 
 
 class _Row(NamedTuple):
-    """One row without its image. `name` is the image's locator or, of a column of paths, its path."""
+    """One row without its image. `name` is the image's locator or, of a column of paths, its path.
+
+    `damaged` says why nothing of the row can be read; it then counts as one image with one caption.
+    """
 
     where: str
     own_id: str
@@ -52,6 +55,16 @@ class _Row(NamedTuple):
     name: object
     captions: list[Any]
     split: object
+    damaged: str = ""
+
+
+class _Group(NamedTuple):
+    """A row group without the images' bytes: the columns that settings name, or why they cannot be read."""
+
+    number: int
+    first: int  # its first row in the file
+    rows: int
+    table: pa.Table | str
 
 
 class _Reader:
@@ -112,19 +125,22 @@ class ParquetSource(Source):
             digest = hashlib.sha256()
             for uri in uris:
                 digest.update(f"{posixpath.basename(uri)}\n".encode())
-                for _, _, table in self._groups(uri):
-                    digest.update(repr([_values(column) for column in table.columns]).encode())
+                for group in self._groups(uri):
+                    columns = [] if isinstance(group.table, str) else group.table.columns
+                    digest.update(repr([_values(column) for column in columns]).encode())
             hashes[split] = digest.hexdigest()
         return {"settings": canonical(self._config), "sha256": hashes}
 
     def records(self) -> Iterator[Record | Reject | RowsRead | Note]:
         images: dict[str, NamedImage] = {}
         refused = rows = 0
+        damaged: Counter[str] = Counter()
         digests = self._digests_of_repeated()
         for split, uris in self._files.items():
             for number, uri in enumerate(uris):
                 for row in self._rows(uri, split, number):
                     rows += 1
+                    damaged[row.damaged] += 1
                     yield RowsRead(captions=len(row.captions))
                     image = self._image(row, images, digests)
                     if isinstance(image, Refusal):
@@ -135,10 +151,12 @@ class ParquetSource(Source):
         yield RowsRead(images=len(images) + refused)
         finder: Finder = self._folder.list() if self._folder else Located()
         yield from to_rows(images.values(), finder)
-        if (again := rows - refused - len(images)) > 0:
-            yield Note(
-                text=f"{again} of {rows} rows show the image of an earlier row and are counted with it"
-            )
+        earlier = rows - len(images) - refused
+        accounts = f"{len(images)} with an image of their own + {earlier} with an earlier row's"
+        yield Note(text=f"{rows} rows in = {accounts} + {refused} rejects")
+        for why, lost in damaged.items():
+            if why:
+                yield Note(text=f"{why}; its {lost} rows are rejects")
         if self._not_taken:
             yield Note(text=f"not looked at, for they are no .parquet files: {some(self._not_taken)}")
 
@@ -162,11 +180,11 @@ class ParquetSource(Source):
             raise FileNotFoundError(f"{found} in row {row} of row group {group} of {uri}")
         return bytes(value)
 
-    def _groups(self, uri: str) -> Iterator[tuple[int, int, pa.Table]]:
-        """Row groups without the images' bytes: number, first row, and the columns that settings name.
+    def _groups(self, uri: str) -> Iterator[_Group]:
+        """Yield the row groups of a file.
 
         Raises:
-            DataError: the file cannot be read.
+            DataError: the file cannot be read, be it only for now.
             SettingError: it lacks a column.
         """
         config = self._config
@@ -183,22 +201,27 @@ class ParquetSource(Source):
                 found = f"{kinds[1]} in column {config.image_column!r}"
                 raise DataError(uri, found, f"{kinds[0]}, as in the first file")
             first = 0
-            for group in range(file.num_row_groups):
+            for number in range(file.num_row_groups):
+                about = file.metadata.row_group(number)
+                table: pa.Table | str
                 try:
-                    table = file.read_row_group(group, columns=columns)
+                    table = file.read_row_group(number, columns=columns)
                 except (pa.ArrowException, OSError) as error:
-                    raise DataError(
-                        f"{uri}, row group {group}", _line(error), "a whole Parquet file"
-                    ) from error
-                yield group, first, table
-                first += table.num_rows
+                    _require_bytes(uri, about, columns)
+                    table = f"row group {number} of {uri} cannot be read ({_line(error)})"
+                yield _Group(number, first, about.num_rows, table)
+                first += about.num_rows
 
     def _rows(self, uri: str, split: str, number: int) -> Iterator[_Row]:
         config = self._config
         base = posixpath.basename(uri)
-        for group, first, table in self._groups(uri):
+        for group, first, rows, table in self._groups(uri):
+            if isinstance(table, str):
+                for row in range(first, first + rows):
+                    yield _Row(f"{base}[{row}]", "", None, "", [None], None, damaged=table)
+                continue
             columns = {name: _values(table[name]) for name in table.column_names}
-            for row in range(table.num_rows):
+            for row in range(rows):
                 captions = columns[config.caption_column][row]
                 if _is_list(table.schema.field(config.caption_column).type):
                     captions = captions or []
@@ -227,6 +250,7 @@ class ParquetSource(Source):
             for split, uris in self._files.items()
             for number, uri in enumerate(uris)
             for row in self._rows(uri, split, number)
+            if not row.damaged
         ]
         times = Counter(image_id for image_id, _ in ids)
         digests: dict[str, bytes | None] = {}
@@ -245,6 +269,8 @@ class ParquetSource(Source):
         self, row: _Row, images: dict[str, NamedImage], digests: dict[str, bytes | None]
     ) -> NamedImage | Refusal:
         """Return the image of a row, entered if it is new; else why it cannot be told which it is."""
+        if row.damaged:
+            return Refusal(RejectReason.UNREADABLE, row.damaged)
         name = row.name if isinstance(row.name, str) and row.name.isprintable() else ""
         image_id = row.own_id if self._embedded else self._relative(name) or name
         if self._config.image_id_column is not None:
@@ -311,6 +337,18 @@ def _open(uri: str) -> pq.ParquetFile:
         return pq.ParquetFile(open_file(uri))
     except (pa.ArrowException, OSError) as error:
         raise DataError(uri, _line(error), "a whole Parquet file") from error
+
+
+def _require_bytes(uri: str, group: pq.RowGroupMetaData, columns: list[str]) -> None:
+    """Raise DataError if the store does not give the bytes of a row group's columns: no damage then."""
+    try:
+        with open_file(uri) as file:
+            for chunk in map(group.column, range(group.num_columns)):
+                if chunk.path_in_schema.partition(".")[0] in columns:
+                    start = chunk.dictionary_page_offset or chunk.data_page_offset
+                    file.read_at(chunk.total_compressed_size, start)
+    except OSError as error:
+        raise DataError(uri, _line(error), "a file that can be read") from error
 
 
 def _check_columns(config: ParquetConfig, schema: pa.Schema, uri: str) -> bool:

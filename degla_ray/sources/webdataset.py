@@ -95,7 +95,7 @@ class WebdatasetSource(Source):
             raise OSError(f"{len(data)} bytes at {offset} of {uri}, expected {size}: it has been changed")
         return data
 
-    def _shard_rows(self, split: str, uri: str, shard: Shard) -> Iterator[Record | Reject | RowsRead]:
+    def _shard_rows(self, split: str, uri: str, shard: Shard) -> Iterator[Record | Reject | RowsRead | Note]:
         base = posixpath.basename(uri)
         images = []
         for key, sample in shard.samples.items():

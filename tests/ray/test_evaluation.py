@@ -327,7 +327,8 @@ def test_encode_parts_of_a_image_are_images_of_their_own(folder: Path, tmp_path:
     left.save(tmp_path / "left.png")
     pool = encoding.Pool(num_actors=1, cpus_per_actor=1, use_gpu=False, batch_size=5, stall_seconds=60)
     ids = ["left.png", boxed("both.png", 0, 0, 40, 40), boxed("both.png", 40, 0, 40, 40)]
-    ids += [boxed("both.png", 90, 0, 4, 4), "absent.png"]
+    Image.new("1", (20_000, 9_000)).save(tmp_path / "bomb.png")  # Pillow refuses 179 million pixels
+    ids += [boxed("both.png", 90, 0, 4, 4), "absent.png", "bomb.png"]
     keys = [image_key("files", image_id) for image_id in ids]
     cache = FeatureCache(str(tmp_path / "cache"), "model")
     files = {"files": FileImages(str(tmp_path))}
@@ -338,6 +339,7 @@ def test_encode_parts_of_a_image_are_images_of_their_own(folder: Path, tmp_path:
     assert np.abs(one - other).max() > 1e-3
     assert "outside of 80 x 40 pixels" in found[0].missing[keys[3]]
     assert "no such file" in found[0].missing[keys[4]]
+    assert found[0].missing[keys[5]].startswith("DecompressionBombError: Image size (180000000 pixels)")
     assert found[1].missing == {}
 
 

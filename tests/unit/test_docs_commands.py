@@ -78,3 +78,11 @@ def test_docs_every_config_is_named_in_a_command_that_parses(monkeypatch: pytest
         assert commands, f"{config.name}: no command `python jobs/... --config jobs/configs/{config.name}`"
         for command in set(commands):
             assert dataclasses.is_dataclass(_parse(shlex.split(command), monkeypatch)), command
+
+
+def test_docs_tests_that_reliability_names_exist() -> None:
+    named = re.findall(r"`(test_\w+)`", (REPO / "docs" / "reliability.md").read_text(encoding="utf-8"))
+    sources = [path.read_text(encoding="utf-8") for path in (REPO / "tests").rglob("test_*.py")]
+    there = {name for source in sources for name in re.findall(r"def (test_\w+)\(", source)}
+    assert len(named) > 50
+    assert sorted(set(named) - there) == []

@@ -81,6 +81,10 @@ def test_pyfunc_bad_rows_are_named_and_the_others_keep_their_similarity(served):
     images, captions = zip(*ROWS, strict=True)
     found = served.predict(pd.DataFrame({"image": images, "caption": captions}))
     assert_only_bad_rows_fail(found["similarity"].tolist(), found["error"].tolist(), served)
+    bomb = io.BytesIO()
+    Image.new("1", (20_000, 9_000)).save(bomb, "PNG")  # Pillow refuses 179 million pixels
+    large = served.predict(pd.DataFrame({"image": [bomb.getvalue()], "caption": ["a"]}))
+    assert large["error"][0].startswith("row 0: image does not decode (DecompressionBombError")
     nothing = served.predict(pd.DataFrame({"image": [b"", 3.5], "caption": ["a", "b"]}))
     assert nothing["similarity"].tolist() == [None, None]
     assert nothing["error"][1] == "row 1: image is a float, not bytes or base64"

@@ -12,6 +12,7 @@ import pytest
 
 from degla_ray.config import ParquetConfig
 from degla_ray.errors import DataError, SettingError
+from degla_ray.sources import parquet
 from degla_ray.sources.base import Unit
 from degla_ray.sources.parquet import ParquetSource
 from degla_ray.sources.prepare import Listing
@@ -118,7 +119,7 @@ def test_parquet_rows_of_one_id_and_one_image_are_one_image(tmp_path: Path) -> N
     assert [(r.image_id, len(r.captions)) for r in listing.records] == [("0", 3), ("1", 2)]
     assert [c.caption for c in listing.records[1].captions] == ["Caption 1.", "Caption 3."]
     assert [source.read_image(r.locator) for r in listing.records] == [encode(noise(seed=i)) for i in (0, 1)]
-    assert listing.notes == ["3 of 5 rows show the image of an earlier row and are counted with it"]
+    assert listing.notes == ["5 rows in = 2 with an image of their own + 3 with an earlier row's + 0 rejects"]
 
 
 @pytest.mark.parametrize("kind", [pa.int64(), pa.string()])
@@ -142,6 +143,9 @@ def test_parquet_ids_that_begin_anew_in_each_file_join_no_caption_to_another_ima
         (str(i), [f"File 0 row {i}."]) for i in range(6)
     ]
     assert (listing.images_in, listing.captions_in) == (12, 12)
+    assert listing.notes == [
+        "12 rows in = 6 with an image of their own + 0 with an earlier row's + 6 rejects"
+    ]
     assert rejected(listing, Unit.IMAGE) == [(f"1.parquet[{i}]", "duplicate_id") for i in range(6)]
     assert rejected(listing, Unit.CAPTION) == [
         (f"1.parquet[{i}]#0", "caption_without_image") for i in range(6)
@@ -312,16 +316,61 @@ def damage(path: Path, name: str) -> None:
     path.write_bytes(data)
 
 
-def test_parquet_damaged_images_are_an_os_error_and_damaged_captions_stop(tmp_path: Path) -> None:
+def test_parquet_damaged_images_are_an_os_error(tmp_path: Path) -> None:
     config = from_rows(tmp_path, [{"caption": "A dog."}])
     damage(tmp_path / "d.parquet", "image")
     source = ParquetSource(config)
     (record,) = list_balanced(source).records
     with pytest.raises(OSError, match="page header"):
         source.read_image(record.locator)
+
+
+@pytest.mark.parametrize("captions", [["A dog.", "A cat."], "A dog."])
+@pytest.mark.parametrize("ids", [{}, {"image_id_column": "id"}])
+def test_parquet_damaged_row_group_is_rejects_and_the_others_are_read(
+    tmp_path: Path, captions: str | list[str], ids: dict[str, str]
+) -> None:
+    config = from_rows(tmp_path, [{"caption": captions, "id": i} for i in range(5)], **ids)
+    before = ParquetSource(config).identity()
+    name = "caption.list.element" if isinstance(captions, list) else "caption"
+    damage(tmp_path / "d.parquet", name)  # the first of three groups, of two rows
+    source = ParquetSource(config)
+    listing = list_balanced(source)
+    assert (len(listing.records), listing.images_in) == (3, 5)
+    assert rejected(listing, Unit.IMAGE) == [(f"d.parquet[{i}]", "unreadable") for i in (0, 1)]
+    assert rejected(listing, Unit.CAPTION) == [(f"d.parquet[{i}]#0", "caption_without_image") for i in (0, 1)]
+    assert (
+        listing.notes[0] == "5 rows in = 3 with an image of their own + 0 with an earlier row's + 2 rejects"
+    )
+    where = f"row group 0 of {tmp_path}/d.parquet cannot be read ("
+    assert listing.notes[1].startswith(where)
+    assert listing.notes[1].endswith("); its 2 rows are rejects")
+    assert not {r.reason for r in listing.rejects} & listing.spare
+    assert [source.read_image(r.locator) for r in listing.records] == [
+        encode(noise(seed=i)) for i in (2, 3, 4)
+    ]
+    assert source.identity() != before
+
+
+def test_parquet_store_that_does_not_give_the_bytes_is_no_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = from_rows(tmp_path, [{"caption": "A dog."}])
     damage(tmp_path / "d.parquet", "caption")
-    with pytest.raises(DataError, match=r"d\.parquet, row group 0: .*expected a whole Parquet file"):
-        list_balanced(ParquetSource(config))
+    source = ParquetSource(config)
+    real, asked = parquet.open_file, []
+
+    def fails_at_the_second(uri: str) -> pa.NativeFile:
+        asked.append(uri)
+        if len(asked) == 2:
+            raise OSError("AWS Error NETWORK_CONNECTION")
+        return real(uri)
+
+    monkeypatch.setattr(parquet, "open_file", fails_at_the_second)
+    with pytest.raises(
+        DataError, match=r"d\.parquet: found AWS Error NETWORK_CONNECTION; expected a file that"
+    ):
+        list_balanced(source)
 
 
 @pytest.mark.parametrize("data", [b"", b"no parquet at all", b"PAR1 cut"])

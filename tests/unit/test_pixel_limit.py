@@ -1,0 +1,108 @@
+"""Images above Pillow's own limit: used where `prepare` let them in, named elsewhere."""
+
+from __future__ import annotations
+
+import base64
+import io
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from degla_ray.evaluation.encode import _decode, eval_transform
+from degla_ray.evaluation.thumbnails import SIZE, thumbnails
+from degla_ray.training.order import BatchOrder
+from degla_ray.training.samples import load_samples
+from PIL import Image
+
+from degla_ray.config import DataConfig
+from degla_ray.encoding.images import FileImages, ParquetImages
+from degla_ray.evaluation import images
+from degla_ray.loader.decode import BatchReader, BatchSpec
+from degla_ray.schema import IMAGES
+from degla_ray.sources.images import CheckedImage, check_and_convert
+from tests.training_inputs import write_inputs
+
+GREY = 77
+
+
+def png(width: int, height: int) -> bytes:
+    file = io.BytesIO()
+    Image.new("L", (width, height), GREY).save(file, "PNG", compress_level=1)
+    return file.getvalue()
+
+
+def write_prepared(folder: Path, width: int, height: int) -> Path:
+    """Write prepared data whose one image `prepare` keeps under a `max_image_pixels` of its size."""
+    write_inputs(folder, images=1, num_shards=1)
+    kept = check_and_convert(png(width, height), width * height, None)
+    assert isinstance(kept, CheckedImage), kept
+    row = {"image_id": "img0000", "image": kept.data, "width": kept.width, "height": kept.height}
+    (part,) = (folder / "prepared" / "images").glob("*.parquet")
+    pq.write_table(pa.Table.from_pylist([row], IMAGES), part)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _limit_stays_as_it_was() -> Iterator[None]:
+    before = Image.MAX_IMAGE_PIXELS
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
+    assert before == Image.MAX_IMAGE_PIXELS
+
+
+@pytest.fixture
+def lower_limit(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let Pillow refuse more than 200,000 pixels, so that an image above its limit is quick to decode."""
+    with monkeypatch.context() as patch:
+        patch.setattr(Image, "MAX_IMAGE_PIXELS", 100_000)
+        yield
+        assert Image.MAX_IMAGE_PIXELS == 100_000
+
+
+def test_pixel_limit_prepared_image_is_trained_on(tmp_path: Path) -> None:
+    folder = write_prepared(tmp_path, 20_000, 9_000)  # 180 million pixels; Pillow refuses 179 million
+    data = DataConfig(prepared=str(folder / "prepared"), negatives=str(folder / "negatives"))
+    spec = BatchSpec(
+        order=BatchOrder(seed=5, num_rows=2, batch_size=1),
+        rank=0,
+        world_size=1,
+        negatives=0,
+        size=(8, 8),
+        interpolation="bicubic",
+        crop_scale_min=1.0,  # more than half of it: crops are held to the limit too
+        tokenizer=lambda texts: np.zeros((len(texts), 4), np.int64),
+    )
+    batch = BatchReader(load_samples(data, with_negatives=False), spec).read(0)
+    assert (batch["images"] == GREY).all()
+
+
+@pytest.mark.usefixtures("lower_limit")
+def test_pixel_limit_prepared_image_is_encoded_and_shown(tmp_path: Path) -> None:
+    source = ParquetImages(str(write_prepared(tmp_path, 1600, 720) / "prepared"))
+    (batch,), absent = source.batches({"img0000"}, 4)
+    (image,) = source.read(batch)
+    assert absent == {}
+    assert isinstance(image, images.Image)
+    transform = eval_transform({"size": 8, "mean": (0, 0, 0), "std": (1, 1, 1)})
+    np.testing.assert_allclose(_decode(image, transform), GREY / 255, atol=1e-3)
+    (uri,) = thumbnails(["s:img0000"], [{"s": images.spec(source)}]).values()
+    with Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))) as small:
+        assert small.size == (SIZE, SIZE * 720 // 1600)
+
+
+@pytest.mark.usefixtures("lower_limit")
+@pytest.mark.parametrize("part", ["", "#0,0,4,4"])
+def test_pixel_limit_file_that_was_not_prepared_keeps_pillows(tmp_path: Path, part: str) -> None:
+    (tmp_path / "bomb.png").write_bytes(png(1000, 500))
+    source = FileImages(str(tmp_path))
+    (batch,), _ = source.batches({f"bomb.png{part}"}, 4)
+    (image,) = source.read(batch)
+    assert isinstance(image, images.Image)
+    with pytest.raises(Image.DecompressionBombError, match="500000 pixels"):
+        image.open()
+    assert thumbnails([f"s:bomb.png{part}"], [{"s": images.spec(source)}]) == {}
