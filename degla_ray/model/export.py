@@ -137,7 +137,7 @@ def said_besides(folder: str) -> dict[str, Any]:
 def _open_clip_readme(model: LoadedModel) -> str:
     ours = model.model_cfg["vision_cfg"].get("timm_model_name") == WITH_GRID
     return _OPEN_CLIP_README.format(
-        imports="\n    import degla_ray.model" if ours else "", why=_WHY_OUR_TOWER if ours else ""
+        imports="\n    import degla_ray.model.towers" if ours else "", why=_WHY_OUR_TOWER if ours else ""
     )
 
 

@@ -7,7 +7,7 @@ afterwards, without a change of its features (`with_grid`). No batch statistics:
 number of workers.
 
 Importing this module registers `nfnet_grid` in timm. open_clip alone opens an exported folder of such a
-model after `import degla_ray.model`.
+model after `import degla_ray.model.towers`.
 """
 
 from __future__ import annotations

@@ -23,27 +23,25 @@ PLACEHOLDER = re.compile(r"\bFILE\.yaml")
 
 
 def _commands() -> list[tuple[str, list[str]]]:
-    """(page, words after `python`) of each `python jobs/...` that is a command: it has options."""
+    """(page, stage and its options) of each `degla STAGE --…` or `python jobs/STAGE.py --…`."""
     found = []
     for page in PAGES:
         text = page.read_text(encoding="utf-8").replace("\\\n", " ")
-        for match in re.finditer(r"python (jobs/\w+\.py --[^\n`#]+)", text):
-            if not PLACEHOLDER.search(match[1]):
-                found.append((page.name, shlex.split(match[1])))
+        for match in re.finditer(r"(?:python jobs/(\w+)\.py|\bdegla (\w+)) (--[^\n`#]+)", text):
+            if not PLACEHOLDER.search(match[3]) and not match[3].startswith("--help"):
+                found.append((page.name, [match[1] or match[2], *shlex.split(match[3])]))
     return found
 
 
 def test_docs_commands_are_found() -> None:
-    jobs = {words[0] for page, words in _commands() if page == "README.md"}
-    assert {
-        f"jobs/{name}.py" for name in ("prepare", "negatives", "train", "evaluate", "compare", "tune")
-    } <= jobs
+    stages = {words[0] for page, words in _commands() if page == "README.md"}
+    assert {"prepare", "negatives", "train", "evaluate", "compare", "tune", "chain"} <= stages
 
 
 def _parse(words: list[str], monkeypatch: pytest.MonkeyPatch) -> object:
     """The config that a job builds from a command line; the job itself is not run."""
     monkeypatch.chdir(REPO)
-    return parse(JOBS[Path(words[0]).stem], "", words[1:])
+    return parse(JOBS[words[0]], "", words[1:])
 
 
 @pytest.mark.parametrize(("page", "words"), _commands(), ids=lambda value: str(value)[:60])
@@ -74,10 +72,10 @@ def test_docs_every_config_is_named_in_a_command_that_parses(monkeypatch: pytest
     for config in configs:
         name = re.escape(f"jobs/configs/{config.name}")
         text = config.read_text(encoding="utf-8") + jobs
-        commands = re.findall(rf"python (jobs/\w+\.py --config {name})", text)
+        commands = re.findall(rf"python jobs/(\w+)\.py (--config {name})", text)
         assert commands, f"{config.name}: no command `python jobs/... --config jobs/configs/{config.name}`"
-        for command in set(commands):
-            assert dataclasses.is_dataclass(_parse(shlex.split(command), monkeypatch)), command
+        for stage, options in set(commands):
+            assert dataclasses.is_dataclass(_parse([stage, *shlex.split(options)], monkeypatch)), stage
 
 
 def test_docs_tests_that_reliability_names_exist() -> None:

@@ -163,7 +163,7 @@ def test_export_readme_lines_open_the_demos_model_and_its_reason_is_true(tmp_pat
     lines = lines_of(readme)
     done = in_another_process(lines, tmp_path / "export")
     assert done.stdout.startswith("opened"), done.stderr[-2000:]
-    without = in_another_process(lines.replace("import degla_ray.model", ""), tmp_path / "export")
+    without = in_another_process(lines.replace("import degla_ray.model.towers", ""), tmp_path / "export")
     assert "Unknown model (nfnet_grid)" in without.stderr
     assert "Unknown model (nfnet_grid)" in readme
 

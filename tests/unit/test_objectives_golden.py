@@ -20,7 +20,7 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "degla_trace.json"
 NEGATIVES = [
     ["a small red circle to the left of a large blue square", "a large blue circle"],
     ["two yellow triangles above a striped green star", "two green stars"],
-    ["there is an image of a dog", ""],
+    ["there is a picture of a dog", ""],
 ]
 
 

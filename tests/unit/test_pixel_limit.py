@@ -12,16 +12,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from degla_ray.evaluation.encode import _decode, eval_transform
-from degla_ray.evaluation.thumbnails import SIZE, thumbnails
-from degla_ray.training.order import BatchOrder
-from degla_ray.training.samples import load_samples
 from PIL import Image
 
 from degla_ray.config import DataConfig
+from degla_ray.encoding import images
+from degla_ray.encoding.encode import _decode
 from degla_ray.encoding.images import FileImages, ParquetImages
-from degla_ray.evaluation import images
 from degla_ray.loader.decode import BatchReader, BatchSpec
+from degla_ray.loader.order import BatchOrder
+from degla_ray.loader.samples import load_samples
+from degla_ray.model.preprocess import eval_transform
+from degla_ray.reporting.thumbnails import SIZE, thumbnails
 from degla_ray.schema import IMAGES
 from degla_ray.sources.images import CheckedImage, check_and_convert
 from tests.training_inputs import write_inputs
@@ -87,7 +88,7 @@ def test_pixel_limit_prepared_image_is_encoded_and_shown(tmp_path: Path) -> None
     (batch,), absent = source.batches({"img0000"}, 4)
     (image,) = source.read(batch)
     assert absent == {}
-    assert isinstance(image, images.Image)
+    assert isinstance(image, images.ImageFile)
     transform = eval_transform({"size": 8, "mean": (0, 0, 0), "std": (1, 1, 1)})
     np.testing.assert_allclose(_decode(image, transform), GREY / 255, atol=1e-3)
     (uri,) = thumbnails(["s:img0000"], [{"s": images.spec(source)}]).values()
@@ -102,7 +103,7 @@ def test_pixel_limit_file_that_was_not_prepared_keeps_pillows(tmp_path: Path, pa
     source = FileImages(str(tmp_path))
     (batch,), _ = source.batches({f"bomb.png{part}"}, 4)
     (image,) = source.read(batch)
-    assert isinstance(image, images.Image)
+    assert isinstance(image, images.ImageFile)
     with pytest.raises(Image.DecompressionBombError, match="500000 pixels"):
         image.open()
     assert thumbnails([f"s:bomb.png{part}"], [{"s": images.spec(source)}]) == {}

@@ -419,7 +419,7 @@ def test_parquet_limit_takes_the_first_of_each_split(tmp_path: Path) -> None:
     [
         ({"files": {}}, r"^parquet\.files: "),
         ({"files": {"train": ["nowhere.parquet"]}}, r"^parquet\.files\.train: found 'nowhere\.parquet'"),
-        ({"image_column": "image"}, r"^parquet\.image_column: .*one of the columns \['image', 'caption', "),
+        ({"image_column": "photo"}, r"^parquet\.image_column: .*one of the columns \['image', 'caption', "),
         ({"image_column": "caption"}, r"^parquet\.image_column: .*not list<"),
         ({"caption_column": "image"}, r"^parquet\.caption_column: .*string or list of string, not struct<"),
         ({"image_id_column": "caption"}, r"^parquet\.image_id_column: .*string or integer, not list<"),
