@@ -326,6 +326,6 @@ def _chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
 
 
 def _torch() -> Any:
-    import torch  # takes seconds, which a rerun with nothing to do should not spend
+    import torch  # takes seconds; a rerun with nothing to do skips it
 
     return torch

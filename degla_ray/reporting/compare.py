@@ -150,7 +150,7 @@ def _of_run(run_id: str, config: TrackingConfig, output: Storage) -> _Evaluation
     tags = tracking.run_tags(config, run_id)
     stage = tags.get("degla.stage", tags.get("stage"))
     if stage != STAGE:
-        raise DataError(f"MLflow run {run_id}", f"a run of stage {stage!r}", "one of `jobs/evaluate.py`")
+        raise DataError(f"MLflow run {run_id}", f"a run of stage {stage!r}", "a run of `jobs/evaluate.py`")
     folder = tags[tracking.FOLDER_TAG]
     storage = Storage(folder)
     if (

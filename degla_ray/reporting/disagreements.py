@@ -35,7 +35,7 @@ class Form(Enum):
     CHOICE = auto()
     """One score per candidate (text or image), the true one first."""
     CLASSES = auto()
-    """One score per class; the true class is known only from the correct decisions."""
+    """One score per class. The true class is the highest-scoring one of a model that is correct."""
     BEST = auto()
     """Scores of the best true candidate and of the best wrong one."""
     TWO_POSITIVES = auto()

@@ -43,8 +43,8 @@ class KindReport:
         reasons: rows of rejects by reason.
         prompt_tokens, completion_tokens, cached_tokens: totals over all answers.
         words: number of negatives by their length in words.
-        blind_accuracy: text-only accuracy: how well negatives are told from captions without the image; None
-            if there are too few of them.
+        blind_accuracy: text-only accuracy, i.e. how well a classifier tells negatives from captions by their
+            text; None for too few pairs.
     """
 
     captions: dict[str, int]

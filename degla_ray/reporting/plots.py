@@ -119,8 +119,10 @@ def _known(comparison: Comparison, model: int, name: str) -> bool:
 
 
 def _mean(scores: Sequence[Score | None]) -> Score | None:
-    """Return the mean of scores over different items, whose intervals add as squares; None if a value is
-    missing."""
+    """Return the mean of scores over different items, or None if a value is missing.
+
+    Its interval ends are the root of the sum of the members' squared distances, divided by their number.
+    """
     values = [score.value for score in scores if score is not None and score.value is not None]
     if len(values) != len(scores) or not values:
         return None
@@ -249,8 +251,10 @@ def _figure(width: float, height: float) -> Iterator[tuple[Figure, list[str]]]:
 
 
 def _plain(label: str) -> str:
-    """Return a label that Matplotlib shows unchanged: `$` would start a formula, and a leading `_` hide it
-    from the legend."""
+    """Return a label that Matplotlib shows unchanged.
+
+    A `$` would start a formula, and a leading `_` would hide the label from the legend.
+    """
     text = label.replace("$", r"\$")
     return f" {text}" if text.startswith("_") else text
 

@@ -157,14 +157,15 @@ def _replaced(config: Any, name: str, path: Sequence[str], value: Any) -> Any:
 
 
 def best_trial(trials: Sequence[Trial], base_zero_shot: float, max_loss: float) -> Trial:
-    """Return the trial with the highest composition among those that retain zero-shot accuracy.
+    """Return the trial with the highest composition among those that lose at most `max_loss` of zero-shot
+    accuracy.
 
-    If no trial loses at most `max_loss`, the trial with the highest zero-shot accuracy is returned.
+    If there is none, return the trial with the highest zero-shot accuracy.
 
     Args:
         trials: all trials of the sweep.
         base_zero_shot: accuracy of the starting model, 0 to 1.
-        max_loss: zero-shot accuracy that a trial may lose relative to it, 0 to 1.
+        max_loss: largest loss of zero-shot accuracy relative to `base_zero_shot`, 0 to 1.
 
     Raises:
         DeglaError: every trial failed.
@@ -241,7 +242,7 @@ def _in_turn(stage: Callable[[], ResultT]) -> ResultT:
 
 
 def distinct(trials: Sequence[Trial]) -> list[Trial]:
-    """Return the trials without those that drew the same settings as an earlier one and are the same run."""
+    """Return the trials without repetitions: trials with equal settings are the same run."""
     first: dict[str, Trial] = {}
     for trial in trials:
         first.setdefault(trial.run_folder or fingerprint(dict(trial.settings)), trial)
@@ -290,8 +291,8 @@ def _absolute(config: TuneConfig) -> TuneConfig:
 
 
 def _require_cpus(config: TuneConfig) -> None:
-    """Raise an error if the trials alone could hold every CPU: each would wait for CPUs to decode with,
-    forever."""
+    """Raise an error if the trials would hold every CPU, because each would then wait forever for decoding
+    CPUs."""
     each = cpus(config.train) + TRIAL_CPUS
     there = ray.cluster_resources().get("CPU", 0.0)
     if config.max_concurrent_trials * each > there:

@@ -19,8 +19,8 @@ class ImageChoice:
         name: benchmark name.
         items: one text and at least two images each, the true one first; each item_id once per subset.
         rule: how ties are decided.
-        image: returns the image that an item counts under, for items that show nearly the same images; None
-            takes the true image.
+        image: maps an item to the image key that statistics group it by, for items that show nearly the
+            same images; None takes the true image.
     """
 
     averages: Mapping[str, Sequence[str]] = {}

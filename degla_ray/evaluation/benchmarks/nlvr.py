@@ -46,7 +46,7 @@ def load_nlvr(folder: Storage) -> ImageChoice:
         sentences = sorted({record["sentence"] for record in records})
         if len(sentences) > 1:
             here = f"{where}, items {presentation}-…"
-            raise DataError(here, f"{len(sentences)} sentences, {sentences[:2]}", "one for them all")
+            raise DataError(here, f"{len(sentences)} sentences, {sentences[:2]}", "the same sentence in all")
         true, false = ([r for r in records if r["label"] == label] for label in ("true", "false"))
         items += [
             Shown(
@@ -65,7 +65,8 @@ def load_nlvr(folder: Storage) -> ImageChoice:
 
 
 def _presentation(item: Shown) -> str:
-    """Return the key that an item counts under: its presentation, whose scenes occur in many items."""
+    """Return the image key that statistics group an item by: its presentation, whose scenes occur in many
+    items."""
     return image_key(NLVR, item.item_id.partition("-")[0])
 
 

@@ -79,7 +79,7 @@ def _folder_names(storage: Storage, folders: Sequence[str]) -> tuple[list[str], 
     if storage.is_file("classes.json"):
         where, named = storage.path("classes.json"), storage.read_json("classes.json")
         if not isinstance(named, dict) or not all(isinstance(x, str) and x.strip() for x in named.values()):
-            raise DataError(where, "something else", '{"FOLDER": "name", …}')
+            raise DataError(where, "other content", '{"FOLDER": "name", …}')
         differing = sorted(set(folders) ^ set(named))
         if differing:
             expected = "one name for each folder"

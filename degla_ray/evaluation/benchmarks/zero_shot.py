@@ -229,7 +229,7 @@ def labelled_images(
 
 def _local(root: str) -> str:
     if "://" in root:
-        raise DataError(root, "a URI", "a local folder: torchvision reads no other")
+        raise DataError(root, "a URI", "a local folder, because torchvision reads no URIs")
     return os.path.abspath(os.path.expanduser(root))
 
 
@@ -247,8 +247,8 @@ def _open(root: str, name: str) -> Any:
     """
     spec, where = SETS[name], f"{name} in {root}"
     expected = (
-        f"torchvision's {spec.loader} there: "
-        f"`jobs/fetch_benchmarks.py --benchmarks '[{PREFIX}{name}]'` fetches it, or says what to do"
+        f"torchvision's {spec.loader} dataset; "
+        f"`jobs/fetch_benchmarks.py --benchmarks '[{PREFIX}{name}]'` downloads it or prints instructions"
     )
     absent = _absent(root, spec)
     if absent is not None:

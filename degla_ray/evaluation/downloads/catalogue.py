@@ -80,7 +80,7 @@ def read_catalogue(path: Path) -> list[Item]:
         entries = yaml.safe_load(path.read_text(encoding="utf-8"))["items"]
     except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
         raise DataError(
-            str(path), error, "a YAML file with `items`, as degla_ray's downloads.yaml"
+            str(path), error, "a YAML file with `items`, in the format of degla_ray's own catalogue"
         ) from error
     items = [from_settings(Item, entry, f"{path.name}: items[{i}]") for i, entry in enumerate(entries)]
     names = [item.name for item in items]

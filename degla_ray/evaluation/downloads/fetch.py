@@ -164,7 +164,7 @@ def fetch_benchmarks(config: FetchConfig, console: Console | None = None) -> boo
         Whether no item failed.
     """
     if "://" in config.output:
-        raise SettingError("output", config.output, "a local folder: downloads continue in their own files")
+        raise SettingError("output", config.output, "a local folder, where downloads can resume")
     console = console or Console()
     catalogue = read_catalogue(Path(config.catalogue or CATALOGUE))
     items = select(catalogue, config.benchmarks, images=config.images)
