@@ -11,26 +11,29 @@ from degla_ray.config.training import ModelConfig
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedConfig:
-    """Published benchmarks from their own files; the defaults are the official protocols."""
+    """Published benchmarks, read from their original files; the defaults are the official protocols."""
 
     data: str | None = None
-    """Folder that `fetch_benchmarks` wrote, with annotations/, images/ and zeroshot/."""
+    """Folder written by `fetch_benchmarks`, with annotations/, images/ and zeroshot/."""
     images: dict[str, str] = field(default_factory=dict)
-    """Collection of images, e.g. coco_val2017 -> its folder, where that is not DATA/images/COLLECTION."""
+    """Image collection (e.g. coco_val2017) -> its folder, if it is not DATA/images/COLLECTION."""
     nlvr: str | None = None
-    """Folder of NLVR with dev.json and images/."""
+    """NLVR folder with dev.json and images/."""
     class_folders: list[str] = field(default_factory=list)
-    """Datasets of one folder a class, each a zero-shot benchmark."""
+    """Datasets with one folder per class; each becomes a zero-shot benchmark."""
     webdatasets: list[str] = field(default_factory=list)
-    """Zero-shot benchmarks as tar shards with classnames.txt, as CLIP_benchmark has them."""
+    """Datasets of tar shards with classnames.txt, in CLIP_benchmark's format; each becomes a zero-shot
+    benchmark."""
     swap_obj_items: Literal[245, 246] = 245
-    """SugarCrepe's swap_obj: as released now, or with the item that older papers count too."""
+    """Items of SugarCrepe's swap_obj: 245 as released now, or 246 as counted in older papers."""
     valse_votes: int = 2
-    """Annotators (0 to 3) that must have chosen the caption for VALSE to keep an item; 0 keeps all."""
+    """Annotators (0 to 3) who must have chosen the caption for VALSE to keep an item; 0 keeps all."""
     aro_average: Literal["macro", "micro"] = "macro"
-    """ARO's VG-Relation and VG-Attribution: mean over relations and pairs, or over items."""
+    """Average of ARO's VG-Relation and VG-Attribution: `macro` over relations and attribute pairs, `micro`
+    over items."""
     zero_shot_scores: Literal["standard", "int_logits"] = "standard"
-    """Similarities as they are, or 100 times them cut to integers, as the paper's table seems to."""
+    """`standard`: cosine similarities; `int_logits`: 100 times these, cut to integers, as the paper's table
+    seems to use."""
     order_seed: int = 0
     """Seed of the shuffles of COCO-Order and Flickr30k-Order."""
 
@@ -39,44 +42,46 @@ class PublishedConfig:
 
     @property
     def given(self) -> bool:
-        """Whether there is anything to evaluate on."""
+        """Whether any published benchmark is configured."""
         return self.data is not None or bool(self.nlvr or self.class_folders or self.webdatasets)
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
-    """Job `evaluate`: a model's scores on every benchmark that it is given."""
+    """Job `evaluate`: scores of one model on every configured benchmark."""
 
     model: ModelConfig
     output: str
-    """Folder to write scores and summary to."""
+    """Folder to write the scores and the summary to."""
     suite: str | None = None
-    """Folder of test sets; `prepare --source scenes` writes one at OUTPUT/tests."""
+    """Folder of test sets; `prepare --source scenes` writes one to OUTPUT/tests."""
     prepared: str | None = None
-    """Folder that `prepare` wrote: adds retrieval over its captions of `split`."""
+    """Folder written by `prepare`; adds retrieval over its captions of `split`."""
     negatives: str | None = None
-    """Folder that `negatives` wrote for `prepared`: adds caption against own negative, one subset a kind."""
+    """Folder written by `negatives` for `prepared`; adds each caption against its own negatives, one subset
+    per kind."""
     split: str = "val"
     """Split of `prepared` to evaluate on."""
     published: PublishedConfig = field(default_factory=PublishedConfig)
     label: str = ""
-    """Name of this model in tables; empty means the model's own."""
+    """Name of the model in tables; empty takes the model's own name."""
     benchmarks: list[str] = field(default_factory=lambda: ["all"])
-    """Names of benchmarks to run, or [all] that there are files of."""
+    """Benchmarks to run; [all] runs every benchmark whose files are present."""
     cache: str | None = None
-    """Folder of features by content, for all evaluations to share; none: this one's own, while it runs."""
+    """Folder of cached features, shared by all evaluations; null caches in `output` while the evaluation
+    runs."""
     num_actors: int = 2
-    """Ray Data actors that encode."""
+    """Ray Data actors that encode images and texts."""
     cpus_per_actor: float = 1.0
-    """Logical CPUs of an actor."""
+    """Logical CPUs per actor."""
     use_gpu: bool = False
-    """One GPU for each actor."""
+    """Reserve one GPU per actor."""
     batch_size: int = 128
-    """Images or texts encoded at a time."""
+    """Images or texts per batch."""
     bootstrap_samples: int = 1000
-    """Resamples behind a confidence interval."""
+    """Bootstrap resamples per confidence interval."""
     stall_minutes: float = 20.0
-    """No encoded batch for this many minutes is an error."""
+    """Minutes without an encoded batch after which the job fails."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     ray: RayConfig = field(default_factory=RayConfig)
 
@@ -101,43 +106,44 @@ class EvaluateConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CompareConfig:
-    """Job `compare`: one table, plots and HTML over several evaluations."""
+    """Job `compare`: tables, plots and an HTML report over several evaluations."""
 
     evaluations: list[str]
-    """Folders that `evaluate` wrote, MLflow ids of its runs, or, with `suite`, models; first the base."""
+    """Folders written by `evaluate`, MLflow ids of its runs, or, with `suite`, models; the first is the
+    base."""
     output: str = "runs/compare"
     """Folder for report.md, report.html and the plots."""
     suite: str | None = None
-    """Test sets on which entries that are models (names, exported folders) are evaluated first."""
+    """Test sets on which entries that are models (names or exported folders) are evaluated first."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     ray: RayConfig = field(default_factory=RayConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig:
-    """Job `export`: a model in another program's form."""
+    """Job `export`: a model in another program's format."""
 
     model: ModelConfig
     output: str
-    """Folder to write."""
+    """Folder to write to."""
     format: Literal["open_clip", "huggingface", "mlflow"] = "open_clip"
-    """`open_clip` opens as local-dir:FOLDER, `huggingface` as CLIPModel, `mlflow` as a pyfunc."""
+    """`open_clip` loads as local-dir:FOLDER, `huggingface` as CLIPModel, `mlflow` as a pyfunc."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class InterpolateConfig:
-    """Job `interpolate`: models on the line between two, each exported and evaluated (WiSE-FT)."""
+    """Job `interpolate`: models on the line between two weights, each exported and evaluated (WiSE-FT)."""
 
     first: str
-    """Model at alpha 0, usually the one that was started from: a name or an exported folder."""
+    """Model at alpha 0, usually the one that training started from: a name or an exported folder."""
     second: str
     """Model at alpha 1."""
     suite: str
-    """Folder of test sets that every point is measured on."""
+    """Folder of test sets to evaluate every point on."""
     output: str = "runs/interpolate"
     """Folder for the models, their evaluations and the report."""
     alphas: list[float] = field(default_factory=lambda: [0.0, 0.25, 0.5, 0.75, 1.0])
-    """Points: weights are (1 - alpha) * first + alpha * second; the first point is the report's base."""
+    """Points: the weights are (1 - alpha) * first + alpha * second; the first point is the report's base."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     ray: RayConfig = field(default_factory=RayConfig)
 
@@ -147,16 +153,16 @@ class InterpolateConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class FetchConfig:
-    """Job `fetch_benchmarks`: the files of published benchmarks, as far as they may be downloaded."""
+    """Job `fetch_benchmarks`: files of published benchmarks, as far as licences allow downloading them."""
 
     output: str
-    """Local folder for annotations/, images/ and zeroshot/, to give to `evaluate` as `published.data`."""
+    """Local folder for annotations/, images/ and zeroshot/; pass it to `evaluate` as `published.data`."""
     benchmarks: list[str] = field(default_factory=lambda: ["all"])
-    """Names of benchmarks or of groups (aro, retrieval, zeroshot), or [all]."""
+    """Names of benchmarks or groups (aro, retrieval, zeroshot), or [all]."""
     images: bool = True
-    """Also the images; without them only annotations, a few megabytes."""
+    """Whether to fetch images too; the annotations alone are a few megabytes."""
     catalogue: str | None = None
-    """Another list of files and their places, e.g. with mirrors; null takes the package's own."""
+    """Another catalogue of files and their addresses, e.g. with mirrors; null takes the package's own."""
 
     def __post_init__(self) -> None:
         require(bool(self.benchmarks), "benchmarks", self.benchmarks, "at least one, or [all]")

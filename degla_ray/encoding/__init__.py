@@ -1,1 +1,1 @@
-"""FeatureTable of distinct images and texts: readers, encoding actors, cache, neighbours."""
+"""Encoding of images and texts: image sources, encoding actors, feature cache and nearest neighbours."""

@@ -1,11 +1,11 @@
-"""FeatureTable of distinct images and texts, by a pool of Ray Data actors that hold the model.
+"""Encode distinct images and texts with a pool of Ray Data actors that hold the model.
 
-The driver cuts the work into batches (images that are cheap to read together; texts sorted by length,
-because the text tower computes up to a batch's longest caption), those of the first benchmark first, and the
-batches flow read+decode -> encode. Without a GPU Ray Data fuses the two into the actors, with one the
-decoding spreads over CPU tasks. What a batch holds does not depend on the number of actors, and rows are put
-back by key, so the features do not either; what the cache has is read and not decoded. The model travels
-through Ray's object store: it need not be readable elsewhere.
+The driver cuts the work into batches: images that are cheap to read together, and texts sorted by length,
+because the text tower computes up to a batch's longest caption. Batches of the first benchmark come first,
+and each flows read+decode -> encode. Without a GPU, Ray Data fuses both steps into the actors; with one,
+decoding runs in CPU tasks. The content of a batch does not depend on the number of actors, and rows are
+matched by key, so the features do not depend on it either. Images whose features are cached are read but not
+decoded. The model travels through Ray's object store, so its files need not be readable on other nodes.
 """
 
 from __future__ import annotations
@@ -35,21 +35,21 @@ NO_PIXELS = b""
 
 @dataclass(frozen=True, kw_only=True)
 class Pool:
-    """The actors."""
+    """Size and resources of the actor pool."""
 
     num_actors: int
     cpus_per_actor: float
     use_gpu: bool
     batch_size: int
-    """Images or texts of one batch."""
+    """Images or texts per batch."""
     stall_seconds: float
-    """No finished batch for this long is an error."""
+    """Seconds without a finished batch after which encoding fails."""
 
 
 def model_identity(loaded: LoadedModel) -> str:
-    """Hash of what decides a model's features: weights, preprocessing, activation, tokenizer.
+    """Return a hash of what determines a model's features: weights, preprocessing, activation, tokenizer.
 
-    Equal models have equal identities whatever file they came from.
+    Equal models have equal identities, whatever file they came from.
     """
     digest = hashlib.blake2b(digest_size=8)
     for name, tensor in sorted(loaded.model.state_dict().items()):
@@ -70,22 +70,25 @@ def encode(
     cache: FeatureCache | None = None,
     on_progress: Callable[[int, int, int], None] = lambda number, done, total: None,
 ) -> Iterator[tuple[int, Encoded]]:
-    """Encodes each distinct image and text once; yields each benchmark's as soon as all of it is there.
+    """Encode each distinct image and text once, and yield each benchmark's features as soon as they are
+    complete.
 
     Args:
-        loaded: the model; a copy goes to every actor.
-        sources: name -> where its images lie.
-        needs: of each benchmark.
+        loaded: the model; every actor gets a copy.
+        sources: source name -> where its images are stored.
+        needs: needs of each benchmark.
         pool: the actors.
-        cache: features that are there already, and where new ones go.
-        on_progress: told of a benchmark's number, and of how many of how many images and texts it has.
+        cache: features computed earlier; new ones are added to it.
+        on_progress: called with a benchmark's number, how many of its images and texts are done, and their
+            total.
 
     Yields:
         The benchmark's number and its features. Ray must be running if anything has to be encoded.
 
     Raises:
-        SettingError: the cluster cannot hold one actor.
-        DataError: a source without its files; features are not finite; no batch for `stall_seconds`.
+        SettingError: the cluster cannot host a single actor.
+        DataError: a source's files are missing, features are not finite, or no batch finished for
+            `stall_seconds`.
     """
     work = Work(needs, on_progress)
     if cache is not None:
@@ -111,13 +114,13 @@ def encode_all(
     texts: Iterable[str],
     pool: Pool,
 ) -> Encoded:
-    """`encode` for one caller that wants everything at once."""
+    """Encode everything for a single caller; see `encode`."""
     [(_, encoded)] = encode(loaded, sources, [Needs(keys=set(keys), texts=set(texts))], pool)
     return encoded
 
 
 def _batches(sources: Mapping[str, ImageSource], work: Work, batch_size: int) -> list[dict[str, Any]]:
-    """Work rows for everything that is not there yet, in the order in which benchmarks need them."""
+    """Return work rows for all images and uncached texts, in the order in which benchmarks need them."""
     rows: list[tuple[tuple[int, int], dict[str, Any]]] = []
     by_source: dict[str, set[str]] = defaultdict(set)
     for what, key in list(work.users):
@@ -126,7 +129,7 @@ def _batches(sources: Mapping[str, ImageSource], work: Work, batch_size: int) ->
             by_source[source].add(image_id)
     for source, wanted in by_source.items():
         if source not in sources:
-            reason = "no folder is given for these images"
+            reason = "no folder is configured for these images"
             batches, absent = list[ImageBatch](), dict.fromkeys(sorted(wanted), reason)
         else:
             batches, absent = sources[source].batches(wanted, batch_size)
@@ -147,7 +150,7 @@ def _batches(sources: Mapping[str, ImageSource], work: Work, batch_size: int) ->
 
 
 def _take(row: Mapping[str, Any], work: Work, cache: FeatureCache | None, model: str) -> None:
-    """Puts one finished row where it belongs."""
+    """Add the features and errors of one finished row to the work and the cache."""
     names = list(row["encoded"])
     rows = np.frombuffer(row["features"], dtype=np.float32).reshape(max(1, len(names)), -1)[: len(names)]
     if not np.isfinite(rows).all():
@@ -162,7 +165,7 @@ def _take(row: Mapping[str, Any], work: Work, cache: FeatureCache | None, model:
             cache.add(digest, feature, bool(is_cut))
     for name, digest in zip(row["known"], row["known_digests"], strict=True):
         feature = cache.get(digest) if cache is not None else None
-        assert feature is not None  # only what the cache has is known
+        assert feature is not None  # "known" means that the cache has it
         work.have_image(image_key(row["source"], name), feature)
     for name, reason in zip(row["failed"], row["reasons"], strict=True):
         work.have_not(image_key(row["source"], name), reason)
@@ -175,7 +178,7 @@ def _run(
     pool: Pool,
     cache: FeatureCache | None,
 ) -> Iterator[dict[str, Any]]:
-    """Result rows of all work rows, in no particular order."""
+    """Yield the result rows of all work rows, in no particular order."""
     import ray
     import ray.data
 
@@ -208,14 +211,14 @@ def _run(
     def stalled(done: int) -> DataError:
         found = f"no progress for {pool.stall_seconds:g} s after {done} of {len(batches)} batches"
         return DataError(
-            "encoding", found, "a batch sooner: are the cluster's CPUs or GPUs taken? (`ray status`)"
+            "encoding", found, "a batch sooner; other jobs may hold the cluster's CPUs or GPUs (`ray status`)"
         )
 
     yield from with_deadline(results.iter_rows(), pool.stall_seconds, stalled)
 
 
 class _Decoder:
-    """Reads and preprocesses one batch of images that the cache has not; passes texts through."""
+    """Reads and preprocesses those images of a batch that are not cached; passes texts through."""
 
     def __init__(
         self, preprocess_cfg: Mapping[str, Any], sources: Mapping[str, ImageSource], known_ref: Any
@@ -250,7 +253,7 @@ class _Decoder:
                 pixels.append(_decode(image_file, transform))
                 found["ids"].append(image_id)
                 found["digests"].append(digest)
-            except Exception as error:  # Pillow raises a dozen types; the image is reported by name
+            except Exception as error:  # Pillow raises a dozen types; the image is recorded as failed
                 found["failed"].append(image_id)
                 found["reasons"].append(f"{type(error).__name__}: {error}".splitlines()[0])
         stacked = np.stack(pixels) if pixels else np.zeros((0,), dtype=np.float32)
@@ -258,13 +261,13 @@ class _Decoder:
 
 
 def _holds(known: np.ndarray, digest: str) -> bool:
-    """Whether an ascending array has it."""
+    """Return whether an ascending array contains the digest."""
     at = int(np.searchsorted(known, digest.encode()))
     return at < len(known) and bool(known[at] == digest.encode())
 
 
 class _Encoder:
-    """Holds the model and encodes batches."""
+    """Actor that holds the model and encodes batches."""
 
     def __init__(self, loaded_ref: Any, cpus: float) -> None:
         import ray
@@ -301,7 +304,7 @@ class _Encoder:
         }
 
     def _truncated(self, texts: list[str], context_length: int) -> list[bool]:
-        """Whether a text fills one token more than the model reads."""
+        """Return, per text, whether it exceeds the model's context length."""
         longer_BL = self.tokenizer(["", *texts], context_length=context_length + 1)
         padding = longer_BL[0, -1]
         return [bool(last != padding) for last in longer_BL[1:, -1]]
@@ -320,6 +323,6 @@ def _chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
 
 
 def _torch() -> Any:
-    import torch  # seconds to import: not for a rerun that has nothing to do
+    import torch  # takes seconds; a rerun with nothing to do skips it
 
     return torch

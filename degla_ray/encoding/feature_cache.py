@@ -1,9 +1,9 @@
-"""FeatureTable on disk, by what they are features of: a second benchmark on them costs their reading.
+"""Features on disk, keyed by the content they were computed from, so that they are encoded only once.
 
     <folder>/<model identity>/part-<random>.parquet     digest, feature (float32 bytes), truncated
 
-The model's identity holds its weights, preprocessing and tokenizer; the digest holds the image's bytes (and
-the part of it that is seen) or the text. Written as batches come, so an evaluation that was killed goes on.
+The model identity covers weights, preprocessing and tokenizer. The digest covers the image's bytes (and the
+region shown) or the text. Features are written as batches arrive, so an interrupted evaluation resumes.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ import pyarrow as pa
 from degla_ray.storage import Storage
 
 FLUSH_ROWS = 4096
-"""Rows of one file, about; what a killed evaluation encodes again is fewer."""
+"""Approximate rows per file; an interrupted evaluation repeats fewer than these."""
 SCHEMA = pa.schema([("digest", pa.string()), ("feature", pa.binary()), ("truncated", pa.bool_())])
 
 
 def image_digest(content: bytes) -> str:
-    """Of what `Image.content` gives."""
+    """Return the digest of an image's `ImageFile.content`."""
     return hashlib.blake2b(content, digest_size=16, person=b"image").hexdigest()
 
 
@@ -31,10 +31,10 @@ def text_digest(text: str) -> str:
 
 
 class FeatureCache:
-    """The features of one model.
+    """Cached features of one model.
 
     Args:
-        uri: folder that the caches of all models lie in.
+        uri: folder that contains the caches of all models.
         model: identity of the model.
     """
 
@@ -55,11 +55,11 @@ class FeatureCache:
         return len(self._features)
 
     def digests(self) -> np.ndarray:
-        """All digests, ascending: bytes [n]."""
+        """Return all digests, ascending: bytes [n]."""
         return np.array(sorted(self._features), dtype="S32")
 
     def get(self, digest: str) -> np.ndarray | None:
-        """float32 [D], or None."""
+        """Return the feature of a digest, float32 [D], or None."""
         return self._features.get(digest)
 
     def add(self, digest: str, feature: np.ndarray, truncated: bool = False) -> None:
@@ -71,7 +71,7 @@ class FeatureCache:
                 self.flush()
 
     def flush(self) -> None:
-        """Writes what was added since the last time."""
+        """Write the features added since the last flush."""
         if self._new:
             columns = [list(column) for column in zip(*self._new, strict=True)]
             self._storage.write_table(

@@ -1,4 +1,4 @@
-"""FeatureTable of distinct images and texts, by the names that those who need them use."""
+"""Features of distinct images and texts, looked up by image key or by text."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ import numpy as np
 
 
 def image_key(source: str, image_id: str) -> str:
-    """Name of an image over all of a call's image sources, whose ids may collide."""
+    """Return an image's name, unique across image sources, whose own ids may collide."""
     return f"{source}:{image_id}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureTable:
-    """L2-normalised float32 features of a call's distinct images and texts."""
+    """L2-normalised float32 features of the distinct images and texts of a run."""
 
     img_ND: np.ndarray
-    """One row an image that could be read."""
+    """One row per image that could be read."""
     txt_MD: np.ndarray
-    """One row a distinct text."""
+    """One row per distinct text."""
     image_row: Mapping[str, int]
-    """`image_key` -> row of img_ND; an image that could not be read is not in it."""
+    """`image_key` -> row of img_ND; unreadable images are absent."""
     text_row: Mapping[str, int]
     """Text -> row of txt_MD."""
 

@@ -1,7 +1,8 @@
-"""Where a benchmark's images lie: Parquet parts, files in a folder, or a dataset's own form.
+"""Image sources: Parquet parts, files in a folder, or a dataset's own format.
 
-A source travels to the tasks that read, so it holds paths and no open files. The bytes that it hands out
-name an image in the embedding cache, so an image that two benchmarks keep in two places is encoded once.
+A source is sent to the tasks that read from it, so it holds paths but no open files. The feature cache
+identifies an image by the bytes that its source returns, so an image that two benchmarks store in two places
+is encoded once.
 """
 
 from __future__ import annotations
@@ -31,11 +32,11 @@ NOT_THERE = "not in the images dataset"
 
 @dataclass(frozen=True, kw_only=True)
 class ImageFile:
-    """An image as it was read.
+    """An image as read from its source.
 
     Attributes:
         data: an image file's bytes.
-        box: (x, y, width, height) in pixels of what is to be seen of it; none: all.
+        box: region to show, as (x, y, width, height) in pixels; None shows the whole image.
         prepared: whether `prepare` has limited its pixels, so that Pillow's own limit does not apply.
     """
 
@@ -45,11 +46,11 @@ class ImageFile:
 
     @property
     def content(self) -> bytes:
-        """What tells it from other images."""
+        """Bytes that identify the image, including its box."""
         return self.data + (b"" if self.box is None else repr(self.box).encode())
 
     def open(self) -> Image.Image:
-        """Decoded and cut.
+        """Return the image, decoded and cropped to its box.
 
         Raises:
             ValueError: no bytes, or a box outside the image.
@@ -64,7 +65,7 @@ class ImageFile:
             return image
         x, y, width, height = self.box
         if width < 1 or height < 1 or x >= image.width or y >= image.height:
-            raise ValueError(f"box {self.box} outside of {image.width} x {image.height} pixels")
+            raise ValueError(f"box {self.box} outside {image.width} x {image.height} pixels")
         return image.convert("RGB").crop((x, y, x + width, y + height))
 
 
@@ -73,8 +74,8 @@ class ImageBatch:
     """Images of one source that are cheap to read together.
 
     Attributes:
-        ids: of the images.
-        where: for the source's `read`.
+        ids: ids of the images.
+        where: location of the images, in a form that the source's `read` understands.
     """
 
     ids: list[str]
@@ -82,19 +83,22 @@ class ImageBatch:
 
 
 class ImageSource(Protocol):
-    """Images by their ids. Picklable and small."""
+    """A collection of images by id. Picklable and small."""
 
     def batches(self, wanted: set[str], size: int) -> tuple[list[ImageBatch], dict[str, str]]:
-        """Batches of at most `size` of the wanted images, in an order that hangs on nothing else, and of
-        those that it knows not to have, why."""
+        """Return batches of at most `size` wanted images, and image id -> reason for each image known to be
+        missing.
+
+        The order of the batches depends on nothing but the arguments and the source's files.
+        """
 
     def read(self, batch: ImageBatch) -> list[ImageFile | Exception]:
-        """The images of a batch; for one that cannot be read, why."""
+        """Return the images of a batch; an exception in place of each image that cannot be read."""
 
 
 @dataclass(frozen=True)
 class ParquetImages:
-    """The dataset `images` of a folder that `prepare` wrote."""
+    """The dataset `images` of a folder written by `prepare`."""
 
     uri: str
 
@@ -115,7 +119,7 @@ class ParquetImages:
             found = []
             for row, image_id in enumerate(ids):
                 if image_id in unseen:
-                    unseen.discard(image_id)  # a second row of the same id is not encoded again
+                    unseen.discard(image_id)  # later rows of the same id are ignored
                     found.append((row, image_id))
             for start in range(0, len(found), size):
                 chunk = found[start : start + size]
@@ -124,7 +128,7 @@ class ParquetImages:
         return batches, dict.fromkeys(sorted(unseen), NOT_THERE)
 
     def read(self, batch: ImageBatch) -> list[ImageFile | Exception]:
-        """Reads only the row groups that hold the batch, whose rows ascend."""
+        """Read only the row groups that contain the batch, whose rows ascend."""
         part, rows = json.loads(batch.where)
         by_group: dict[int, list[int]] = defaultdict(list)
         found: list[bytes | None] = []
@@ -141,7 +145,8 @@ class ParquetImages:
 
 @dataclass(frozen=True)
 class FileImages:
-    """Files of a folder on any filesystem. An id is a path within it, with `#x,y,width,height` for a part."""
+    """Files in a folder on any filesystem. An id is a relative path, with `#x,y,width,height` for a
+    region."""
 
     uri: str
 
@@ -163,12 +168,12 @@ class FileImages:
 
 
 def boxed(path: str, x: int, y: int, width: int, height: int) -> str:
-    """The id of a part of an image of `FileImages`."""
+    """Return the id of a region of an image of `FileImages`."""
     return f"{path}#{x},{y},{width},{height}"
 
 
 def unboxed(image_id: str) -> str:
-    """The id, or the key, of the whole image that `boxed` took a part of."""
+    """Return the id or key of the whole image, given that of a region made by `boxed`."""
     return re.sub(r"#\d+,\d+,\d+,\d+$", "", image_id)
 
 
@@ -180,14 +185,14 @@ def _box(text: str) -> tuple[int, int, int, int] | None:
 
 
 def spec(source: ImageSource) -> dict[str, Any]:
-    """A source as JSON, for `opened`."""
-    assert dataclasses.is_dataclass(source)  # all are
+    """Return a source as JSON, from which `opened` restores it."""
+    assert dataclasses.is_dataclass(source)  # every source is one
     assert not isinstance(source, type)
     return {"kind": f"{type(source).__module__}:{type(source).__name__}", **dataclasses.asdict(source)}
 
 
 def opened(spec: Mapping[str, Any]) -> ImageSource:
-    """The source that a `spec` names."""
+    """Return the source that a `spec` describes."""
     fields = dict(spec)
     module, _, name = fields.pop("kind").partition(":")
     if not module.startswith(("degla_ray.encoding.", "degla_ray.evaluation.")):

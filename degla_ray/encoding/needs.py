@@ -1,4 +1,4 @@
-"""What benchmarks need encoded, what is there of it, and which of them have everything. No Ray."""
+"""What benchmarks need encoded, what has been encoded, and which benchmarks are complete. No Ray."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from degla_ray.encoding.features import FeatureTable
 
 @dataclass(frozen=True, kw_only=True)
 class Needs:
-    """What a benchmark is made of.
+    """Images and texts that a benchmark needs.
 
     Attributes:
         keys: `image_key` of every image.
@@ -26,18 +26,18 @@ class Needs:
 
 @dataclass(frozen=True, kw_only=True)
 class Encoded:
-    """FeatureTable, and the images that have none."""
+    """Features, and the images for which there are none."""
 
     features: FeatureTable
     missing: Mapping[str, str]
-    """`image_key` -> why it could not be read."""
+    """`image_key` -> reason why it could not be read."""
     truncated: frozenset[str] = frozenset()
-    """Texts that are longer than the model's context, and were cut."""
+    """Texts that exceed the model's context length and were truncated."""
 
 
 @dataclass
 class Work:
-    """What is wanted by which benchmark, and what is there."""
+    """Pending needs of all benchmarks, and the features that have arrived."""
 
     needs: Sequence[Needs]
     on_progress: Callable[[int, int, int], None]
@@ -83,7 +83,7 @@ class Work:
             self.on_progress(number, total - self._left[number], total)
 
     def finished(self) -> Iterator[tuple[int, Encoded]]:
-        """The benchmarks that have everything now, each once."""
+        """Yield the benchmarks that became complete, each once."""
         for number, need in enumerate(self.needs):
             if not self._left[number] and not self._yielded[number]:
                 self._yielded[number] = True

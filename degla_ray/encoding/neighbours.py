@@ -1,8 +1,8 @@
-"""Hard-negative images (NegCLIP): each image's nearest other ones in a model's eyes.
+"""Hard-negative images (NegCLIP): the images nearest to each image by a model's features.
 
-Run by `jobs/neighbours.py`. Every image of the split is encoded once by Ray Data actors; nearest is by
-cosine similarity of image features, a block of rows at a time, so that no I x I matrix is ever in memory.
-FeatureTable themselves are: 1 GB for 500,000 images of 512 numbers.
+Run by `jobs/neighbours.py`. Ray Data actors encode every image of the split once. The nearest images are
+found by cosine similarity of image features, one block of rows at a time, so an I x I matrix is never in
+memory. The features themselves are: 1 GB for 500,000 images of 512 numbers.
 """
 
 from __future__ import annotations
@@ -32,12 +32,17 @@ console = Console()
 
 
 def find_neighbours(config: NeighboursConfig) -> dict[str, int]:
-    """Writes each image's neighbours, nearest first; returns the counts.
+    """Write each image's neighbours, nearest first.
+
+    Images that do not decode are counted as missing and raise no error.
+
+    Returns:
+        The counts `images`, `written` and `missing`.
 
     Raises:
-        SettingError: the split does not exist, or has too few images.
-        DataError: a folder of another kind; images that do not decode are counted, not raised.
-        LeaseHeld: another driver writes the output folder.
+        SettingError: the split does not exist or has too few images.
+        DataError: a folder written by another job.
+        LeaseHeld: another driver is writing to the output folder.
     """
     with owned(config.output):
         return _find_neighbours(config)
@@ -49,7 +54,7 @@ def _find_neighbours(config: NeighboursConfig) -> dict[str, int]:
     own = captions.filter(pc.equal(captions["split"], config.split))
     image_ids = sorted(pc.unique(own["image_id"]).to_pylist())
     if len(image_ids) <= config.count:
-        raise SettingError("split", config.split, f"one of more than {config.count} images")
+        raise SettingError("split", config.split, f"a split of more than {config.count} images")
     loaded = build_with_weights(config.model)
     loaded.model.eval()
     identity = {
@@ -89,7 +94,7 @@ def _find_neighbours(config: NeighboursConfig) -> dict[str, int]:
 
 
 def nearest_rows(img_ID: NDArray[np.float32], count: int) -> NDArray[np.int64]:
-    """[I, count] int64: each row's nearest other rows by dot product, nearest first."""
+    """Return each row's nearest other rows by dot product, nearest first: int64 [I, count]."""
     nearest = np.empty((len(img_ID), count), dtype=np.int64)
     for first in range(0, len(img_ID), _BLOCK):
         block = img_ID[first : first + _BLOCK] @ img_ID.T

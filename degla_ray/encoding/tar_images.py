@@ -1,6 +1,6 @@
-"""Images in WebDataset's tar shards, each with its class number, as CLIP_benchmark writes them.
+"""Images in WebDataset tar shards, each with its class number, in CLIP_benchmark's format.
 
-The shards' headers are walked once, where the batches are made, in about 25 µs a file on a local disk; tasks
+The shards' headers are scanned once, when batches are made, at about 25 µs per file on a local disk. Tasks
 then read by byte offset, so shards must not be compressed.
 """
 
@@ -18,12 +18,12 @@ from degla_ray.errors import DataError
 from degla_ray.sources.tar_walk import MEMBER_NAME, members
 from degla_ray.storage import Storage
 
-SUFFIXES = ("webp", "png", "jpg", "jpeg")  # in CLIP_benchmark's order, where a sample has several
+SUFFIXES = ("webp", "png", "jpg", "jpeg")  # the first that a sample has counts, as in CLIP_benchmark
 
 
 @dataclass(frozen=True, kw_only=True)
 class TarSample:
-    """Where a sample's image lies, in bytes, and its class."""
+    """Location of a sample's image in bytes, and the sample's class."""
 
     shard: str
     offset: int
@@ -42,7 +42,7 @@ class TarImages:
         """Id -> sample, in the order of the shards.
 
         Raises:
-            DataError: a shard that is broken, or a sample that is not whole.
+            DataError: a broken shard or an incomplete sample.
         """
         storage = Storage(self.uri)
         return {
@@ -50,7 +50,7 @@ class TarImages:
         }
 
     def __reduce__(self) -> tuple[type[TarImages], tuple[str]]:
-        return (TarImages, (self.uri,))  # without the samples: batches say where theirs lie
+        return (TarImages, (self.uri,))  # without the samples: each batch carries its own locations
 
     def batches(self, wanted: set[str], size: int) -> tuple[list[ImageBatch], dict[str, str]]:
         by_shard: dict[str, list[tuple[str, TarSample]]] = {}
@@ -82,12 +82,12 @@ class TarImages:
 
 
 def tar_names(storage: Storage) -> list[str]:
-    """The shards directly in a folder."""
+    """Return the names of the shards directly in a folder."""
     return [name for name in storage.names() if name.endswith(".tar")]
 
 
 def _walk(storage: Storage, shard: str) -> dict[str, TarSample]:
-    """A shard's samples by their keys.
+    """Return a shard's samples by key.
 
     Raises:
         DataError: see `TarImages.samples`.

@@ -1,4 +1,4 @@
-"""Scores of a model on test sets, and comparisons of such scores.
+"""Evaluation of models on test sets, and the statistics that compare their scores.
 
-`run.evaluate` writes one model's scores; `compare.compare` sets several side by side.
+`run.evaluate` scores one model; `comparison.set_side_by_side` compares several evaluations.
 """

@@ -1,7 +1,7 @@
-"""Several evaluations set against the first: differences and their tests. Pure.
+"""Compare several evaluations with the first one: differences and their significance tests. Pure functions.
 
-The test is of the difference that is printed, a mean of means where that is one, and resamples images, which
-have the same weight for both models. There is one only where both models saw the same test sets.
+Each test is of the difference that is printed (a mean of means, where the score is one). It resamples images,
+and an image has the same weight for both models. Only models that saw the same test sets are tested.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from degla_ray.evaluation.benchmarks.zero_shot import PREFIX
 from degla_ray.evaluation.statistics import Difference, Mean, difference, holm
 from degla_ray.evaluation.summary import ZERO_SHOT, Score, Summary, mean_of_rows
 
-Means = Mapping[str, Mean]  # of `benchmark/subset`
-SAMPLES = 10_000  # resamples behind a test
+Means = Mapping[str, Mean]  # `benchmark/subset` -> its mean
+SAMPLES = 10_000  # bootstrap resamples per test
 
 TITLES = {
     "composition": "Composition",
@@ -32,7 +32,7 @@ TITLES = {
     "valse": "VALSE",
     ARO: "ARO",
     ZERO_SHOT: "Zero-shot, 11 sets",
-}  # the averages that a report begins with
+}  # averages shown at the top of a report
 SCENES_FAMILY, ARO_FAMILY, ZERO_SHOT_FAMILY = "scenes", "ARO", "zero-shot sets"
 
 
@@ -41,78 +41,80 @@ class Cell:
     """One model's result in one column."""
 
     score: Score | None
-    """None where the model was not evaluated on it."""
+    """None if the model was not evaluated on it."""
     delta: float | None
-    """Difference to the first model, in 0..1; none for the first, and where one of them has no value."""
+    """Difference from the first model, as a fraction; None for the first model or if either value is
+    missing."""
     test: Difference | None
-    """Paired test against the first model; none for the first, and on other test sets."""
+    """Paired test against the first model; None for the first model or if the test sets differ."""
     corrected_p: float | None = None
-    """The test's p, corrected for the comparisons of its table; the larger one where two tables show it."""
+    """The test's p value, corrected for the number of tests in its table; the larger value if two tables show
+    it."""
 
     @property
     def stars(self) -> str:
-        """`*` p < 0.05, `**` p < 0.01, `***` p < 0.001, corrected."""
+        """Significance by corrected p: `*` for p < 0.05, `**` for p < 0.01, `***` for p < 0.001."""
         if self.corrected_p is None:
             return ""
         return "*" * sum(self.corrected_p < level for level in (0.05, 0.01, 0.001))
 
     @property
     def trend(self) -> str:
-        """`up` or `down` for a difference that has a star, else nothing."""
+        """`up` or `down` for a significant difference, otherwise an empty string."""
         return ("up" if (self.delta or 0) > 0 else "down") if self.stars else ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """Scores that are shown in one table: a benchmark's, or those of a family of small benchmarks."""
+    """Scores shown in one table: those of one benchmark or of a family of small benchmarks."""
 
     title: str
     names: tuple[str, ...]
-    """Subsets, then the averages of the benchmark itself."""
+    """Subsets first, then the benchmark's own averages."""
     headings: tuple[str, ...]
-    """What to call each of them there."""
+    """Row heading of each name."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Everything a report shows."""
+    """Everything that a report shows."""
 
     labels: tuple[str, ...]
-    """One a model, unique; the first is the base."""
+    """One unique label per model; the first model is the base."""
     summaries: tuple[Summary, ...]
     averages: tuple[str, ...]
-    """Names of the averages that any model has and that are shown first."""
+    """Averages shown at the top of the report, if any model has them."""
     groups: tuple[Group, ...]
-    """The subsets, and the averages within one benchmark, by benchmark."""
+    """Subsets and averages within one benchmark, by benchmark."""
     cells: Mapping[tuple[int, str], Cell]
     """(model number, name) -> result."""
     same_inputs: tuple[bool, ...]
-    """Whether what each model and the first were both evaluated on is the same."""
+    """Per model: whether the inputs that it shares with the first model are identical."""
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of every score, the averages that are shown first before the others."""
+        """Names of all scores, with the averages at the top of the report first."""
         return tuple(dict.fromkeys((*self.averages, *(name for g in self.groups for name in g.names))))
 
     def cell(self, model: int, name: str) -> Cell:
         return self.cells[model, name]
 
     def comparisons(self, names: Sequence[str]) -> int:
-        """Tests in a table of those scores."""
+        """Return the number of tests among the given scores."""
         return sum(cell.test is not None for (_, name), cell in self.cells.items() if name in names)
 
     def items(self, name: str) -> int:
-        """Items that a score is over: the first model's that was evaluated on it."""
+        """Return the number of items behind a score, taken from the first model that was evaluated on it."""
         return next(s.n for s in (self.cells[m, name].score for m in range(len(self.labels))) if s)
 
 
 def title(name: str) -> str:
-    """Heading of an average or subset."""
+    """Return the heading of an average or subset."""
     return TITLES.get(name, name)
 
 
 def means_of(scores: pa.Table) -> Means:
-    """Accuracy of each subset of a SCORES table, of which the columns DECISION are enough."""
+    """Return the mean of each subset of a SCORES table; the columns DECISION are enough."""
     means = {}
     for benchmark in pc.unique(scores["benchmark"]).to_pylist():
         own = scores.filter(pc.equal(scores["benchmark"], benchmark))
@@ -122,7 +124,7 @@ def means_of(scores: pa.Table) -> Means:
 
 
 def set_side_by_side(summaries: Sequence[Summary], means: Sequence[Means]) -> Comparison:
-    """Compares evaluations; `means[i]` belongs to `summaries[i]`."""
+    """Compare evaluations with the first of them; `means[i]` belongs to `summaries[i]`."""
     same = tuple(_same_inputs(summaries[0].inputs, s.inputs) for s in summaries)
     found = {score.name: score for s in summaries for score in s.averages}
     subsets = list(dict.fromkeys(score.name for s in summaries for score in s.subsets))
@@ -157,7 +159,7 @@ def set_side_by_side(summaries: Sequence[Summary], means: Sequence[Means]) -> Co
 
 
 def _same_inputs(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
-    """Whether what both were evaluated on is the same; what only one was does not count."""
+    """Return whether the inputs that both evaluations have are identical; inputs of only one are ignored."""
     for key in first.keys() & second.keys():
         a, b = first[key], second[key]
         if isinstance(a, Mapping) and isinstance(b, Mapping):
@@ -169,7 +171,8 @@ def _same_inputs(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
 
 
 def _family(benchmark: str) -> str:
-    """What a benchmark is shown together with: itself, or a family of benchmarks with few subsets."""
+    """Return the title of the table that shows a benchmark: its own name, or its family's if it has few
+    subsets."""
     if benchmark.startswith(PREFIX):
         return ZERO_SHOT_FAMILY
     if benchmark in {member.partition("/")[0] for member in ARO_MEMBERS}:
@@ -181,7 +184,7 @@ def _groups(subsets: Sequence[str], averages: Sequence[str]) -> tuple[Group, ...
     by_family: dict[str, list[str]] = {}
     for name in subsets:
         by_family.setdefault(_family(name.partition("/")[0]), []).append(name)
-    owner = {}  # of `sugarcrepe_pp_itt`, sugarcrepe_pp and not sugarcrepe
+    owner = {}  # the longest prefix wins: `sugarcrepe_pp_itt` belongs to sugarcrepe_pp, not to sugarcrepe
     for name in averages:
         fitting = [title for title in by_family if name == title or name.startswith(f"{title}_")]
         owner[name] = max(fitting, key=len, default="")
@@ -196,21 +199,21 @@ def _groups(subsets: Sequence[str], averages: Sequence[str]) -> tuple[Group, ...
 
 
 def _delta(first: Score | None, second: Score | None) -> float | None:
-    """Their difference, if both are of the same subsets and have a value."""
+    """Return second minus first if both have a value over the same subsets, otherwise None."""
     if first is None or second is None or first.of != second.of:
         return None
     return None if first.value is None or second.value is None else second.value - first.value
 
 
 def _correct(cells: dict[tuple[int, str], Cell], names: Sequence[str]) -> None:
-    """Corrects the p of one table's tests for their number; a cell of two tables keeps the larger one."""
+    """Correct one table's p values for the number of tests; a cell in two tables keeps the larger value."""
     tests = {key: cell.test for key, cell in cells.items() if key[1] in names and cell.test is not None}
     for key, p in zip(tests, holm([test.p_value for test in tests.values()]), strict=True):
         cells[key] = dataclasses.replace(cells[key], corrected_p=max(p, cells[key].corrected_p or 0.0))
 
 
 def _unique(labels: Sequence[str]) -> tuple[str, ...]:
-    """Labels, the second of a name as `name (2)`."""
+    """Return the labels made unique: the second occurrence of a name becomes `name (2)`."""
     seen: dict[str, int] = {}
     unique = []
     for label in labels:

@@ -1,8 +1,9 @@
-"""One model's scores on every benchmark asked for: `evaluate(config)`, run by `jobs/evaluate.py`.
+"""Score one model on every requested benchmark: `evaluate(config)`, run by `jobs/evaluate.py`.
 
-Writes `scores/part-*.parquet` (one row an item), `summary.json` and the manifest. The folder's identity is
-what the result depends on (the model's weights by content, the test sets, the benchmarks), so a rerun
-does nothing and another model in the same folder is refused. Seconds on the scenes tests with 2 cores.
+Writes `scores/part-*.parquet` (one row per item), `summary.json` and the manifest. The folder's identity is
+everything that the result depends on (the content of the model's weights, the test sets, the benchmarks). A
+rerun therefore does nothing, and a different model in the same folder is an error. The scenes tests take
+seconds on 2 cores.
 """
 
 from __future__ import annotations
@@ -50,26 +51,29 @@ from degla_ray.stage import StageFolder, read_complete
 from degla_ray.storage import Storage
 
 PREPARED = "prepared"
-OWN_CACHE = "features"  # in the output folder, while the evaluation runs
-INTERVALS = 2  # version of how they are made: folders of another one are not continued
-NAMED_MISSING = 5  # images named on the console; all are in summary.json
+OWN_CACHE = "features"  # in the output folder; deleted when the evaluation ends
+INTERVALS = 2  # version of the interval method; a folder written with another version is not continued
+NAMED_MISSING = 5  # unreadable images listed on the console; summary.json lists all of them
 
 console = Console()
 
 
 def evaluate(config: EvaluateConfig, loaded: LoadedModel | None = None) -> Summary:
-    """Scores `config.model` and writes the evaluation folder.
+    """Score `config.model` and write the evaluation folder.
 
     Args:
-        config: of the evaluation.
-        loaded: the model itself, where there is no file of it; `config.model.name` is then only a name.
+        config: settings of the evaluation.
+        loaded: the model itself if it exists in memory only; `config.model.name` is then just a label.
+
+    Returns:
+        The summary, as written to `summary.json`.
 
     Raises:
-        SettingError: a benchmark that these folders do not have; a model that does not load.
-        DataError: a folder of another kind, broken test sets, no progress.
-        LeaseHeld: another driver writes the folder.
+        SettingError: a benchmark that the given folders do not contain, or a model that does not load.
+        DataError: a folder written by another job, broken test sets, or no progress.
+        LeaseHeld: another driver is writing to the folder.
     """
-    if loaded is not None:  # the training run whose model it is holds the lease of the folder around this one
+    if loaded is not None:  # the training run that owns the model already holds the parent folder's lease
         return _evaluate(config, _tests(config), loaded, None)
     check_model(config.model, needs_weights=True)
     tests, loaded = _tests(config), _load_model(config)
@@ -125,7 +129,7 @@ def _evaluate(
             config.bootstrap_samples,
             truncated,
         )
-        write_summary(folder.storage, summary)  # of what is done so far
+        write_summary(folder.storage, summary)  # covers the benchmarks scored so far
         console.print(f"  {headline(summary, benchmark)}", markup=False, highlight=False)
     _track(config, summary, identity)
     for number, benchmark in enumerate(tests.benchmarks):
@@ -140,16 +144,16 @@ def _evaluate(
 
 
 def check(config: EvaluateConfig) -> None:
-    """Raises what `evaluate` would raise of the test sets and the names of benchmarks; encodes nothing."""
+    """Raise what `evaluate` would raise about test sets and benchmark names, without encoding anything."""
     _tests(config)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Tests:
-    """What a model is scored on.
+    """The benchmarks to score a model on.
 
     Attributes:
-        sources: name -> where its images lie.
+        sources: source name -> where its images are stored.
         inputs: identity of the test sets.
     """
 
@@ -161,11 +165,11 @@ class _Tests:
 def _encoded(
     config: EvaluateConfig, tests: _Tests, loaded: LoadedModel, cache: FeatureCache, label: str
 ) -> Iterator[tuple[int, Encoded]]:
-    """Each benchmark's number and features, with a progress bar a benchmark."""
+    """Yield each benchmark's number and features, showing one progress bar per benchmark."""
     needs = [Needs(keys=b.image_keys(), texts=b.texts()) for b in tests.benchmarks]
     n_images = len(set().union(*(need.keys for need in needs)))
     n_texts = len(set().union(*(need.texts for need in needs)))
-    known = f"; {len(cache):,} features are there already" if len(cache) else ""
+    known = f"; {len(cache):,} features are already cached" if len(cache) else ""
     console.print(f"{label}: {n_images:,} images and {n_texts:,} texts to encode{known}", markup=False)
     pool = encoding.Pool(
         num_actors=config.num_actors,
@@ -195,7 +199,7 @@ def _items(benchmark: Benchmark) -> pa.Table:
 
 
 def _tests(config: EvaluateConfig) -> _Tests:
-    """The benchmarks asked for, where their images lie, and the identity of the inputs."""
+    """Return the requested benchmarks, their image sources and the identity of the inputs."""
     benchmarks: list[Benchmark] = []
     sources: dict[str, ImageSource] = {}
     inputs: dict[str, Any] = {"suite": None, "prepared": None, "negatives": None, "split": None}
@@ -220,7 +224,10 @@ def _tests(config: EvaluateConfig) -> _Tests:
         sources |= found.sources
         inputs["published"] = {name: found.identity[name] for name in sorted(found.identity)}
         if found.absent:
-            console.print(f"no files of {', '.join(found.absent)} (jobs/fetch_benchmarks.py)", markup=False)
+            console.print(
+                f"skipped, files missing: {', '.join(found.absent)} (jobs/fetch_benchmarks.py gets them)",
+                markup=False,
+            )
     return _Tests(benchmarks=_chosen(benchmarks, config.benchmarks), sources=sources, inputs=inputs)
 
 
@@ -248,7 +255,7 @@ def _chosen(benchmarks: Sequence[Benchmark], names: Sequence[str]) -> list[Bench
 def _load_model(config: EvaluateConfig) -> LoadedModel:
     import torch
 
-    torch.manual_seed(0)  # random weights, where asked for, are the same in every call
+    torch.manual_seed(0)  # random weights, if requested, are the same in every call
     return build_with_weights(config.model)
 
 
@@ -259,7 +266,7 @@ def _folder_of(config: EvaluateConfig) -> str | None:
 
 def _finished(storage: Storage, label: str) -> Summary:
     summary = read_summary(storage)
-    if summary.label != label:  # a label decides nothing but a table's heading
+    if summary.label != label:  # the label is only a table heading, so it may change
         summary = dataclasses.replace(summary, label=label)
         write_summary(storage, summary)
     console.print(f"{label}: already evaluated in {storage.uri}")
@@ -289,7 +296,7 @@ def _track(config: EvaluateConfig, summary: Summary, identity: dict[str, Any]) -
 
 def _print(summary: Summary) -> None:
     if has_random_weights(summary):
-        console.print("[bold red]random weights[/]: nothing was learned or loaded, as model.random_init asks")
+        console.print("[bold red]random weights[/]: nothing was loaded, because model.random_init is set")
     n, missing = sum(s.n for s in summary.subsets), sum(s.missing for s in summary.subsets)
     console.print(f"items in {n + missing:,} = scored {n:,} + missing {missing:,}")
     if summary.missing_images:
@@ -297,4 +304,4 @@ def _print(summary: Summary) -> None:
         for name, reason in list(summary.missing_images.items())[:NAMED_MISSING]:
             console.print(f"  {name}: {reason}", markup=False)
     for name, count in summary.truncated.items():
-        console.print(f"{name}: {count:,} texts are longer than the model reads and were cut", markup=False)
+        console.print(f"{name}: {count:,} texts are longer than the model reads; truncated", markup=False)

@@ -1,9 +1,9 @@
 """Uncertainty of accuracies and of their differences, by one bootstrap over images. Pure numpy/scipy.
 
-The items of one image are one observation: SugarCrepe asks 4.8 questions an image. Every number here is a
-sum over images of what each adds to it, so an image that gets the weight w in a resample moves the number by
-(w - 1) times its influence. The weights are Poisson(1), and images of the same influence are drawn together
-as Poisson(count): 10,000 resamples of 25,010 captions take about 10 ms.
+All items of one image count as one observation, because SugarCrepe asks 4.8 questions per image. Every number
+here is a sum of one contribution per image, so an image that gets the weight w in a resample shifts the
+number by (w - 1) times its influence. The weights are Poisson(1), and images with equal influence are drawn
+together as Poisson(count): 10,000 resamples of 25,010 captions take about 10 ms.
 
 Shapes: N items, I images, G groups (strata), V distinct influences, S resamples.
 """
@@ -20,9 +20,9 @@ import pandas as pd
 from scipy.stats import norm, poisson
 
 LEVEL = 0.95
-FEW = 10  # images that decide, or resamples in a tail: fewer say too little
-_BLOCK = 250_000  # weights drawn at once: 2 MB stay in the cache
-# Poisson(1) by the inverse of its distribution, to 16 bits: ten times as fast as drawing it
+FEW = 10  # fewer deciding images, or fewer resamples in a tail, are too few for the bootstrap
+_BLOCK = 250_000  # weights drawn at once: 2 MB, which fit in the CPU cache
+# Poisson(1) by inverting its distribution function at 16 bits: ten times as fast as drawing from it
 _POISSON_1 = np.searchsorted(poisson.cdf(np.arange(16), 1), (np.arange(1 << 16) + 0.5) / (1 << 16)).astype(
     float
 )
@@ -31,25 +31,25 @@ _Z = float(norm.ppf((1 + LEVEL) / 2))
 
 @dataclass(frozen=True, kw_only=True)
 class Mean:
-    """Accuracy over items, or the mean over groups of the groups' accuracies."""
+    """Accuracy over items, or the unweighted mean of the accuracies of groups."""
 
     value: float
     image_I: np.ndarray
     """Hashes of the images, ascending."""
     part_I: np.ndarray
-    """What each image adds to the value; they sum to it."""
+    """Contribution of each image to the value; the contributions sum to the value."""
     share_I: np.ndarray
-    """What each image would add if all its items were correct; they sum to 1."""
+    """Contribution that each image would make if all its items were correct; these sum to 1."""
     influence_I: np.ndarray
-    """What each image adds in excess of the means of its groups."""
+    """Contribution of each image in excess of the means of its groups."""
     deciding: int
-    """Images that hold their group's rarer answer, over all groups."""
+    """Number of images with the rarer answer (correct or wrong) of their group, summed over groups."""
 
 
 def mean_of(
     correct: np.ndarray | Sequence[bool], images: Sequence[str], groups: Sequence[str] | None = None
 ) -> Mean:
-    """Return the mean of bool [N], N >= 1, or with `groups` the unweighted mean of each group's mean."""
+    """Return the mean of bool [N], N >= 1, or with `groups` the unweighted mean of the groups' means."""
     correct_N = np.asarray(correct, dtype=bool)
     hash_N = pd.util.hash_array(np.asarray(images, dtype=object), categorize=True)
     image_I, at_N = np.unique(hash_N, return_inverse=True)
@@ -77,17 +77,17 @@ def mean_of(
 def interval(
     members: Sequence[Mean], weights: Sequence[float], samples: int, name: str
 ) -> tuple[float, float]:
-    """Interval at LEVEL of the weighted sum of means, whose weights sum to 1. It contains the value.
+    """Return the interval at LEVEL of a weighted sum of means, whose weights sum to 1. It contains the value.
 
-    The bootstrap's percentiles; a member that fewer than FEW images decide enters with Wilson's interval
-    instead, its images as the observations, because resamples of answers that are all alike never differ.
-    The two are joined by the squares of what they reach (Zou & Donner 2008).
+    The interval is the bootstrap's percentiles. A member with fewer than FEW deciding images enters with
+    Wilson's interval instead, with its images as the observations, because resamples of identical answers
+    never differ. The two are combined by the squares of their widths (Zou & Donner 2008).
 
     Args:
-        members: one for a subset, several for an average of subsets.
-        weights: of the members.
-        samples: resamples.
-        name: seeds the draws: the same name and data give the same interval everywhere.
+        members: one mean for a subset, several for an average of subsets.
+        weights: weight of each member.
+        samples: number of resamples.
+        name: seed of the draws; the same name and data give the same interval everywhere.
     """
     value = math.fsum(w * m.value for m, w in zip(members, weights, strict=True))
     below = above = 0.0
@@ -105,7 +105,7 @@ def interval(
 
 
 def wilson(share: float, n: float) -> tuple[float, float]:
-    """Wilson's interval at LEVEL of a share of n observations; n may be an effective number."""
+    """Return Wilson's interval at LEVEL of a share of n observations; n may be an effective number."""
     centre = (share + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
     reach = _Z / (1 + _Z**2 / n) * math.sqrt(share * (1 - share) / n + _Z**2 / (4 * n**2))
     return min(share, max(0.0, centre - reach)), max(share, min(1.0, centre + reach))
@@ -121,22 +121,23 @@ class Difference:
     high: float
     """Upper end."""
     p_value: float
-    """Two-sided: twice the share of resamples on the other side of zero, not corrected."""
+    """Two-sided and uncorrected: twice the share of resamples on the other side of zero."""
     images: int
-    """Images whose items enter."""
+    """Images that enter the comparison."""
     differing: int
-    """Images to which the two models give different parts of the score."""
+    """Images whose contribution to the score differs between the two models."""
 
 
 def difference(
     first: Sequence[Mean], second: Sequence[Mean], weights: Sequence[float], samples: int, name: str
 ) -> Difference:
-    """Compare two models' weighted sums of means by a paired bootstrap: an image has one weight in both.
+    """Compare two models' weighted sums of means by a paired bootstrap, in which an image has one weight for
+    both.
 
-    One image more in favour of each model is resampled along. That widens the interval where few images
-    differ, as Agresti & Min (2005) do for matched pairs: five images to none have p = 0.04 (by the exact
-    McNemar test 0.06, without that pair 0.01). Where fewer than FEW resamples are beyond zero, p is the
-    normal tail of their standard deviation.
+    Each resample includes two more pseudo-images, one in favour of each model. They widen the interval if few
+    images differ, as Agresti & Min (2005) do for matched pairs: five images to none give p = 0.04 (0.06 by
+    the exact McNemar test, 0.01 without the pair). If fewer than FEW resamples are beyond zero, p is the tail
+    of a normal distribution with the resamples' standard deviation.
 
     Args:
         first, second: the members of each model's score, in the same order.
@@ -171,7 +172,10 @@ def _p_value(value: float, drawn_S: np.ndarray) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Correct p values for their number (Holm 1979): any of them below 0.05 by chance in 5 % of tables."""
+    """Return p values corrected for multiple tests (Holm 1979).
+
+    If no difference is real, the chance that any corrected p in a table is below 0.05 is at most 5 %.
+    """
     order = np.argsort(p_values)
     factors = np.arange(len(p_values), 0, -1)
     corrected = np.empty(len(p_values))
@@ -180,13 +184,13 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def _per_image(images: Sequence[np.ndarray], values: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Images of several means, each once, and the sum of its values."""
+    """Return the distinct images of several means, and the sum of each image's values."""
     image_I, at = np.unique(np.concatenate(images), return_inverse=True)
     return image_I, np.bincount(at, weights=np.concatenate(values))
 
 
 def _deviations(influence_I: np.ndarray, samples: int, name: str) -> np.ndarray:
-    """What resamples add to a value, [S]."""
+    """Return the resamples' deviations from the value, float64 [S]."""
     scale = float(np.abs(influence_I).max()) or 1.0
     influence_V, count_V = np.unique(np.round(influence_I / scale, 9), return_counts=True)
     alone_V = count_V == 1

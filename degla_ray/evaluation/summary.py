@@ -1,7 +1,7 @@
-"""What an evaluation comes to: accuracies of subsets and named averages, with intervals. Pure.
+"""Summary of an evaluation: accuracies of subsets and named averages, with intervals. Pure functions.
 
-An average is never silently taken over what is left: it is absent where a member has no result, and
-marked partial where a member lost items to unreadable images.
+An average is never silently taken over an incomplete set: it has no value if a member has no result, and is
+marked partial if a member lost items to unreadable images.
 """
 
 from __future__ import annotations
@@ -27,36 +27,36 @@ from degla_ray.storage import Storage, relative_to
 
 STAGE = "evaluate"
 SUMMARY = "summary.json"
-ARTIFACTS = "evaluation"  # folder among the artifacts of an evaluation's MLflow run
-DECISION = ["benchmark", "subset", "image", "group", "correct"]  # columns of SCORES
+ARTIFACTS = "evaluation"  # artifact folder of an evaluation's MLflow run
+DECISION = ["benchmark", "subset", "image", "group", "correct"]  # columns of SCORES that a mean needs
 PREPARED_RETRIEVAL = "prepared_retrieval"
-ZERO_SHOT = "zero_shot_eleven"  # the average over torchvision's eleven sets
+ZERO_SHOT = "zero_shot_eleven"  # average over torchvision's eleven sets
 
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """One subset's accuracy, or a named average's."""
+    """Accuracy of one subset, or a named average."""
 
     name: str
-    """`benchmark/subset`, or the average's name."""
+    """`benchmark/subset`, or the name of the average."""
     value: float | None
-    """Accuracy, 0 to 1; none where there is no item, or an average lacks a member."""
+    """Accuracy, 0 to 1; None if no item was scored or the average lacks a member."""
     low: float | None
     """Lower end of the 95 % interval."""
     high: float | None
-    """Upper end."""
+    """Upper end of the 95 % interval."""
     n: int
     """Items scored."""
     missing: int
     """Items left out because their image could not be read."""
     chance: float | None = None
-    """Accuracy of guessing, for a subset where there is one."""
+    """Accuracy of random guessing; None for averages and for subsets without such a number."""
     protocol: str = ""
-    """The rule in a few words."""
+    """Decision rule and protocol in a few words."""
     of: tuple[str, ...] = ()
-    """Subsets that an average is made of."""
+    """Subsets that the average is computed from."""
     weights: tuple[float, ...] = ()
-    """Of each of them in the average; they sum to 1."""
+    """Weight of each of these subsets in the average; the weights sum to 1."""
 
     @property
     def partial(self) -> bool:
@@ -65,33 +65,34 @@ class Score:
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """Everything `summary.json` holds."""
+    """Contents of `summary.json`."""
 
     label: str
-    """Name in tables."""
+    """Name of the model in tables."""
     model: Mapping[str, Any]
-    """`name`, `source`, `identity` (a hash of weights, preprocessing, tokenizer), `folder` if it has one."""
+    """`name`, `source`, `identity` (hash of weights, preprocessing and tokenizer) and `folder` (null without
+    one)."""
     inputs: Mapping[str, Any]
-    """What was evaluated on: identity of suite, prepared and negatives folder, split."""
+    """Identity of the test sets: suite, prepared folder, negatives folder, split and published benchmarks."""
     fingerprint: str
-    """Of the evaluation folder."""
+    """Fingerprint of the evaluation folder."""
     sources: Mapping[str, Any] = field(default_factory=dict)
-    """Where the images lie, for reports that show them: source -> `images.spec`."""
+    """Image sources, for reports that show images: source name -> `images.spec`."""
     partial: bool = False
     """Whether any item is missing."""
     subsets: tuple[Score, ...] = ()
     averages: tuple[Score, ...] = ()
     missing_images: Mapping[str, str] = field(default_factory=dict)
-    """Image -> why it could not be read."""
+    """Image -> reason why it could not be read."""
     truncated: Mapping[str, int] = field(default_factory=dict)
-    """Benchmark -> its texts that are longer than the model reads, and were cut."""
+    """Benchmark -> number of its texts that exceed the model's context length and were truncated."""
 
     def score(self, name: str) -> Score | None:
-        """The subset or average of that name."""
+        """Return the subset or average of that name, or None."""
         return next((s for s in (*self.averages, *self.subsets) if s.name == name), None)
 
     def metrics(self) -> dict[str, float]:
-        """Flat name -> value, of those that have one."""
+        """Return name -> value of every score that has a value."""
         return {s.name: s.value for s in (*self.subsets, *self.averages) if s.value is not None}
 
     def to_json(self) -> dict[str, Any]:
@@ -108,14 +109,17 @@ class Summary:
 
 
 def _members(benchmarks: Sequence[Benchmark]) -> dict[str, tuple[str, ...]]:
-    """Average -> the subsets, or averages above it, that it is the unweighted mean of; of what was run."""
+    """Return average -> its members, for the averages that the given benchmarks allow.
+
+    An average is the unweighted mean of its members, which are subsets or averages that precede it.
+    """
     names = {b.name: b for b in benchmarks}
     members: dict[str, tuple[str, ...]] = {}
     if "scenes" in names or "scenes_order" in names:
         members["composition"] = (*(f"scenes/{s}" for s in suite.SCENES_SUBSETS), "scenes_order/order")
     if "scenes_zeroshot" in names:
         members["zero_shot"] = ("scenes_zeroshot/top1",)
-    for retrieval in (suite.RETRIEVAL, PREPARED_RETRIEVAL):  # the first that was run
+    for retrieval in (suite.RETRIEVAL, PREPARED_RETRIEVAL):  # the first one that was run counts
         if retrieval in names:
             members["retrieval"] = (f"{retrieval}/i2t_r1", f"{retrieval}/t2i_r1")
             break
@@ -139,7 +143,7 @@ def summarise(
     bootstrap_samples: int,
     truncated: Mapping[str, int] | None = None,
 ) -> Summary:
-    """`base` with the accuracies of every subset, their intervals and the named averages."""
+    """Return `base` with every subset's accuracy, the named averages and all intervals."""
     subsets: dict[str, Score] = {}
     means: dict[str, Mean] = {}
     for benchmark, result in zip(benchmarks, scored, strict=True):
@@ -200,32 +204,33 @@ def _average(
 
 
 def _rows(scores: pa.Table, subset: str) -> pa.Table:
-    """Rows of one subset of a SCORES table, without the candidates' scores: 200 MB of ImageNet's."""
+    """Return the rows of one subset of a SCORES table, without the candidates' scores (200 MB for
+    ImageNet)."""
     return scores.select(DECISION).filter(pc.equal(scores["subset"], subset))
 
 
 def mean_of_rows(rows: pa.Table) -> Mean:
-    """The accuracy of one subset's rows, at least one, which have the columns DECISION."""
+    """Return the mean of one subset's rows: at least one row, with the columns DECISION."""
     groups = None if rows["group"].null_count else rows["group"].to_pylist()
     return mean_of(rows["correct"].to_pylist(), rows["image"].to_pylist(), groups)
 
 
 def write_summary(storage: Storage, summary: Summary) -> None:
-    """Writes `summary.json`; folders near the evaluation's are named from there."""
+    """Write `summary.json`, with paths of nearby folders relative to the evaluation folder."""
     value = summary.to_json()
     near = {name: relative_to(storage.uri, value[name]) for name in ("model", "sources")}
     storage.write_json(value | near, SUMMARY)
 
 
 def read_summary(storage: Storage, folder: str | None = None) -> Summary:
-    """The summary of an evaluation folder, or of such a folder's copy among MLflow's artifacts.
+    """Read the summary of an evaluation folder, or of a copy of one among MLflow's artifacts.
 
     Args:
-        storage: where the file is.
-        folder: URI of the evaluation folder; none means `storage`.
+        storage: folder that contains the file.
+        folder: URI of the original evaluation folder; None means `storage`.
 
     Raises:
-        DataError: it is absent or does not read.
+        DataError: the file is missing or cannot be read.
     """
     where, expected = storage.path(SUMMARY), "the summary that `jobs/evaluate.py` wrote"
     try:
@@ -233,38 +238,41 @@ def read_summary(storage: Storage, folder: str | None = None) -> Summary:
         near = {name: absolute_from(folder or storage.uri, value[name]) for name in ("model", "sources")}
         return Summary.from_json(value | near)
     except (KeyError, TypeError, FileNotFoundError) as error:
-        raise DataError(where, f"no summary that reads ({error})", expected) from error
+        raise DataError(where, f"no readable summary ({error})", expected) from error
 
 
 def read_evaluation(uri: str) -> tuple[Storage, Summary]:
-    """A finished evaluation folder.
+    """Open a finished evaluation folder.
+
+    Returns:
+        The folder and its summary.
 
     Raises:
-        DataError: another kind of folder, or an unfinished or broken one.
+        DataError: the folder was written by another job, or is unfinished or broken.
     """
     storage, _ = read_complete(uri, STAGE)
     return storage, read_summary(storage)
 
 
 def percent(value: float | None) -> str:
-    """`83.4`; a dash for none."""
+    """Return a fraction as percent, e.g. `83.4`; a dash for None."""
     return "–" if value is None else f"{100 * value:.1f}"
 
 
 def value_text(score: Score | None) -> str:
-    """Percent with the partial mark."""
+    """Return a score as percent, followed by `†` if it is partial."""
     return percent(None if score is None else score.value) + (
         "†" if score is not None and score.partial else ""
     )
 
 
 def headline(summary: Summary, benchmark: Benchmark) -> str:
-    """A line on a benchmark as soon as it is scored: its averages, or its subsets where it has none."""
+    """Return the console line of a scored benchmark: its averages, or its subsets if it has none."""
     names = list(benchmark.averages) or [f"{benchmark.name}/{subset}" for subset in benchmark.subsets]
     scores = [(name.rpartition("/")[2], summary.score(name)) for name in names]
     return f"{benchmark.name}: " + ", ".join(f"{name} {value_text(score)}" for name, score in scores)
 
 
 def has_random_weights(summary: Summary) -> bool:
-    """Whether the model had learned nothing, which only `model.random_init` lets an evaluation use."""
+    """Return whether the model was untrained, which an evaluation allows only with `model.random_init`."""
     return summary.model.get("source") == "random"

@@ -1,1 +1,1 @@
-"""Tables, plots and pages. Jobs call it last; nothing below imports it."""
+"""Tables, plots and report pages. Jobs call this package last, and no other package imports it."""

@@ -1,8 +1,9 @@
-"""Several evaluations in one report: `compare(config)`, run by `jobs/compare.py`.
+"""Report on several evaluations: `compare(config)`, run by `jobs/compare.py`.
 
 Writes `report.md`, `report.html` (self-contained), `plots/*.svg` and `comparison.json`, prints the tables,
-and logs them as one MLflow run. The items on which a model and the first disagree most are shown with their
-images, where those can still be read. Made anew at each call: a few seconds, most of them imports.
+and logs all of it as one MLflow run. The items on which a model and the first one disagree most are shown
+with their images, if these can still be read. Every call writes a new report, which takes a few seconds,
+mostly for imports.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ from degla_ray.stage import MANIFEST
 from degla_ray.storage import Storage, relative_to
 
 RUN_ID = re.compile(r"[0-9a-f]{32}")
-DISAGREEMENTS = 20  # items that are shown of the first model and each other one
-EXPECTED = "a folder that `jobs/evaluate.py` wrote, the id of its MLflow run, or, with `suite` set, a model"
+DISAGREEMENTS = 20  # items shown for each model compared with the first
+EXPECTED = "a folder written by `jobs/evaluate.py`, the id of its MLflow run, or, with `suite` set, a model"
 
 console = Console()
 
@@ -50,18 +51,21 @@ class _Evaluation:
 
 
 def compare(config: CompareConfig) -> str:
-    """Writes and logs the report; returns its folder, a URI.
+    """Write and log the report.
+
+    Returns:
+        URI of the report's folder.
 
     Raises:
         SettingError: nothing to compare.
-        DataError: an entry that is no evaluation.
-        LeaseHeld: another driver writes the folder.
+        DataError: an entry that is not an evaluation.
+        LeaseHeld: another driver is writing to the folder.
     """
     if not config.evaluations:
         raise SettingError("evaluations", config.evaluations, f"at least one: {EXPECTED}")
     for entry in config.evaluations:
         if config.suite is not None and _is_model(entry):
-            check_model(ModelConfig(name=entry), needs_weights=True)  # all names before the first evaluation
+            check_model(ModelConfig(name=entry), needs_weights=True)  # check all before evaluating any
     output = Storage(config.output)
     with Lease(output):
         return _compare(config, output)
@@ -79,7 +83,7 @@ def _compare(config: CompareConfig, output: Storage) -> str:
     shown = {key for items in disagreements.values() for item in items for key in item.images}
     images = thumbnails(shown, [e.summary.sources for e in found])
     for old in output.names("plots"):
-        if old.endswith(".svg"):  # of an earlier report with more plots
+        if old.endswith(".svg"):  # an earlier report may have had more plots
             output.delete_file("plots", old)
     files = {_file_name(heading): svg for heading, svg in drawn.items()}
     texts = {
@@ -100,7 +104,7 @@ def _compare(config: CompareConfig, output: Storage) -> str:
 
 
 def _read(entry: str, config: CompareConfig) -> _Evaluation:
-    """The evaluation that an entry names: its folder, its MLflow run, or a model to evaluate now."""
+    """Return the evaluation behind an entry: a folder, an MLflow run, or a model, which is evaluated now."""
     storage = Storage(entry)
     if RUN_ID.fullmatch(entry) and not storage.exists(MANIFEST):
         return _of_run(entry, config.tracking, Storage(config.output))
@@ -110,7 +114,7 @@ def _read(entry: str, config: CompareConfig) -> _Evaluation:
         raise DataError(
             entry, "a folder without manifest.json" if storage.exists() else "no such folder", EXPECTED
         )
-    from degla_ray.evaluation.run import evaluate  # imports torch: 5 s that other entries do not need
+    from degla_ray.evaluation.run import evaluate  # imports torch, which takes 5 s; other entries skip that
 
     name = re.sub(r"\W+", "-", entry).strip("-")[-80:]
     folder = f"{config.output}/evaluations/{name}"
@@ -127,7 +131,7 @@ def _read(entry: str, config: CompareConfig) -> _Evaluation:
 
 
 def _is_model(entry: str) -> bool:
-    """Whether an entry is neither an evaluation's folder nor a run."""
+    """Return whether an entry is neither an evaluation folder nor a run."""
     return not RUN_ID.fullmatch(entry) and not Storage(entry).exists(MANIFEST)
 
 
@@ -142,11 +146,11 @@ def _evaluation(folder: Storage, summary: Summary) -> _Evaluation:
 
 
 def _of_run(run_id: str, config: TrackingConfig, output: Storage) -> _Evaluation:
-    """From the folder that the run's tag names if it still holds that evaluation, else from its artifacts."""
+    """Return a run's evaluation: from its tagged folder if unchanged there, otherwise from its artifacts."""
     tags = tracking.run_tags(config, run_id)
     stage = tags.get("degla.stage", tags.get("stage"))
     if stage != STAGE:
-        raise DataError(f"MLflow run {run_id}", f"a run of stage {stage!r}", "one of `jobs/evaluate.py`")
+        raise DataError(f"MLflow run {run_id}", f"a run of stage {stage!r}", "a run of `jobs/evaluate.py`")
     folder = tags[tracking.FOLDER_TAG]
     storage = Storage(folder)
     if (
@@ -161,11 +165,11 @@ def _of_run(run_id: str, config: TrackingConfig, output: Storage) -> _Evaluation
 
 
 def _plots(comparison: Comparison) -> dict[str, str]:
-    """Heading -> SVG of every plot that has something to show."""
+    """Return heading -> SVG of every plot that has data."""
     curves = {}
     for label, summary in zip(comparison.labels, comparison.summaries, strict=True):
         folder = summary.model.get("folder")
-        # with a mask in its name it cannot be opened
+        # a masked name (it contained a password) cannot be opened
         curve = training_curve(folder) if folder and MASK not in folder else None
         if curve is not None:
             curves[label] = curve
@@ -184,9 +188,10 @@ def _file_name(heading: str) -> str:
 def _as_json(
     comparison: Comparison, disagreements: Mapping[int, Sequence[Disagreement]], output: str
 ) -> list[dict[str, object]]:
-    """One entry a model, for other programs; of the first there are no disagreements, they are with it.
+    """Return one entry per model, for other programs.
 
-    Folders of models near `output` are named from there.
+    Disagreements are listed under the model that is compared with the first. Folders of models near `output`
+    are given relative to it.
     """
     return [
         {
@@ -233,7 +238,7 @@ def _track(
 def _table(
     labels: Sequence[str], disagreements: Mapping[int, Sequence[Disagreement]]
 ) -> dict[str, list[object]]:
-    """Columns of a table of all disagreements, a row an item."""
+    """Return the columns of a table of all disagreements, one row per item."""
     rows = [(labels[model], item) for model, items in disagreements.items() for item in items]
     return {
         "base": [labels[0] for _ in rows],
@@ -254,8 +259,10 @@ def _table(
 
 
 def _metrics(comparison: Comparison, models: Sequence[int]) -> dict[str, float]:
-    """`LABEL/NAME` of every score, the names being those of the evaluations' own runs; of averages, for all
-    but the first, also `LABEL/NAME_delta`."""
+    """Return `LABEL/NAME` -> value of every score, under the names that the evaluations' own runs use.
+
+    Averages of all models but the first also have `LABEL/NAME_delta`.
+    """
     metrics: dict[str, float] = {}
     for model in models:
         for name in comparison.names:

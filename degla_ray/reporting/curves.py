@@ -1,4 +1,4 @@
-"""The loss trace of the training run that an exported model came from."""
+"""Loss trace of the training run that an exported model came from."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from degla_ray.storage import Storage
 
 TRACE = "trace.jsonl"
 COLUMNS = ("step", "loss", "base", "igc", "tgc", "distill")
-LEVELS_UP = 2  # an export lies in its run's folder, or in a folder there
+LEVELS_UP = 2  # an export is a folder directly in its run's folder or one level below
 
 
 def training_curve(folder: str) -> dict[str, list[float]] | None:
-    """Column -> values of the trace near an exported model's folder (any URI); None where there is none.
+    """Return column -> values of the trace near an exported model's folder (any URI), or None without a
+    trace.
 
-    A resumed run may have written a step twice: the last line of a step counts. A line that a killed run
-    left half-written is passed over, for the resumed run wrote that step again.
+    If a resumed run repeated a step, the step's last line counts. A line that an interrupted run left
+    incomplete is skipped, because the resumed run wrote that step again.
     """
     places = [folder, *(folder.rsplit("/", up)[0] for up in range(1, LEVELS_UP + 1))]
     place = next((storage for storage in map(Storage, places) if storage.exists(TRACE)), None)

@@ -1,10 +1,11 @@
-"""The items on which two models' decisions differ most. Pure, but for reading one benchmark's rows at a time.
+"""Items on which two models' decisions differ most. Pure, except that it reads one benchmark's rows at a
+time.
 
-An item's margin is what its decision hangs on: the true candidate's score minus the best other's. Each
-model's margins are divided by their standard deviation over the items of that benchmark that both models
-scored, so that neither a model's scale nor a benchmark's decides. Of the items that one model has right and
-the other wrong, those with the largest difference of these numbers come first. One benchmark's scores of both
-models are in memory at a time: 400 MB for ImageNet's, 50,000 items of 1,000 classes.
+An item's decision depends on its margin: the true candidate's score minus the best other candidate's. Each
+model's margins are divided by their standard deviation over the benchmark's items that both models scored, so
+that neither a model's nor a benchmark's scale decides. The items that exactly one model gets right are ranked
+by the difference of these standardised margins. Scores of one benchmark for both models are in memory at a
+time: 400 MB for ImageNet, 50,000 items of 1,000 classes.
 """
 
 from __future__ import annotations
@@ -24,28 +25,28 @@ from degla_ray.evaluation.benchmarks.two_positives import ITT
 from degla_ray.schema import ITEMS, SCORES
 from degla_ray.storage import Storage
 
-CHUNK = 4096  # items whose margins are taken at once
+CHUNK = 4096  # items whose margins are computed at once
 _RANK = re.compile(r"(i2t|t2i)_r\d+")
 
 
 class Form(Enum):
-    """What an item's `candidate_scores` are."""
+    """Meaning of an item's `candidate_scores`."""
 
     CHOICE = auto()
-    """Of each candidate, text or image, the true one first."""
+    """One score per candidate (text or image), the true one first."""
     CLASSES = auto()
-    """Of every class, in an order that only the right answers show."""
+    """One score per class. The true class is the highest-scoring one of a model that is correct."""
     BEST = auto()
-    """Of the best true candidate and of the best wrong one."""
+    """Scores of the best true candidate and of the best wrong one."""
     TWO_POSITIVES = auto()
-    """Of two true texts and a wrong one."""
+    """Scores of two true texts and a wrong one."""
     TWO_PAIRS = auto()
-    """Of two texts with the first image, then with the second."""
+    """Scores of two texts with the first image, then with the second."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Disagreement:
-    """One item that one model has right and the other wrong."""
+    """One item that exactly one of two models gets right."""
 
     benchmark: str
     subset: str
@@ -53,15 +54,15 @@ class Disagreement:
     images: tuple[str, ...]
     """`SOURCE:ID` of its images, the true one first."""
     texts: tuple[str, ...]
-    """Those that are not among the candidates."""
+    """The item's texts that are not candidates."""
     candidates: tuple[str, ...]
-    """What was chosen among."""
+    """Names of the candidates."""
     true: tuple[bool, ...]
-    """Which of them are true."""
+    """Per candidate: whether it is true."""
     scores: tuple[tuple[float, ...], tuple[float, ...]]
-    """Both models' score of each candidate."""
+    """Per model: score of each candidate."""
     margins: tuple[float, float]
-    """Both models' margin, in standard deviations of its own over the benchmark."""
+    """Per model: margin in standard deviations of the model's margins over the benchmark."""
     correct: tuple[bool, bool]
 
     @property
@@ -70,10 +71,10 @@ class Disagreement:
 
 
 def most_disagreed(first: Storage, second: Storage, count: int) -> list[Disagreement]:
-    """At most `count` items of two evaluation folders, the largest difference first.
+    """Return at most `count` items of two evaluation folders, the largest difference first.
 
-    What an item shows stands in the first's dataset `items`, or in the second's; a benchmark of which neither
-    has any is left out.
+    What an item shows is read from the dataset `items` of the first folder, or of the second; a benchmark
+    without items in either is left out.
     """
     found: list[Disagreement] = []
     for benchmark in sorted(_benchmarks(first) & _benchmarks(second)):
@@ -85,12 +86,12 @@ def most_disagreed(first: Storage, second: Storage, count: int) -> list[Disagree
 
 
 def disagreements(first: pa.Table, second: pa.Table, items: pa.Table, count: int) -> list[Disagreement]:
-    """At most `count` of one benchmark.
+    """Return at most `count` items of one benchmark, the largest difference first.
 
     Args:
         first, second: SCORES rows of two models.
-        items: ITEMS rows; an item of another subset is passed over.
-        count: how many.
+        items: ITEMS rows; scores of subsets that do not occur in them are ignored.
+        count: maximum number of items.
     """
     shown = pa.array(sorted(set(items["subset"].to_pylist())))
     one, other = (_Scores(table.filter(pc.is_in(table["subset"], shown))) for table in (first, second))
@@ -104,7 +105,7 @@ def disagreements(first: pa.Table, second: pa.Table, items: pa.Table, count: int
         true_n = _true_class(one.correct[pair_N2[number_n, 0]], *scores) if form is Form.CLASSES else None
         for i, scores_nK in enumerate(scores):
             margin_N2[number_n, i] = margins(form, scores_nK, true_n)
-        if form is Form.CLASSES:  # of which nobody knows the true class
+        if form is Form.CLASSES:  # if neither model is correct, the true class is unknown
             neither_n = ~(one.correct[pair_N2[number_n, 0]] | other.correct[pair_N2[number_n, 1]])
             margin_N2[number_n[neither_n]] = np.nan
     known_N = np.isfinite(margin_N2).all(axis=1)
@@ -147,16 +148,16 @@ def disagreements(first: pa.Table, second: pa.Table, items: pa.Table, count: int
 
 
 def margins(form: Form, scores_nK: np.ndarray, true_n: np.ndarray | None = None) -> np.ndarray:
-    """Margin of each item, float64 [n]: negative where it is wrong, 0 where there is a tie.
+    """Return the margin of each item, float64 [n]: negative if it is wrong, 0 on a tie.
 
     Args:
-        form: of the scores.
+        form: meaning of the scores.
         scores_nK: float [n, K].
-        true_n: the true class of each item, of Form.CLASSES.
+        true_n: true class of each item, for Form.CLASSES only.
     """
     s = scores_nK.astype(np.float64)
     if s.shape[1] < 2:
-        return np.full(len(s), np.nan)  # there is no wrong candidate
+        return np.full(len(s), np.nan)  # no wrong candidate
     if form is Form.TWO_POSITIVES:
         return np.asarray(s[:, :2].min(axis=1) - s[:, 2])
     if form is Form.TWO_PAIRS:
@@ -172,7 +173,7 @@ def margins(form: Form, scores_nK: np.ndarray, true_n: np.ndarray | None = None)
 
 
 class _Scores:
-    """SCORES rows, by item."""
+    """SCORES rows by item."""
 
     def __init__(self, table: pa.Table) -> None:
         table = table.combine_chunks()
@@ -187,7 +188,7 @@ class _Scores:
         return self._flat[self._start[row] : self._start[row + 1]]
 
     def matrix(self, rows_n: np.ndarray, size: int) -> np.ndarray:
-        """Scores of rows that have `size` of them, [n, size]."""
+        """Return the scores of rows that have `size` of them, [n, size]."""
         return self._flat[self._start[rows_n][:, None] + np.arange(size)]
 
 
@@ -204,8 +205,10 @@ def _form(subset: str, size: int) -> Form:
 def _alike(
     keys: Sequence[tuple[str, str]], one: _Scores, other: _Scores, pair_N2: np.ndarray
 ) -> Iterator[tuple[Form, int, np.ndarray]]:
-    """Form, number of scores, and numbers of the items alike in them. An item of which the models have
-    different numbers of scores is not there."""
+    """Yield form, number of scores, and indices of the items that share both.
+
+    Items with a different number of scores in the two models are left out.
+    """
     subset_N = np.array([subset for subset, _ in keys])
     size_N = one.size[pair_N2[:, 0]]
     same_N = size_N == other.size[pair_N2[:, 1]]
@@ -217,7 +220,8 @@ def _alike(
 
 
 def _true_class(correct_n: np.ndarray, one_nK: np.ndarray, other_nK: np.ndarray) -> np.ndarray:
-    """What the model says that is right, the first if it is; of equal scores the first counts."""
+    """Return the class predicted by the model that is correct, the first if it is; the first of equal scores
+    counts."""
     return np.where(correct_n, one_nK.argmax(axis=1), other_nK.argmax(axis=1))
 
 
@@ -228,7 +232,7 @@ def _best_two(scores_K: np.ndarray, true: int) -> np.ndarray:
 def _candidates(
     form: Form, images: tuple[str, ...], texts: tuple[str, ...], size: int
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Names of an item's candidates, and its texts that are none of them."""
+    """Return the names of an item's candidates, and its texts that are not candidates."""
     if form is Form.TWO_PAIRS:
         pairs = "caption 1, image 1", "caption 2, image 1", "caption 1, image 2", "caption 2, image 2"
         return pairs, texts
@@ -246,7 +250,7 @@ def _candidates(
 def _shown(
     items: pa.Table, keys: Sequence[tuple[str, str]]
 ) -> dict[tuple[str, str], tuple[tuple[str, ...], tuple[str, ...]]]:
-    """Images and texts of some items."""
+    """Return the images and texts of some items."""
     ids = pa.array(sorted({item_id for _, item_id in keys}), pa.string())
     wanted = set(keys)
     return {
@@ -262,7 +266,7 @@ def _benchmarks(storage: Storage) -> set[str]:
 
 
 def _rows(storage: Storage, dataset: str, benchmark: str) -> pa.Table:
-    """Rows of one benchmark; none where there is no such dataset."""
+    """Return the rows of one benchmark; no rows if the dataset does not exist."""
     schema = {"scores": SCORES, "items": ITEMS}[dataset]
     parts = [storage.path(dataset, name) for name in storage.names(dataset) if name.endswith(".parquet")]
     if not parts:

@@ -1,7 +1,7 @@
-"""What a generation run gave and cost: console, report.json, one HTML page, and an MLflow run.
+"""Results and cost of a run that generates negatives: console, report.json, one HTML page and an MLflow run.
 
-Everything is read from the finished folder, so the report can be made again; only the time comes from the
-runs themselves (`runs/*.json`, one for each that was not killed).
+Everything is read from the finished folder, so the report can be written again. Only the durations come from
+the runs themselves (`runs/*.json`, one for each run that was not killed).
 """
 
 from __future__ import annotations
@@ -27,23 +27,24 @@ from degla_ray.stage import StageFolder
 from degla_ray.storage import Storage
 
 SAMPLES = 50
-"""Random negatives of each kind that the page shows."""
+"""Random negatives of each kind shown on the page."""
 STATES = tuple(state.value for state in State)
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
 @dataclass(frozen=True, kw_only=True)
 class KindReport:
-    """One kind. Captions are counted as samples, answers as what the engine wrote.
+    """Results of one kind of negatives. Captions are counted as samples, answers as texts from the engine.
 
     Attributes:
-        captions: by state; they add up to all captions.
+        captions: captions by state; they add up to all captions.
         negatives: rows written.
-        answers: of the engine, by state.
-        reasons: rows of rejects, by reason.
-        prompt_tokens, completion_tokens, cached_tokens: of all answers.
-        words: negatives by their number of words.
-        blind_accuracy: how well they are told from captions by the text alone; none for few of them.
+        answers: the engine's answers by state.
+        reasons: rows of rejects by reason.
+        prompt_tokens, completion_tokens, cached_tokens: totals over all answers.
+        words: number of negatives by their length in words.
+        blind_accuracy: text-only accuracy, i.e. how well a classifier tells negatives from captions by their
+            text; None for too few pairs.
     """
 
     captions: dict[str, int]
@@ -59,16 +60,16 @@ class KindReport:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """A whole folder.
+    """Results of a whole folder.
 
     Attributes:
-        engine, model: what wrote the negatives.
-        captions: samples.
-        seconds: that the runs took which were not killed.
-        timed_answers, timed_accepted: of those runs.
-        gpu_hours: of engines, or of GPUs where there were some, in those seconds.
+        engine, model: engine and model that wrote the negatives.
+        captions: number of samples.
+        seconds: total duration of the runs that were not killed.
+        timed_answers, timed_accepted: answers, and accepted ones, of those runs.
+        gpu_hours: GPU hours in those seconds, or engine hours if the engines had no GPU.
         cost: `gpu_hours` at `generation.price_per_gpu_hour`.
-        caption_words: captions by their number of words.
+        caption_words: number of captions by their length in words.
     """
 
     engine: str
@@ -83,18 +84,18 @@ class Report:
     kinds: dict[str, KindReport]
 
     def total(self, name: str) -> int:
-        """Sum over kinds of `negatives` or of one of the token counts."""
+        """Return the sum over kinds of `negatives` or of one of the token counts."""
         return sum(getattr(kind, name) for kind in self.kinds.values())
 
     @property
     def answers(self) -> int:
-        """What the engine was asked, whatever became of it."""
+        """Number of the engine's answers in any state."""
         return sum(
             n for kind in self.kinds.values() for s, n in kind.answers.items() if s != "not_applicable"
         )
 
     def metrics(self) -> dict[str, float]:
-        """Flat numbers, as MLflow compares them."""
+        """Return the numbers as flat name -> value, as MLflow compares them."""
         tokens = self.total("prompt_tokens") + self.total("completion_tokens")
         accepted = max(1, self.total("negatives"))
         seconds = max(self.seconds, 1e-9)
@@ -123,7 +124,7 @@ class Report:
 def build_report(
     config: NegativesConfig, folder: StageFolder, model: str
 ) -> tuple[Report, dict[str, list[tuple[str, str]]]]:
-    """The report of a finished folder, and all (caption, negative) pairs of each kind."""
+    """Return the report of a finished folder, and all (caption, negative) pairs of each kind."""
     storage, counts = folder.storage, Counter(folder.counts())
     captions = Storage(config.prepared).read_dataset("captions", CAPTIONS, ["sample_id", "caption"])
     pairs = pairs_by_kind(captions, storage.read_dataset("negatives", NEGATIVES))
@@ -149,7 +150,7 @@ def build_report(
 
 
 def publish(config: NegativesConfig, folder: StageFolder, model: str) -> None:
-    """The report of a finished folder: console, files in the folder, MLflow."""
+    """Report on a finished folder: print the table, write the files to the folder, and log to MLflow."""
     report, pairs = build_report(config, folder, model)
     Console().print(console_table(report))
     rng = random.Random(0)
@@ -173,7 +174,7 @@ def publish(config: NegativesConfig, folder: StageFolder, model: str) -> None:
 
 
 def console_table(report: Report) -> Table:
-    """A row a kind, and the totals."""
+    """Return a table with one row per kind, and the totals as its caption."""
     totals = report.metrics()
     table = Table(
         title=(
@@ -183,7 +184,7 @@ def console_table(report: Report) -> Table:
         caption=(
             f"{report.answers:,} answers, {report.timed_answers:,} of them in {report.seconds:,.0f} s: "
             f"{totals['answers_per_second']:,.1f}/s, accepted {totals['accepted_per_second']:,.1f}/s; "
-            f"{totals['tokens_per_accepted']:,.0f} tokens an accepted one; "
+            f"{totals['tokens_per_accepted']:,.0f} tokens per accepted negative; "
             f"prefix cache {totals['prefix_cache_hit_rate']:.0%}; "
             f"{report.gpu_hours:.2f} engine hours, cost {report.cost:.2f}"
         ),
@@ -205,7 +206,7 @@ def console_table(report: Report) -> Table:
 
 
 def html(report: Report, samples: dict[str, list[tuple[str, str]]]) -> str:
-    """One page without outside resources.
+    """Return the report as one page without external resources.
 
     Args:
         report: the numbers.
@@ -223,7 +224,7 @@ def html(report: Report, samples: dict[str, list[tuple[str, str]]]) -> str:
 
 
 def pairs_by_kind(captions: pa.Table, negatives: pa.Table) -> dict[str, list[tuple[str, str]]]:
-    """(caption, negative) of each kind; captions that read alike give a pair once."""
+    """Return the (caption, negative) pairs of each kind; identical pairs are returned once."""
     columns = (captions[name].to_pylist() for name in ("sample_id", "caption"))
     text = dict(zip(*columns, strict=True))
     pairs: dict[str, dict[tuple[str, str], None]] = {}

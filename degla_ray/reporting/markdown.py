@@ -1,4 +1,4 @@
-"""A comparison as Markdown, whose images are the plots beside it; items are shown by their texts."""
+"""A comparison as Markdown, with links to the plots next to it; items are shown by their texts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from degla_ray.reporting.tables import (
 
 
 def markdown(comparison: Comparison, plots: Sequence[str], disagreements: Disagreements) -> str:
-    """The report as Markdown; `plots` are file names beside it."""
+    """Return the report as Markdown; `plots` are file names relative to it."""
     labels = [_md_label(comparison, model) for model in range(len(comparison.labels))]
     lines = ["# Comparison", "", *(f"- {line}" for line in findings(comparison))]
     if comparison.averages:
@@ -58,7 +58,7 @@ def markdown(comparison: Comparison, plots: Sequence[str], disagreements: Disagr
 
 
 def _md_item(item: Disagreement, first: str, second: str) -> str:
-    """One item, its candidates as a table that belongs to a list's entry."""
+    """Return one item, with its candidates as a table inside a list entry."""
     right = first if item.correct[0] else second
     what = [f"**{literal(item.benchmark)}/{literal(item.subset)}** {literal(item.item_id)}"]
     what.append(f"right: {right}; margins {margin_text(item.margins[0])} and {margin_text(item.margins[1])}")
@@ -89,7 +89,7 @@ def _md_label(comparison: Comparison, model: int) -> str:
 
 
 def literal(text: str) -> str:
-    """A text that Markdown shows as it stands, on one line."""
+    """Return a text on one line, escaped so that Markdown shows it unchanged."""
     return re.sub(r"([\\`*_\[\]<>|#$~&])", r"\\\1", " ".join(text.split()))
 
 

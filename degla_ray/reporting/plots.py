@@ -1,4 +1,4 @@
-"""The report's plots, as SVG text: composition against retention, bars of each benchmark, loss curves."""
+"""Plots of the report as SVG: composition against retention, bars of each benchmark, loss curves."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from degla_ray.evaluation.comparison import SCENES_FAMILY, ZERO_SHOT_FAMILY, Com
 from degla_ray.evaluation.summary import ZERO_SHOT, Score
 from degla_ray.reporting.published_rows import published_points
 
-# Okabe & Ito's colours, told apart also by colour-blind readers; the base is grey.
+# Okabe & Ito's colours, which colour-blind readers can distinguish; the base is grey.
 COLOURS = ("#7f7f7f", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
-GREY = "#8a8a8a"  # of published models
-COMPOSITION = ("sugarcrepe", "valse", "aro")  # what the composition axis is the mean of
-NOT_DRAWN = ("scenes_zeroshot", "scenes_retrieval")  # they are the other axis of the first plot
+GREY = "#8a8a8a"  # published models
+COMPOSITION = ("sugarcrepe", "valse", "aro")  # members of the composition axis
+NOT_DRAWN = ("scenes_zeroshot", "scenes_retrieval")  # shown in the first plot or in the tables
 MOST_BARS, TICK = 14, 12
-SMOOTHED_STEPS = 1 / 40  # of a run's steps go into one point of its curve
-Axis = tuple[str, tuple[str, ...]]  # label, names of the scores that it is the mean of
-Curve = Mapping[str, Sequence[float]]  # column of a training trace -> values; `step` among them
+SMOOTHED_STEPS = 1 / 40  # fraction of a run's logged steps that one point of its curve averages
+Axis = tuple[str, tuple[str, ...]]  # label, names of the scores that are averaged
+Curve = Mapping[str, Sequence[float]]  # column of a training trace -> values; includes `step`
 
 
 def retention(comparison: Comparison) -> str | None:
-    """Composition against what was kept, with intervals; none where no model has both.
+    """Plot composition against retention, with intervals; None if no model has both.
 
-    On the project's own scenes where there are some; else on published benchmarks, over which all compared
-    models are averaged alike, among the published models that have both.
+    The plot uses the project's own scenes if a model has both scores there. Otherwise it uses published
+    benchmarks, averages all compared models over the same ones, and adds the published models that have both.
     """
     axes_of = _scenes_axes(comparison) or _published_axes(comparison)
     if axes_of is None:
@@ -87,7 +87,8 @@ def _scenes_axes(comparison: Comparison) -> tuple[Axis, Axis] | None:
 
 
 def _published_axes(comparison: Comparison) -> tuple[Axis, Axis] | None:
-    """Composition: those of the three that every model has; retention: the first of four that all have."""
+    """Return the retention axis (the first of four that all models have) and the composition axis (those of
+    the three benchmarks that all models have); None if either is missing."""
     composition = _all_have(comparison, COMPOSITION)
     sets = _all_have(comparison, ZERO_SHOT_ELEVEN)
     kept: list[Axis] = [
@@ -118,7 +119,10 @@ def _known(comparison: Comparison, model: int, name: str) -> bool:
 
 
 def _mean(scores: Sequence[Score | None]) -> Score | None:
-    """Mean of scores over different items, whose intervals add as squares; none where one has no value."""
+    """Return the mean of scores over different items, or None if a value is missing.
+
+    Its interval ends are the root of the sum of the members' squared distances, divided by their number.
+    """
     values = [score.value for score in scores if score is not None and score.value is not None]
     if len(values) != len(scores) or not values:
         return None
@@ -128,9 +132,10 @@ def _mean(scores: Sequence[Score | None]) -> Score | None:
 
 
 def bars(comparison: Comparison) -> dict[str, str]:
-    """Heading -> accuracy of every subset by model, with intervals: a plot a benchmark or family of them.
+    """Return heading -> bar plot of accuracies by model with intervals, one per benchmark or family.
 
-    Those of one subset stand in a plot together; one with more than MOST_BARS is in the tables only.
+    Benchmarks with a single subset share a plot; one with more than MOST_BARS subsets is shown in the tables
+    only.
     """
     drawn: dict[str, list[tuple[str, str]]] = {}  # heading -> (name, label) of its bars
     alone: list[tuple[str, str]] = []
@@ -145,19 +150,19 @@ def bars(comparison: Comparison) -> dict[str, str]:
             alone += [(named[0][0], named[0][0])]
         elif named:
             drawn[f"Accuracy: {group.title}"] = named
-    if len(alone) > 1:  # of a single one the table says as much
+    if len(alone) > 1:  # a single bar would say no more than the table
         drawn["Accuracy: other benchmarks"] = alone
     return {h: _bars(comparison, dict(named)) for h, named in drawn.items() if 0 < len(named) <= MOST_BARS}
 
 
 def _other_set(name: str) -> bool:
-    """Whether it is the accuracy of a set that is not among the eleven."""
+    """Return whether the name is the top-1 accuracy of a set other than the eleven."""
     benchmark, _, subset = name.partition("/")
     return subset == TOP1 and benchmark not in {n.partition("/")[0] for n in ZERO_SHOT_ELEVEN}
 
 
 def _bars(comparison: Comparison, named: Mapping[str, str]) -> str:
-    """One plot; `named` are scores and what to write below each."""
+    """Draw one bar plot; `named` maps scores to the labels below their bars."""
     models = len(comparison.labels)
     width, at = 0.8 / models, np.arange(len(named))
     with _figure(max(6.4, 1.05 * len(named)), 4.0) as (figure, svg):
@@ -186,7 +191,7 @@ def _bars(comparison: Comparison, named: Mapping[str, str]) -> str:
 
 
 def _broken(label: str) -> str:
-    """A tick's label over lines of at most TICK letters, broken after `/`, `_` and `-`."""
+    """Return a tick's label broken after `/`, `_` and `-` into lines of at most TICK letters."""
     lines = [""]
     for part in re.findall(r"[^/_-]+[/_-]*|[/_-]+", _plain(label)):
         if lines[-1] and len(lines[-1]) + len(part) > TICK:
@@ -196,7 +201,7 @@ def _broken(label: str) -> str:
 
 
 def losses(curves: Mapping[str, Curve], labels: Sequence[str]) -> str | None:
-    """One panel a loss term, one line a training run (label -> trace); none where there is no trace."""
+    """Plot one panel per loss term and one line per training run (label -> trace); None without traces."""
     terms = [
         t
         for t in ("loss", "base", "igc", "tgc", "distill")
@@ -230,9 +235,9 @@ def losses(curves: Mapping[str, Curve], labels: Sequence[str]) -> str | None:
 
 @contextmanager
 def _figure(width: float, height: float) -> Iterator[tuple[Figure, list[str]]]:
-    """A figure of that size in inches; its SVG stands in the list once the block ends.
+    """Yield a figure of that size in inches, and a list that contains its SVG once the block ends.
 
-    Same input, same bytes: ids come from the size and no date is written.
+    The same input gives the same bytes: ids derive from the size, and no date is written.
     """
     svg: list[str] = []
     style = {"svg.hashsalt": f"{width}x{height}", "font.size": 9, "font.family": "DejaVu Sans"}
@@ -246,7 +251,10 @@ def _figure(width: float, height: float) -> Iterator[tuple[Figure, list[str]]]:
 
 
 def _plain(label: str) -> str:
-    """A label as it stands: `$` would start a formula, and a leading `_` would hide it from the legend."""
+    """Return a label that Matplotlib shows unchanged.
+
+    A `$` would start a formula, and a leading `_` would hide the label from the legend.
+    """
     text = label.replace("$", r"\$")
     return f" {text}" if text.startswith("_") else text
 
@@ -256,14 +264,14 @@ def _percent(score: Score | None) -> float:
 
 
 def _reach(score: Score | None) -> tuple[float, float]:
-    """Lengths of the interval below and above the value, in points."""
+    """Return the lengths of the interval below and above the value, in percentage points."""
     if score is None or score.value is None or score.low is None or score.high is None:
         return 0.0, 0.0
     return max(0.0, 100 * (score.value - score.low)), max(0.0, 100 * (score.high - score.value))
 
 
 def _smooth(step: np.ndarray, value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Running mean over SMOOTHED_STEPS of the run, finite values only."""
+    """Return the running mean over a window of SMOOTHED_STEPS, of finite values only."""
     keep = np.isfinite(value)
     step, value = step[keep], value[keep]
     window = max(1, int(len(value) * SMOOTHED_STEPS))

@@ -1,7 +1,7 @@
-"""Published results of other models, under the names that our own scores have. Read from `published/*.csv`.
+"""Published results of other models, under the names of our own scores. Read from `published/*.csv`.
 
-A table is quoted as printed but for what the comment at its head corrects; one that is added there, with a
-line in TITLES, is shown wherever a compared evaluation has one of its columns.
+A table quotes the printed numbers, except for the corrections noted in the comment at its head. To add a
+table, add its file and a line in TITLES; it is shown whenever a compared evaluation has one of its columns.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ _MODEL, _PROTOCOL = "model", "protocol"
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedRow:
-    """One model's results."""
+    """Results of one published model."""
 
     model: str
     values: Mapping[str, float]
-    """Score's name -> percent."""
+    """Score name -> percent."""
     protocol: str
-    """What is known of how it was measured, or was corrected here; mostly nothing."""
+    """How it was measured or corrected here, as far as known; usually empty."""
 
     def mean(self, names: Sequence[str]) -> float | None:
-        """Percent, over the names; none where one is not there.
+        """Return the mean over the named scores in percent; None if one is missing.
 
-        The average `sugarcrepe` is not printed and is made of its subsets here.
+        The average `sugarcrepe` is not printed in the paper, so it is computed from the subsets.
         """
         known = dict(self.values)
         parts = [known.get(f"{SUGARCREPE}/{subset}") for subset in AVERAGES[SUGARCREPE]]
@@ -51,37 +51,37 @@ class PublishedRow:
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedTable:
-    """One table."""
+    """One published table."""
 
     title: str
     columns: tuple[str, ...]
-    """Names of scores."""
+    """Score names."""
     headings: tuple[str, ...]
-    """Of the columns, short."""
+    """Short headings of the columns."""
     rows: tuple[PublishedRow, ...]
     note: str
-    """Where it is from and what was corrected."""
+    """Source of the table, and corrections."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedPoint:
-    """One model on two axes, in percent."""
+    """One published model on two axes, in percent."""
 
     model: str
     protocol: str
-    """Of its zero-shot row."""
+    """Protocol of its zero-shot row."""
     x: float
     y: float
 
 
 @functools.cache
 def published_tables() -> Mapping[str, PublishedTable]:
-    """Every table, by its file's name."""
+    """Return every table by its file's name."""
     return {name: _read(FOLDER / f"{name}.csv", title) for name, title in TITLES.items()}
 
 
 def published_points(x_names: Sequence[str], y_names: Sequence[str]) -> list[PublishedPoint]:
-    """The models that have both means; one with two rows of zero-shot results comes twice."""
+    """Return the models that have both means; a model with two rows of zero-shot results appears twice."""
     others: dict[str, dict[str, float]] = {}
     for name, table in published_tables().items():
         for row in table.rows if name != ZERO_SHOT else ():
@@ -116,7 +116,7 @@ def _read(path: Path, title: str) -> PublishedTable:
 
 
 def _headings(columns: Sequence[str]) -> tuple[str, ...]:
-    """What tells the columns apart: subsets of one benchmark, or benchmarks."""
+    """Return short headings: subsets of one benchmark, or names of several benchmarks."""
     benchmarks = {name.partition("/")[0] for name in columns if "/" in name}
     headings = []
     for name in columns:

@@ -1,7 +1,9 @@
-"""A comparison as tables on the console (rich) and as one self-contained HTML page. As Markdown: markdown.py.
+"""A comparison as tables on the console (rich) and as one self-contained HTML page. For Markdown see
+markdown.py.
 
-Numbers are percent with their 95 % interval; differences are points against the first model, with stars and a
-colour where the paired test of the table finds them real. `†` marks a number made without all of its items.
+Numbers are percent with their 95 % interval. Differences are percentage points against the first model, with
+stars and a colour if the table's paired test finds them significant. `†` marks a number that lacks some of
+its items.
 """
 
 from __future__ import annotations
@@ -24,51 +26,52 @@ from degla_ray.reporting.disagreements import Disagreement
 from degla_ray.reporting.published_rows import PublishedTable, published_tables
 
 T = TypeVar("T")
-Disagreements = Mapping[int, Sequence[Disagreement]]  # model's number -> with the first, the largest first
+Disagreements = Mapping[int, Sequence[Disagreement]]  # model number -> items, the largest difference first
 PUBLISHED = "published"
-SUBSET_WIDTH, CELL_WIDTH = 28, 30  # columns of the console's table of subsets, with intervals
+SUBSET_WIDTH, CELL_WIDTH = 28, 30  # column widths of the console's subset table with intervals
 TEMPLATES = Path(__file__).parent / "templates"
 LEGEND = (
-    "Percent, and beside it the 95 % interval (bootstrap over images; Wilson's where fewer than 10 images "
-    "decide). Differences are points against the first row; * p < 0.05, ** p < 0.01, *** p < 0.001 (paired "
-    "bootstrap over images of the very difference printed, Holm-corrected for the comparisons of its table)."
+    "Percent with 95 % intervals (bootstrap over images; Wilson's if fewer than 10 images decide). "
+    "Differences are percentage points against the first row; * p < 0.05, ** p < 0.01, *** p < 0.001 (paired "
+    "bootstrap over images of the printed difference, Holm-corrected for the comparisons of its table)."
 )
 DISAGREEMENTS = (
-    "Of the items that one model has right and the other wrong, those whose margins differ most. A margin is "
-    "the true candidate's score minus the best other's, divided by the standard deviation of the model's "
-    "margins over the items of the benchmark that both models scored, so that neither a model's scale nor a "
-    "benchmark's decides. Scores are cosine similarities, or what the protocol makes of them."
+    "Items that exactly one of the two models gets right, ordered by how much their margins differ. A margin "
+    "is the true candidate's score minus the best other's, divided by the standard deviation of the model's "
+    "margins over the benchmark's items that both models scored, so that neither a model's nor a benchmark's "
+    "scale decides. Scores are cosine similarities, or values that the protocol derives from them."
 )
-PARTIAL = "† made without all items: images were missing or unreadable (named in summary.json)."
+PARTIAL = "† some items are left out: images were missing or unreadable (listed in summary.json)."
 OTHER_INPUTS = (
-    "‡ evaluated on other test sets than the first row: no paired test and no items of disagreement, compare "
-    "with care."
+    "‡ evaluated on other test sets than the first row: no paired test and no disagreements; compare with "
+    "care."
 )
 
 RANDOM_WEIGHTS = " (random weights)"
 
 
 def interval_text(score: Score | None) -> str:
-    """`81.0–85.6`, or nothing."""
+    """Return the interval, e.g. `81.0–85.6`; an empty string without one."""
     if score is None or score.low is None or score.high is None:
         return ""
     return f"{100 * score.low:.1f}–{100 * score.high:.1f}"
 
 
 def points(delta: float | None) -> str:
-    """`+3.2`, with a true minus; nothing for none."""
+    """Return a difference in points, e.g. `+3.2`, with a true minus sign; an empty string for None."""
     return "" if delta is None else f"{100 * delta:+.1f}".replace("-", "−")
 
 
 def comparisons_text(comparison: Comparison, names: Sequence[str]) -> str:
-    """The note under a table of those scores; nothing where it makes no comparison."""
+    """Return the note under a table of those scores; an empty string if nothing is compared."""
     count = comparison.comparisons(names)
     tests = f"{count:,} comparison{'s' if count > 1 else ''} with {comparison.labels[0]}"
     return f"{tests}; stars by Holm-corrected p." if count else ""
 
 
 def summary_tables(summary: Summary) -> list[Table]:
-    """One model: averages, then a table a benchmark, whose title has its protocol."""
+    """Return the tables of one model: averages, then one table per benchmark with its protocol in the
+    title."""
     groups = {summary.label: list(summary.averages)}
     for score in summary.subsets:
         benchmark = score.name.partition("/")[0]
@@ -88,8 +91,11 @@ def summary_tables(summary: Summary) -> list[Table]:
 
 
 def console_tables(comparison: Comparison, width: int) -> list[Table | Text]:
-    """Averages and published rows with a row a model, in as many tables as `width` needs; then a table a
-    benchmark with a column a model, with intervals where `width` lets them."""
+    """Return the tables for a console of that width.
+
+    Averages and published rows have one row per model and are split into as many tables as needed. One table
+    per benchmark follows, with one column per model, and with intervals if the width allows.
+    """
     heads: list[Table] = []
     widest = max(len(label) for label in comparison.labels) + 6
     for names in _columns_in(comparison.averages, lambda name: max(len(title(name)), 16) + 3, width - widest):
@@ -126,12 +132,12 @@ def _rich_group(comparison: Comparison, group: Group, width: int) -> Table:
 
 
 def _line_above(name: str, above: str) -> bool:
-    """Whether another benchmark begins there, or the averages do."""
+    """Return whether a new benchmark, or the block of averages, starts at this row."""
     return "/" in above and name.partition("/")[0] != above.partition("/")[0]
 
 
 def _rich_published(among: AmongPublished, width: int) -> list[Table | Text]:
-    """As many tables as the columns need; the protocols below the last one."""
+    """Return as many tables as the columns need, with the protocols below the last one."""
     headings = among.table.headings
     least = max(len(row.label) for row in among.rows) + 3
     parts = _columns_in(
@@ -154,7 +160,7 @@ def _rich_published(among: AmongPublished, width: int) -> list[Table | Text]:
 
 
 def _columns_in(columns: Sequence[T], needs: Callable[[T], int], width: int) -> list[list[T]]:
-    """The columns in runs that fit the width, at least one in each."""
+    """Return the columns in runs that fit the width, at least one column in each."""
     runs: list[list[T]] = []
     left = 0
     for column in columns:
@@ -168,7 +174,7 @@ def _columns_in(columns: Sequence[T], needs: Callable[[T], int], width: int) -> 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A published model or one of ours."""
+    """Row of a published model or of a compared one."""
 
     label: str
     values: tuple[str, ...]
@@ -178,14 +184,14 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class AmongPublished:
-    """The compared models among published ones."""
+    """The compared models together with published ones."""
 
     table: PublishedTable
     rows: tuple[Row, ...]
 
     @property
     def notes(self) -> list[str]:
-        """On the table, then each protocol with those that it is of."""
+        """Note on the table, then each protocol with the models that it applies to."""
         told: dict[str, list[str]] = {}
         for row in self.rows:
             told.setdefault(row.protocol, []).append(row.label)
@@ -197,7 +203,7 @@ class AmongPublished:
 
 
 def among_published(comparison: Comparison) -> list[AmongPublished]:
-    """Each published table of which a compared model has a number."""
+    """Return each published table for which a compared model has a value."""
     found = []
     for table in published_tables().values():
         names = [row.model for row in table.rows]
@@ -232,14 +238,14 @@ def among_published(comparison: Comparison) -> list[AmongPublished]:
 
 
 def _protocol(summary: Summary, scores: Sequence[Score | None]) -> str:
-    """What the rules of several scores are made of, each said once."""
+    """Return the distinct parts of several scores' protocols, each once."""
     subsets = [summary.score(name) for score in scores if score for name in score.of or (score.name,)]
     parts = [part for score in subsets if score for part in score.protocol.split("; ") if part]
     return "; ".join(dict.fromkeys(parts))
 
 
 def margin_text(margin: float) -> str:
-    """`+1.25`, with a true minus."""
+    """Return a margin, e.g. `+1.25`, with a true minus sign."""
     return f"{margin:+.2f}".replace("-", "−")
 
 
@@ -249,13 +255,13 @@ def html(
     disagreements: Disagreements,
     images: Mapping[str, str],
 ) -> str:
-    """The report as one HTML page without outside resources.
+    """Return the report as one HTML page without external resources.
 
     Args:
-        comparison: what to show.
+        comparison: the comparison to show.
         plots: heading -> inline SVG.
-        disagreements: with each model but the first.
-        images: `SOURCE:ID` -> data URI; one that is not there is named instead.
+        disagreements: disagreements of each model but the first.
+        images: `SOURCE:ID` -> data URI; an image without one is shown by its key.
     """
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=select_autoescape(), undefined=StrictUndefined,
@@ -279,7 +285,7 @@ def html(
 
 
 def test_text(cell: Cell) -> str:
-    """A difference's interval and p, for who wants to know; nothing where it is not tested."""
+    """Return the interval and p value of a difference; an empty string if it is not tested."""
     if cell.test is None or cell.corrected_p is None:
         return ""
     test = cell.test
@@ -290,7 +296,7 @@ def test_text(cell: Cell) -> str:
 
 
 def findings(comparison: Comparison) -> list[str]:
-    """One sentence a model: its averages against the first."""
+    """Return one sentence per model that compares its averages with the first model's."""
     base = comparison.labels[0]
     sentences = []
     for model, label in enumerate(comparison.labels[1:], start=1):
@@ -306,7 +312,7 @@ def findings(comparison: Comparison) -> list[str]:
 
 
 def footnotes(comparison: Comparison) -> list[str]:
-    """The legend and the marks that occur."""
+    """Return the legend, and the notes on the marks that occur."""
     notes = [LEGEND]
     if any(s.partial for s in comparison.summaries):
         notes.append(PARTIAL)
@@ -326,7 +332,7 @@ def _rich_cell(cell: Cell, separator: str = "\n", intervals: bool = True) -> Tex
 
 
 def mark(comparison: Comparison, model: int) -> str:
-    """What follows a label: that its weights are random, that it was evaluated on other test sets."""
+    """Return the suffix of a model's label: random weights, or other test sets than the first model's."""
     random = RANDOM_WEIGHTS if has_random_weights(comparison.summaries[model]) else ""
     return random + ("" if comparison.same_inputs[model] else " ‡")
 

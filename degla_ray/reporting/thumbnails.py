@@ -1,6 +1,6 @@
-"""Small images for a report, as data URIs, read from where an evaluation's images lay.
+"""Thumbnails for a report as data URIs, read from the image sources of the evaluations.
 
-An image of 240 pixels takes 5 to 15 KB of a page; none is read twice.
+A thumbnail of 240 pixels adds 5 to 15 KB to a page; no image is read twice.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ QUALITY = 80
 
 
 def thumbnails(keys: Iterable[str], sources: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """`SOURCE:ID` -> data URI of a JPEG; an image that cannot be read any more is not in it.
+    """Return `SOURCE:ID` -> data URI of a JPEG; images that can no longer be read are absent.
 
     Args:
-        keys: of the images.
-        sources: of each evaluation, name -> spec; the first that can read an image does.
+        keys: keys of the images.
+        sources: per evaluation, source name -> spec; the first source that can read an image is used.
     """
     missing, found = set(keys), dict[str, str]()
     for known in sources:
@@ -42,11 +42,11 @@ def thumbnails(keys: Iterable[str], sources: Sequence[Mapping[str, Any]]) -> dic
 
 
 def _images(spec: Mapping[str, Any], ids: set[str]) -> Iterator[tuple[str, ImageFile]]:
-    """Those of a source that can be read. Whatever keeps the others from it: the report names them."""
+    """Yield the images of a source that can be read; the report shows the others by their keys."""
     try:
         source = opened(spec)
         batches, _ = source.batches(ids, BATCH)
-    except Exception:  # a folder that is gone, a dataset of another form, a file system without access
+    except Exception:  # a deleted folder, a dataset of another format, a filesystem without access
         return
     for batch in batches:
         try:

@@ -1,1 +1,1 @@
-"""Sweeps over loss weights and over interpolations."""
+"""Sweeps over training settings and over interpolations between two models."""

@@ -1,7 +1,7 @@
-"""An alpha sweep between two models in one report: `sweep(config)`, run by `jobs/interpolate.py`.
+"""Sweep over interpolations between two models, in one report: `sweep(config)`, run by `jobs/interpolate.py`.
 
-Each point is exported, so that the best one is at hand, evaluated and compared; finished evaluations are not
-made again. On scenes-base and the scenes tests a point takes about 10 s on two cores.
+Each point is exported (so that the best one is ready to use), evaluated and compared; finished evaluations
+are not repeated. On scenes-base and the scenes tests, a point takes about 10 s on two cores.
 """
 
 from __future__ import annotations
@@ -18,15 +18,18 @@ from degla_ray.storage import Storage
 
 
 def sweep(config: InterpolateConfig) -> str:
-    """Exports and evaluates the model at every alpha; returns the report's folder, a URI.
+    """Export and evaluate the model at every alpha, and compare them.
+
+    Returns:
+        URI of the report's folder.
 
     Raises:
-        SettingError: a model that does not load, or a benchmark that is not there.
-        DataError: the models do not fit each other.
-        LeaseHeld: another driver writes the output folder.
+        SettingError: a model that does not load, or an unknown benchmark.
+        DataError: the models have different architectures.
+        LeaseHeld: another driver is writing to the output folder.
     """
     for setting, name in (("first", config.first), ("second", config.second)):
-        find_model(name, setting)  # both, before either is loaded
+        find_model(name, setting)  # check both before loading either
     with Lease(Storage(config.output)):
         return _sweep(config)
 

@@ -1,9 +1,9 @@
-"""Ray Tune over training: `tune(config)`, run by `jobs/tune.py`.
+"""Ray Tune sweep over training settings: `tune(config)`, run by `jobs/tune.py`.
 
-A trial is a Ray Train run followed by an evaluation; the trial's own actor takes 0.01 CPU (Ray refuses 0),
-or drivers would hold every CPU and no trial would ever start. Trials end only when they are done: early
-stopping frees a trial's workers only beside Ray's dashboard. Both stages find their finished output again
-by its fingerprint, so a sweep that was killed and is started again redoes only the trial it was in.
+A trial is a Ray Train run followed by an evaluation. The trial's own actor takes only 0.01 CPU (Ray refuses
+0), because drivers could otherwise hold every CPU and no trial would start. Trials are never stopped early,
+because early stopping frees a trial's workers only if Ray's dashboard runs. Both stages find their finished
+output by its fingerprint, so an interrupted sweep that is restarted repeats only the unfinished trial.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from degla_ray.training.trainer import absolute, cpus, run_identity, train
 
 TRIAL_CPUS = 0.01
 TURN_S = 2.0
-"""Seconds between two looks of a trial that waits for an equal one."""
+"""Seconds between attempts of a trial that waits for an identical one."""
 COMPOSITION, ZERO_SHOT = "composition", "zero_shot"
 RESULTS = "trials.json"
 ResultT = TypeVar("ResultT")
@@ -53,15 +53,15 @@ console = Console()
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """A trial's outcome.
+    """Outcome of a trial.
 
     Attributes:
-        settings: dotted train setting -> value drawn.
-        composition: accuracy, 0 to 1; none where the trial failed.
-        zero_shot: accuracy, 0 to 1; none where the trial failed.
-        run_id: of MLflow; none where tracking is off.
-        run_folder: of the training run.
-        error: why it failed.
+        settings: dotted train setting -> drawn value.
+        composition: accuracy, 0 to 1; None if the trial failed.
+        zero_shot: accuracy, 0 to 1; None if the trial failed.
+        run_id: MLflow run; None if tracking is off.
+        run_folder: folder of the training run.
+        error: reason of the failure; None if the trial succeeded.
     """
 
     settings: Mapping[str, Any]
@@ -73,18 +73,21 @@ class Trial:
 
 
 def tune(config: TuneConfig) -> Trial:
-    """Runs the sweep, prints its table and the best trial; returns that.
+    """Run the sweep, and print its table and the best trial.
+
+    Returns:
+        The best trial.
 
     Raises:
-        SettingError: the space does not fit job `train`, or too few CPUs.
-        DeglaError: no trial came to a result.
-        LeaseHeld: another driver runs this sweep.
+        SettingError: the space does not fit job `train`, or the cluster has too few CPUs.
+        DeglaError: every trial failed.
+        LeaseHeld: another driver is running this sweep.
     """
     space = load_space(config.space)
     check_model(config.train.model, "train.model", needs_weights=True)  # it is evaluated as the base
     with_settings(config.train, {name: _values(domain)[0] for name, domain in space.items()})
     for name, domain in space.items():
-        for value in _values(domain):  # of a list every value, not only the first
+        for value in _values(domain):  # check every listed value, not only the first
             if name == "model.name":
                 find_model(value)
             elif name == "objective.name":
@@ -107,10 +110,11 @@ def tune(config: TuneConfig) -> Trial:
 
 
 def load_space(path: str) -> dict[str, Any]:
-    """The search space that a file's `space()` returns: dotted train setting -> Ray Tune domain or value.
+    """Return the search space that a file's `space()` defines: dotted train setting -> Ray Tune domain or
+    value.
 
     Raises:
-        SettingError: no such file, or no such function in it.
+        SettingError: a missing file, or a file without that function.
     """
     spec = importlib.util.spec_from_file_location("search_space", path)
     if spec is None or spec.loader is None or not Path(path).is_file():
@@ -123,7 +127,7 @@ def load_space(path: str) -> dict[str, Any]:
 
 
 def _values(domain: Any) -> list[Any]:
-    """A domain's values where they are listed, else one of them, whatever way Ray Tune lets it be written."""
+    """Return a domain's listed values; for a continuous domain, one sample in a list."""
     if isinstance(domain, Mapping) and "grid_search" in domain:
         return list(domain["grid_search"])
     if hasattr(domain, "categories"):
@@ -132,10 +136,10 @@ def _values(domain: Any) -> list[Any]:
 
 
 def with_settings(config: TrainConfig, settings: Mapping[str, Any]) -> TrainConfig:
-    """`config` with some of its settings replaced, named as on the command line of job `train`.
+    """Return `config` with some settings replaced, named as on the command line of job `train`.
 
     Raises:
-        SettingError: there is no such setting, or its value cannot work.
+        SettingError: an unknown setting or an invalid value.
     """
     for name, value in settings.items():
         config = _replaced(config, name, name.split("."), value)
@@ -147,27 +151,30 @@ def _replaced(config: Any, name: str, path: Sequence[str], value: Any) -> Any:
         {field.name for field in dataclasses.fields(config)} if dataclasses.is_dataclass(config) else set()
     )
     if path[0] not in known:
-        raise SettingError("space", name, f"settings of job train; below {config!r:.60} there is none such")
+        raise SettingError("space", name, f"a setting of job train; {config!r:.60} has no such setting")
     inner = _replaced(getattr(config, path[0]), name, path[1:], value) if len(path) > 1 else value
     return dataclasses.replace(config, **{path[0]: inner})
 
 
 def best_trial(trials: Sequence[Trial], base_zero_shot: float, max_loss: float) -> Trial:
-    """The rule: highest composition among the trials that keep zero-shot, else the one that keeps most of it.
+    """Return the trial with the highest composition among those that lose at most `max_loss` of zero-shot
+    accuracy.
+
+    If there is none, return the trial with the highest zero-shot accuracy.
 
     Args:
-        trials: all of the sweep.
-        base_zero_shot: accuracy of the model that they started from, 0 to 1.
-        max_loss: zero-shot accuracy that a trial may lose against it, 0 to 1.
+        trials: all trials of the sweep.
+        base_zero_shot: accuracy of the starting model, 0 to 1.
+        max_loss: largest loss of zero-shot accuracy relative to `base_zero_shot`, 0 to 1.
 
     Raises:
-        DeglaError: none has a result.
+        DeglaError: every trial failed.
     """
     scored = [t for t in trials if t.composition is not None and t.zero_shot is not None]
     if not scored:
         reasons = sorted({str(trial.error) for trial in trials})
-        raise DeglaError(f"none of {len(trials)} trials came to a result: {'; '.join(reasons)}")
-    # Accuracies are fractions of a few hundred items: a loss of exactly max_loss must not fail by rounding.
+        raise DeglaError(f"none of {len(trials)} trials succeeded: {'; '.join(reasons)}")
+    # Accuracies are fractions of a few hundred items; rounding must not reject a loss of exactly max_loss.
     keeping = [t for t in scored if base_zero_shot - (t.zero_shot or 0) <= max_loss + 1e-9]
     if keeping:
         return max(keeping, key=lambda t: t.composition or 0)
@@ -192,14 +199,15 @@ def _run_trials(
         ray_tune.report({**scores, "run_id": result.mlflow_run_id, "run_folder": result.run_folder})
 
     tuner = ray_tune.Tuner(
-        # As parameters they stay in memory: Tune writes the function to disk, with any password in it.
+        # Passed as parameters, they stay in memory. Tune writes the function itself to disk, which would
+        # include any password in its closure.
         ray_tune.with_resources(
             ray_tune.with_parameters(trial, config=config, sweep=sweep), {"cpu": TRIAL_CPUS}
         ),
         param_space=dict(space),
         tune_config=ray_tune.TuneConfig(
             num_samples=config.num_trials,
-            # Given beside a generator of its own, Ray ignores TuneConfig's max_concurrent_trials.
+            # With a custom generator, Ray ignores TuneConfig's max_concurrent_trials.
             search_alg=BasicVariantGenerator(
                 max_concurrent=config.max_concurrent_trials, random_state=config.seed
             ),
@@ -224,7 +232,8 @@ def _run_trials(
 
 
 def _in_turn(stage: Callable[[], ResultT]) -> ResultT:
-    """Runs a stage once no other driver writes its folder: of two equal trials, one finds it finished."""
+    """Run a stage once no other driver holds its folder; of two equal trials, one finds the output
+    finished."""
     while True:
         try:
             return stage()
@@ -233,7 +242,7 @@ def _in_turn(stage: Callable[[], ResultT]) -> ResultT:
 
 
 def distinct(trials: Sequence[Trial]) -> list[Trial]:
-    """The trials without those that drew the settings of an earlier one, and so are the same run."""
+    """Return the trials without repetitions: trials with equal settings are the same run."""
     first: dict[str, Trial] = {}
     for trial in trials:
         first.setdefault(trial.run_folder or fingerprint(dict(trial.settings)), trial)
@@ -247,7 +256,7 @@ def _evaluation(config: TuneConfig, model: ModelConfig, output: str, label: str)
         suite=config.suite,
         label=label,
         num_actors=config.evaluation_actors,
-        tracking=TrackingConfig(enabled=False),  # a trial is one MLflow run: that of its training
+        tracking=TrackingConfig(enabled=False),  # a trial's only MLflow run is that of its training
         ray=config.train.ray,
     )
 
@@ -255,12 +264,12 @@ def _evaluation(config: TuneConfig, model: ModelConfig, output: str, label: str)
 def _accuracy(summary: Summary, name: str) -> float:
     score = summary.score(name)
     if score is None or score.value is None:
-        raise DataError("suite", f"no {name}", "test sets with compositions and classes, as scenes' own")
+        raise DataError("suite", f"no {name}", "test sets with compositions and classes, such as the scenes'")
     return score.value
 
 
 def _reason(error: Exception | None) -> str:
-    """The last line that says something: Tune hands over a worker's whole traceback."""
+    """Return the most informative line of an error; Tune hands over a worker's whole traceback."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     named = [line for line in lines if "degla_ray.errors." in line]
     return (named or lines or ["no result"])[-1]
@@ -277,12 +286,13 @@ def _identity(config: TuneConfig) -> dict[str, Any]:
 
 
 def _absolute(config: TuneConfig) -> TuneConfig:
-    """Trials run in folders of their own: local paths are made absolute."""
+    """Return the config with local paths made absolute, because trials run in folders of their own."""
     return dataclasses.replace(config, train=absolute(config.train), suite=Storage(config.suite).uri)
 
 
 def _require_cpus(config: TuneConfig) -> None:
-    """Trials that hold every CPU between them would each wait for ever for the decoders' share."""
+    """Raise an error if the trials would hold every CPU, because each would then wait forever for decoding
+    CPUs."""
     each = cpus(config.train) + TRIAL_CPUS
     there = ray.cluster_resources().get("CPU", 0.0)
     if config.max_concurrent_trials * each > there:
@@ -325,8 +335,8 @@ def _report(
             trial.error or (trial.run_id or "")[:8],
         )
     console.print(table)
-    rule = f"highest composition of those that lose at most {100 * config.max_zero_shot_loss:g} points of"
-    rule += " zero-shot against the base; if none does, highest zero-shot"
+    rule = f"highest composition among trials that lose at most {100 * config.max_zero_shot_loss:g} points of"
+    rule += " zero-shot against the base; otherwise highest zero-shot"
     console.print(f"best by: {rule}", highlight=False)
     for name in names:
         console.print(f"  --{name} {best.settings[name]}", highlight=False)
@@ -336,14 +346,15 @@ def _report(
     tracking.log_metrics(track, parent, best_scores | base_scores)
     tracking.set_tags(track, parent, {"best_run": best.run_id or "", "best_folder": best.run_folder or ""})
     rows = [dataclasses.asdict(trial) for trial in trials]
-    for row in rows:  # a moved or copied folder of runs names its own
+    for row in rows:  # relative paths, so that a moved or copied folder of runs stays valid
         row["run_folder"] = row["run_folder"] and f"../{Path(row['run_folder']).name}"
     sweep.write_json(rows, RESULTS)
     tracking.log_files(track, parent, sweep, [RESULTS])
 
 
 def headings(names: Sequence[str]) -> list[str]:
-    """Of columns of dotted settings: the last word, the whole name where that is not unique; narrow."""
+    """Return narrow column headings of dotted settings: the last word, or the whole name if that is not
+    unique."""
     last = [name.rpartition(".")[2] for name in names]
     short = [word if last.count(word) == 1 else name for name, word in zip(names, last, strict=True)]
     return [word.replace(".", ".\n").replace("_", "_\n") for word in short]

@@ -337,7 +337,7 @@ def test_encode_parts_of_a_image_are_images_of_their_own(folder: Path, tmp_path:
     whole, one, other = found[0].features.images(keys[:3])
     np.testing.assert_allclose(whole, one, atol=1e-6)
     assert np.abs(one - other).max() > 1e-3
-    assert "outside of 80 x 40 pixels" in found[0].missing[keys[3]]
+    assert "outside 80 x 40 pixels" in found[0].missing[keys[3]]
     assert "no such file" in found[0].missing[keys[4]]
     assert found[0].missing[keys[5]].startswith("DecompressionBombError: Image size (180000000 pixels)")
     assert found[1].missing == {}

@@ -81,7 +81,7 @@ def test_neighbours_again_does_nothing_and_other_settings_are_refused(folder: Pa
     before = {p: p.stat().st_mtime_ns for p in (folder / "neighbours").rglob("*")}
     assert find_neighbours(neighbours_config(folder))["written"] == 30
     assert {p: p.stat().st_mtime_ns for p in (folder / "neighbours").rglob("*")} == before
-    with pytest.raises(SettingError, match=r"split: found 'train'; expected one of more than 40 images"):
+    with pytest.raises(SettingError, match=r"split: found 'train'; expected a split of more than 40 images"):
         find_neighbours(neighbours_config(folder, count=40))
 
 

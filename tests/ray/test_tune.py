@@ -138,7 +138,7 @@ def test_tune_more_trials_at_once_than_cpus_is_refused(folder: Path) -> None:
 
 
 def test_tune_every_trial_fails_names_the_reason(folder: Path) -> None:
-    with pytest.raises(DeglaError, match="none of 1 trials came to a result"):
+    with pytest.raises(DeglaError, match="none of 1 trials succeeded"):
         tune(_config(folder, '{"optimizer.lr": tune.choice([1e30])}', num_trials=1))
 
 

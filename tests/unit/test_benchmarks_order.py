@@ -151,7 +151,7 @@ def test_order_cache_is_written_once_named_by_its_hash_and_read_again(tmp_path: 
 
     for path in folder.iterdir():
         path.write_bytes(b"not parquet")
-    with pytest.raises(DataError, match=r"coco_order-.*a broken file.*delete it and they are made anew"):
+    with pytest.raises(DataError, match=r"coco_order-.*a broken file.*delete the file to compute them again"):
         load_order(storage, CaptionSet.COCO, cache=cache)
 
 

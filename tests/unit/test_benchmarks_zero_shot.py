@@ -533,7 +533,7 @@ def test_folder_names_and_templates_from_files(tmp_path: Path) -> None:
         (
             "classes.json",
             '{"zebra": "a", "polar_bear": "b", "yak": "c"}',
-            "a folder that is not there, 'yak'",
+            "a missing folder, 'yak'",
         ),
         ("classnames.txt", "one\n", "1 names; expected 2"),
         ("classnames.txt", "one\n\ntwo\n", "an empty line"),

@@ -304,7 +304,7 @@ def test_compare_entry_that_is_no_evaluation_is_one_line(tmp_path: Path, store: 
         str(tmp_path / "plain"): "without manifest.json",
         str(tmp_path / "other"): "stage 'negatives'",
         str(tmp_path / "unfinished"): "an unfinished run",
-        broken: "no summary that reads",
+        broken: "no readable summary",
         "0" * 32: "no run",
         str(training): "a run of stage 'train'",
     }.items():

@@ -205,7 +205,7 @@ def test_fetch_second_run_goes_on_where_the_first_stopped(job: Job, monkeypatch:
     item = {"name": "a", "url": job.url("a", BODY)}
     ok, printed = job.run(item)
     assert not ok
-    assert "262144 of 1048576 bytes came" in printed
+    assert "262144 of 1048576 bytes received" in printed
     assert not (job.output / "annotations/a").exists()
     assert job.run(item)[0]
     assert (job.output / "annotations/a").read_bytes() == BODY
@@ -302,7 +302,7 @@ def test_fetch_file_that_was_edited_here_is_noticed(job: Job) -> None:
     (job.output / "annotations/a").write_bytes(b"edited")
     ok, printed = job.run(item)
     assert not ok
-    assert "delete it to fetch it again" in printed
+    assert "delete the file to fetch it again" in printed
 
 
 def test_fetch_zip_is_unpacked_without_its_folder(job: Job) -> None:

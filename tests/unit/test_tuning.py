@@ -50,7 +50,7 @@ def test_best_trial_none_keeps_zero_shot_the_highest_zero_shot() -> None:
 
 
 def test_best_trial_no_result_names_the_reasons() -> None:
-    with pytest.raises(DeglaError, match="none of 2 trials came to a result: no space left"):
+    with pytest.raises(DeglaError, match="none of 2 trials succeeded: no space left"):
         best_trial([_trial(None, None, error="no space left")] * 2, 0.9, 0.02)
 
 

@@ -1,6 +1,7 @@
-"""One file a family of benchmark. `base.Benchmark` is what each provides; `suite.load` finds them.
+"""Benchmarks, one file per family. `base.Benchmark` is the interface of each; `suite.load` and
+`published.load` find them.
 
-To add one: write a class with the methods of `base.Benchmark` (choice.py is the shortest to copy), let
-`suite.load` or `run.py` make it from its files, and, if it is part of a published average, name that in
-`summary.AVERAGES`.
+To add one, write a class with the methods of `base.Benchmark` (choice.py is the shortest to copy) and let
+`suite.load`, `published.load` or `evaluation/run.py` build it from its files. If it belongs to a published
+average, give it `averages`, or name it in `summary._members`.
 """

@@ -1,4 +1,5 @@
-"""The items of a published annotation file, checked: what is wrong is said with file, item and field."""
+"""Read published annotation files and validate their items; an error names the file, the item and the
+field."""
 
 from __future__ import annotations
 
@@ -16,15 +17,17 @@ _IN_WORDS = {str: "text that is not empty", int: "a whole number", list: "a list
 def read_items(
     storage: Storage, *parts: str, fields: Mapping[str, type], id_field: str | None = None
 ) -> list[Item]:
-    """Items of a JSON file that holds an object (item id -> record) or a list of records.
+    """Read the items of a JSON file that contains an object (item id -> record) or a list of records.
 
     Args:
-        storage, parts: where the file lies.
-        fields: what each record has: name -> str (not empty), int, list or dict. Others are let be.
-        id_field: of `fields`, the one that is a record's id; none: its key, or in a list its position.
+        storage, parts: location of the file.
+        fields: required fields of a record: name -> str (non-empty), int, list or dict. Other fields are
+            ignored.
+        id_field: name of the required field that identifies a record; None takes the record's key, or its
+            position in a list.
 
     Raises:
-        DataError: no file, broken JSON, no items, a record without one of the fields, an id twice.
+        DataError: missing file, broken JSON, no items, a record that lacks a field, or a duplicate id.
     """
     where, content = storage.path(*parts), read_json(storage, *parts)
     if isinstance(content, dict):
@@ -35,7 +38,7 @@ def read_items(
 
 
 def read_lines(storage: Storage, *parts: str, fields: Mapping[str, type], id_field: str) -> list[Item]:
-    """`read_items` of a file with one JSON record a line; empty lines are skipped."""
+    """Read the items of a file with one JSON record per line, skipping empty lines; see `read_items`."""
     where = storage.path(*parts)
     items = []
     for number, line in enumerate(_text(storage, *parts).split("\n"), start=1):
@@ -48,10 +51,10 @@ def read_lines(storage: Storage, *parts: str, fields: Mapping[str, type], id_fie
 
 
 def read_json(storage: Storage, *parts: str) -> Any:
-    """What a JSON file holds.
+    """Return the content of a JSON file.
 
     Raises:
-        DataError: no file, broken JSON.
+        DataError: missing file or broken JSON.
     """
     try:
         return json.loads(_text(storage, *parts))

@@ -1,9 +1,9 @@
-"""ARO's VG-Relation and VG-Attribution: who does what to whom, and whose is which attribute.
+"""ARO's VG-Relation and VG-Attribution: who does what to whom, and which attribute belongs to which object.
 
-Each item is a part of a Visual Genome image, and the accuracy is the mean over relations, or over pairs of
-attributes; what the official scripts leave out of that mean is a subset of its own here.
+Each item shows a region of a Visual Genome image. Accuracy is the mean over relations, or over pairs of
+attributes; the items that the official scripts exclude from that mean are reported as a separate subset.
 
-Source: Yuksekgonul et al. 2023. Order is in order.py.
+Source: Yuksekgonul et al. 2023. ARO's order tests are in order.py.
 """
 
 from __future__ import annotations
@@ -27,21 +27,23 @@ VG_RELATION, VG_ATTRIBUTION = "vg_relation", "vg_attribution"
 ARO_MEMBERS = ("vg_relation/relations", "vg_attribution/pairs", "coco_order/order", "flickr30k_order/order")
 IMAGES = "vg"
 SYMMETRIC = "symmetric_relations.json"
-MIN_PAIR = 25  # items of a pair of attributes that counts
+MIN_PAIR = 25  # items that a pair of attributes needs to enter the mean
 Average = Literal["macro", "micro"]
 _BOX = ("bbox_x", "bbox_y", "bbox_w", "bbox_h")
 _FIELDS = {"image_path": str, **dict.fromkeys(_BOX, int), "true_caption": str, "false_caption": str}
 
 
 def load_vg_relation(annotations: Storage, *, average: Average = "macro") -> Choice:
-    """VG-Relation, from `aro/visual_genome_relation.json`, without `aro/symmetric_relations.json`'s.
+    """Load VG-Relation from `aro/visual_genome_relation.json`.
+
+    The relations listed in `aro/symmetric_relations.json` are reported as the subset `symmetric`.
 
     Args:
         annotations: folder of all annotation files.
-        average: `macro`, over relations, as the official script; `micro`, over items.
+        average: `macro` averages over relations, as the official script does; `micro` over items.
 
     Raises:
-        DataError: a file that is absent or broken, no relation left.
+        DataError: a file is missing or broken, or every relation is symmetric.
     """
     file = "visual_genome_relation.json"
     items = read_items(annotations, ARO, file, fields={"relation_name": str, **_FIELDS})
@@ -62,14 +64,14 @@ def load_vg_relation(annotations: Storage, *, average: Average = "macro") -> Cho
 
 
 def load_vg_attribution(annotations: Storage, *, average: Average = "macro") -> Choice:
-    """VG-Attribution, from `aro/visual_genome_attribution.json`.
+    """Load VG-Attribution from `aro/visual_genome_attribution.json`.
 
     Args:
         annotations: folder of all annotation files.
-        average: `macro`, over pairs of attributes, as the official script; `micro`, over items.
+        average: `macro` averages over pairs of attributes, as the official script does; `micro` over items.
 
     Raises:
-        DataError: the file is absent or broken, no pair with 25 items.
+        DataError: the file is missing or broken, or no pair has 25 items.
     """
     file = "visual_genome_attribution.json"
     where = annotations.path(ARO, file)
@@ -99,7 +101,7 @@ def _choice(
     average: Average,
     where: str,
 ) -> Choice:
-    """Items of the groups that are `counted` in the first subset, the others in the second."""
+    """Build the benchmark: items of `counted` groups form the first subset, all others the second."""
     if not counted:
         raise DataError(where, f"no item of {subsets[0]}", "at least one")
     rows = [

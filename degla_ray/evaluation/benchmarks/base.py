@@ -1,7 +1,7 @@
-"""What every benchmark provides, and how a decision is made from scores.
+"""The interface of a benchmark, and how scores become decisions.
 
-A benchmark names the images and texts it needs; somebody encodes each distinct one once, over all
-benchmarks of a call; the benchmark turns the features into one row an item. Scoring is a pure function.
+A benchmark names the images and texts that it needs. The caller encodes each distinct one once, across all
+benchmarks of a run, and the benchmark turns the features into one row per item. Scoring is a pure function.
 
 Decisions are made on the float32 numbers that are stored, so the `scores` dataset alone reproduces them.
 
@@ -23,26 +23,26 @@ from degla_ray.schema import SCORES
 
 
 class Rule(StrEnum):
-    """When the true candidate, number 0, counts as chosen."""
+    """Condition under which the true candidate, number 0, counts as chosen."""
 
-    STRICT = "strict"  # greater than every other: a tie is wrong (SugarCrepe, VALSE, ARO relations)
-    FIRST_ARGMAX = "first_argmax"  # the first of the greatest: a tie is correct (ARO order)
+    STRICT = "strict"  # it scores higher than every other; a tie is wrong (SugarCrepe, VALSE, ARO relations)
+    FIRST_ARGMAX = "first_argmax"  # it is the first of the highest; a tie is correct (ARO order)
 
 
 def decide(scores_NK: np.ndarray, rule: Rule) -> np.ndarray:
-    """Whether candidate 0 is chosen: bool [N] from float32 [N, K], K >= 2. NaN is never correct."""
+    """Return whether candidate 0 is chosen: bool [N] from float32 [N, K], K >= 2. NaN is never correct."""
     true_N, best_foil_N = scores_NK[:, 0], scores_NK[:, 1:].max(axis=1)
     return true_N > best_foil_N if rule is Rule.STRICT else true_N >= best_foil_N
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scored:
-    """What a benchmark makes of features."""
+    """Result of scoring a benchmark."""
 
     scores: pa.Table
-    """Schema SCORES, one row an item that could be scored."""
+    """Schema SCORES, one row per item that could be scored."""
     missing: Mapping[str, int]
-    """Subset -> items left out because their image could not be read; subsets with none may be absent."""
+    """Subset -> items left out because their image could not be read; may omit subsets that lost none."""
 
 
 class Benchmark(Protocol):
@@ -50,34 +50,34 @@ class Benchmark(Protocol):
 
     @property
     def name(self) -> str:
-        """Unique within a call."""
+        """Name, unique within a run."""
 
     @property
     def subsets(self) -> Sequence[str]:
-        """Every subset it reports, also one that has no items."""
+        """Every subset that the benchmark reports, including empty ones."""
 
     @property
     def protocol(self) -> str:
-        """The rule in a few words, for tables."""
+        """Decision rule in a few words, for tables."""
 
     @property
     def averages(self) -> Mapping[str, Sequence[str]]:
-        """Published averages by name -> what each is the mean of: subsets, or averages above it."""
+        """Published averages: name -> members, which are subsets or averages that precede it."""
 
     def image_keys(self) -> set[str]:
-        """`image_key` of every image it needs."""
+        """Return the `image_key` of every image that the benchmark needs."""
 
     def texts(self) -> set[str]:
-        """Every distinct text it needs."""
+        """Return every distinct text that the benchmark needs."""
 
     def chance(self, subset: str) -> float | None:
-        """Accuracy of guessing, 0 to 1; None where there is no such number or no item."""
+        """Return the accuracy of random guessing, 0 to 1; None if undefined or if the subset is empty."""
 
     def score(self, features: FeatureTable) -> Scored:
-        """Per-item scores and decisions; pure."""
+        """Return each item's scores and decision. Pure."""
 
     def shown(self) -> Iterable[Shown]:
-        """What each item shows, for a reader of reports; subsets over the same items are named once."""
+        """Yield what each item shows to a reader of reports; subsets over the same items yield them once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,10 +97,10 @@ class Shown:
 
 
 def dot_NK(img_ND: np.ndarray, txt_NKD: np.ndarray) -> np.ndarray:
-    """Similarity of each item's image with its own candidates, float32 [N, K].
+    """Return the similarity of each item's image with the item's own candidates, float32 [N, K].
 
-    Summed elementwise in float64, not by a matrix product: BLAS may add the columns of one product in
-    different orders, and then equal candidates would not tie.
+    The products are summed elementwise in float64 rather than by a matrix product: BLAS may add the columns
+    of one product in different orders, and equal candidates would then not tie.
     """
     product_NKD = img_ND[:, None, :].astype(np.float64) * txt_NKD
     return product_NKD.sum(axis=-1).astype(np.float32)
@@ -115,13 +115,13 @@ def scores_table(
     correct: np.ndarray,
     groups: Sequence[str | None] | None = None,
 ) -> pa.Table:
-    """Rows of schema SCORES.
+    """Build rows of schema SCORES.
 
     Args:
         benchmark, subsets, item_ids, correct: see SCORES.
-        images: what each item shows. Intervals and tests take the items of one image as one observation.
-        candidate_scores: of each item.
-        groups: of each item; a null is in none. None: no subset is a mean over groups.
+        images: image of each item. Intervals and tests treat the items of one image as one observation.
+        candidate_scores: scores of each item's candidates.
+        groups: group of each item, None for an item without one; None if no subset is a mean over groups.
     """
     lengths = np.fromiter((len(row) for row in candidate_scores), dtype=np.int64, count=len(item_ids))
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)

@@ -1,4 +1,4 @@
-"""The true caption of an image against foils: SugarCrepe's, VALSE's and ARO's form.
+"""Choice of an image's true caption against foils: the format of SugarCrepe, VALSE and ARO.
 
 Items come from a CHOICE_ITEMS table whose first text is the true one; items of one benchmark may have
 different numbers of foils.
@@ -18,7 +18,7 @@ from degla_ray.errors import DataError
 from degla_ray.evaluation.benchmarks.base import Rule, Scored, Shown, decide, dot_NK, scores_table
 
 RULE_IN_WORDS = {Rule.STRICT: "strict", Rule.FIRST_ARGMAX: "first of the best"}
-CHUNK = 4096  # items scored at once: bounds the float64 product at CHUNK * K * D * 8 bytes
+CHUNK = 4096  # items scored at once; limits the float64 product to CHUNK * K * D * 8 bytes
 
 
 class Choice:
@@ -27,16 +27,16 @@ class Choice:
     Args:
         name: benchmark name.
         items: CHOICE_ITEMS rows of this benchmark only.
-        rule: what a tie is.
-        source: image source that the items' image_id refers to; none: each image_id is an `image_key`.
-        subsets: subsets to report even if empty; none means those that occur, in order of appearance.
+        rule: how ties are decided.
+        source: image source that the items' image_id refers to; None if each image_id is an `image_key`.
+        subsets: subsets to report even if empty; None means those that occur, in order of appearance.
         where: file that the items came from, for error messages.
-        averages: published averages by name, each of which subsets.
-        groups: subset -> group of each of its items, in order, where it is the mean over groups.
-        note: on the protocol, beside the rule.
+        averages: published averages: name -> subsets.
+        groups: for a subset whose accuracy is a mean over groups: subset -> group of each item, in order.
+        note: protocol details to append to the rule.
 
     Raises:
-        DataError: an item without a foil, with a null, or with the (subset, item_id) of another.
+        DataError: an item without a foil, with a null, or with the (subset, item_id) of another item.
     """
 
     def __init__(
@@ -91,7 +91,8 @@ class Choice:
         return sum(odds) / len(odds) if odds else None
 
     def score(self, features: FeatureTable) -> Scored:
-        """candidate_scores: similarity of each text, the true one first."""
+        """Return the table of decisions; `candidate_scores` is the similarity of each text, the true one
+        first."""
         scored = [i for i, key in enumerate(self._key) if key in features.image_row]
         missing = Counter(self._subset[i] for i, key in enumerate(self._key) if key not in features.image_row)
         rows: dict[int, np.ndarray] = {}

@@ -1,10 +1,10 @@
 """Zero-shot classification: each class is the average of its templates' embeddings.
 
-Normalise each prompt's embedding (the encoder has), average over templates, normalise again; the class
-with the greatest similarity is the answer, the first of them on a tie. `top1` and `top5` are means over all
-items, `mean_per_class` is top-1 as the mean over classes of each class's accuracy.
+Each prompt's embedding is normalised (by the encoder), averaged over the templates and normalised again. The
+predicted class is the one with the highest similarity, the first of them on a tie. `top1` and `top5` are
+means over all items; `mean_per_class` is the mean over classes of each class's top-1 accuracy.
 
-Every class score is kept for `top1`: 200 MB for ImageNet's 50,000 items of 1,000 classes.
+For `top1` all class scores are stored: 200 MB for ImageNet's 50,000 items of 1,000 classes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ TOP1, TOP5, MEAN_PER_CLASS = "top1", "top5", "mean_per_class"
 CHUNK = 4096  # images scored at once
 
 Scores = Literal["standard", "int_logits"]
-"""Similarities as they are; or 100 times them, cut towards zero to integers, which makes ties."""
+"""`standard`: cosine similarities. `int_logits`: 100 times these, truncated to integers, which causes
+ties."""
 
 
 class Classification:
@@ -33,18 +34,18 @@ class Classification:
         name: benchmark name.
         items: CLASS_ITEMS rows of this benchmark only.
         classes: class names in the order of the labels.
-        templates: prompts with `{}` where the class name goes.
-        source: image folder that the items' image_id refers to.
+        templates: prompts with `{}` in place of the class name.
+        source: image source that the items' image_id refers to.
         where: file that the classes came from, for error messages.
-        metrics: subsets to report. TOP5 is left out where there are 5 classes or fewer: it would always
-            be right.
-        scores: what decisions are made on, and stored.
-        note: what else there is to say of the protocol.
-        unique_names: whether a name that two classes share is refused; otherwise the first of them is
-            the answer.
+        metrics: subsets to report. TOP5 is omitted for 5 classes or fewer, because it would always be
+            correct.
+        scores: which scores are stored and decided on.
+        note: protocol details to append.
+        unique_names: whether two classes of the same name are an error; if not, the first of them wins ties.
 
     Raises:
-        DataError: no classes, a class twice, a template without `{}`, a label out of range, an item twice.
+        DataError: fewer than two classes, a duplicate class, a template without `{}`, a label out of range,
+            or a duplicate item.
     """
 
     averages: Mapping[str, Sequence[str]] = {}
@@ -108,11 +109,12 @@ class Classification:
         return (5 if subset == TOP5 else 1) / len(self._classes)
 
     def score(self, features: FeatureTable) -> Scored:
-        """Decisions of every subset.
+        """Return the decisions of every subset.
 
-        candidate_scores: for `top1` the score of every class, in the order of the labels; for `top5`
-        [true, 5th best wrong]; for `mean_per_class` [true, best wrong]. Of equal scores that of the lower
-        label is the better one, so where the two of a pair are equal only `correct` and `top1` tell.
+        `candidate_scores` is, for `top1`, the score of every class in the order of the labels; for `top5`
+        [true, 5th best wrong]; for `mean_per_class` [true, best wrong]. Of equal scores, the lower label's
+        ranks higher, so when the two scores of a pair are equal only `correct` and `top1` tell which class
+        won.
         """
         scored = [i for i, key in enumerate(self._key) if key in features.image_row]
         items = [self._item_id[i] for i in scored]
@@ -151,17 +153,17 @@ class Classification:
         return Scored(scores=pa.concat_tables(tables), missing=missing)
 
     def _class_features(self, features: FeatureTable) -> np.ndarray:
-        """float64 [C, D], normalised."""
+        """Return the normalised class embeddings, float64 [C, D]."""
         mean_CD = np.stack(
             [features.texts(self._prompts(name)).mean(axis=0, dtype=np.float64) for name in self._classes]
         )
         return mean_CD / np.linalg.norm(mean_CD, axis=1, keepdims=True)
 
     def _class_scores(self, img_ND: np.ndarray, class_CD: np.ndarray) -> np.ndarray:
-        """Each image's score with every class, float32 [N, C]."""
+        """Return each image's score for every class, float32 [N, C]."""
         scores_NC = (img_ND.astype(np.float64) @ class_CD.T).astype(np.float32)
         if self._scores == "int_logits":
-            return np.trunc(np.float32(100) * scores_NC) + np.float32(0)  # + 0: no negative zero
+            return np.trunc(np.float32(100) * scores_NC) + np.float32(0)  # + 0 removes negative zeros
         return scores_NC
 
     def shown(self) -> Iterator[Shown]:

@@ -1,4 +1,4 @@
-"""The true image of a text against other images."""
+"""Choice of the image that a text describes against other images."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class ImageChoice:
 
     Args:
         name: benchmark name.
-        items: one text and at least two images each, the true one first; each item_id once in a subset.
-        rule: what a tie is.
-        image: what an item's decision hangs on, where many items show nearly the same images; None: its
-            true image.
+        items: one text and at least two images each, the true one first; each item_id once per subset.
+        rule: how ties are decided.
+        image: maps an item to the image key that statistics group it by, for items that show nearly the
+            same images; None takes the true image.
     """
 
     averages: Mapping[str, Sequence[str]] = {}
@@ -44,7 +44,8 @@ class ImageChoice:
         return sum(odds) / len(odds) if odds else None
 
     def score(self, features: FeatureTable) -> Scored:
-        """candidate_scores: similarity of each image, the true one first."""
+        """Return the table of decisions; `candidate_scores` is the similarity of each image, the true one
+        first."""
         scored = [item for item in self._items if all(key in features.image_row for key in item.images)]
         missing = Counter(item.subset for item in self._items)
         missing.subtract(item.subset for item in scored)

@@ -1,6 +1,7 @@
-"""Each caption of a prepared folder against each of its own negatives; the subset is the kind.
+"""Each caption of a prepared folder against each of its own negatives; the subsets are the kinds of
+negatives.
 
-What the objective trains, measured on captions it did not see. Strict: a tie is wrong.
+This measures the training objective on captions that were not trained on. Strict: a tie is wrong.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ NAME = "negatives"
 
 
 def own_negatives(captions: pa.Table, negatives: pa.Table, source: str, where: str) -> Choice:
-    """The benchmark over those `captions` (CAPTIONS, one split) that have `negatives` (NEGATIVES).
+    """Build the benchmark over the captions (CAPTIONS, one split) that have negatives (NEGATIVES).
 
-    The item id holds a hash of the negative's text, so the same pair has the same id in every folder.
+    The item id contains a hash of the negative's text, so the same pair has the same id in every folder.
 
     Raises:
         DataError: no caption of the split has a negative.

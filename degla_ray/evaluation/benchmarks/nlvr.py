@@ -1,11 +1,10 @@
-"""NLVR's development set as a choice between images: a sentence with a scene that it is true of and one
-that it is not.
+"""NLVR's development set as a choice between images: a sentence with a scene it is true of and one it is not.
 
-The examples of one sentence are those of one presentation: identifier n-m, n the presentation (README of
-NLVR). Fifteen sentences were written for two or more presentations; these are not mixed. A scene has six
-images, its boxes in six orders; the true and the false one are shown in the same order of boxes.
+Only examples of the same presentation are paired: an identifier n-m belongs to presentation n (NLVR's
+README). Fifteen sentences occur in two or more presentations, which are not mixed. Each scene has six images,
+one per order of its boxes; the true and the false scene are shown in the same order.
 
-Source: Suhr et al. 2017 (NLVR, CC-BY-4.0); the pairing is ours.
+Source: Suhr et al. 2017 (NLVR, CC-BY-4.0); the pairing is our own.
 """
 
 from __future__ import annotations
@@ -22,17 +21,18 @@ from degla_ray.storage import Storage
 
 NLVR = "nlvr"
 FILE = "dev.json"
-ORDERS = 6  # images of one scene
+ORDERS = 6  # images per scene, one for each order of its three boxes
 
 
 def load_nlvr(folder: Storage) -> ImageChoice:
-    """Every true scene of a sentence against each of its false ones, six times: item TRUE/FALSE/k.
+    """Pair every true scene of a sentence with each of its false ones, in six orders; item ids are
+    TRUE/FALSE/k.
 
     Args:
-        folder: holds `dev.json` and `images/`; collection `nlvr` is this folder.
+        folder: contains `dev.json` and `images/`; it is the image collection `nlvr`.
 
     Raises:
-        DataError: the file is absent or broken, two sentences in one presentation, no pair at all.
+        DataError: the file is missing or broken, a presentation has two sentences, or no pair exists.
     """
     where = folder.path(FILE)
     fields = {"sentence": str, "label": str, "identifier": str, "directory": str}
@@ -46,7 +46,7 @@ def load_nlvr(folder: Storage) -> ImageChoice:
         sentences = sorted({record["sentence"] for record in records})
         if len(sentences) > 1:
             here = f"{where}, items {presentation}-…"
-            raise DataError(here, f"{len(sentences)} sentences, {sentences[:2]}", "one for them all")
+            raise DataError(here, f"{len(sentences)} sentences, {sentences[:2]}", "the same sentence in all")
         true, false = ([r for r in records if r["label"] == label] for label in ("true", "false"))
         items += [
             Shown(
@@ -65,7 +65,8 @@ def load_nlvr(folder: Storage) -> ImageChoice:
 
 
 def _presentation(item: Shown) -> str:
-    """What an item shows, without the order of its boxes: a presentation's scenes meet in many items."""
+    """Return the image key that statistics group an item by: its presentation, whose scenes occur in many
+    items."""
     return image_key(NLVR, item.item_id.partition("-")[0])
 
 

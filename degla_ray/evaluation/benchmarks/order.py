@@ -1,7 +1,7 @@
-"""Karpathy's test captions of COCO and Flickr30k: ARO's order test, and retrieval.
+"""Karpathy's test captions of COCO and Flickr30k, used for ARO's order tests and for retrieval.
 
-Order sets a caption against four shuffles of itself (shuffles.py). Making those of 25,010 captions takes
-10 s of a free core and a minute of a busy one, hence `cache`.
+The order tests set a caption against four shuffles of itself (shuffles.py). Shuffling 25,010 captions takes
+10 s on an idle core and a minute on a busy one, hence `cache`.
 
 Source: Yuksekgonul et al. 2023.
 """
@@ -28,31 +28,31 @@ ORDER = "order"
 
 
 class CaptionSet(StrEnum):
-    """Whose captions."""
+    """Dataset that the captions come from."""
 
     COCO = "coco"
     FLICKR30K = "flickr30k"
 
 
-# collection of the images, and what their paths begin with that is not below the collection's folder
+# image collection, and the prefix of the annotated paths that is not part of the collection's folder
 _IMAGES = {CaptionSet.COCO: ("coco_val2014", "val2014/"), CaptionSet.FLICKR30K: ("flickr30k", "")}
 
 
 def load_order(
     annotations: Storage, captions: CaptionSet, *, seed: int = 0, cache: Storage | None = None
 ) -> Choice:
-    """COCO-Order or Flickr30k-Order, from `order/NAME_karpathy_test.json`.
+    """Load COCO-Order or Flickr30k-Order from `order/NAME_karpathy_test.json`.
 
-    The note of its protocol names a hash of all that decides the shuffles.
+    The protocol's note contains a hash of everything that determines the shuffles.
 
     Args:
         annotations: folder of all annotation files.
-        captions: whose.
-        seed: of the shuffles.
-        cache: folder where the shuffles are kept, as NAME-HASH.parquet; none: made anew.
+        captions: dataset to load.
+        seed: seed of the shuffles.
+        cache: folder that keeps the shuffles as NAME-HASH.parquet; None computes them on every call.
 
     Raises:
-        DataError: a file that is absent or broken, also in the cache.
+        DataError: a file is missing or broken, including one in the cache.
     """
     name, file = f"{captions}_order", f"{captions}_karpathy_test.json"
     read = _read(annotations, captions)
@@ -81,10 +81,10 @@ def load_order(
 
 
 def load_retrieval(annotations: Storage, captions: CaptionSet) -> Retrieval:
-    """Retrieval over the same file, all its captions as they are.
+    """Load retrieval over the same file, with all captions unchanged.
 
     Raises:
-        DataError: the file is absent or broken.
+        DataError: the file is missing or broken.
     """
     rows = [
         {"sample_id": f"{image}/{number}", "image_id": image, "caption": caption, "split": "test"}
@@ -95,7 +95,7 @@ def load_retrieval(annotations: Storage, captions: CaptionSet) -> Retrieval:
 
 
 def _read(annotations: Storage, captions: CaptionSet) -> list[tuple[str, list[str]]]:
-    """`image_key` and captions of each image."""
+    """Return the `image_key` and captions of each image."""
     parts = (ORDER, f"{captions}_karpathy_test.json")
     collection, beginning = _IMAGES[captions]
     found = []
@@ -113,7 +113,7 @@ def _read(annotations: Storage, captions: CaptionSet) -> list[tuple[str, list[st
 
 
 def _cached(cache: Storage, name: str) -> pa.Table:
-    expected = "the shuffles of an earlier call; delete it and they are made anew"
+    expected = "the shuffles of an earlier call; delete the file to compute them again"
     try:
         with cache.open_parquet(name) as file:
             items = file.read()

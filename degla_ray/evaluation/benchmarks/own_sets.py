@@ -1,7 +1,7 @@
-"""Zero-shot sets of one's own: a folder a class, or tar shards as CLIP_benchmark writes them.
+"""Custom zero-shot sets: one folder per class, or tar shards in CLIP_benchmark's format.
 
-Each comes as a benchmark (`zeroshot_folder_NAME`, `zeroshot_webdataset_NAME`: never taken for a published set
-of that name) and the source of its images.
+Each set is loaded as a benchmark and the source of its images. The name `zeroshot_folder_NAME` or
+`zeroshot_webdataset_NAME` keeps it apart from a published set of the same name.
 """
 
 from __future__ import annotations
@@ -18,23 +18,25 @@ from degla_ray.evaluation.benchmarks.classification import Scores
 from degla_ray.evaluation.benchmarks.zero_shot import labelled_images, with_braces
 from degla_ray.storage import Storage
 
-IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff")  # of class folders
+IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff")  # in class folders
 TEMPLATE = "a photo of a {}."
 
 
 def load_folder(uri: str, scores: Scores = "standard") -> tuple[Benchmark, ImageSource]:
-    """A dataset of one folder a class, on any filesystem; classes are in the order of the folders' names.
+    """Load a dataset with one folder per class, on any filesystem; classes are in the order of the folder
+    names.
 
-    What prompts call a class is its folder's name with spaces for underscores, unless there is a
-    `classes.json` ({folder: name}) or a `classnames.txt` (one a line, in the order of the folders).
-    `templates.txt` (one a line, with {} or {c}) replaces the template "a photo of a {}.".
+    Prompts use the folder's name with underscores replaced by spaces, unless the dataset contains
+    `classes.json` ({folder: name}) or `classnames.txt` (one per line, in the order of the folders).
+    `templates.txt` (one per line, with {} or {c}) replaces the template "a photo of a {}.".
 
     Raises:
-        DataError: no such folder, no classes, a class without images, names that do not fit the folders.
+        DataError: a missing folder, fewer than two classes, a class without images, or names that do not
+            match the folders.
     """
     storage = Storage(uri)
     if not storage.is_folder():
-        raise DataError(uri, "no such folder", "a folder with a folder a class")
+        raise DataError(uri, "no such folder", "a folder with one folder per class")
     infos = storage.filesystem.get_file_info(pyarrow.fs.FileSelector(storage.path()))
     folders = sorted(i.base_name for i in infos if not i.is_file and not i.base_name.startswith("."))
     images: dict[str, list[str]] = {folder: [] for folder in folders}
@@ -43,7 +45,7 @@ def load_folder(uri: str, scores: Scores = "standard") -> tuple[Benchmark, Image
         if folder in images and _is_image(path):
             images[folder].append(path)
     if len(folders) < 2:
-        raise DataError(uri, f"{len(folders)} folders in it", "at least two: one a class")
+        raise DataError(uri, f"{len(folders)} folders in it", "at least two: one per class")
     empty = next((folder for folder in folders if not images[folder]), None)
     if empty is not None:
         raise DataError(storage.path(empty), "no images", f"at least one of *{', *'.join(IMAGES)}")
@@ -51,7 +53,7 @@ def load_folder(uri: str, scores: Scores = "standard") -> tuple[Benchmark, Image
     labels = [label for label, folder in enumerate(folders) for _ in images[folder]]
     marked = next((path for path in ids if "#" in path), None)
     if marked is not None:
-        raise DataError(storage.path(marked), "a # in its name", "none: it stands for a part of an image")
+        raise DataError(storage.path(marked), "a # in its name", "no #, which marks a region of an image")
     classes, given = _folder_names(storage, folders)
     templates = with_braces(_lines(storage, "templates.txt") or [TEMPLATE])
     benchmark = labelled_images(
@@ -73,15 +75,15 @@ def _is_image(path: str) -> bool:
 
 
 def _folder_names(storage: Storage, folders: Sequence[str]) -> tuple[list[str], bool]:
-    """What prompts call the classes, and whether somebody wrote it down."""
+    """Return the class names for prompts, and whether a file of the dataset provides them."""
     if storage.is_file("classes.json"):
         where, named = storage.path("classes.json"), storage.read_json("classes.json")
         if not isinstance(named, dict) or not all(isinstance(x, str) and x.strip() for x in named.values()):
-            raise DataError(where, "something else", '{"FOLDER": "name", …}')
+            raise DataError(where, "other content", '{"FOLDER": "name", …}')
         differing = sorted(set(folders) ^ set(named))
         if differing:
             expected = "one name for each folder"
-            found = "no name for" if differing[0] in folders else "a name for a folder that is not there,"
+            found = "no name for" if differing[0] in folders else "a name for a missing folder,"
             raise DataError(where, f"{found} {differing[0]!r}", expected)
         return [named[folder] for folder in folders], True
     lines = _lines(storage, "classnames.txt")
@@ -94,10 +96,10 @@ def _folder_names(storage: Storage, folders: Sequence[str]) -> tuple[list[str], 
 
 
 def _lines(storage: Storage, name: str) -> list[str] | None:
-    """The stripped lines of a text file; none if there is none.
+    """Return the stripped lines of a text file; None if the file does not exist.
 
     Raises:
-        DataError: it has no lines, or an empty one among them: of class names that would be a class.
+        DataError: the file has no lines or an empty one, which among class names would be a class.
     """
     if not storage.is_file(name):
         return None
@@ -112,23 +114,23 @@ def _lines(storage: Storage, name: str) -> list[str] | None:
 
 
 def load_webdataset(uri: str, scores: Scores = "standard") -> tuple[Benchmark, ImageSource]:
-    """Tar shards as CLIP_benchmark writes them, on any filesystem.
+    """Load tar shards in CLIP_benchmark's format, on any filesystem.
 
-    A sample is an image and its class number, KEY.webp (or png, jpg) and KEY.cls. `classnames.txt` and
-    `zeroshot_classification_templates.txt` lie beside the shards or in the folder above.
+    A sample is an image and its class number: KEY.webp (or png, jpg) and KEY.cls. `classnames.txt` and
+    `zeroshot_classification_templates.txt` are next to the shards or in the parent folder.
 
     Args:
-        uri: folder of the shards, or the folder whose `test/` they are in.
-        scores: what decisions are made on.
+        uri: folder of the shards, or the folder whose `test/` contains them.
+        scores: which scores are decided on.
 
     Raises:
-        DataError: no shards, fewer than nshards.txt says, a broken one, a sample that is not whole, a
-            class number that has no name; no names or templates.
+        DataError: no shards, fewer than nshards.txt says, a broken shard, an incomplete sample, a class
+            number without a name, or missing names or templates.
     """
     shards = next((s for s in (Storage(uri), Storage(_below(uri, "test"))) if tar_names(s)), None)
     if shards is None:
         raise DataError(
-            uri, "no *.tar in it nor in its test/", "a dataset that clip_benchmark_export_wds wrote"
+            uri, "no *.tar in it or in its test/", "a dataset that clip_benchmark_export_wds wrote"
         )
     counted, found = _lines(shards, "nshards.txt"), tar_names(shards)
     if counted is not None and counted != [str(len(found))]:
@@ -152,16 +154,16 @@ def load_webdataset(uri: str, scores: Scores = "standard") -> tuple[Benchmark, I
 
 
 def _beside_or_above(shards: Storage, name: str) -> tuple[Storage, list[str]]:
-    """A text file's lines, and the folder that it lies in."""
+    """Return the folder that contains a text file (the shards' or its parent), and the file's lines."""
     for storage in (shards, Storage(_above(shards.uri))):
         lines = _lines(storage, name)
         if lines is not None:
             return storage, lines
-    raise DataError(shards.uri, f"no {name}", "one beside the shards, or in the folder above")
+    raise DataError(shards.uri, f"no {name}", "one next to the shards or in the parent folder")
 
 
 def _split(uri: str) -> tuple[str, str]:
-    """A URI's path without a slash at its end, and its options."""
+    """Return a URI's path without a trailing slash, and its options."""
     path, mark, options = uri.partition("?") if "://" in uri else (uri, "", "")
     return path.rstrip("/"), mark + options
 

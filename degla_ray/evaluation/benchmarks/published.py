@@ -1,10 +1,10 @@
-"""The published benchmarks that there are files of, and where their images lie.
+"""Load the published benchmarks whose files are present, and locate their images.
 
     DATA/annotations/sugarcrepe, sugarcrepe_pp, valse, aro, order, winoground    as released
-    DATA/images/coco_val2017, vg, ...        a folder a collection of images
-    DATA/zeroshot/                           as torchvision lays its datasets out
+    DATA/images/coco_val2017, vg, ...        one folder per image collection
+    DATA/zeroshot/                           in torchvision's layout
 
-`jobs/fetch_benchmarks.py` writes such a folder. Images that lie elsewhere are named by `published.images`.
+`jobs/fetch_benchmarks.py` writes such a folder. `published.images` names images stored elsewhere.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def _order(captions: CaptionSet, annotations: Storage, config: PublishedConfig) 
     return load_order(annotations, captions, seed=config.order_seed, cache=cache)
 
 
-BENCHMARKS: dict[str, tuple[str, Load]] = {  # name -> what is there below annotations/ if it is; its reader
+BENCHMARKS: dict[str, tuple[str, Load]] = {  # name -> file or folder it needs in annotations/, its loader
     "sugarcrepe": ("sugarcrepe", lambda a, c: load_sugarcrepe(a, extra_item=c.swap_obj_items == 246)),
     "sugarcrepe_pp": ("sugarcrepe_pp", lambda a, _: load_sugarcrepe_pp(a)),
     "valse": ("valse", lambda a, c: load_valse(a, min_votes=c.valse_votes)),
@@ -62,11 +62,12 @@ BENCHMARKS: dict[str, tuple[str, Load]] = {  # name -> what is there below annot
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """Benchmarks and where their images lie.
+    """Loaded benchmarks and their image sources.
 
     Attributes:
+        sources: image collection -> its source.
         identity: benchmark -> hash of its items and protocol.
-        absent: benchmarks of which there are no files.
+        absent: benchmarks whose files are missing.
     """
 
     benchmarks: list[Benchmark] = field(default_factory=list)
@@ -76,10 +77,10 @@ class Published:
 
 
 def load(config: PublishedConfig, names: Sequence[str]) -> Published:
-    """The benchmarks named; with [all], those that there are files of.
+    """Load the named benchmarks; [all] loads every benchmark whose files are present.
 
     Raises:
-        DataError: a file that is broken, or absent though its benchmark is named.
+        DataError: a broken file, or a missing file of a benchmark that is named.
     """
     found = Published()
     if config.data is not None:
@@ -106,17 +107,20 @@ def load(config: PublishedConfig, names: Sequence[str]) -> Published:
 
 
 def identity(benchmark: Benchmark) -> str:
-    """Hash of a benchmark's items and of how they are counted."""
+    """Return a hash of a benchmark's items and of how they are scored."""
     digest = hashlib.blake2b(digest_size=8)
     digest.update(repr((benchmark.name, benchmark.protocol, list(benchmark.subsets))).encode())
-    digest.update(repr(sorted(benchmark.texts())).encode())  # of prompts, which no item shows
+    digest.update(repr(sorted(benchmark.texts())).encode())  # includes prompts, which no item shows
     for shown in benchmark.shown():
         digest.update(repr((shown.subset, shown.item_id, shown.images, shown.texts)).encode())
     return digest.hexdigest()
 
 
 def _wanted(name: str, names: Sequence[str], *, there: bool, absent: list[str]) -> bool:
-    """Whether to read a benchmark; one that is named is read also where it is not there, for the error."""
+    """Return whether to load a benchmark.
+
+    A named benchmark is loaded even if its files are missing, so that its loader raises the error.
+    """
     if list(names) != ["all"]:
         return name in names
     if not there:

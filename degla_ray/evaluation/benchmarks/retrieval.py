@@ -1,8 +1,8 @@
-"""Retrieval both ways: recall at 1, 5 and 10, without ever holding the full N x M matrix.
+"""Retrieval in both directions: recall at 1, 5 and 10, without building the full N x M matrix.
 
-Truth goes by text: a caption that two images share, word for word, is right for both, and stands once
-among the candidates. An item is correct at k if fewer than k wrong candidates score as high as its best
-true one or higher (a tie counts against). Memory is CHUNK * max(N, M) doubles.
+Matches are decided by text: a caption that two images share word for word is correct for both, and is one
+candidate. An item is correct at k if fewer than k wrong candidates score at least as high as its best true
+one, so a tie is wrong. Memory is CHUNK * max(N, M) doubles.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ CHUNK = 512  # queries scored at once
 class Retrieval:
     """Retrieval over images and their captions.
 
-    Subsets are `i2t_r1 … i2t_r10` (an image finds one of its captions; item = image_id) and
-    `t2i_r1 … t2i_r10` (a distinct caption finds one of its images; item = the caption).
+    Subsets are `i2t_r1 … i2t_r10` (an image finds one of its captions; item_id is the image_id) and `t2i_r1 …
+    t2i_r10` (a distinct caption finds one of its images; item_id is the caption).
 
     Args:
         name: benchmark name.
         captions: CAPTIONS rows.
-        source: image source that image_id refers to; none: each image_id is an `image_key`.
+        source: image source that image_id refers to; None if each image_id is an `image_key`.
     """
 
     protocol = "a tie is wrong; truth by text"
@@ -59,7 +59,11 @@ class Retrieval:
         return None
 
     def score(self, features: FeatureTable) -> Scored:
-        """candidate_scores: [best true, k-th best wrong]; [best true] if there are fewer than k wrong."""
+        """Return the table of decisions.
+
+        `candidate_scores` is [best true, k-th best wrong], or [best true] if there are fewer than k wrong
+        candidates.
+        """
         images = [i for i in self._texts_of if self._key[i] in features.image_row]
         texts = [
             t
@@ -99,14 +103,17 @@ def _direction(
     candidate_CD: np.ndarray,
     truth: Sequence[Sequence[int]],
 ) -> list[pa.Table]:
-    """SCORES rows of one direction, one table a rank. `truth[q]` are the rows of q's true candidates."""
+    """Return the SCORES rows of one direction, one table per rank.
+
+    `truth[q]` contains the rows of query q's true candidates.
+    """
     candidate_CD = candidate_CD.astype(np.float64)
     best_true = np.empty(len(items), dtype=np.float32)
     keep = min(max(RANKS), len(candidate_CD))
-    best_wrong_QK = np.empty((len(items), keep), dtype=np.float32)  # descending; -inf where there are no more
+    best_wrong_QK = np.empty((len(items), keep), dtype=np.float32)  # descending, padded with -inf
     for start in range(0, len(items), CHUNK):
         stop = min(start + CHUNK, len(items))
-        # float64, then rounded: BLAS orders sums by position, and equal candidates must still tie
+        # float64, then rounded: BLAS's order of summation depends on position, but equal candidates must tie
         scores = (query_QD[start:stop].astype(np.float64) @ candidate_CD.T).astype(np.float32)
         rows = np.repeat(np.arange(stop - start), [len(t) for t in truth[start:stop]])
         columns = np.concatenate([np.asarray(t, dtype=np.int64) for t in truth[start:stop]])

@@ -1,10 +1,10 @@
-"""ARO's four shuffles of a caption, as functions of the caption and a seed alone.
+"""ARO's four shuffles of a caption, as pure functions of the caption and a seed.
 
-As there, every word counts by its own tag: "group" and "front" are nouns also in "a group of" and "in front
-of". The first two shuffles split words at hyphens, as spaCy does; the last two do not, as NLTK. The words
-are joined by single spaces, and a shuffle may leave a caption as it was. The tags are HanTa's, and the draws
-do not depend on the order of the calls. Of 2,000 COCO captions the first shuffle leaves 11.6 % unchanged,
-the official one with spaCy 3.8's small model 9.8 %; of all 25,010, 11.2 %.
+As in the official code, every word counts by its own tag: "group" and "front" are nouns even in "a group of"
+and "in front of". The first two shuffles split words at hyphens, as spaCy does; the last two do not, as NLTK
+does not. Words are joined by single spaces, and a shuffle may leave a caption unchanged. The tags are
+HanTa's, and the draws do not depend on the order of the calls. The first shuffle leaves 11.6 % of 2,000 COCO
+captions unchanged (11.2 % of all 25,010); the official one with spaCy 3.8's small model leaves 9.8 %.
 
 Source: Yuksekgonul et al. 2023, perturbations.py and retrieval.py (`pre_caption`) of their code.
 """
@@ -18,29 +18,29 @@ import re
 
 from degla_ray.language.tagging import load_tagger, tagger_name
 
-VERSION = 2  # of this file: another one makes other shuffles
+VERSION = 2  # increase it with every change that alters shuffles
 WAYS = ("nouns_and_adjectives", "all_but_nouns_and_adjectives", "trigrams", "within_trigrams")
 MAX_WORDS = 30
 _APART = r"[^\W_]+?(?=n['’]t\b)|n['’]t\b|['’](?:s|re|ve|ll|d|m)\b"  # do n't, dog 's
 _WORDS = re.compile(rf"{_APART}|[^\W_]+|[^\w\s]|_")
 _HYPHENED_WORDS = re.compile(rf"{_APART}|[^\W_]+(?:-[^\W_]+)*|[^\w\s]|_")
-_NOUNS = ("NN", "NP", "PNI")  # beginnings of CLAWS 5 tags that Penn's NN, NNS, NNP and NNPS fall under
-_ADJECTIVES = ("AJ",)  # JJ, JJR, JJS
+_NOUNS = ("NN", "NP", "PNI")  # prefixes of the CLAWS 5 tags that correspond to Penn's NN, NNS, NNP and NNPS
+_ADJECTIVES = ("AJ",)  # Penn's JJ, JJR and JJS
 
 
 def made_with() -> dict[str, str]:
-    """What decides the shuffles beside caption and seed."""
+    """Return everything except caption and seed that determines the shuffles."""
     return {"shuffles": str(VERSION), "tagger": tagger_name()}
 
 
 def pre_caption(caption: str) -> str:
-    """A caption as it is shown to the model: lower case, without .!"()*#:;~, cut to 30 words."""
+    """Return a caption as the model sees it: lower case, without .!"()*#:;~, truncated to 30 words."""
     text = re.sub(r"\s{2,}", " ", re.sub(r"[.!\"()*#:;~]", " ", caption.lower())).rstrip("\n").strip(" ")
     return " ".join(text.split(" ")[:MAX_WORDS])
 
 
 def shuffled(caption: str, seed: int) -> list[str]:
-    """The caption shuffled in each of WAYS."""
+    """Return the caption shuffled in each of WAYS."""
     words = _WORDS.findall(caption)
     tags = [t if w[0].isalnum() else "" for w, t in zip(words, load_tagger().own_tags(words), strict=True)]
     nouns = [i for i, tag in enumerate(tags) if tag.startswith(_NOUNS)]
@@ -65,7 +65,7 @@ def shuffled(caption: str, seed: int) -> list[str]:
 
 
 def _permuted(words: list[str], places: list[int], rng: random.Random) -> list[str]:
-    """Words of which those at the places changed places."""
+    """Return the words with those at the given places permuted."""
     permuted = list(words)
     for i, j in zip(places, rng.sample(places, len(places)), strict=True):
         permuted[i] = words[j]

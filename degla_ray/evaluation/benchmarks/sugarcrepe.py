@@ -1,4 +1,5 @@
-"""SugarCrepe and SugarCrepe++ over COCO val2017: captions against hard negatives of seven (five) kinds.
+"""SugarCrepe and SugarCrepe++ on COCO val2017: captions against seven (SugarCrepe++: five) kinds of hard
+negatives.
 
 Sources: Hsieh et al. 2023 (SugarCrepe); Dumpala et al. 2024 (SugarCrepe++).
 """
@@ -25,8 +26,8 @@ AVERAGES = {
     "sugarcrepe_add": SUBSETS[5:],
     "sugarcrepe": SUBSETS,
 }
-EXTRA_ID = "108"  # the index that swap_obj.json lacks
-EXTRA_ITEM = {  # of its first release; gone from today's
+EXTRA_ID = "108"  # the index that is missing from swap_obj.json
+EXTRA_ITEM = {  # in the first release of swap_obj.json, not in the current one
     "filename": "000000310622.jpg",
     "caption": "A West 32nd sign under a Korea Way road sign. ",
     "negative_caption": "A Korea Way sign under a West 32nd road sign.",
@@ -35,14 +36,15 @@ _FIELDS = {"filename": str, "caption": str, "negative_caption": str}
 
 
 def load_sugarcrepe(annotations: Storage, *, extra_item: bool = False) -> Choice:
-    """SugarCrepe, from `sugarcrepe/SUBSET.json`.
+    """Load SugarCrepe from `sugarcrepe/SUBSET.json`.
 
     Args:
         annotations: folder of all annotation files.
-        extra_item: count the item of swap_obj (246, not 245) that was there when older papers were written.
+        extra_item: include the 246th item of swap_obj, which older papers counted and the current release
+            lacks.
 
     Raises:
-        DataError: a file that is absent or broken.
+        DataError: a file is missing or broken.
     """
     rows = []
     for subset in SUBSETS:
@@ -73,10 +75,10 @@ def load_sugarcrepe(annotations: Storage, *, extra_item: bool = False) -> Choice
 
 
 def load_sugarcrepe_pp(annotations: Storage) -> TwoPositives:
-    """SugarCrepe++, from `sugarcrepe_pp/SUBSET.json`.
+    """Load SugarCrepe++ from `sugarcrepe_pp/SUBSET.json`.
 
     Raises:
-        DataError: a file that is absent or broken.
+        DataError: a file is missing or broken.
     """
     items = []
     for subset in SUBSETS_PP:

@@ -1,4 +1,4 @@
-"""A suite folder: the test sets that `prepare --source scenes` writes at OUTPUT/tests.
+"""A suite folder: the test sets that `prepare --source scenes` writes to OUTPUT/tests.
 
     images/part-*.parquet           IMAGES, all images of the suite
     choices/part-*.parquet          CHOICE_ITEMS, several benchmarks in one table
@@ -6,7 +6,7 @@
     classification/classes.json     {benchmark: {"classes": [...], "templates": ["an image of a {}.", ...]}}
     retrieval/part-*.parquet        CAPTIONS
 
-A suite may lack any of the last three, not all of them.
+A suite needs at least one of the last three datasets.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from degla_ray.storage import Storage
 
 SOURCE = "suite"
 SCENES_SUBSETS = ("replace_obj", "replace_att", "replace_rel", "swap_obj", "swap_att", "add_obj", "add_att")
-CHOICE_RULES: dict[str, tuple[Rule, tuple[str, ...]]] = {  # benchmark -> rule, its subsets
+CHOICE_RULES: dict[str, tuple[Rule, tuple[str, ...]]] = {  # benchmark -> rule, subsets
     "scenes": (Rule.STRICT, SCENES_SUBSETS),
     "scenes_order": (Rule.FIRST_ARGMAX, ("order",)),
 }
@@ -37,10 +37,10 @@ DATASETS = ("images", "choices", "classification", "retrieval")
 
 
 def load(uri: str) -> list[Benchmark]:
-    """Every benchmark of a suite folder.
+    """Load every benchmark of a suite folder.
 
     Raises:
-        DataError: no such folder, another kind of folder, a broken file or item.
+        DataError: a missing folder, a folder of another kind, or a broken file or item.
     """
     storage = _open(uri)
     benchmarks: list[Benchmark] = []
@@ -57,7 +57,7 @@ def load(uri: str) -> list[Benchmark]:
 
 
 def identity(uri: str) -> str:
-    """Hash of every file of a suite: equal suites, wherever they lie, have equal identities."""
+    """Return a hash of every file of a suite, independent of where the suite is stored."""
     storage = _open(uri)
     digest = hashlib.blake2b(digest_size=8)
     for dataset in DATASETS:

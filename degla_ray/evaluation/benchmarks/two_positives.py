@@ -1,4 +1,4 @@
-"""Two captions that mean the same against a third that does not: SugarCrepe++'s form."""
+"""Two captions of the same meaning against a third of another meaning: the format of SugarCrepe++."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ ITT, TOT = "itt", "tot"
 
 
 class TwoPositives:
-    """Every item scored twice, each time strictly: a tie is wrong.
+    """One benchmark that scores every item twice, both times strictly (a tie is wrong).
 
-    Subsets `SUBSET_itt`: both positives are nearer to the image than the negative is. Subsets
-    `SUBSET_tot`, of the texts alone, whether or not there is an image: the positives are nearer to each
-    other than either is to the negative.
+    Subsets `SUBSET_itt`: both positives are closer to the image than the negative is. Subsets `SUBSET_tot`
+    use the texts alone, even if the image is missing: the positives are closer to each other than either is
+    to the negative.
 
     Args:
         name: benchmark name; its averages are NAME_itt and NAME_tot.
-        items: one image and three texts each, the negative last; each item_id once in a subset.
+        items: one image and three texts each, the negative last; each item_id once per subset.
     """
 
     protocol = "strict"
@@ -41,11 +41,14 @@ class TwoPositives:
         return {text for item in self._items for text in item.texts}
 
     def chance(self, subset: str) -> float | None:
-        return 1 / 3  # one of three numbers has to be the least (itt) or the greatest (tot)
+        return 1 / 3  # a given one of three numbers must be the lowest (itt) or the highest (tot)
 
     def score(self, features: FeatureTable) -> Scored:
-        """candidate_scores: itt similarity of the image with caption, second caption and negative; tot
-        that of caption and second caption, caption and negative, second caption and negative."""
+        """Return the table of decisions.
+
+        `candidate_scores` is, for itt, the similarity of the image with caption, second caption and negative;
+        for tot, that of caption and second caption, caption and negative, second caption and negative.
+        """
         rows: list[tuple[str, str, str, np.ndarray, bool]] = []
         missing: Counter[str] = Counter()
         for item in self._items:

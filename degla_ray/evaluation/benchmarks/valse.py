@@ -1,4 +1,5 @@
-"""VALSE: eleven instruments, each caption against one foil. Source: Parcalabescu et al. 2022."""
+"""VALSE: eleven instruments, in which each caption is set against one foil. Source: Parcalabescu et al.
+2022."""
 
 from __future__ import annotations
 
@@ -20,15 +21,15 @@ _ACTIONS = ("action-replacement", "actant-swap")
 _COREFERENCE = ("coreference-standard", "coreference-hard")
 _OTHERS = ("existence", "plurals", "relations", "foil-it")
 SUBSETS = ("existence", "plurals", *_COUNTING, "relations", *_ACTIONS, *_COREFERENCE, "foil-it")
-AVERAGES = {  # a member may be an average that stands above
+AVERAGES = {  # a member may be an average defined before it
     "valse_counting": _COUNTING,
     "valse_actions": _ACTIONS,
     "valse_coreference": _COREFERENCE,
     "valse": SUBSETS,
-    "valse_printed": (*_OTHERS, "valse_counting", *_ACTIONS, *_COREFERENCE),  # the columns of the table
+    "valse_printed": (*_OTHERS, "valse_counting", *_ACTIONS, *_COREFERENCE),  # columns of the paper's table
     "valse_phenomena": (*_OTHERS, "valse_counting", "valse_actions", "valse_coreference"),
 }
-COLLECTIONS = {  # (dataset, original_split, beginning of image_file)
+COLLECTIONS = {  # (dataset, original_split, prefix of image_file) -> image collection
     ("visual7w", "test", "v7w_"): "visual7w",
     ("coco2017", "val", ""): "coco_val2017",
     ("coco_2017", "val", ""): "coco_val2017",
@@ -44,15 +45,16 @@ _FIELDS = {
 
 
 def load_valse(annotations: Storage, *, min_votes: int = 2) -> Choice:
-    """VALSE, from `valse/INSTRUMENT.json`.
+    """Load VALSE from `valse/INSTRUMENT.json`.
 
     Args:
         annotations: folder of all annotation files.
-        min_votes: annotators, of three, that must have chosen the caption for an item to be kept; the
-            official evaluation asks for 2, and 0 keeps all.
+        min_votes: annotators, of three, who must have chosen the caption for an item to be kept. The official
+            evaluation requires 2; 0 keeps all items.
 
     Raises:
-        DataError: a file that is absent or broken, an image of an unknown data set, nothing kept.
+        DataError: a file is missing or broken, an image belongs to an unknown dataset, or an instrument keeps
+            no item.
     """
     rows = []
     for subset in SUBSETS:

@@ -1,6 +1,6 @@
-"""Winoground, and test sets in its format: two captions of the same words, two images.
+"""Winoground, and test sets in its format: two captions of the same words and two images.
 
-Source: Thrush et al. 2022. The data set itself is gated; `winoground/examples.jsonl` is its own file.
+Source: Thrush et al. 2022. The dataset is gated; `winoground/examples.jsonl` is its original file.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ CHANCE = {"text": 1 / 4, "image": 1 / 4, "group": 1 / 6}
 
 
 class Winoground:
-    """Strict. `text`: each image's own caption is the nearer; `image`: each caption's own image is;
+    """One benchmark of two captions and two images per item, scored strictly (a tie is wrong).
+
+    Subset `text`: each image is closer to its own caption; `image`: each caption is closer to its own image;
     `group`: both.
 
     Args:
@@ -44,8 +46,11 @@ class Winoground:
         return CHANCE[subset]
 
     def score(self, features: FeatureTable) -> Scored:
-        """candidate_scores: similarity of caption 0 with image 0, caption 1 with image 0, caption 0 with
-        image 1, caption 1 with image 1."""
+        """Return the table of decisions.
+
+        `candidate_scores` is the similarity of caption 0 with image 0, caption 1 with image 0, caption 0 with
+        image 1, and caption 1 with image 1.
+        """
         scored = [item for item in self._items if all(key in features.image_row for key in item.images)]
         rows = np.zeros((len(scored), 4), dtype=np.float32)
         for row_4, item in zip(rows, scored, strict=True):
@@ -70,10 +75,10 @@ class Winoground:
 
 
 def load_winoground(annotations: Storage) -> Winoground:
-    """Winoground, from `winoground/examples.jsonl`; its images are `NAME.png`.
+    """Load Winoground from `winoground/examples.jsonl`; its images are `NAME.png`.
 
     Raises:
-        DataError: the file is absent or broken.
+        DataError: the file is missing or broken.
     """
     fields = {"id": int, "image_0": str, "image_1": str, "caption_0": str, "caption_1": str}
     items = []

@@ -1,12 +1,12 @@
-"""Torchvision's eleven zero-shot sets, as published.
+"""Torchvision's eleven zero-shot sets, with published class names and templates.
 
-Each comes as a benchmark `zeroshot_NAME` and the source of its images, which has the benchmark's name.
+Each set is loaded as a benchmark `zeroshot_NAME` and the source of its images, which has the same name.
 
-Names and templates of the eleven are OpenAI's. Where OpenAI's names differ from torchvision's (Pets,
-Flowers, Caltech101) they are read from the package clip_benchmark and matched with torchvision's; ImageNet's
-come with open_clip; the other seven sets' are torchvision's own with spaces (CLIP_benchmark takes those too,
-but leaves the underscores in CIFAR-100's). Nothing is downloaded here: `jobs/fetch_benchmarks.py` does that.
-Only the index files are read, no images; SUN397 has none, so its 108,754 images are looked for by name.
+The class names and templates are OpenAI's. If OpenAI's names differ from torchvision's (Pets, Flowers,
+Caltech101), they are read from the package clip_benchmark and matched with torchvision's. ImageNet's come
+with open_clip. The other seven sets use torchvision's names with spaces, as CLIP_benchmark does (which keeps
+the underscores in CIFAR-100's). Nothing is downloaded here; `jobs/fetch_benchmarks.py` does that. Only index
+files are read, no images; SUN397 has no index, so its 108,754 images are found by listing its folders.
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ WHOLE = "the whole set: there is no official split"
 
 @dataclass(frozen=True, kw_only=True)
 class TorchvisionSet:
-    """One of the eleven.
+    """One of the eleven sets.
 
     Attributes:
         loader: class in torchvision.datasets.
-        needs: what lies below the root, looked for before torchvision is asked: it makes folders, and
-            unpacks ImageNet's archives, on the way to finding nothing.
-        classes: how many there are.
-        official: the subset that is published.
-        options: of the loader, for the test split.
-        folder: the loader's root, below ours.
-        prompts: key in clip_benchmark's files; none: open_clip has them.
-        reworded: how many of the names that the prompts use may share no word with torchvision's.
-        separators: what stands for a space in torchvision's names.
-        note: what is special about the protocol.
+        needs: paths below the root, checked before torchvision is called: even if it finds nothing,
+            torchvision creates folders and unpacks ImageNet's archives.
+        classes: number of classes.
+        official: subset that papers report.
+        options: arguments of the loader that select the test split.
+        folder: the loader's root, relative to ours.
+        prompts: key in clip_benchmark's files; None if open_clip provides the prompts.
+        reworded: number of class names in the prompts that may share no word with torchvision's.
+        separators: characters that replace a space in torchvision's names.
+        note: protocol details to append.
     """
 
     loader: str
@@ -107,7 +107,7 @@ SETS = {
         needs=("SUN397",),
         classes=397,
         prompts="sun397",
-        separators="_/",  # t/temple/east_asia; aircraft's F/A-18 keeps its own
+        separators="_/",  # t/temple/east_asia; FGVC-Aircraft's F/A-18 keeps its slash
         note=WHOLE,
     ),
     "stanford_cars": TorchvisionSet(
@@ -143,32 +143,32 @@ SETS = {
         classes=1000,
         options={"split": "val"},
         folder="imagenet",
-        reworded=100,  # 68 by torchvision.models' list; 842 if OpenAI's list were off by one
+        reworded=100,  # 68 with torchvision.models' list; 842 if OpenAI's list were shifted by one
     ),
 }
 ZERO_SHOT_ELEVEN = tuple(f"{PREFIX}{name}/{spec.official}" for name, spec in SETS.items())
-"""The official subset of each set: what the average over all eleven is the mean of."""
+"""The official subset of each set: the members of the average over all eleven."""
 
 
 def present(root: str) -> list[str]:
-    """Names of the eleven sets that lie below `root`."""
+    """Return the names of the eleven sets that exist below `root`."""
     return [name for name, spec in SETS.items() if _absent(os.path.expanduser(root), spec) is None]
 
 
 def load_torchvision(
     root: str, names: Sequence[str], scores: Scores = "standard"
 ) -> list[tuple[Benchmark, ImageSource]]:
-    """Sets that torchvision reads, each with all METRICS.
+    """Load sets that torchvision reads, each with all METRICS.
 
     Args:
-        root: local folder that holds each set as torchvision lays it out; ImageNet in `imagenet/`.
+        root: local folder with the sets in torchvision's layout, ImageNet in `imagenet/`.
         names: keys of SETS.
-        scores: what decisions are made on.
+        scores: which scores are decided on.
 
     Raises:
-        SettingError: no such set.
-        DataError: a set is not there or not whole; its classes are not those that its names are for;
-            no package clip_benchmark.
+        SettingError: an unknown set.
+        DataError: a set is missing or incomplete, its classes do not match their names, or the package
+            clip_benchmark is missing.
     """
     unknown = [name for name in names if name not in SETS]
     if unknown:
@@ -187,7 +187,7 @@ def _load_torchvision(root: str, name: str, scores: Scores) -> tuple[Benchmark, 
         ids, labels = [str(i) for i in range(len(dataset))], list(dataset.targets)
     else:
         source = FileImages(root)
-        # sorted: SUN397's come as the file system lists them
+        # sorted because SUN397's come in the filesystem's order
         rows = sorted((Path(path).relative_to(root).as_posix(), int(label)) for path, label in files)
         ids, labels = [path for path, _ in rows], [label for _, label in rows]
     benchmark = labelled_images(
@@ -207,7 +207,7 @@ def labelled_images(
     note: str = "",
     unique_names: bool = True,
 ) -> Benchmark:
-    """An item an image, whose id is the item's too."""
+    """Build a benchmark with one item per image; the image's id is also the item's id."""
     full = PREFIX + name
     columns = [[full] * len(image_ids), image_ids, image_ids, labels]
     items = pa.Table.from_arrays(
@@ -229,26 +229,26 @@ def labelled_images(
 
 def _local(root: str) -> str:
     if "://" in root:
-        raise DataError(root, "a URI", "a local folder: torchvision reads no other")
+        raise DataError(root, "a URI", "a local folder, because torchvision reads no URIs")
     return os.path.abspath(os.path.expanduser(root))
 
 
 def _absent(root: str, spec: TorchvisionSet) -> str | None:
-    """The first thing that a set needs and that is not there."""
+    """Return the first required path of a set that is missing, or None."""
     return next((need for need in spec.needs if not os.path.exists(os.path.join(root, need))), None)
 
 
-@functools.lru_cache(maxsize=2)  # a task reads batch after batch of one set
+@functools.lru_cache(maxsize=2)  # a task reads many batches of one set
 def _open(root: str, name: str) -> Any:
-    """torchvision's dataset.
+    """Return torchvision's dataset.
 
     Raises:
-        DataError: it is not there, or torchvision cannot read it.
+        DataError: the dataset is missing, or torchvision cannot read it.
     """
     spec, where = SETS[name], f"{name} in {root}"
     expected = (
-        f"torchvision's {spec.loader} there: "
-        f"`jobs/fetch_benchmarks.py --benchmarks '[{PREFIX}{name}]'` fetches it, or says what to do"
+        f"torchvision's {spec.loader} dataset; "
+        f"`jobs/fetch_benchmarks.py --benchmarks '[{PREFIX}{name}]'` downloads it or prints instructions"
     )
     absent = _absent(root, spec)
     if absent is not None:
@@ -262,7 +262,7 @@ def _open(root: str, name: str) -> Any:
 
 
 def _files(dataset: Any) -> list[tuple[str, int]] | None:
-    """(path, label) of each image; none where torchvision keeps arrays."""
+    """Return the (path, label) of each image; None if torchvision stores the images as arrays."""
     if hasattr(dataset, "categories"):  # Caltech101
         folder = os.path.join(dataset.root, "101_ObjectCategories")
         return [
@@ -279,7 +279,7 @@ def _files(dataset: Any) -> list[tuple[str, int]] | None:
 
 
 def _class_names(where: str, spec: TorchvisionSet, dataset: Any) -> list[str]:
-    """What the prompts call each of torchvision's classes, in the order of the labels."""
+    """Return the prompt's name of each of torchvision's classes, in the order of the labels."""
     theirs = dataset.categories if hasattr(dataset, "categories") else dataset.classes
     if len(theirs) != spec.classes:
         raise DataError(where, f"{len(theirs)} classes", f"{spec.classes}: the whole set")
@@ -289,22 +289,22 @@ def _class_names(where: str, spec: TorchvisionSet, dataset: Any) -> list[str]:
 
         listed = IMAGENET_CLASSNAMES
     else:
-        listed = _from_cliplabelled_images("en_classnames.json").get(spec.prompts)
+        listed = _labelled_clip_benchmark("en_classnames.json").get(spec.prompts)
     if listed is None:
-        # CLIP_benchmark takes torchvision's own names for these too: they are the data set's, in the order
-        # of the labels, and OpenAI's are the same words with spaces.
+        # Like CLIP_benchmark, use torchvision's names: they are the dataset's own, in the order of the
+        # labels, and OpenAI's are the same words with spaces.
         return [re.sub(f"[{spec.separators}]", " ", name) for name in theirs]
     if spec.prompts == "caltech101":
-        listed = listed[1:]  # background, which torchvision leaves out
+        listed = listed[1:]  # without background, which torchvision leaves out
     if len(listed) != spec.classes:
         raise DataError(f"names of {spec.loader}", f"{len(listed)} of them", f"{spec.classes}")
-    if spec.prompts == "pets":  # OpenAI's own list is in another order, so this one's is not relied on
+    if spec.prompts == "pets":  # lists of Pets differ in their order (OpenAI's own does): match by name
         return _by_name(where, theirs, listed)
     return _by_position(where, theirs, listed, spec.reworded)
 
 
 def _by_name(where: str, theirs: Sequence[str], listed: Sequence[str]) -> list[str]:
-    """The listed name of each class, whatever the list's order."""
+    """Return the listed name of each class, regardless of the list's order."""
     known = {" ".join(_words(name)): name for name in listed}
     strange = next((name for name in theirs if " ".join(_words(name)) not in known), None)
     if strange is not None:
@@ -315,10 +315,10 @@ def _by_name(where: str, theirs: Sequence[str], listed: Sequence[str]) -> list[s
 def _by_position(
     where: str, theirs: Sequence[str | tuple[str, ...]], listed: Sequence[str], reworded: int
 ) -> list[str]:
-    """The list itself, once all but `reworded` names are seen to fit the class in their place.
+    """Return the list itself after checking that all but `reworded` names match the class at their position.
 
-    One that fits shares a word's first four letters: "car_side" is "side of a car", "Motorbikes" is
-    "motorbike". ImageNet's classes are tuples of synonyms.
+    A name matches if it shares the first four letters of a word: "car_side" is "side of a car", "Motorbikes"
+    is "motorbike". ImageNet's classes are tuples of synonyms.
     """
     strange = []
     for place, (given, name) in enumerate(zip(theirs, listed, strict=True)):
@@ -339,16 +339,17 @@ def _templates(spec: TorchvisionSet) -> list[str]:
         from open_clip import OPENAI_IMAGENET_TEMPLATES
 
         return [template("{}") for template in OPENAI_IMAGENET_TEMPLATES]
-    return with_braces(_from_cliplabelled_images("en_zeroshot_classification_templates.json")[spec.prompts])
+    return with_braces(_labelled_clip_benchmark("en_zeroshot_classification_templates.json")[spec.prompts])
 
 
 def with_braces(templates: Sequence[str]) -> list[str]:
-    """CLIP_benchmark's `{c}` as `{}`."""
+    """Return templates with CLIP_benchmark's `{c}` replaced by `{}`."""
     return [template.replace("{c}", "{}") for template in templates]
 
 
-def _from_cliplabelled_images(file: str) -> dict[str, list[str]]:
-    """A data file of the package, which is not imported: it would bring in all that it evaluates with."""
+def _labelled_clip_benchmark(file: str) -> dict[str, list[str]]:
+    """Read a data file of clip_benchmark without importing the package, which would import all its
+    dependencies."""
     found = importlib.util.find_spec("clip_benchmark")
     if found is None or not found.submodule_search_locations:
         raise DataError(
@@ -361,7 +362,7 @@ def _from_cliplabelled_images(file: str) -> dict[str, list[str]]:
 
 @dataclass(frozen=True)
 class TorchvisionImages:
-    """Images of a set that torchvision holds as arrays, CIFAR's. An id is the number in the test split."""
+    """Images of a set that torchvision stores as arrays (CIFAR). An id is an index into the test split."""
 
     root: str
     name: str
@@ -372,7 +373,7 @@ class TorchvisionImages:
         return [ImageBatch(ids=ordered[i : i + size]) for i in range(0, len(ordered), size)], {}
 
     def read(self, batch: ImageBatch) -> list[ImageFile | Exception]:
-        """As PNG files, which lose nothing."""
+        """Return the images encoded as PNG, which is lossless."""
         try:
             data = _open(self.root, self.name).data
         except DataError as error:

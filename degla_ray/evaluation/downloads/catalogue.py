@@ -1,4 +1,5 @@
-"""The catalogue of what benchmarks need and where it lies: `downloads.yaml`, or another file like it."""
+"""Catalogue of the files that benchmarks need and where to get them: the package's own or a similar YAML
+file."""
 
 from __future__ import annotations
 
@@ -18,44 +19,44 @@ ANNOTATIONS = "annotations"
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
-    """An entry of the catalogue; it has one of `url`, `torchvision` and `form`."""
+    """An entry of the catalogue, with exactly one of `url`, `torchvision` and `form`."""
 
     name: str
     """Unique name."""
     benchmarks: list[str]
-    """Benchmarks and groups that need it."""
+    """Benchmarks and groups of benchmarks that need it."""
     to: str
-    """File, or folder of what is unpacked, below the output."""
+    """Path below the output folder of the file, or of the folder to unpack to."""
     licence: str
-    """Under which it may be used."""
+    """Licence of the data."""
     url: str | None = None
-    """Where it is downloaded."""
+    """Address of the download."""
     torchvision: str | None = None
     """Class of torchvision.datasets that downloads it."""
     form: str | None = None
-    """Page where a person gets it."""
+    """Page on which to request or download it manually."""
     by_hand: str = ""
-    """What that person does, in a sentence."""
+    """Instructions for the manual download, in one sentence."""
     bytes: int | None = None
-    """Size of what is downloaded."""
+    """Size of the downloaded file."""
     sha256: str | None = None
-    """Published, or known otherwise; of what is downloaded, as the next two."""
+    """SHA-256 of the downloaded file, published or otherwise known."""
     md5: str | None = None
-    """MD5."""
+    """MD5 of the downloaded file."""
     sha1: str | None = None
-    """SHA-1."""
+    """SHA-1 of the downloaded file."""
     unpack: Literal["none", "zip", "tar"] = "none"
-    """What kind of archive it is."""
+    """Archive format."""
     strip: str = ""
-    """Folder inside the archive whose members are wanted."""
+    """Folder inside the archive whose members are extracted."""
     extract: str | None = None
-    """`python_list:VARIABLE`: the file is Python or a notebook, and only this list of it is kept, as JSON."""
+    """`python_list:VARIABLE`: the file is Python or a notebook, and only this list is kept, as JSON."""
 
     def __post_init__(self) -> None:
         if sum(each is not None for each in (self.url, self.torchvision, self.form)) != 1:
             raise SettingError("url", self.url, "one of `url`, `torchvision` and `form`")
         if self.form is not None and not self.by_hand:
-            raise SettingError("by_hand", self.by_hand, "what is to be done at `form`")
+            raise SettingError("by_hand", self.by_hand, "instructions for the page `form`")
         path = PurePosixPath(self.to)
         if path.is_absolute() or ".." in path.parts or not path.parts:
             raise SettingError("to", self.to, "a path below the output folder")
@@ -69,17 +70,17 @@ class Item:
 
 
 def read_catalogue(path: Path) -> list[Item]:
-    """The items of a catalogue.
+    """Read the items of a catalogue.
 
     Raises:
-        DataError: no such file, not YAML, or two items of one name.
-        SettingError: an item that cannot be.
+        DataError: a missing file, invalid YAML, or two items of the same name.
+        SettingError: an invalid item.
     """
     try:
         entries = yaml.safe_load(path.read_text(encoding="utf-8"))["items"]
     except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
         raise DataError(
-            str(path), error, "a YAML file with `items`, as degla_ray's downloads.yaml"
+            str(path), error, "a YAML file with `items`, in the format of degla_ray's own catalogue"
         ) from error
     items = [from_settings(Item, entry, f"{path.name}: items[{i}]") for i, entry in enumerate(entries)]
     names = [item.name for item in items]
@@ -89,10 +90,10 @@ def read_catalogue(path: Path) -> list[Item]:
 
 
 def select(items: Sequence[Item], benchmarks: Sequence[str], images: bool) -> list[Item]:
-    """The items that some benchmarks need.
+    """Return the items that some benchmarks need.
 
     Raises:
-        SettingError: there is no such benchmark.
+        SettingError: an unknown benchmark.
     """
     names = sorted({name for item in items for name in item.benchmarks})
     if unknown := sorted(set(benchmarks) - {"all", *names}):

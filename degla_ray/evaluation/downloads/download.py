@@ -1,8 +1,8 @@
-"""One file over HTTP: resumed where it broke off, verified, and in its place only when it is whole.
+"""Download one file over HTTP: resume after interruptions, verify, and rename it into place once complete.
 
-A broken connection costs the bytes that were on the wire; a later run goes on where this one stopped, if the
-server says that the file is still the same. The price: a whole file is read once more for its checksum
-(a minute for 13 GB).
+A broken connection loses only the bytes in transit. A later run resumes the download if the server confirms
+that the file is unchanged. The price is that the whole file is read once more for its checksum (a minute for
+13 GB).
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from urllib3.util import Retry
 
 from degla_ray.errors import DataError
 
-CHUNK = 1 << 16  # bytes; as many may be lost where a connection breaks
-TIMEOUT = (10, 60)  # seconds to connect, and without a byte
+CHUNK = 1 << 16  # bytes; the most that a broken connection loses
+TIMEOUT = (10, 60)  # seconds to connect, and to wait for a byte
 RETRY = Retry(total=6, backoff_factor=1, status_forcelist=(429, 500, 502, 503, 504))  # pauses 0, 2, 4 ... s
 
 OnBytes = Callable[[int, int | None], None]
-"""Told the bytes that are there and, where it is known, how many there will be."""
+"""Called with the number of bytes received and the total, or None if the total is unknown."""
 
 
 class _Broken(Exception):
-    """The connection ended before the file did."""
+    """The connection ended before the file was complete."""
 
 
 def open_session() -> requests.Session:
-    """A session that asks again, after growing pauses, where a server cannot answer."""
+    """Return a session that retries, with growing pauses, if a server is overloaded or unavailable."""
     session = requests.Session()
-    session.headers["Accept-Encoding"] = "identity"  # ranges and sizes are of the file, not of its gzip
+    session.headers["Accept-Encoding"] = "identity"  # so that ranges and sizes refer to the uncompressed file
     for scheme in ("http://", "https://"):
         session.mount(scheme, HTTPAdapter(max_retries=RETRY))
     return session
@@ -52,18 +52,18 @@ def download(
     size: int | None,
     room: int,
 ) -> str:
-    """Fetches `url` to `target`, which is only there once it is whole and right.
+    """Download `url` to `target`, which exists only once it is complete and verified.
 
     Args:
         expected: `sha256`, `md5` or `sha1` -> hexadecimal digest.
-        size: in bytes, where it is known.
-        room: how many times its size the file needs on the disk, with what is unpacked of it.
+        size: bytes, if known.
+        room: disk space that the file needs, including what is unpacked from it, as a multiple of its size.
 
     Returns:
         The file's SHA-256.
 
     Raises:
-        DataError: the server has no such file or another one, or the disk has no room for it.
+        DataError: the server does not have the file or has a different one, or the disk is too full.
         requests.RequestException: the server cannot be reached.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -75,12 +75,12 @@ def download(
             _receive(session, url, part, size=size, room=room, on_bytes=on_bytes)
             break
         except _Broken as error:
-            retries = RETRY if _length(part) > before else retries  # a step ahead is a fresh start
+            retries = RETRY if _length(part) > before else retries  # progress resets the retries
             try:
                 retries = retries.increment("GET", url, error=ProtocolError(str(error)))
             except MaxRetryError:
                 raise DataError(
-                    url, f"broken connections ({error})", "the file; run again to go on"
+                    url, f"broken connections ({error})", "the file; run again to resume"
                 ) from error
             retries.sleep()
     try:
@@ -94,10 +94,10 @@ def download(
 
 
 def verify(path: Path, expected: Mapping[str, str], size: int | None = None) -> str:
-    """The SHA-256 of a file.
+    """Return the SHA-256 of a file after checking its size and checksums.
 
     Raises:
-        DataError: its size or one of its checksums is not the expected one.
+        DataError: the size or a checksum is not the expected one.
     """
     if size is not None and _length(path) != size:
         raise DataError(str(path), f"{_length(path)} bytes", f"{size} bytes")
@@ -124,15 +124,15 @@ def _receive(
     with session.get(url, headers=headers, stream=True, timeout=TIMEOUT) as response:
         content_range = response.headers.get("Content-Range", "")
         if response.status_code == 416 and content_range == f"bytes */{have}":
-            return  # an earlier run ended between the last byte and the new name
+            return  # an earlier run received the last byte but did not rename the file
         starts_at = re.match(rf"bytes {have}-\d+/", content_range)
         if response.status_code == 416 or (response.status_code == 206 and not starts_at):
             _discard(part)
-            raise _Broken(f"the server cannot go on at byte {have}")
+            raise _Broken(f"the server cannot resume at byte {have}")
         if response.status_code not in (200, 206):
             raise DataError(url, f"HTTP {response.status_code} {response.reason}", "the file")
         if response.headers.get("Content-Type", "").startswith("text/html"):
-            raise DataError(url, "a web page", "the file: the page may say what has to be done first")
+            raise DataError(url, "a web page", "the file; the page may say what to do first")
         have = have if response.status_code == 206 else 0
         length = response.headers.get("Content-Length")
         total = have + int(length) if length else size
@@ -150,7 +150,7 @@ def _receive(
                     have += len(chunk)
                     on_bytes(have, total)
             except (requests.ConnectionError, requests.exceptions.ChunkedEncodingError) as error:
-                raise _Broken(f"{have} of {total} bytes came") from error
+                raise _Broken(f"{have} of {total} bytes received") from error
 
 
 def _validator(part: Path) -> Path:
@@ -158,9 +158,9 @@ def _validator(part: Path) -> Path:
 
 
 def _remember_validator(part: Path, response: requests.Response) -> None:
-    """Keeps what tells a later run's server which version of the file the first bytes are of."""
+    """Store the validator by which a later run checks that the server's file is still the same version."""
     etag = response.headers.get("ETag", "")
-    strong = etag if etag.startswith('"') else ""  # a weak one says nothing of bytes
+    strong = etag if etag.startswith('"') else ""  # a weak ETag does not guarantee identical bytes
     if validator := strong or response.headers.get("Last-Modified", ""):
         _validator(part).write_text(validator)
     else:

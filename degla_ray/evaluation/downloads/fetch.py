@@ -1,8 +1,8 @@
-"""Published benchmarks' files, fetched as far as they may be: run by `jobs/fetch_benchmarks.py`.
+"""Fetch the files of published benchmarks, as far as licences allow: run by `jobs/fetch_benchmarks.py`.
 
-What lies where is data (`downloads.yaml`). What was fetched stands in `fetched.json` with size, SHA-256 and
-day: a rerun skips it, and notices where a file that nobody published a checksum of is another one by now.
-Archives are deleted once they are unpacked, so a rerun cannot verify images again (COCO's three: 21 GB).
+The catalogue says where each file comes from. `fetched.json` records size, SHA-256 and date of every fetched
+file; a rerun skips these files, and detects a file without a published checksum that has changed since.
+Archives are deleted once unpacked, so a rerun cannot verify images again (COCO's three: 21 GB).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ RECORD = "fetched.json"
 
 
 class State(StrEnum):
-    """What became of an item."""
+    """Outcome of an item."""
 
     THERE = "there"
     FETCHED = "fetched"
@@ -44,7 +44,7 @@ class State(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """An item's row in the final table."""
+    """Row of an item in the final table."""
 
     item: Item
     state: State
@@ -53,7 +53,7 @@ class Outcome:
 
 @dataclass
 class Fetcher:
-    """The output folder, and what is known of what lies there."""
+    """Output folder and the records of what was fetched to it."""
 
     output: Path
     today: str
@@ -66,10 +66,10 @@ class Fetcher:
             try:
                 self.records = json.loads(path.read_text(encoding="utf-8"))
             except ValueError as error:
-                raise DataError(str(path), error, "JSON, as it was written; or no such file") from error
+                raise DataError(str(path), error, "JSON as written by this job, or no such file") from error
 
     def fetch(self, item: Item, on_bytes: OnBytes) -> Outcome:
-        """Fetches an item unless it is there; an error becomes its row."""
+        """Fetch an item unless it is present; an error becomes the item's outcome."""
         target = self.output / item.to
         try:
             if target.is_file() or (target.is_dir() and any(target.iterdir())):
@@ -83,7 +83,8 @@ class Fetcher:
         return Outcome(item=item, state=State.FETCHED, note=note)
 
     def _check(self, item: Item, target: Path) -> str:
-        """Notices a file that was changed here after it was fetched, or that somebody else put here."""
+        """Raise an error if a file was changed after it was fetched; return a note if it cannot be
+        verified."""
         if target.is_dir() or item.form is not None or item.extract is not None:
             return ""
         known = self.records.get(item.name, {})
@@ -91,7 +92,7 @@ class Fetcher:
         try:
             verify(target, expected, item.bytes)
         except DataError as error:
-            right = f"{error.expected}; delete it to fetch it again"
+            right = f"{error.expected}; delete the file to fetch it again"
             raise DataError(error.where, error.found, right) from error
         return "" if expected else "not fetched by this job, and no checksum is published"
 
@@ -101,7 +102,7 @@ class Fetcher:
         source = target if whole else target.with_name(f"{target.name}.download")
         known = self.records.get(item.name, {})
         recorded = known.get("sha256") if known.get("url") == item.url else None
-        if source.exists():  # an earlier run was interrupted in what comes next
+        if source.exists():  # an earlier run was interrupted while unpacking
             sha256 = verify(source, checksums, item.bytes)
         else:
             room = 1 if item.unpack == "none" else 2
@@ -131,15 +132,15 @@ class Fetcher:
         return "" if checksums else f"no checksum is published; SHA-256 {sha256} recorded"
 
     def _torchvision(self, item: Item, target: Path) -> str:
-        import torchvision.datasets  # 3 s, for those who want it
+        import torchvision.datasets  # takes 3 s, so only if needed
 
         root = target.with_name(f"{target.name}.download")
-        shutil.rmtree(root / target.name, ignore_errors=True)  # torchvision takes half of a set for all of it
+        shutil.rmtree(root / target.name, ignore_errors=True)  # torchvision takes a partial set for complete
         root.mkdir(parents=True, exist_ok=True)
         try:
             getattr(torchvision.datasets, str(item.torchvision))(root, download=True)
-        except Exception as error:  # of many kinds: each dataset's own checks and urllib's
-            raise DataError(f"torchvision {item.torchvision}", error, "its download to work") from error
+        except Exception as error:  # datasets raise many types, as does urllib
+            raise DataError(f"torchvision {item.torchvision}", error, "a successful download") from error
         os.replace(root / target.name, target)
         shutil.rmtree(root)
         self._record(item, {"torchvision": item.torchvision})
@@ -157,13 +158,13 @@ def _write(path: Path, text: str) -> None:
 
 
 def fetch_benchmarks(config: FetchConfig, console: Console | None = None) -> bool:
-    """Fetches, and prints what became of each item.
+    """Fetch the files of the requested benchmarks and print each item's outcome.
 
     Returns:
-        Whether none failed.
+        Whether no item failed.
     """
     if "://" in config.output:
-        raise SettingError("output", config.output, "a local folder: downloads continue in their own files")
+        raise SettingError("output", config.output, "a local folder, where downloads can resume")
     console = console or Console()
     catalogue = read_catalogue(Path(config.catalogue or CATALOGUE))
     items = select(catalogue, config.benchmarks, images=config.images)

@@ -1,7 +1,7 @@
-"""What a downloaded file holds: an archive's members, or a list that stands in a source file.
+"""Extract what a downloaded file contains: an archive's members, or a list from a source file.
 
-A folder is made beside its place and renamed when it is whole. An archive needs as much room again as it has
-bytes, for it is deleted only afterwards.
+A folder is unpacked next to its destination and renamed once complete. Unpacking needs additional disk space
+for all members, because the archive is deleted only afterwards.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ CHUNK = 1 << 20  # bytes
 
 
 def unpack(archive: Path, kind: Literal["zip", "tar"], target: Path, strip: str) -> None:
-    """Unpacks the members below the folder `strip` of an archive into the folder `target`.
+    """Unpack the members below the folder `strip` of an archive into the folder `target`.
 
     Raises:
-        DataError: not such an archive, a member that would lie outside `target`, or none below `strip`.
+        DataError: another or a broken format, a member that would be written outside `target`, or no member
+            below `strip`.
     """
     unpacking = target.with_name(f"{target.name}.unpacking")
     shutil.rmtree(unpacking, ignore_errors=True)
@@ -64,7 +65,7 @@ def _unpack_tar(archive: Path, folder: Path, strip: str) -> int:
 
 
 def _inner(archive: Path, name: str, strip: str) -> str:
-    """A member's path below `strip`; nothing if it lies elsewhere."""
+    """Return a member's path relative to `strip`; an empty string if it is not below `strip`."""
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or "\\" in name or re.match("[A-Za-z]:", name):
         raise DataError(str(archive), f"the member {name!r}", "members inside the archive's own folder")
@@ -72,16 +73,16 @@ def _inner(archive: Path, name: str, strip: str) -> str:
 
 
 def python_list(source: Path, variable: str) -> list[object]:
-    """The list that a Python file or a notebook assigns to `variable`, read and not run.
+    """Return the list that a Python file or notebook assigns to `variable`; the code is parsed, not run.
 
     Raises:
-        DataError: there is none.
+        DataError: no such list.
     """
     for part in _code(source):
         try:
             tree = ast.parse(part)
         except SyntaxError:
-            continue  # a notebook's cell with a shell command
+            continue  # a notebook cell with a shell command
         for node in ast.walk(tree):
             if isinstance(node, ast.Assign) and any(
                 isinstance(name, ast.Name) and name.id == variable for name in node.targets
@@ -96,7 +97,7 @@ def python_list(source: Path, variable: str) -> list[object]:
 
 
 def _code(source: Path) -> list[str]:
-    """A Python file's text, or that of each of a notebook's cells of code."""
+    """Return the text of a Python file, or of each code cell of a notebook."""
     try:
         text = source.read_text(encoding="utf-8")
         if not text.lstrip().startswith("{"):
