@@ -21,7 +21,7 @@ def test_refusals_all_alike_stop_with_the_servers_sentence_and_what_helps() -> N
     refusals = Refusals("openai", block=20)
     assert refusals.passed([row(**UNKNOWN_KEY)] * 19) == []
     with pytest.raises(
-        Refused, match=r"all of 20 questions with HTTP 401: wrong key; .*openai\.key_variable"
+        Refused, match=r"all of 20 requests with HTTP 401: wrong key; .*openai\.key_variable"
     ):
         refusals.passed([row(**UNKNOWN_KEY)])
 
