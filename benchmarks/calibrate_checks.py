@@ -3,8 +3,8 @@
 
     python benchmarks/calibrate_checks.py --half held_out
 
-tests/golden/negatives_calibration.jsonl contains negatives by SmolLM2-135M, Gemma 3 270M and the rules for the
-project's own captions. Labels: `good` (the requested edit, readable, and false of the image),
+tests/golden/negatives_calibration.jsonl contains negatives by SmolLM2-135M, Gemma 3 270M and the rules for
+the project's own captions. Labels: `good` (the requested edit, readable, and false of the image),
 `may_be_true` (means the same as the caption, or may also be true), `wrong_edit` (false, but another edit),
 `broken` (not a caption). The half `tuned`, chosen by the caption's hash, was read while the checks were
 developed; the half `held_out` was only counted.

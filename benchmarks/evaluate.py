@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Compare our evaluation with the official scripts' method, which encodes each item's image and texts anew.
+"""Compare our evaluation with the official scripts' method, which encodes image and texts item by item.
 
     python benchmarks/evaluate.py --items 960
 

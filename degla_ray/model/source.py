@@ -27,7 +27,7 @@ PACKAGED = {path.stem: path for path in sorted((_MODEL / "configs").glob("*.json
 
 
 class Kind(StrEnum):
-    """Kinds of things that a model's name or its weights' name can refer to."""
+    """Kind of source that a model's name or its weights' name refers to."""
 
     OPEN_CLIP = "open_clip name"
     CONFIG = "JSON config"
