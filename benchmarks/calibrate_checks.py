@@ -1,13 +1,13 @@
 #!/usr/bin/env python
-"""How often the quality gate is right, by check: on candidates that were read one by one and labelled.
+"""Measure how often the quality checks are right, by check, on candidates that were labelled by hand.
 
     python benchmarks/calibrate_checks.py --half held_out
 
-tests/golden/negatives_calibration.jsonl holds what SmolLM2-135M, Gemma 3 270M and the rules wrote for
-captions of the project's own. Labels: `good` (the edit asked for, readable, and false of the image),
-`may_be_true` (says what the caption says, or may hold beside it), `wrong_edit` (false, but another edit),
-`broken` (no caption). One half, by the caption's hash, was looked at while checks were changed; the other
-only counted.
+tests/golden/negatives_calibration.jsonl contains negatives by SmolLM2-135M, Gemma 3 270M and the rules for
+the project's own captions. Labels: `good` (the requested edit, readable, and false of the image),
+`may_be_true` (means the same as the caption, or may also be true), `wrong_edit` (false, but another edit),
+`broken` (not a caption). The half `tuned`, chosen by the caption's hash, was read while the checks were
+developed; the half `held_out` was only counted.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ TRUE_NEGATIVES = ("good", "wrong_edit")
 
 @dataclass(frozen=True, kw_only=True)
 class Judged:
-    """A labelled candidate and what the gate made of it: a reason, or none where it passed."""
+    """Labelled candidate and the reason for which the quality checks reject it; None if they accept it."""
 
     source: str
     kind: str
@@ -47,7 +47,7 @@ class Judged:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--half", choices=["tuned", "held_out"], help="only this half")
-    parser.add_argument("--errors", action="store_true", help="list what was judged wrongly")
+    parser.add_argument("--errors", action="store_true", help="list the wrong verdicts")
     options = parser.parse_args()
     found = [j for half, j in judge_all() if options.half in (None, half)]
     console = Console()
@@ -63,7 +63,7 @@ def main() -> None:
 
 
 def judge_all() -> list[tuple[str, Judged]]:
-    """(half, candidate) of the whole file."""
+    """Return (half, candidate) for every line of the file."""
     gate, rules = Gate("calibration", ""), RuleEngine()
     judged = []
     for line in FILE.read_text(encoding="utf-8").splitlines():
@@ -93,7 +93,7 @@ def _by_rules(rules: RuleEngine, row: dict[str, Any]) -> str | None:
 
 
 def by_source(found: list[Judged]) -> Table:
-    """What passed, and of what; a row a source, and all."""
+    """Return a table of accepted candidates and their quality, with a row per source and one for all."""
     table = Table(title=f"{len(found)} labelled candidates")
     for heading in ("source", "candidates", "good", "accepted", "accepted: true negatives", "good: rejected"):
         table.add_column(heading, justify="left" if heading == "source" else "right")
@@ -113,7 +113,7 @@ def by_source(found: list[Judged]) -> Table:
 
 
 def by_check(found: list[Judged]) -> Table:
-    """Precision of each reason: what it rejected that was not good."""
+    """Return a table of each reason's precision, the share of rejected candidates that are not good."""
     table = Table(title="by reason of rejection")
     for heading in ("reason", "rejected", "rightly", "may be true", "wrong edit", "broken", "good"):
         table.add_column(heading, justify="left" if heading == "reason" else "right")

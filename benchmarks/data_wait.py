@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""How long training waits for data: our decoders against torch's DataLoader with as many processes.
+"""Measure how long training waits for data: our loader against torch's DataLoader with as many processes.
 
     python benchmarks/data_wait.py --processes 2
 
-JPEGs of 640 x 480 pixels, decoded, cropped and resized to 224, captions tokenised. First each feeds a
-trainer that takes no time (throughput), then one whose step takes a third longer than the slower of the two
-needs for a batch (the share of time that it waits). The trainer sleeps, as one does whose work is on a GPU.
-The two take turns, three times; medians are shown.
+JPEGs of 640 x 480 pixels are decoded, cropped and resized to 224, and captions are tokenised. Each loader
+first feeds a trainer whose step takes no time, which gives the throughput. It then feeds one whose step takes
+a third longer than a batch of the slower loader, which gives the share of time spent waiting. The trainer
+sleeps during its step, like one that computes on a GPU. The loaders alternate three times; medians are shown.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ Batches = Callable[[int], Iterator[Any]]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--images", type=int, default=512, help="JPEGs (default: %(default)s)")
-    parser.add_argument("--batch", type=int, default=32, help="samples of a step (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=20, help="steps of a round (default: %(default)s)")
-    parser.add_argument("--processes", type=int, default=2, help="that decode (default: %(default)s)")
+    parser.add_argument("--batch", type=int, default=32, help="samples per step (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=20, help="steps per round (default: %(default)s)")
+    parser.add_argument("--processes", type=int, default=2, help="decoder processes (default: %(default)s)")
     options = parser.parse_args()
     ray_setup.set_environment()
     with tempfile.TemporaryDirectory(prefix="degla-") as folder:
@@ -86,7 +86,7 @@ def _compare(sides: dict[str, Batches], options: argparse.Namespace) -> None:
 
 
 def _run(batches: Batches, steps: int, step_s: float) -> tuple[float, float]:
-    """Seconds a batch, and those of them waited; the first batch, which starts the processes, left out."""
+    """Return (seconds per batch, seconds of them spent waiting), without the first batch, which starts up."""
     following = batches(steps + 1)
     next(following)
     started, waited = time.perf_counter(), 0.0
@@ -96,13 +96,13 @@ def _run(batches: Batches, steps: int, step_s: float) -> tuple[float, float]:
         next(following)
         waited += time.perf_counter() - asked
     each = (time.perf_counter() - started) / steps
-    for _ in following:  # lets the iterator end its processes
+    for _ in following:  # exhausts the iterator, so that it ends its processes
         pass
     return each, waited / steps
 
 
 def _feed(root: Path, options: argparse.Namespace) -> Batches:
-    """The trainer's own way: prepared Parquet, decoders as Ray actors."""
+    """Return the trainer's own loader: prepared Parquet files, decoded by Ray actors."""
     source = Flickr8kConfig(images=str(root / "jpeg"), captions={"train": str(root / "captions.txt")})
     prepared = str(root / "prepared")
     prepare(PrepareConfig(source="flickr8k", output=prepared, flickr8k=source))
@@ -168,7 +168,7 @@ def _loader(root: Path, captions: list[str], options: argparse.Namespace) -> Bat
 
 
 def _write_images(root: Path, count: int) -> list[str]:
-    """Smooth noise with grain, about 60 kB each as a photograph's JPEG; returns the captions."""
+    """Write JPEGs of smooth noise with grain (about 60 kB each, like photographs); return their captions."""
     (root / "jpeg").mkdir()
     rng = np.random.default_rng(0)
     captions = [

@@ -1,11 +1,12 @@
 #!/usr/bin/env python
-"""Our evaluation against the official scripts' way: one item at a time, its image encoded again for each.
+"""Compare our evaluation with the official scripts' method, which encodes image and texts item by item.
 
     python benchmarks/evaluate.py --items 960
 
-SugarCrepe's shape (4.8 items an image of 640 x 480, captions of some eleven words, each caption and foil
-mostly once) on made-up images and captions, the same random weights for both, one after the other on the
-same cores. Ours counts from when Ray is up and has the actors' start in it. The decisions must be the same.
+Synthetic images and captions have SugarCrepe's shape: 4.8 items per image of 640 x 480 pixels, captions of
+about eleven words, few repeated texts. Both methods use the same random weights, one after the other on the
+same cores. Our time starts when Ray is running and includes the start of the actors. The benchmark fails if
+any decision differs.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ def main() -> None:
 
 
 def make_items(folder: Path, number: int) -> list[dict[str, Any]]:
-    """Rows of CHOICE_ITEMS, and their images in `folder`."""
+    """Write images to `folder` and return rows of CHOICE_ITEMS that use them."""
     rng, draws = np.random.default_rng(0), random.Random(0)
     images = max(1, round(number / ITEMS_PER_IMAGE))
     for i in range(images):
@@ -96,7 +97,7 @@ def make_items(folder: Path, number: int) -> list[dict[str, Any]]:
 
 
 def in_batches(loaded: LoadedModel, folder: str, items: list[dict[str, Any]]) -> np.ndarray:
-    """Decisions by Ray Data actors: bool [n]."""
+    """Return the decisions of our evaluation, which encodes with Ray Data actors: bool [n]."""
     benchmark = Choice("shaped", pa.Table.from_pylist(items, schema=CHOICE_ITEMS), Rule.STRICT, "files")
     cores = torch.get_num_threads()
     pool = encoding.Pool(
@@ -112,7 +113,7 @@ def in_batches(loaded: LoadedModel, folder: str, items: list[dict[str, Any]]) ->
 
 
 def one_by_one(loaded: LoadedModel, folder: Path, items: list[dict[str, Any]]) -> np.ndarray:
-    """Decisions as SugarCrepe's and ARO's scripts make them: bool [n]."""
+    """Return the decisions by the method of SugarCrepe's and ARO's scripts: bool [n]."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model: OpenClipModel = loaded.model.to(device)
     transform = loaded.transform

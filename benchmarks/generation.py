@@ -1,13 +1,13 @@
 #!/usr/bin/env python
-"""The generation pipeline against bare `vllm.LLM.generate`, and against transformers' `generate`.
+"""Compare the generation pipeline with plain `vllm.LLM.generate` and with transformers' `generate`.
 
     make install-vllm
     python benchmarks/generation.py --answers 384
 
-The same prompts (scenes' captions, all five kinds), sampling and model for each, one after the other. What
-is compared is answers a second once the engine is up; the pipeline's include the check whether a caption can
-have the kind, the gate and the ledger's rows. transformers answers fewer, in batches of 8 padded on the
-left.
+All three use the same prompts (captions of scenes, all five kinds), sampling and model, one after the other.
+The result is answers per second once the engine is ready. The pipeline's time includes the applicability
+check, the quality checks and the ledger's rows. transformers answers fewer prompts, in batches of 8 padded on
+the left.
 """
 
 from __future__ import annotations
@@ -35,9 +35,13 @@ ENGINE = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--answers", type=int, default=384, help="prompts (default: %(default)s)")
-    parser.add_argument("--transformers_answers", type=int, default=48, help="of them (default: %(default)s)")
+    parser.add_argument(
+        "--transformers_answers", type=int, default=48, help="prompts for transformers (default: %(default)s)"
+    )
     parser.add_argument("--model", default="models/smollm2-135m", help="folder (default: %(default)s)")
-    parser.add_argument("--python", default=".venv-vllm/bin/python", help="vLLM's (default: %(default)s)")
+    parser.add_argument(
+        "--python", default=".venv-vllm/bin/python", help="vLLM's interpreter (default: %(default)s)"
+    )
     parser.add_argument("--role", choices=["vllm", "transformers"], help=argparse.SUPPRESS)
     parser.add_argument("--prompts", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -80,7 +84,7 @@ def compare(options: argparse.Namespace) -> None:
 
 
 def make_questions(number: int) -> list[dict[str, Any]]:
-    """Captions of scenes that can have all kinds, by kind."""
+    """Return requests by kind, for captions of scenes to which all kinds are applicable."""
     from degla_ray.negatives.llm.generation import question
     from degla_ray.negatives.llm.quality import Gate
     from degla_ray.schema import Kind
@@ -102,7 +106,7 @@ def scene_captions(number: int) -> list[str]:
 
 
 def pipeline(options: argparse.Namespace, questions: list[dict[str, Any]], prompts: Any) -> float:
-    """Answers a second, from when the engine is ready; the other stages' start counts."""
+    """Return answers per second once the engine is ready; the start of the other stages is included."""
     from degla_ray import ray_setup
     from degla_ray.config import GenerationConfig, NegativesConfig, RayConfig, VLLMConfig
     from degla_ray.negatives.llm.engines import COMPLETERS
@@ -185,7 +189,7 @@ def _tokens(model: str, chats: list[dict[str, Any]]) -> list[list[int]]:
 
     from transformers import AutoTokenizer
 
-    # by its path: this interpreter has no degla_ray
+    # loaded from its path, as this interpreter has no degla_ray
     actor = runpy.run_path(str(REPO / "degla_ray" / "negatives" / "vllm_actor.py"))
     tokenizer = AutoTokenizer.from_pretrained(model)
     return [actor["prompt_tokens"](tokenizer, chat["turns"]) for chat in chats]

@@ -1,13 +1,14 @@
 #!/usr/bin/env python
-"""A training step of ours against one that does what the released code does: time and peak memory.
+"""Compare our training step with one that computes what the released code does: time and peak memory.
 
     python benchmarks/train_step.py --batch 16 --steps 5
 
-Both train the same ViT-B-32-quickgelu from the same random weights on the same batch, K = 4 negatives, and
-their losses must agree before anything is timed. The reference computes 77 tokens of every text, N x N(1+K)
-logits with masks for both contrasts, and moves the teacher parameter by parameter; ours is the trainer's own
-step. Times are medians of steps that take turns in one process; memory is the peak resident size of a
-process of its own for each. Both get the allocator setting that the trainer sets for its CPU workers.
+Both train the same ViT-B-32-quickgelu from the same random weights on the same batch with K = 4 negatives,
+and their losses must agree before anything is timed. The reference computes 77 tokens of every text and
+N x N(1+K) logits with masks for both contrasts, and updates the teacher parameter by parameter. Ours is the
+trainer's own step. Times are medians of alternating steps in one process; memory is the peak (resident on a
+CPU, allocated on a GPU) of a separate process for each. Both use the allocator settings that the trainer sets
+for its CPU workers.
 """
 
 from __future__ import annotations
@@ -54,8 +55,8 @@ Step = Callable[[LocalBatch], dict[str, float]]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--model", default="ViT-B-32-quickgelu", help="open_clip name")
-    parser.add_argument("--batch", type=int, default=16, help="samples of a step (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=5, help="timed steps of each (default: %(default)s)")
+    parser.add_argument("--batch", type=int, default=16, help="samples per step (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=5, help="timed steps per side (default: %(default)s)")
     parser.add_argument("--device", default="cpu", help="torch device (default: %(default)s)")
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"], help="autocast type")
     options = parser.parse_args()
@@ -114,7 +115,7 @@ class Benchmark:
             torch.cuda.synchronize()
 
     def _peak_gib(self, name: str) -> float:
-        """Of a process that does two steps: the second finds the optimizer's state made."""
+        """Return the peak memory in GiB of a process with two steps; the second has the optimizer's state."""
         context = multiprocessing.get_context("spawn")
         results = context.Queue()
         child = context.Process(target=_measure_peak, args=(name, self.options, results))
@@ -128,9 +129,10 @@ class Benchmark:
         return build(ModelConfig(name=self.options.model))
 
     def _batch(self) -> LocalBatch:
-        """Random images, and random tokens of about the lengths of COCO's captions.
+        """Return a batch of random images, and random tokens with about the lengths of COCO's captions.
 
-        Those of SugarCrepe have 13.9 tokens with start and end on average, standard deviation 2.7.
+        For comparison, SugarCrepe's captions have 13.9 tokens on average, with start and end token, and a
+        standard deviation of 2.7.
         """
         rng, B = np.random.default_rng(0), self.options.batch
         lengths = 10 + rng.gamma(2.2, 1.9, size=B * (1 + K)).astype(int)
@@ -147,7 +149,7 @@ class Benchmark:
         )
 
     def _useful_flops(self, loaded: LoadedModel, batch: LocalBatch) -> float:
-        """Of the linear layers on images and real tokens: student forward and backward, teacher forward."""
+        """Return the FLOPs of linear layers on images and unpadded tokens: student and teacher, one step."""
         model: OpenClipModel = loaded.model
         visual, text = model.visual, model.transformer
         patches = (model.visual.image_size[0] // model.visual.patch_size[0]) ** 2
@@ -171,7 +173,7 @@ class Benchmark:
 
 
 def ours(student: OpenClipModel, preprocess: dict[str, Any], options: argparse.Namespace) -> Step:
-    """The trainer's step."""
+    """Return a function that performs the trainer's own step."""
     student = student.to(options.device).train()
     config = _config(options)
     teacher = Teacher(student, config.teacher)
@@ -192,7 +194,7 @@ def ours(student: OpenClipModel, preprocess: dict[str, Any], options: argparse.N
 
 
 def reference(student: OpenClipModel, preprocess: dict[str, Any], options: argparse.Namespace) -> Step:
-    """What the released training step does, on one worker."""
+    """Return a function that performs the released code's training step on one worker."""
     config = _config(options)
     student = student.to(options.device).train()
     teacher = copy.deepcopy(student).eval().requires_grad_(False)
@@ -242,7 +244,7 @@ def reference(student: OpenClipModel, preprocess: dict[str, Any], options: argpa
 def _released_losses(
     v: Tensor, texts: Tensor, v_hat: Tensor, texts_hat: Tensor, scale: Tensor, config: ObjectiveConfig
 ) -> dict[str, Tensor]:
-    """All pairs first, masks afterwards; TGC with the released pairing, distillation as a sum."""
+    """Return losses from masked all-pairs logits, with the released TGC pairing and a distillation sum."""
     N = len(v)
     t, t_hat, negatives = texts[:N], texts_hat[:N], texts[N:]
     own = torch.arange(N, device=v.device)
@@ -250,8 +252,8 @@ def _released_losses(
     base = (F.cross_entropy(image_logits, own) + F.cross_entropy(text_logits, own)) / 2
 
     column = torch.arange(N * K, device=v.device)
-    own_negatives = column[None, :] // K == own[:, None]  # negatives lie at i*K + k
-    released_negatives = column[None, :] % N == own[:, None]  # the mask opens i + m*N
+    own_negatives = column[None, :] // K == own[:, None]  # caption i's negatives are in columns i*K + k
+    released_negatives = column[None, :] % N == own[:, None]  # the released mask selects columns i + m*N
     pairs = torch.eye(N, dtype=torch.bool, device=v.device)
     igc_mask = torch.cat([pairs, own_negatives], dim=1)
     igc = F.cross_entropy(image_logits.masked_fill(~igc_mask, -torch.inf), own)
@@ -268,7 +270,7 @@ SIDES = {"reference": reference, "ours": ours}
 
 @torch.no_grad()
 def _move_away(student: nn.Module) -> None:
-    """From its teacher, so that there is something to distil: 1 % noise, the same on both sides."""
+    """Add 1 % noise to the student (equal on both sides), so that its distance to the teacher is not 0."""
     generator = torch.Generator().manual_seed(1)
     for parameter in student.parameters():
         noise = torch.randn(parameter.shape, generator=generator).to(parameter.device)
@@ -288,7 +290,7 @@ def _config(options: argparse.Namespace) -> TrainConfig:
 
 
 def _weights(module: nn.Module) -> int:
-    """Of its matrices: a token meets each once."""
+    """Return the number of weights in the module's matrices, each of which acts once on every token."""
     return sum(p.numel() for p in module.parameters() if p.ndim == 2)
 
 
@@ -308,7 +310,7 @@ def _measure_peak(name: str, options: argparse.Namespace, results: multiprocessi
 
 
 def _set_allocator() -> None:
-    """The setting has to be there when the process starts: starts it anew with it."""
+    """Restart this process with the allocator settings, which take effect only at its start."""
     wanted = ray_setup.WORKER_ENV
     if any(os.environ.get(name) != value for name, value in wanted.items()):
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **wanted})

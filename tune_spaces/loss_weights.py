@@ -1,9 +1,9 @@
-"""The weights of DeGLA's terms beside the base loss.
+"""Search space over the weights of DeGLA's three terms other than the base loss.
 
-λ_igc from twice the published 0.1 upwards, as short runs on small data want (docs/log.md); λ_tgc and
-λ_distill around the published 0.1 and 1.28. Log-uniform over a factor of 100: what matters of a weight is
-its order of magnitude. Searching all three at once costs no more than one alone where one of them hardly
-matters.
+λ_igc starts at twice the published 0.1, since short runs on small data need more (docs/log.md); λ_tgc and
+λ_distill are centred on the published 0.1 and 1.28. Each is log-uniform over a factor of 100, because the
+order of magnitude matters most. If only one weight matters, a joint search costs no more than searching it
+alone.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from ray import tune
 
 
 def space() -> dict[str, Any]:
-    """Dotted settings of job `train` -> Ray Tune domains."""
+    """Return the search space: dotted settings of job `train` -> Ray Tune domains."""
     return {
         "objective.lambda_igc": tune.loguniform(0.2, 20.0),
         "objective.lambda_tgc": tune.loguniform(0.01, 1.0),

@@ -1,7 +1,7 @@
 """open_clip models: find, build, load, encode, average, export.
 
-The names below are imported at first use: what a model's name stands for (`source.py`, `files.py`) is known
-without torch, which takes seconds to import.
+The names below are imported on first use, so that resolving a model's name (`source.py`, `files.py`) does not
+import torch, which takes seconds.
 """
 
 from __future__ import annotations

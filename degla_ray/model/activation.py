@@ -1,8 +1,8 @@
-"""The activation guard: weights made with QuickGELU silently score lower in a GELU model, and the reverse.
+"""The activation guard: weights trained with QuickGELU silently score lower in a GELU model, and vice versa.
 
-OpenAI's CLIP, and so everything fine-tuned from it (the published DeGLA, NegCLIP and CE-CLIP
-checkpoints), uses QuickGELU. Since open_clip 2.29 plain `ViT-B-32` + `openai` builds GELU and only warns.
-Here it stops.
+OpenAI's CLIP uses QuickGELU, and so does everything fine-tuned from it (the published DeGLA, NegCLIP and
+CE-CLIP checkpoints). Since open_clip 2.29, plain `ViT-B-32` with `openai` builds a GELU model and only warns;
+here it is an error.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ _ANYWAY = "model.allow_activation_mismatch=true to load it anyway"
 
 
 def of_config(model_cfg: dict[str, Any]) -> Activation:
-    """The activation that an open_clip model config builds."""
+    """Return the activation of the model that an open_clip model config builds."""
     return "quickgelu" if model_cfg.get("quick_gelu", False) else "gelu"
 
 
 def of_file(path: Path) -> Activation | None:
-    """The activation a checkpoint states, in its header or in a config beside it; none if it does not."""
+    """Return the activation from a checkpoint's header or the config in its folder; None if unknown."""
     stated = read_metadata(path).get(METADATA_KEY)
     if stated in ("quickgelu", "gelu"):
         return cast(Activation, stated)
@@ -49,14 +49,14 @@ def of_file(path: Path) -> Activation | None:
 
 
 def _of_clip_model(config: dict[str, Any]) -> Activation | None:
-    """What `CLIPModel`'s config states; transformers' own default is QuickGELU."""
+    """Return the activation in `CLIPModel`'s config, by default QuickGELU; None if it is another or mixed."""
     towers = [config.get(tower) or {} for tower in ("vision_config", "text_config")]
     names = {tower.get("hidden_act", "quick_gelu") for tower in towers}
     return {"quick_gelu": "quickgelu", "gelu": "gelu"}.get(names.pop()) if len(names) == 1 else None  # type: ignore[return-value]
 
 
 def require_tag(*, name: str, built: Activation, tag: str) -> None:
-    """Stops unless the model of open_clip's `name` has the activation of the weights behind its `tag`.
+    """Require that open_clip's model `name` has the activation of the weights of its `tag`.
 
     Raises:
         SettingError: as `require_match`.
@@ -68,14 +68,14 @@ def require_tag(*, name: str, built: Activation, tag: str) -> None:
 def require_file(
     *, name: str, built: Activation, path: Path, source: str, registered: str | None = None
 ) -> None:
-    """Stops unless a checkpoint's activation is the model's, or where nobody can know it.
+    """Refuse a checkpoint whose activation differs from the model's or cannot be known.
 
     Args:
-        name: of the model, for messages.
+        name: the model's name, for messages.
         built: the model's activation.
         path: the checkpoint.
-        source: what the user called it.
-        registered: open_clip's name of the model, where the checkpoint comes from elsewhere.
+        source: the user's name for the checkpoint, for messages.
+        registered: open_clip's name of the model if the checkpoint is not the model's own; None otherwise.
 
     Raises:
         SettingError: as `require_match` and `require_stated`.
@@ -88,10 +88,10 @@ def require_file(
 
 
 def require_match(*, name: str, built: Activation, weights: Activation, source: str) -> None:
-    """Stops unless a model's activation is the one its weights were made with.
+    """Require that a model's activation is the one its weights were trained with.
 
     Raises:
-        SettingError: they differ; names the model to take instead where there is one.
+        SettingError: they differ; names the model to use instead, if there is one.
     """
     if built == weights:
         return
@@ -105,11 +105,11 @@ def require_match(*, name: str, built: Activation, weights: Activation, source: 
 
 
 def require_stated(*, name: str, built: Activation, source: str) -> None:
-    """Stops where a checkpoint does not state its activation and both are likely.
+    """Refuse a checkpoint that does not state its activation if both are likely.
 
-    That is: a GELU architecture that OpenAI's weights also fit. Its official fine-tunes need QuickGELU and
-    carry no mark of it, while open_clip's own GELU training writes files that look the same; only the user
-    can know. Any other architecture has one activation, so nothing is asked.
+    This is the case for a GELU architecture that OpenAI's weights also fit. Official fine-tunes need
+    QuickGELU but do not record it, and open_clip's own GELU training writes files that look the same, so only
+    the user knows. Every other architecture has a single activation, so nothing is required.
 
     Raises:
         SettingError: names the QuickGELU model.
@@ -125,6 +125,6 @@ def require_stated(*, name: str, built: Activation, source: str) -> None:
 
 
 def _twin(name: str, activation: Activation) -> str | None:
-    """The open_clip name of the same architecture with `activation`, if there is one."""
+    """Return the open_clip name of the same architecture with `activation`; None if there is no such name."""
     other = name + _SUFFIX if activation == "quickgelu" else name.removesuffix(_SUFFIX)
     return other if other != name and other in open_clip.list_models() else None

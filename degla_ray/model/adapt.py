@@ -1,9 +1,10 @@
-"""Which weights of a model are trained, how fast, and through what: freezing, layer-wise rates, LoRA.
+"""Partial fine-tuning: frozen weights, layer-wise learning rates and LoRA adapters.
 
-LoRA (arXiv 2106.09685) lies on attention's in- and out-projections and the MLPs of open_clip's transformer
-blocks, in both towers, as parametrizations of torch: whoever reads such a weight gets W + B·A·alpha/rank.
-(peft 0.21 adds the product of an out-projection of `nn.MultiheadAttention` twice, forward too:
-huggingface/peft#3774.) The teacher and an exported model are plain, with the products added for good.
+LoRA (arXiv 2106.09685) is applied to attention's in- and out-projections and to the MLPs of open_clip's
+transformer blocks in both towers. The adapters are torch parametrizations, so reading such a weight gives
+W + B·A·alpha/rank. (peft 0.21 adds the product of `nn.MultiheadAttention`'s out-projection twice, in the
+forward pass too: huggingface/peft#3774.) The teacher and exported models have no adapters; their weights
+include the products.
 """
 
 from __future__ import annotations
@@ -25,33 +26,33 @@ _SCALARS = ("logit_scale", "logit_bias")
 
 
 def adapt(model: nn.Module, config: AdaptConfig) -> None:
-    """Freezes and adds adapters in place. What is then trained is what requires gradients.
+    """Freeze weights and add adapters in place; parameters that still require gradients are trained.
 
     Raises:
-        SettingError: more blocks to freeze than there are, or no blocks to adapt.
+        SettingError: more blocks are to be frozen than the tower has, or the model has no blocks to adapt.
     """
     staying = {"image": config.freeze_image_blocks, "text": config.freeze_text_blocks, "": 0}
     there = _blocks(model)
     for tower, blocks in staying.items():
         if blocks > there[tower]:
             raise SettingError(
-                f"adapt.freeze_{tower}_blocks", blocks, f"at most {there[tower]}, which the tower has"
+                f"adapt.freeze_{tower}_blocks", blocks, f"at most {there[tower]}, the tower's blocks"
             )
     if config.lora_rank:
         _add_lora(model, config)
     for name, parameter in model.named_parameters():
         tower = _tower(name)
-        # freezing the first blocks freezes what lies before them too
+        # freezing the first blocks also freezes the layers before them
         if tower == config.freeze or (staying[tower] and _depth(name, there[tower]) <= staying[tower]):
             parameter.requires_grad_(False)
 
 
 def rate_factors(model: nn.Module, config: AdaptConfig) -> dict[str, float]:
-    """What the learning rate is multiplied with, for each parameter's name.
+    """Return each parameter's learning-rate multiplier, by name.
 
-    `layer_decay` to the power of the number of blocks that lie above it in its tower (the first embedding
-    is one below the first block, what follows the last block and the logits' scalars have 1), and
-    `lora_rate` for adapters.
+    It is `layer_decay` to the power of the number of layers above the parameter in its tower: 0 after the
+    last block and for the logit scalars, 1 in the last block, the number of blocks + 1 for the embeddings
+    before the first. For adapters it is multiplied by `lora_rate`.
     """
     blocks, factors = _blocks(model), {}
     for name, _ in model.named_parameters():
@@ -62,7 +63,7 @@ def rate_factors(model: nn.Module, config: AdaptConfig) -> dict[str, float]:
 
 
 def plain_state(model: nn.Module) -> dict[str, Tensor]:
-    """Name -> value of every parameter of the model without adapters, with what they add; no gradient."""
+    """Return name -> value of every parameter with the adapters' products added; without gradient."""
     state = {
         _ORIGINAL.sub(r".\1", name): parameter.detach()
         for name, parameter in model.named_parameters()
@@ -75,10 +76,10 @@ def plain_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def merged(model: nn.Module) -> nn.Module:
-    """A plain copy: the adapters' products added to the weights, the adapters gone, everything trainable."""
+    """Return a trainable copy without adapters, whose weights include the adapters' products."""
     plain = copy.deepcopy(model)
     for module in [m for m in plain.modules() if parametrize.is_parametrized(m)]:
-        # torch makes a class for each such module; a copy shares it, and would undo the original's too
+        # torch creates a class per such module; a copy shares it, and removal would change the original too
         own = type(module)
         module.__class__ = type(own.__name__, own.__bases__, dict(own.__dict__))
         for weight in list(module.parametrizations):  # type: ignore[arg-type]
@@ -87,7 +88,7 @@ def merged(model: nn.Module) -> nn.Module:
 
 
 class _LoRA(nn.Module):
-    """W -> W + B·A·scale; B begins at 0, so it begins as W."""
+    """Parametrization W -> W + B·A·scale; B is initialised to 0, so training starts at W."""
 
     def __init__(self, weight_OI: Tensor, rank: int, scale: float) -> None:
         super().__init__()
@@ -95,7 +96,7 @@ class _LoRA(nn.Module):
         self.scale = scale
         self.A_RI = nn.Parameter(weight_OI.new_empty(rank, inputs))
         self.B_OR = nn.Parameter(weight_OI.new_zeros(outputs, rank))
-        nn.init.kaiming_uniform_(self.A_RI, a=math.sqrt(5))  # as the paper's code
+        nn.init.kaiming_uniform_(self.A_RI, a=math.sqrt(5))  # as in the paper's code
 
     def forward(self, weight_OI: Tensor) -> Tensor:
         return weight_OI + self.scale * (self.B_OR @ self.A_RI)
@@ -124,14 +125,14 @@ def _is_adapter(name: str) -> bool:
 
 
 def _tower(name: str) -> str:
-    """`image`, `text`, or nothing for the logits' scalars."""
+    """Return `image`, `text`, or "" for the logit scalars."""
     if name in _SCALARS:
         return ""
     return "image" if name.startswith("visual.") else "text"
 
 
 def _blocks(model: nn.Module) -> dict[str, int]:
-    """Blocks of each tower."""
+    """Return the number of blocks of each tower."""
     blocks = {"image": 0, "text": 0, "": 0}
     for name, _ in model.named_parameters():
         if found := _BLOCK.search(name):
@@ -140,7 +141,7 @@ def _blocks(model: nn.Module) -> dict[str, int]:
 
 
 def _depth(name: str, blocks: int) -> int:
-    """0: before the first block; 1 to `blocks`: in one; one more: after the last."""
+    """Return 0 before the first block, 1 to `blocks` inside one, `blocks` + 1 after the last."""
     if found := _BLOCK.search(name):
         return int(found[1]) + 1
     before = ("conv1", "ln_pre", "stem", "embed")

@@ -1,12 +1,12 @@
-"""open_clip's transformer blocks on the tokens that matter: no padding, and last only what is pooled.
+"""open_clip's transformer blocks without padding, and in the last block only for the pooled tokens.
 
-The tokens of all rows are packed into one long row for everything that works on each token alone (linear
-layers and norms, 95 % of the FLOPs and more); only attention, which must not cross rows, sees them side by
-side. Of the last block's output a tower uses one token a row, so only that one asks, and goes through the
-MLP. The result is open_clip's own; a ViT-B/32 step with 16 images and 80 captions computes a third of
-the FLOPs that 77 tokens a caption take.
+The tokens of all rows are packed into one sequence for layers that act on each token separately (linear
+layers and norms, at least 95 % of the FLOPs). Only attention, which must not cross rows, sees the padded
+[B, L] layout. A tower uses one token per row of the last block's output, so only that token is a query there
+and passes through the MLP. The result equals open_clip's. A ViT-B/32 step with 16 images and 80 captions
+computes a third of the FLOPs that 77 tokens per caption take.
 
-Shape suffixes: B rows, L places side by side, T tokens of all rows, W width, X 3 W or 2 W, H heads, D W / H.
+Shape suffixes: B rows, L positions per row, T tokens of all rows, W width, X 3 W or 2 W, H heads, D W / H.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from torch.utils.checkpoint import checkpoint
 
 @dataclass(frozen=True, kw_only=True)
 class Packing:
-    """Where the tokens of B rows lie, side by side or packed.
+    """Mapping between the padded layout [B, L, ...] and the packed layout [T, ...] of the same tokens.
 
     Attributes:
         shape: (B, L).
-        causal: a token sees only those before it.
-        place_T: index of each token among the B * L places, a row's tokens before its padding; none where
-            every place holds one.
+        causal: whether a token attends only to itself and earlier tokens of its row.
+        place_T: int64, index of each token in the flattened B * L positions, where a row's tokens precede its
+            padding; None without padding.
     """
 
     shape: tuple[int, int]
@@ -37,12 +37,12 @@ class Packing:
     place_T: Tensor | None = None
 
     def pack(self, side_by_side: Tensor) -> Tensor:
-        """[B, L, ...] -> [T, ...]"""
+        """Remove the padding: [B, L, ...] -> [T, ...]."""
         places = side_by_side.flatten(0, 1)
         return places if self.place_T is None else places[self.place_T]
 
     def spread(self, packed: Tensor) -> Tensor:
-        """[T, ...] -> [B, L, ...], 0 where there is no token."""
+        """Restore the padding: [T, ...] -> [B, L, ...], with 0 at padded positions."""
         if self.place_T is not None:
             B, L = self.shape
             places = packed.new_zeros(B * L, *packed.shape[1:])
@@ -50,7 +50,7 @@ class Packing:
         return packed.unflatten(0, self.shape)
 
     def mask_B11L(self) -> Tensor | None:
-        """bool, where there is a token, as attention wants it; none where there is one everywhere."""
+        """Return attention's bool mask [B, 1, 1, L], True at tokens; None without padding."""
         if self.place_T is None:
             return None
         real = self.spread(torch.ones_like(self.place_T, dtype=torch.bool))
@@ -58,18 +58,18 @@ class Packing:
 
 
 def known(transformer: Any) -> bool:
-    """Whether `transformer` is made of the blocks that this file computes."""
+    """Return whether all blocks of `transformer` are of the type that this file computes."""
     return all(type(block) is ResidualAttentionBlock for block in transformer.resblocks)
 
 
 def pooled_output(transformer: Any, x_TW: Tensor, packing: Packing, pooled_B: Tensor) -> Tensor:
-    """x_BW: what the transformer makes of one token of each row.
+    """Return x_BW, the transformer's output for one token per row.
 
     Args:
-        transformer: open_clip Transformer, of which `known` is true.
+        transformer: open_clip Transformer for which `known` is true.
         x_TW: embedded tokens, packed.
-        packing: their places.
-        pooled_B: index of each row's pooled token among the T. Where `causal`, its last one.
+        packing: layout of the tokens.
+        pooled_B: int64, index of each row's pooled token among the T tokens; if causal, the row's last token.
     """
     *blocks, last = transformer.resblocks
     for block in blocks:
@@ -84,7 +84,7 @@ def _block(block: ResidualAttentionBlock, x_TW: Tensor, packing: Packing) -> Ten
     attn, y_TW = block.attn, block.ln_1(x_TW)
     qkv_TX = F.linear(y_TW, attn.in_proj_weight, attn.in_proj_bias)
     q_BHLD, k_BHLD, v_BHLD = (_heads(x_BLW, attn) for x_BLW in packing.spread(qkv_TX).chunk(3, dim=-1))
-    # Padding comes after what is real, so a causal row needs no mask; a row that is not has no padding.
+    # Padding follows the tokens, so causal rows need no mask; non-causal rows have no padding.
     seen_BHLD = F.scaled_dot_product_attention(q_BHLD, k_BHLD, v_BHLD, is_causal=packing.causal)
     x_TW = x_TW + block.ls_1(attn.out_proj(packing.pack(seen_BHLD.transpose(1, 2).flatten(2))))
     return x_TW + block.ls_2(_mlp(block.mlp, block.ln_2(x_TW)))
@@ -108,7 +108,7 @@ def _last_block(block: ResidualAttentionBlock, x_TW: Tensor, packing: Packing, p
 def _mlp(mlp: Any, x_TW: Tensor) -> Tensor:
     if not isinstance(mlp.gelu, QuickGELU):
         return mlp(x_TW)
-    # x·σ(1.702 x) as SiLU, which keeps one tensor for the backward pass where the product keeps two.
+    # x·σ(1.702 x) computed as SiLU, which saves one tensor for the backward pass instead of two.
     return mlp.c_proj(F.silu(1.702 * mlp.c_fc(x_TW)) / 1.702)
 
 

@@ -1,11 +1,11 @@
-"""From settings to a model with its tokenizer and preprocessing, and from a folder in one line.
+"""Build a model with its tokenizer and preprocessing from settings, or load a folder in one line.
 
     from degla_ray.model import load
     loaded = load("runs/train/my-run/export_student")
 
-`degla_ray.model.source` says what a name stands for: an open_clip name, a JSON config, a folder of
-open_clip's or of Hugging Face's `CLIPModel`, a repository on the Hub, or `scenes-base`. Building ViT-B/32 on
-a CPU takes about 2 s, most of it initialising weights that are then overwritten.
+`degla_ray.model.source` resolves a name: an open_clip name, a JSON config, a folder of open_clip or of
+Hugging Face's `CLIPModel`, a repository on the Hub, or `scenes-base`. Building ViT-B/32 on a CPU takes about
+2 s, most of it for initialising weights that are then overwritten.
 """
 
 from __future__ import annotations
@@ -61,26 +61,29 @@ DEGLA_FILE = "degla.json"
 
 @dataclass(kw_only=True)
 class _Architecture:
-    """What `name` stands for, before any weights."""
+    """Architecture that a model's name refers to, before weights are loaded."""
 
     model_cfg: dict[str, Any]
     preprocess_cfg: dict[str, Any]
     registry_name: str | None = None
-    """open_clip's own name."""
+    """open_clip's name; None for other sources."""
     tokenizer_folder: Path | None = None
-    """Where a Hugging Face tokenizer's files lie, if not on the hub."""
+    """Folder with a Hugging Face tokenizer's files; None if it has none or is on the Hub."""
     image_processor: Path | None = None
-    """Folder of a CLIPModel's image processor, for weights that transformers wrote."""
+    """Folder of a CLIPModel's image processor; None for other sources."""
     weights: Path | None = None
-    """The folder's own weights."""
+    """Weights in the model's own folder; None without such a folder."""
 
 
 def load(path_or_name: str) -> LoadedModel:
-    """A model by one word, with its weights: an exported folder or `scenes-base`, in eval mode.
+    """Load a model with weights by its path or name, in eval mode.
+
+    Args:
+        path_or_name: e.g. an exported folder, `hf-hub:ORG/REPO` or `scenes-base`.
 
     Raises:
-        SettingError: nothing of that name, or it has no weights.
-        DataError: the folder is not whole.
+        SettingError: nothing has that name, or it has no weights.
+        DataError: the folder is incomplete or unusable.
     """
     config = ModelConfig(name=path_or_name)
     check_model(config, needs_weights=True)
@@ -90,10 +93,10 @@ def load(path_or_name: str) -> LoadedModel:
 
 
 def build_with_weights(config: ModelConfig) -> LoadedModel:
-    """`build` for whoever uses a model as it is: random weights only where `random_init` asks for them.
+    """Build the model of `config`, and refuse random weights unless `random_init` is set.
 
     Raises:
-        SettingError: as `build`, and weights that are random though nobody asked.
+        SettingError: as `build`, or the weights are random without `random_init`.
         DataError: as `build`.
     """
     check_model(config, needs_weights=True)
@@ -104,13 +107,13 @@ def build_with_weights(config: ModelConfig) -> LoadedModel:
 
 
 def build(config: ModelConfig) -> LoadedModel:
-    """The model of `config`, with the weights it names.
+    """Build the model of `config` with the weights that it names.
 
-    Random weights come from torch's global generator: seed it before.
+    Random weights are drawn from torch's global generator, which the caller must seed.
 
     Raises:
         SettingError: an unknown name or tag, contradicting settings, or the wrong activation.
-        DataError: a file that cannot be used; says why.
+        DataError: an unusable file; says why.
     """
     if config.random_init and config.pretrained is not None:
         raise SettingError("model.random_init", True, "false where model.pretrained names weights")
@@ -174,7 +177,7 @@ def _json_architecture(path: Path) -> _Architecture:
 
 
 def _create(arch: _Architecture, name: str, stack: ExitStack) -> nn.Module:
-    """The architecture with random weights; open_clip's public way in is a folder with a config."""
+    """Build the architecture with random weights, through a temporary folder that open_clip opens."""
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="degla-")))
     (folder / CONFIG_FILE).write_text(
         json.dumps({"model_cfg": arch.model_cfg, "preprocess_cfg": arch.preprocess_cfg}), encoding="utf-8"
@@ -195,7 +198,7 @@ def _from_file(
     assert path is not None
     if path.is_dir():
         path = weights_in(path)
-    weights = read_state_dict(path)  # before the model is built: a broken file is told of at once
+    weights = read_state_dict(path)  # before the model is built, so that a broken file fails at once
     if huggingface.has_its_names(weights):
         weights = huggingface.from_huggingface(weights)
     source = RANDOM if _is_random_export(path.parent) else config.pretrained or config.name
@@ -213,7 +216,7 @@ def _from_file(
 
 
 def _is_random_export(folder: Path) -> bool:
-    """Whether `export` wrote a model there that had learned nothing."""
+    """Return whether `folder` is an export of a model with random, untrained weights."""
     path = folder / DEGLA_FILE
     said = read_json(path, "what `export` wrote") if path.is_file() else {}
     return said.get("source") == RANDOM and "steps" not in said
@@ -228,7 +231,7 @@ def _from_tag(config: ModelConfig, arch: _Architecture, tag: str) -> tuple[nn.Mo
         with _quiet():
             return open_clip.create_model(name, pretrained=tag), f"{name} {tag}"
     except (RuntimeError, OSError, ValueError) as error:
-        raise DataError(f"tag {tag!r} of {name}", f"no download ({error})", "the hub within reach") from error
+        raise DataError(f"tag {tag!r} of {name}", f"no download ({error})", "a reachable Hub") from error
 
 
 def _tokenizer(arch: _Architecture, name: str) -> Callable[..., Tensor]:
@@ -262,7 +265,7 @@ def _tokenizer(arch: _Architecture, name: str) -> Callable[..., Tensor]:
 
 
 def _local(uri: str, stack: ExitStack) -> Path:
-    """`uri` itself if it is a path, else a copy of the file or folder for as long as `stack` lives."""
+    """Return `uri` if it is a path, otherwise a local copy that is deleted when `stack` closes."""
     if "://" not in uri:
         return Path(uri).expanduser()
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="degla-")))
@@ -274,7 +277,7 @@ def _local(uri: str, stack: ExitStack) -> Path:
         names = storage.names()
     for file_name in names:
         if not storage.exists(file_name):
-            raise DataError(uri, "no such file", "one that exists")
+            raise DataError(uri, "no such file", "a file that exists")
         (folder / file_name).write_bytes(storage.read_bytes(file_name))
     return target
 
@@ -282,7 +285,7 @@ def _local(uri: str, stack: ExitStack) -> Path:
 def _decide_preprocessing(
     config: ModelConfig, arch: _Architecture, pretrained: Source | None
 ) -> dict[str, Any]:
-    """Return what is known of preprocessing before the model is built, which says the size."""
+    """Return the preprocessing known before the model is built; the model determines `size`."""
     processor = None
     if arch.image_processor is not None:
         processor = (arch.image_processor, arch.model_cfg["vision_cfg"]["image_size"])
@@ -297,7 +300,7 @@ def _decide_preprocessing(
 
 
 def _preprocess_cfg(model: nn.Module) -> dict[str, Any]:
-    """open_clip's own, with size always (height, width)."""
+    """Return open_clip's preprocess config of a built model, with size as (height, width)."""
     cfg: dict[str, Any] = dict(cast(Any, model.visual).preprocess_cfg)
     size = cfg["size"]
     cfg["size"] = (size, size) if isinstance(size, int) else tuple(size)
@@ -306,7 +309,7 @@ def _preprocess_cfg(model: nn.Module) -> dict[str, Any]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Drops open_clip's log lines: it says `initialized randomly` of a model whose weights follow."""
+    """Suppress open_clip's log lines, which report random weights even if weights are loaded next."""
 
     def keep(record: logging.LogRecord) -> bool:
         return record.module != "factory" or record.levelno >= logging.ERROR

@@ -1,9 +1,9 @@
-"""Writes a model as a folder that open_clip opens by itself, as `local-dir:FOLDER`, or transformers.
+"""Write a model as a folder that open_clip (as `local-dir:FOLDER`) or transformers opens.
 
-open_clip's holds `open_clip_config.json`, `open_clip_model.safetensors`, the tokenizer's files where it is
-not CLIP's own; `degla.json` in both says what they have no place for: activation, objective, whether the
-weights are the student's or the teacher's, and the versions that made them. `README.md` in both says how to
-open it.
+open_clip's folder contains `open_clip_config.json`, `open_clip_model.safetensors`, and the tokenizer's files
+unless it is CLIP's own. In both kinds of folders `degla.json` contains the metadata that the other files
+cannot: activation, objective, whether the weights are the student's or the teacher's, and library versions.
+`README.md` shows how to open the folder.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ _OPEN_CLIP_README = """\
 """
 _WHY_OUR_TOWER = f"""
 The second import is needed: `degla_ray` registers the image tower `{WITH_GRID}` in timm. The tower is timm's
-`{AVERAGED}` with its last map kept as cells, which timm has no setting for. Without the import open_clip says
-`Unknown model ({WITH_GRID})`. Install the package, or put its repository on PYTHONPATH.
+`{AVERAGED}` with its last feature map pooled to cells, for which timm has no setting. Without the import,
+open_clip raises `Unknown model ({WITH_GRID})`. Install the package, or put its repository on PYTHONPATH.
 """
 _HUGGINGFACE_README = """\
 # A CLIP model for transformers
@@ -52,12 +52,12 @@ _HUGGINGFACE_README = """\
     processor = AutoImageProcessor.from_pretrained("FOLDER")
     tokenizer = AutoTokenizer.from_pretrained("FOLDER")
 
-Equal pixels and tokens give the features of open_clip to 1e-5. Two things differ before the model:
+For equal pixels and tokens, the features equal open_clip's to 1e-5. Two preparation steps differ:
 
-- Pixels: transformers rounds half of a crop's margin down, open_clip to the nearest even number. Where the
-  margin leaves a remainder of 3 when divided by 4, the crops lie a pixel apart (one image size in four).
-- Tokens: open_clip turns curly quotes, HTML entities (`&amp;`) and ligatures into plain characters first.
-  This tokenizer does not: clean such captions before.
+- Pixels: transformers rounds half of a crop's margin down, open_clip to the nearest even number. If the
+  margin has remainder 3 modulo 4 (one image size in four), the crops are one pixel apart.
+- Tokens: open_clip first turns curly quotes, HTML entities (`&amp;`) and ligatures into plain characters.
+  This tokenizer does not: clean such captions beforehand.
 
 `degla.json` says how the model was made.
 """
@@ -72,14 +72,14 @@ def export(
     *,
     dtype: Literal["float32", "float16"] = "float32",
 ) -> None:
-    """Writes `model` to `folder` (a path or any URI pyarrow opens), replacing files of the same names.
+    """Write `model` to `folder` for open_clip, replacing files of the same names.
 
     Args:
-        model: what to write; for the teacher, `dataclasses.replace(model, model=teacher.model)`.
-        folder: where to.
-        extra: what `degla.json` shall say besides, e.g. {"objective": …, "weights": "teacher"}.
-        dtype: type of the matrices in the file; float16 halves it. Vectors and scalars stay float32, and
-            a loaded model is float32 either way.
+        model: model to write; for the teacher, `dataclasses.replace(model, model=teacher.model)`.
+        folder: path, or any URI that pyarrow opens.
+        extra: additional metadata for `degla.json`, e.g. {"objective": …, "weights": "teacher"}.
+        dtype: type of the matrices in the file; float16 halves its size. Vectors and scalars stay float32,
+            and a loaded model is float32 in either case.
     """
     storage = Storage(folder)
     weights = {n: _stored(t, dtype) for n, t in model.model.state_dict().items()}
@@ -91,30 +91,30 @@ def export(
                 tokenizer.backend_tokenizer.no_padding()
                 tokenizer.backend_tokenizer.no_truncation()
             tokenizer.save_pretrained(temporary)
-            # open_clip then takes the tokenizer from the folder itself; the name only has to be there.
+            # open_clip takes the tokenizer from the folder itself, but requires a name to be set.
             model_cfg["text_cfg"]["hf_tokenizer_name"] = "."
         for path in sorted(Path(temporary).iterdir()):
             storage.write_bytes(path.read_bytes(), path.name)
-    # One entry of metadata only: safetensors writes several in an order that changes between runs.
+    # A single metadata entry, since safetensors writes several in an order that changes between runs.
     storage.write_bytes(save(weights, metadata={METADATA_KEY: model.activation}), WEIGHTS_FILE)
     storage.write_json(_degla_json(model, dtype, extra), DEGLA_FILE)
     storage.write_bytes(_open_clip_readme(model).encode(), README_FILE)
-    # Last: a folder without it is no model, so one whose writing broke off is never taken for whole.
+    # Written last: without it the folder is not a model, so an interrupted export cannot be loaded.
     storage.write_json(
         {"model_cfg": model_cfg, "preprocess_cfg": canonical(model.preprocess_cfg)}, CONFIG_FILE
     )
 
 
 def export_huggingface(model: LoadedModel, folder: str, extra: dict[str, Any] | None = None) -> None:
-    """Writes `model` as a folder of Hugging Face's `CLIPModel`, with tokenizer, preprocessing and degla.json.
+    """Write `model` as a folder for Hugging Face's `CLIPModel`, with tokenizer, preprocessing and degla.json.
 
     Args:
-        model: what to write.
-        folder: where to, a path or any URI pyarrow opens.
-        extra: what `degla.json` shall say besides.
+        model: model to write.
+        folder: path, or any URI that pyarrow opens.
+        extra: additional metadata for `degla.json`.
 
     Raises:
-        DataError: `CLIPModel` cannot hold it.
+        DataError: `CLIPModel` cannot represent the model or its preprocessing.
     """
     storage = Storage(folder)
     files = huggingface.files(model)
@@ -127,7 +127,10 @@ def export_huggingface(model: LoadedModel, folder: str, extra: dict[str, Any] | 
 
 
 def said_besides(folder: str) -> dict[str, Any]:
-    """What an exported folder's `degla.json` says of how the model came about: the next one's `extra`."""
+    """Return the metadata of an exported folder's `degla.json` to pass as `extra` to the next export.
+
+    Fields that every export writes itself are left out; without a `degla.json` the result is {}.
+    """
     storage = Storage(folder)
     if not storage.exists(DEGLA_FILE):
         return {}

@@ -1,7 +1,7 @@
-"""What is in a model's folder, without torch: which file holds the weights, and what its JSON files ask for.
+"""Inspect a model's folder without importing torch: the file with its weights, and its JSON files.
 
-A model folder is data. Some fields of its JSON files make transformers import Python files of that folder or
-of a repository on the Hub; such a folder is refused by the name of the field.
+A model folder is treated as data. Some fields of its JSON files make transformers import Python files from
+the folder or from a repository on the Hub; a folder with such a field is refused, and the error names it.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ _TOKENIZER_KWARGS = {
     *("legacy", "model_max_length", "padding_side", "src_lang", "strip_accents", "tgt_lang", "use_fast"),
     *(f"{token}_token" for token in ("bos", "cls", "eos", "mask", "pad", "sep", "unk")),
 }
-"""What `tokenizer_kwargs` may say; AutoTokenizer takes more, which fetches files or imports them."""
+"""Allowed `tokenizer_kwargs`; AutoTokenizer accepts others that fetch or import files."""
 
 
 def clip_model_config(folder: Path) -> dict[str, Any] | None:
-    """The config of the Hugging Face `CLIPModel` that `folder` holds; None if it holds none."""
+    """Return the config of the Hugging Face `CLIPModel` in `folder`; None if it contains none."""
     try:
         config = json.loads((folder / CLIP_MODEL_CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -55,13 +55,13 @@ def clip_model_config(folder: Path) -> dict[str, Any] | None:
 
 
 def is_clip_model(folder: Path) -> bool:
-    """Whether `folder` is to be read as a `CLIPModel`, which it may hold beside open_clip's own files."""
+    """Return whether `folder` is to be read as a `CLIPModel`: it has its config and no open_clip model."""
     own = (folder / OPEN_CLIP_CONFIG).is_file() and any((folder / n).is_file() for n in OPEN_CLIP_WEIGHTS)
     return not own and clip_model_config(folder) is not None
 
 
 def weights_in(folder: Path) -> Path:
-    """The file of `folder` that holds its weights: one file, or the index of several."""
+    """Return the path of the folder's weights, a file or the index of several; it may not exist."""
     names = (*OPEN_CLIP_WEIGHTS, *CLIP_MODEL_WEIGHTS)
     if is_clip_model(folder):
         names = (*CLIP_MODEL_WEIGHTS, *OPEN_CLIP_WEIGHTS)
@@ -69,10 +69,10 @@ def weights_in(folder: Path) -> Path:
 
 
 def shards_of(index: Path) -> dict[Path, list[str]]:
-    """Each file that an index of sharded weights names, with the tensors that it should hold.
+    """Return the files of an index of sharded weights, each with the names of its tensors.
 
     Raises:
-        DataError: not such an index, or a file that it names is missing.
+        DataError: the file is not such an index, or a file that it names is missing.
     """
     weight_map = read_json(index, "an index of sharded weights").get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
@@ -80,19 +80,19 @@ def shards_of(index: Path) -> dict[Path, list[str]]:
     shards: dict[Path, list[str]] = {}
     for tensor, file in weight_map.items():
         if not isinstance(file, str) or Path(file).name != file:
-            raise DataError(str(index), f"a file {file!r}", "names of files beside the index")
+            raise DataError(str(index), f"a file {file!r}", "names of files in the folder of the index")
         shards.setdefault(index.parent / file, []).append(tensor)
     if missing := [path.name for path in shards if not path.is_file()]:
         found = f"{len(missing)} of {len(shards)} files missing ({missing[0]})"
-        raise DataError(str(index), found, "every file that it names, beside it")
+        raise DataError(str(index), found, "all files that it names, in its folder")
     return shards
 
 
 def refuse_stand_in(path: Path) -> None:
-    """Stops at a file that is there in place of the one wanted.
+    """Refuse a file that is only a placeholder for the expected one.
 
     Raises:
-        DataError: a pointer of Git LFS, or a web page.
+        DataError: the file is a Git LFS pointer or a web page.
     """
     with path.open("rb") as file:
         start = file.read(_START)
@@ -106,15 +106,15 @@ def refuse_stand_in(path: Path) -> None:
         raise DataError(
             str(path),
             "a web page (HTML)",
-            "the file itself: a download link, which on the Hub has /resolve/ where the page has /blob/",
+            "the file itself, from a download link (on the Hub with /resolve/ instead of /blob/)",
         )
 
 
 def read_json(path: Path, expected: str) -> dict[str, Any]:
-    """The object that a JSON file holds.
+    """Return the object in a JSON file; {} if its content is not an object.
 
     Raises:
-        DataError: something else; `expected` says what would be right.
+        DataError: the file is not JSON; `expected` describes the right content.
     """
     refuse_stand_in(path)
     try:
@@ -125,10 +125,10 @@ def read_json(path: Path, expected: str) -> dict[str, Any]:
 
 
 def read_open_clip_config(path: Path) -> tuple[dict[str, Any], dict[str, Any], Path | None]:
-    """An open_clip config file: model config, preprocessing, and the folder of its tokenizer if it has one.
+    """Return the model config, preprocess config and tokenizer folder (or None) of an open_clip config file.
 
     Raises:
-        DataError: not such a config, a tokenizer folder that is missing, or a field that runs code.
+        DataError: the file is not such a config, its tokenizer folder is missing, or a field would run code.
     """
     content = read_json(path, "an open_clip model config")
     model_cfg = content.get("model_cfg", content)
@@ -146,7 +146,7 @@ def read_open_clip_config(path: Path) -> tuple[dict[str, Any], dict[str, Any], P
 
 
 def refuse_code(folder: Path) -> None:
-    """Stops at a folder whose JSON files would have transformers import code.
+    """Refuse a folder whose JSON files would make transformers import code.
 
     Raises:
         DataError: names the field.
@@ -164,12 +164,12 @@ def refuse_code(folder: Path) -> None:
 
 
 def refuse_code_in_config(where: str, model_cfg: dict[str, Any], tokenizer: Path | None) -> None:
-    """Stops at a model config that would have transformers or timm import or fetch something.
+    """Refuse a model config that would make transformers or timm import or fetch anything.
 
     Args:
         where: the config's file or name, for messages.
-        model_cfg: open_clip's.
-        tokenizer: folder that its tokenizer is read from, if there is one.
+        model_cfg: open_clip's model config.
+        tokenizer: folder from which its tokenizer is read, if any.
 
     Raises:
         DataError: names the field.
@@ -179,7 +179,7 @@ def refuse_code_in_config(where: str, model_cfg: dict[str, Any], tokenizer: Path
         if key not in _TOKENIZER_KWARGS:
             known = ", ".join(sorted(_TOKENIZER_KWARGS))
             found = f"text_cfg.tokenizer_kwargs.{key} {value!r:.80}"
-            raise DataError(where, found, f"arguments that only say how to cut a text: {known}")
+            raise DataError(where, found, f"arguments that only concern how a text is split: {known}")
     for key in ("hf_tokenizer_name", "hf_model_name"):
         name = text_cfg.get(key)
         if not name or (key == "hf_tokenizer_name" and tokenizer is not None):
@@ -189,14 +189,14 @@ def refuse_code_in_config(where: str, model_cfg: dict[str, Any], tokenizer: Path
         elif name not in _names_on_the_hub():
             raise DataError(
                 where,
-                f"text_cfg.{key} {name!r}, a repository that may hold code",
-                "a folder, or a name that open_clip's own configs have (roberta-base, google/mt5-base, …)",
+                f"text_cfg.{key} {name!r}, a repository that may contain code",
+                "a folder, or a name from open_clip's own configs (roberta-base, google/mt5-base, …)",
             )
     if ":" in timm_name:
         raise DataError(
             where,
             f"vision_cfg.timm_model_name {timm_name!r}",
-            "a name of timm's own, not a place to fetch from",
+            "one of timm's own names, not a location to download from",
         )
 
 
@@ -204,7 +204,7 @@ def _tokenizer_folder(path: Path, text_cfg: dict[str, Any]) -> Path | None:
     name = text_cfg.get("hf_tokenizer_name")
     if not name:
         return None
-    if path.name == OPEN_CLIP_CONFIG:  # as open_clip: its tokenizer's files are beside it, whatever the name
+    if path.name == OPEN_CLIP_CONFIG:  # as in open_clip: the tokenizer is in this folder, whatever the name
         return path.parent
     folder = path.parent / str(name)
     if not folder.is_dir() and str(name).startswith((".", "/")):
@@ -216,7 +216,7 @@ def _tokenizer_folder(path: Path, text_cfg: dict[str, Any]) -> Path | None:
 
 @functools.cache
 def _names_on_the_hub() -> frozenset[str]:
-    """Repositories that open_clip's own configs name."""
+    """Return the repositories named in open_clip's own configs."""
     configs = (json.loads(path.read_text(encoding="utf-8")) for path in open_clip_configs().values())
     texts = [config["text_cfg"] for config in configs]
     return frozenset(
@@ -226,7 +226,7 @@ def _names_on_the_hub() -> frozenset[str]:
 
 @functools.cache
 def open_clip_configs() -> dict[str, Path]:
-    """open_clip's own names and their config files, found without importing it (4 s)."""
+    """Return open_clip's model names and their config files, without importing it (which takes 4 s)."""
     spec = importlib.util.find_spec("open_clip")
     assert spec is not None
     assert spec.origin is not None
@@ -234,7 +234,7 @@ def open_clip_configs() -> dict[str, Path]:
 
 
 def _fields(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every key of nested JSON as a dotted name, with its value."""
+    """Yield every key of nested JSON as a dotted name, with its value."""
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, inner in items:
         yield f"{prefix}{key}", inner
@@ -242,10 +242,10 @@ def _fields(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def check_weights(path: Path) -> None:
-    """Stops at a checkpoint that is missing, a part of it missing, or another thing in its place.
+    """Refuse a checkpoint that is missing or incomplete, or whose file is a placeholder.
 
     Raises:
-        DataError: says which.
+        DataError: names the file and what is wrong.
     """
     if not path.is_file():
         raise DataError(str(path), "no such file", "an open_clip state dict (.pt or .safetensors)")

@@ -1,4 +1,4 @@
-"""A model's repository on the Hugging Face Hub as a local folder: `hf-hub:ORG/REPO`."""
+"""Download a model's repository from the Hugging Face Hub as a local folder: `hf-hub:ORG/REPO`."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ from degla_ray.errors import DataError
 from degla_ray.model.files import CLIP_MODEL_WEIGHTS, INDEX_SUFFIX, OPEN_CLIP_WEIGHTS
 from degla_ray.model.source import HUB
 
-_SMALL_FILES = ("*.json", "*.txt", "*.model")  # configs, the tokenizer's files; never *.py
+_SMALL_FILES = ("*.json", "*.txt", "*.model")  # configs and tokenizer files; never *.py
 
 
 def hub_folder(repository: str) -> Path:
-    """The folder in the Hub's cache that holds a repository's configs, tokenizer and weights.
+    """Return the folder in the Hub's local cache with a repository's configs, tokenizer and weights.
 
     Args:
         repository: `ORG/REPO` or `ORG/REPO@REVISION`.
 
     Raises:
-        DataError: no such repository, no weights in it, or neither the Hub nor a copy within reach.
+        DataError: the repository does not exist or has no weights, or the Hub is unreachable and the files
+            are not in the cache.
     """
     repo, _, revision = repository.partition("@")
     try:
@@ -41,16 +42,16 @@ def hub_folder(repository: str) -> Path:
             return folder
     except (OSError, HfHubHTTPError, HFValidationError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise DataError(f"{HUB}{repository}", f"no download ({reason})", "the Hub within reach") from error
+        raise DataError(f"{HUB}{repository}", f"no download ({reason})", "a reachable Hub") from error
     expected = f"one of {', '.join((*OPEN_CLIP_WEIGHTS, *CLIP_MODEL_WEIGHTS))}"
     raise DataError(f"{HUB}{repository}", "no weights", expected)
 
 
 def _download(repo: str, name: str, revision: str) -> bool:
-    """Fetches a file; False where the repository has none of that name."""
+    """Download a file; return False if the repository (or, offline, the cache) has no such file."""
     try:
         hf_hub_download(repo, name, revision=revision or None)
-    except LocalEntryNotFoundError:  # no Hub, and no copy of this file: another one may be there
+    except LocalEntryNotFoundError:  # offline and not in the cache: another weights file may be
         return False
     except EntryNotFoundError:
         return False

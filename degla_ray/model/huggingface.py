@@ -1,8 +1,8 @@
-"""To and from Hugging Face's `CLIPModel`: the same tensors under other names.
+"""Conversion to and from Hugging Face's `CLIPModel`, which has the same tensors under other names.
 
-`CLIPModel` keeps queries, keys and values apart where torch's attention has one matrix, and projections
-transposed. What it cannot hold is refused by the name of the setting (`timm_model_name`, `pool_type`,
-`no_ln_pre`) or of the tensor (`logit_bias`).
+`CLIPModel` has separate matrices for queries, keys and values where torch's attention has one, and transposed
+projections. A model that it cannot represent is refused; the error names the setting (`timm_model_name`,
+`pool_type`, `no_ln_pre`) or the tensor (`logit_bias`).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ CONFIG_FILE = CLIP_MODEL_CONFIG
 WEIGHTS_FILE = CLIP_MODEL_WEIGHTS[0]
 CLIP_VOCABULARY = 49408
 _ARGMAX_EOS = 2
-"""transformers' sign for CLIP's first configs: the pooled token is the one with the largest number."""
+"""eos_token_id of the first CLIP configs; transformers then pools the token with the highest id."""
 
 _NAMES = {
     "logit_scale": "logit_scale",
@@ -56,8 +56,8 @@ _IN_BLOCK = {
     "mlp.c_proj": "mlp.fc2",
     "attn.out_proj": "self_attn.out_proj",
 }
-_NORM_EPS = 1e-5  # of both programs' layer norms, unless told otherwise
-# Fields of open_clip's towers that the export keeps, or that change nothing in what it writes.
+_NORM_EPS = 1e-5  # default of the layer norms in both libraries
+# Fields of open_clip's towers that the export keeps, or that do not affect its files.
 _SIZES = ("width", "layers", "mlp_ratio", "head_width", "heads", "patch_size", "image_size", "context_length")
 _VALUES = ("norm_kwargs", "pos_embed_type", "vocab_size", "eos_id", "pad_id")
 _OF_TOKENIZER = ("hf_tokenizer_name", "tokenizer_mode", "tokenizer_kwargs")
@@ -70,10 +70,10 @@ _HF_BLOCK = re.compile(r"(text|vision)_model\.encoder\.layers\.(\d+)\.(.+)\.(wei
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Return open_clip's model config of a `CLIPModel` folder.
+    """Return open_clip's model config for a `CLIPModel` folder.
 
     Raises:
-        DataError: towers whose MLPs compute with different or other activations.
+        DataError: the towers' activations differ, or are neither GELU nor QuickGELU.
     """
     from transformers import CLIPConfig
 
@@ -114,25 +114,25 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def _mlp_ratio(tower: Any) -> float:
-    """The ratio from which open_clip, rounding down, gets the inner size again: 240 from 176, not 239."""
+    """Return a ratio from which open_clip, rounding down, recovers the inner size (240 of 176, not 239)."""
     inner, width = tower.intermediate_size, tower.hidden_size
     ratio: float = inner / width
     return ratio if int(width * ratio) == inner else math.nextafter(ratio, math.inf)
 
 
 def has_its_names(state: dict[str, Tensor]) -> bool:
-    """Whether a state dict is a `CLIPModel`'s."""
+    """Return whether a state dict has the names of a `CLIPModel`."""
     return any(name.startswith(("text_model.", "vision_model.")) for name in state)
 
 
 def from_huggingface(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A `CLIPModel`'s state dict under open_clip's names; unknown names stay as they are."""
+    """Return a `CLIPModel`'s state dict under open_clip's names; unknown names are kept."""
     ours = {theirs: name for name, theirs in _NAMES.items()}
     parts = {theirs: name for name, theirs in _IN_BLOCK.items()}
     found: dict[str, Tensor] = {}
     attention: dict[str, dict[str, Tensor]] = {}
     for name, tensor in state.items():
-        if name.endswith("position_ids"):  # buffers of older versions
+        if name.endswith("position_ids"):  # a buffer in older versions
             continue
         if name in ours:
             found[ours[name]] = tensor.T if ours[name] in _TRANSPOSED else tensor
@@ -153,10 +153,10 @@ def from_huggingface(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def to_huggingface(state: dict[str, Tensor], where: str) -> dict[str, Tensor]:
-    """open_clip's state dict under `CLIPModel`'s names.
+    """Return open_clip's state dict under `CLIPModel`'s names.
 
     Raises:
-        DataError: a tensor that it has no place for; `where` names the model.
+        DataError: a tensor has no counterpart in `CLIPModel`; `where` names the model.
     """
     found: dict[str, Tensor] = {}
     for name, tensor in state.items():
@@ -175,21 +175,21 @@ def to_huggingface(state: dict[str, Tensor], where: str) -> dict[str, Tensor]:
             for part, third in zip(("q", "k", "v"), tensor.chunk(3), strict=True):
                 found[f"{prefix}.self_attn.{part}_proj.{kind}"] = third
         else:
-            raise DataError(where, f"a tensor {name!r}", "CLIP's own two transformers, which CLIPModel holds")
+            raise DataError(where, f"a tensor {name!r}", "CLIP's two transformers, as in CLIPModel")
     return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in found.items()}
 
 
 def files(model: LoadedModel) -> dict[str, bytes]:
-    """Name -> content of a folder that `CLIPModel`, `CLIPImageProcessor` and `AutoTokenizer` open.
+    """Return name -> content of the files that `CLIPModel`, `CLIPImageProcessor` and `AutoTokenizer` open.
 
     Raises:
-        DataError: `CLIPModel` cannot hold the model, or this preprocessing.
+        DataError: the model or its preprocessing cannot be represented.
     """
     from transformers import CLIPImageProcessor
 
     height, width = model.preprocess_cfg["size"]
     if height != width:
-        raise DataError(model.name, f"images of {height} x {width} pixels", "square ones")
+        raise DataError(model.name, f"images of {height} x {width} pixels", "square images")
     processor = preprocess.to_processor(model.preprocess_cfg, model.name)
     config = _config(model.model_cfg, height, model.name)
     weights = to_huggingface(model.model.state_dict(), model.name)
@@ -243,21 +243,19 @@ def _config(model_cfg: dict[str, Any], image_size: int, where: str) -> Any:
 
 
 def _require_plain(defaults: Any, cfg: dict[str, Any], where: str) -> None:
-    """Stop at a field that changes what the tower computes and that `CLIPConfig` has no place for."""
+    """Refuse a field that affects the tower's output and has no counterpart in `CLIPConfig`."""
     for name, value in cfg.items():
         plain = getattr(defaults, name)
         if name not in _KEPT and value not in (plain, _ALSO_PLAIN.get(name, plain)):
-            raise DataError(where, f"{name} {value!r}", f"{plain!r}: CLIPModel has nothing else")
+            raise DataError(where, f"{name} {value!r}", f"{plain!r}, as CLIPModel supports nothing else")
     if not isinstance(cfg["layers"], int):
-        raise DataError(
-            where, f"layers {cfg['layers']}", "a number of transformer blocks, which CLIPModel has"
-        )
+        raise DataError(where, f"layers {cfg['layers']}", "a number of transformer blocks, as in CLIPModel")
 
 
 def _norm_eps(cfg: dict[str, Any], where: str) -> float:
     given = cfg.get("norm_kwargs") or {}
     if unknown := sorted(set(given) - {"eps"}):
-        raise DataError(where, f"norm_kwargs {', '.join(unknown)}", "eps alone, which CLIPModel has")
+        raise DataError(where, f"norm_kwargs {', '.join(unknown)}", "eps alone, as in CLIPModel")
     return float(given.get("eps", _NORM_EPS))
 
 

@@ -1,6 +1,7 @@
-"""WiSE-FT (arXiv 2109.01903): weights between two models, θ = (1 − α)·θ₀ + α·θ₁.
+"""WiSE-FT (arXiv 2109.01903): interpolated weights of two models, θ = (1 − α)·θ₀ + α·θ₁.
 
-A model fine-tuned for one thing forgets another; a point between it and its start often keeps more of both.
+Fine-tuning for one ability costs others; a point between the initial and the final weights often keeps more
+of both.
 """
 
 from __future__ import annotations
@@ -16,15 +17,17 @@ from degla_ray.model.loaded import LoadedModel
 
 @torch.no_grad()
 def interpolate(first: LoadedModel, second: LoadedModel, alpha: float) -> LoadedModel:
-    """`first` at α = 0, `second` at α = 1. Floating-point tensors are interpolated, `logit_scale` too.
+    """Return the model at α between `first` (α = 0) and `second` (α = 1).
+
+    All floating-point tensors are interpolated, including `logit_scale`.
 
     Args:
-        first: the start, which also gives tokenizer and preprocessing.
-        second: a model of the same architecture, usually fine-tuned from it.
-        alpha: 0 to 1; beyond is extrapolation, and allowed.
+        first: initial model, which also supplies tokenizer and preprocessing.
+        second: model of the same architecture, usually fine-tuned from `first`.
+        alpha: α, usually 0 to 1; values outside extrapolate.
 
     Raises:
-        DataError: they are not of one architecture, activation or preprocessing.
+        DataError: the models differ in architecture, activation or preprocessing.
     """
     for what in ("activation", "preprocess_cfg"):
         mine, other = getattr(first, what), getattr(second, what)

@@ -1,4 +1,4 @@
-"""A model with what is needed to use it: tokenizer, preprocessing, activation, source of the weights."""
+"""A model with its tokenizer, preprocessing, activation and the source of its weights."""
 
 from __future__ import annotations
 
@@ -13,21 +13,22 @@ from degla_ray.model.activation import Activation
 from degla_ray.model.preprocess import eval_transform
 
 RANDOM = "random"
-"""`LoadedModel.source` of a model that learned nothing."""
+"""`LoadedModel.source` of a model with random, untrained weights."""
 
 
 @dataclass(kw_only=True)
 class LoadedModel:
-    """A model ready to encode, on the CPU, in train mode as open_clip leaves it.
+    """Model ready to encode, on the CPU, in train mode as open_clip leaves it.
 
     Attributes:
-        model: open_clip CLIP or CustomTextCLIP; encode through `degla_ray.model.encode`.
-        tokenizer: list of B captions -> int64 [B, context_length]; `context_length` may be given.
-        preprocess_cfg: open_clip's: size (height, width), mean, std, interpolation, resize_mode, …
-        activation: what the model computes with.
-        name: as in the settings.
-        model_cfg: open_clip's model config, as its JSON files hold it.
-        source: where the weights came from.
+        model: open_clip CLIP or CustomTextCLIP; encode with `degla_ray.model.encode`.
+        tokenizer: list of B captions -> int64 [B, context_length]; `context_length` may be passed.
+        preprocess_cfg: open_clip's preprocess config: size (height, width), mean, std, interpolation,
+            resize_mode, …
+        activation: activation function of the MLPs.
+        name: the model's name in the settings.
+        model_cfg: open_clip's model config, as in its JSON files.
+        source: origin of the weights: a tag, path or name, or `RANDOM`.
     """
 
     model: nn.Module
@@ -45,5 +46,5 @@ class LoadedModel:
 
     @property
     def is_random(self) -> bool:
-        """Whether nothing was learned or loaded."""
+        """Whether the weights are random: neither trained nor loaded."""
         return self.source == RANDOM

@@ -1,8 +1,8 @@
 """Decide how images become tensors: mean, std, interpolation and resize mode.
 
-A setting counts first, then the config beside the weights, then what the model's name or folder states. A
-checkpoint file alone does not say how its images were prepared: it gets the values of its name's pretrained
-tags where these agree (58 of open_clip's 196 tags are not OpenAI's), and the job stops where they do not.
+Settings take precedence, then the config in the weights' folder, then the values of the model's name or
+folder. A checkpoint file does not record its preprocessing. It gets the values of its model name's pretrained
+tags if these agree; otherwise the job stops (58 of open_clip's 196 tags differ from OpenAI's values).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from degla_ray.storage import Storage
 
 CONFIG_FILE = "open_clip_config.json"
 RESAMPLE = {"bilinear": 2, "bicubic": 3}
-"""PIL's numbers of the interpolations that open_clip knows."""
+"""PIL's numbers for the interpolations that open_clip supports."""
 _OPENAI = {
     "mean": open_clip.OPENAI_DATASET_MEAN,
     "std": open_clip.OPENAI_DATASET_STD,
@@ -35,9 +35,9 @@ _WEIGHTS = (".pt", ".pth", ".bin", ".safetensors")
 _RESIZE_MODES = ("shortest", "squash", "longest")
 _SHOWN_TAGS = 3
 _PROCESSORS = ("CLIPImageProcessor", "SiglipImageProcessor", "ViTImageProcessor")
-"""transformers' processors that resize, crop, rescale and normalise, and do nothing else."""
+"""transformers' processors that only resize, crop, rescale and normalise."""
 _NOT_PIXELS = ("feature_extractor_type", "processor_class", "data_format")
-_MADE_INTO_SIZE = ("default_to_square", "use_square_size")  # by transformers, as it reads them
+_MADE_INTO_SIZE = ("default_to_square", "use_square_size")  # transformers turns them into `size`
 
 
 def decide(
@@ -51,18 +51,19 @@ def decide(
     """Return the preprocessing that is known before the model is built.
 
     Args:
-        config: the settings; what they give is never asked of a file.
-        stated: open_clip's preprocess config of the model's JSON file, if it has one.
-        from_file: whether `config.pretrained` is a checkpoint file.
-        registry_name: the model's name in open_clip, if it is one.
-        processor: a Hugging Face folder and the image size of its model.
+        config: the settings, which override every file.
+        stated: open_clip's preprocess config from the model's JSON file, if it has one.
+        from_file: whether `config.pretrained` is a checkpoint file or folder.
+        registry_name: the model's name in open_clip, if it has one.
+        processor: a Hugging Face folder and its model's image size in pixels.
 
     Returns:
-        Fields of open_clip's `PreprocessCfg`; a missing one is as open_clip builds the model.
+        Fields of open_clip's `PreprocessCfg`; a missing field keeps the value that open_clip chooses when it
+        builds the model.
 
     Raises:
         SettingError: the name's tags disagree; names the settings to give.
-        DataError: a file states what open_clip cannot do; names the field.
+        DataError: a file requires a step that open_clip does not support; names the field.
     """
     given = {name: value for name in _OPENAI if (value := getattr(config, name)) is not None}
     beside = _beside(config.pretrained) if from_file and config.pretrained else None
@@ -76,19 +77,18 @@ def decide(
 
 
 def of_processor(folder: Path, image_size: int, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the preprocessing of a Hugging Face folder; {} where the folder says nothing.
+    """Return the preprocessing of a Hugging Face folder; {} if it has no processor file.
 
     `processor_config.json` (transformers 5) and `preprocessor_config.json` are read as transformers reads
-    them, with its defaults for what is left out. `do_convert_rgb` needs no counterpart: images are always
-    converted.
+    them, with its defaults for missing fields. `do_convert_rgb` is ignored, as images are always converted.
 
     Args:
         folder: local folder.
-        image_size: of the model, in pixels.
-        given: values that the settings decide, whatever the folder says.
+        image_size: the model's image size in pixels.
+        given: values from the settings, which override the folder's.
 
     Raises:
-        DataError: a field that open_clip's preprocessing has no counterpart for.
+        DataError: a field has no counterpart in open_clip's preprocessing.
     """
     import transformers
 
@@ -117,10 +117,10 @@ def of_processor(folder: Path, image_size: int, given: Mapping[str, Any]) -> dic
 
 
 def to_processor(preprocess_cfg: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Return the arguments of a `CLIPImageProcessor` that prepares images alike.
+    """Return arguments of a `CLIPImageProcessor` with the same preprocessing.
 
     Raises:
-        DataError: it cannot; `where` names the model.
+        DataError: `CLIPImageProcessor` does not support it; `where` names the model.
     """
     height, width = preprocess_cfg["size"]
     mode = preprocess_cfg["resize_mode"]
@@ -168,7 +168,7 @@ def _of_tag(name: str, tag: str) -> dict[str, Any]:
 
 
 def _beside(pretrained: str) -> dict[str, Any] | None:
-    """What the config in the folder of open_clip's own weights states; None for any other file."""
+    """Return the preprocess config in the folder of open_clip's own weights; None for any other file."""
     folder, _, file = pretrained.rpartition("/")
     if not file.endswith(_WEIGHTS):
         folder = pretrained
@@ -182,7 +182,7 @@ def _beside(pretrained: str) -> dict[str, Any] | None:
 
 
 def _resize_mode(processor: Any, image_size: int) -> tuple[str | None, str]:
-    """open_clip's mode, or None and what it has no counterpart for."""
+    """Return open_clip's resize mode and "", or None and the settings that have no counterpart."""
     size, square = processor.size, (image_size, image_size)
     crop = processor.crop_size if processor.do_center_crop else None
     cut = (crop.height, crop.width) if crop else None
@@ -199,13 +199,13 @@ def _resize_mode(processor: Any, image_size: int) -> tuple[str | None, str]:
 
 def _interpolation(resample: Any) -> tuple[str | None, str]:
     if resample is None:
-        return "bilinear", ""  # transformers' own choice then
+        return "bilinear", ""  # transformers' default
     names = {number: name for name, number in RESAMPLE.items()}
     return names.get(int(resample)), f"resample {int(resample)}"
 
 
 def _scaled(processor: Any) -> dict[str, Any]:
-    """mean and std for pixels of 0 to 1, which is what open_clip normalises."""
+    """Return mean and std for pixel values between 0 and 1, as open_clip normalises them."""
     factor = processor.rescale_factor * 255 if processor.do_rescale else 255.0
     factor = 1.0 if math.isclose(factor, 1.0) else factor
     mean = _triple(processor.image_mean if processor.do_normalize else 0.0)
@@ -216,7 +216,7 @@ def _scaled(processor: Any) -> dict[str, Any]:
 def _checked(cfg: dict[str, Any], where: str) -> dict[str, Any]:
     fields = PreprocessCfg.__dataclass_fields__
     cfg = {name: _plain(cfg[name]) for name in fields if cfg.get(name) is not None}
-    if cfg.get("interpolation") == "random":  # of training; open_clip prepares for inference so
+    if cfg.get("interpolation") == "random":  # a training value; open_clip uses bicubic for inference
         cfg["interpolation"] = "bicubic"
     for name, allowed in (("interpolation", tuple(RESAMPLE)), ("resize_mode", _RESIZE_MODES)):
         if cfg.get(name, allowed[0]) not in allowed:
@@ -225,7 +225,7 @@ def _checked(cfg: dict[str, Any], where: str) -> dict[str, Any]:
         if name in cfg:
             cfg[name] = _triple(cfg[name])
             if len(cfg[name]) != 3 or (name == "std" and min(cfg[name]) <= 0):
-                raise DataError(where, f"{name} {cfg[name]}", "three numbers, and above 0 for std")
+                raise DataError(where, f"{name} {cfg[name]}", "three numbers, all above 0 for std")
     return cfg
 
 

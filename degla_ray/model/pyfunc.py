@@ -1,11 +1,11 @@
-"""The model as MLflow knows it: images and captions in, their similarity out.
+"""The model as an MLflow pyfunc model: images and captions in, their similarity out.
 
     mlflow.pyfunc.load_model("FOLDER").predict(pandas.DataFrame({"image": [png_bytes], "caption": ["a dog"]}))
 
 A server takes the same rows as JSON, images in base64: {"inputs": [{"image": "iVBOR…", "caption": "a dog"}]},
-and so in `instances`, `dataframe_split` and `dataframe_records`. A row that cannot be used gets an `error`
-and no similarity; the others keep theirs. The folder holds the exported model and this package's code; its
-requirements name the rest.
+or likewise as `instances`, `dataframe_split` and `dataframe_records`. An unusable row gets an `error` and no
+similarity, without affecting the others. The folder contains the exported model and this package's code; all
+other packages are in its requirements.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from degla_ray.model.export import export
 from degla_ray.model.loaded import LoadedModel
 from degla_ray.storage import Storage
 
-# Of any type: MLflow decodes `binary` in two of the four JSON forms only, stops all rows at a null image, and
-# makes the caption "None" of a null one.
+# AnyType, since MLflow decodes `binary` in only two of the four JSON forms, fails the whole request on a null
+# image, and turns a null caption into "None".
 SIGNATURE = ModelSignature(
     inputs=Schema([ColSpec(AnyType(), "image"), ColSpec(AnyType(), "caption")]),
     outputs=Schema(
@@ -67,11 +67,11 @@ class ClipSimilarity(mlflow.pyfunc.PythonModel):
 
         Args:
             context: not used.
-            model_input: `image` is a file that Pillow opens, as bytes or base64; `caption` is a string.
+            model_input: column `image` contains an image file, as bytes or base64; `caption` a string.
             params: not used.
 
         Returns:
-            A row for each row, in order: a float32 and None, or None and what is wrong.
+            A row per input row, in order: a float32 similarity and None, or None and the error.
         """
         del context, params
         similarity: list[float | None] = []
@@ -82,14 +82,14 @@ class ClipSimilarity(mlflow.pyfunc.PythonModel):
             error += [f"row {first + i}: {r}" if isinstance(r, str) else None for i, r in enumerate(read)]
             found = iter(self._similarity([r for r in read if not isinstance(r, str)]))
             similarity += [None if isinstance(r, str) else next(found) for r in read]
-        # As objects, or None becomes NaN, which no JSON parser but Python's reads.
+        # With a float dtype, None would become NaN, which is not valid JSON.
         dtype = "float32" if None not in similarity else object
         return pd.DataFrame(
             {"similarity": pd.Series(similarity, dtype=dtype), "error": pd.Series(error, dtype=object)}
         )
 
     def _read(self, image: Any, caption: Any) -> tuple[Tensor, str] | str:
-        """The image's pixels and the caption, or what is wrong with them."""
+        """Return the image's pixels and the caption, or an error message."""
         if not isinstance(caption, str):
             return "caption is missing" if _is_null(caption) else f"caption is a {type(caption).__name__}"
         if _is_null(image):
@@ -105,7 +105,7 @@ class ClipSimilarity(mlflow.pyfunc.PythonModel):
         try:
             with Image.open(io.BytesIO(data)) as opened:
                 return self.transform(opened.convert("RGB")), caption
-        except Exception as error:  # decoders raise whatever a broken file leads them to
+        except Exception as error:  # decoders raise many types of errors on broken files
             return f"image does not decode ({type(error).__name__}, {len(data)} bytes)"
 
     def _similarity(self, rows: list[tuple[Tensor, str]]) -> list[float]:
@@ -123,12 +123,15 @@ def _is_null(value: Any) -> bool:
 
 
 def save_pyfunc(model: LoadedModel, folder: str, extra: dict[str, Any] | None = None) -> None:
-    """Writes `model` as an MLflow model with a signature to a new `folder`.
+    """Write `model` to a new `folder` as an MLflow model with a signature.
 
     Args:
-        model: what to write.
-        folder: where to, a path or any URI pyarrow opens; must not exist or be empty.
-        extra: what `degla.json` shall say besides.
+        model: model to write.
+        folder: path, or any URI that pyarrow opens; must be empty or not exist.
+        extra: additional metadata for `degla.json`.
+
+    Raises:
+        SettingError: `folder` is not empty.
     """
     storage = Storage(folder)
     if storage.names_below():

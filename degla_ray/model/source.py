@@ -1,7 +1,7 @@
-"""What a model's settings name, told apart before any path is joined: `find_model`, `check_model`.
+"""Resolve the names in a model's settings (`find_model`, `find_weights`) and check them (`check_model`).
 
-A driver asks here before it starts Ray. Neither torch nor open_clip is imported (but for a pretrained tag),
-and no weights are read: a mistyped name is an error within a second.
+A driver does this before it starts Ray. No weights are read, and neither torch nor open_clip is imported
+except when an open_clip name is combined with weights, so a mistyped name fails within a second.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PACKAGED = {path.stem: path for path in sorted((_MODEL / "configs").glob("*.json
 
 
 class Kind(StrEnum):
-    """What a name or a checkpoint stands for."""
+    """Kind of source that a model's name or its weights' name refers to."""
 
     OPEN_CLIP = "open_clip name"
     CONFIG = "JSON config"
@@ -39,10 +39,10 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """What was found.
+    """Model or weights that a name refers to.
 
     Attributes:
-        kind: what it is.
+        kind: kind of the source.
         where: absolute path or URI; open_clip's name or tag; `ORG/REPO` or `ORG/REPO@REVISION` on the Hub.
     """
 
@@ -51,23 +51,28 @@ class Source:
 
     @property
     def path(self) -> Path | None:
-        """Where it is on this machine; None for all else."""
+        """Local path; None for a URI or a name."""
         is_local = self.kind in (Kind.CONFIG, Kind.FOLDER, Kind.FILE) and "://" not in self.where
         return Path(self.where) if is_local else None
 
 
 def find_model(name: str, setting: str = "model.name") -> Source:
-    """What a model's name stands for.
+    """Return the source that a model's name refers to.
 
-    A name of ours or open_clip's comes first, and only a whole name counts: `./ViT-B-32` is a folder.
+    Names of this package and of open_clip take precedence over paths, but must match exactly: `./ViT-B-32` is
+    a folder.
+
+    Args:
+        name: the model's name.
+        setting: the setting that contains it, for messages.
 
     Raises:
-        SettingError: nothing of that name; says which are near.
+        SettingError: nothing has that name; suggests similar ones.
     """
     if name.startswith(HUB):
         repository = name.removeprefix(HUB)
         if repository.partition("@")[0].count("/") != 1:
-            raise SettingError(setting, name, f"{HUB}ORGANISATION/REPOSITORY, if need be with @REVISION")
+            raise SettingError(setting, name, f"{HUB}ORGANISATION/REPOSITORY, optionally with @REVISION")
         return Source(kind=Kind.HUB, where=repository)
     if name.startswith(LOCAL_FOLDER):
         return _place(name.removeprefix(LOCAL_FOLDER), name, setting)
@@ -82,10 +87,10 @@ def find_model(name: str, setting: str = "model.name") -> Source:
 
 
 def find_weights(config: ModelConfig, setting: str = "model.pretrained") -> Source | None:
-    """What `config.pretrained` stands for; None where it is not set.
+    """Return the source that `config.pretrained` refers to; None if it is not set.
 
     Raises:
-        SettingError: neither a file nor a folder that exists nor a tag of the model; says which are near.
+        SettingError: it is neither an existing file or folder nor a tag of the model; suggests similar ones.
     """
     value = config.pretrained
     if value is None:
@@ -116,17 +121,17 @@ def find_weights(config: ModelConfig, setting: str = "model.pretrained") -> Sour
 
 
 def starts_random(config: ModelConfig) -> bool:
-    """Whether a model is built with random weights.
+    """Return whether the model is built with random weights.
 
     Raises:
-        SettingError: nothing of that name.
+        SettingError: nothing has that name.
     """
     has_weights = config.pretrained is not None or find_model(config.name).kind in (Kind.FOLDER, Kind.HUB)
     return config.random_init or not has_weights
 
 
 def in_any_folder(config: ModelConfig) -> ModelConfig:
-    """The same model under names that mean it in any working directory, such as a worker's."""
+    """Return the config with absolute paths, valid in any working directory such as a worker's."""
     model, weights = find_model(config.name), find_weights(config)
     is_ours = config.name == SCENES_BASE or config.name in PACKAGED
     return dataclasses.replace(
@@ -137,31 +142,37 @@ def in_any_folder(config: ModelConfig) -> ModelConfig:
 
 
 def refuse_random(config: ModelConfig, found: str, section: str = "model") -> None:
-    """Stops at random weights unless `random_init` asks for them; `found` says what has none.
+    """Refuse random weights unless `random_init` is set.
+
+    Args:
+        config: the model's settings.
+        found: why the weights would be random, for the message.
+        section: the section of the settings, for the message.
 
     Raises:
-        SettingError: says how to name weights, or to ask.
+        SettingError: `random_init` is false; says how to specify weights or allow random ones.
     """
     if not config.random_init:
         raise SettingError(
             f"{section}.name",
             config.name,
-            f"a model with weights: a folder of them, or {section}.pretrained ({found}, so they would be "
-            f"random: {section}.random_init true asks for that)",
+            f"a model with weights: a folder with them, or {section}.pretrained ({found}, so they would be "
+            f"random; {section}.random_init true allows that)",
         )
 
 
 def check_model(config: ModelConfig, section: str = "model", *, needs_weights: bool = False) -> None:
-    """Raises what `build` would raise of the names, files and JSON fields of a model; reads no weights.
+    """Raise the errors that `build` would raise about names, files and JSON fields, without reading weights.
 
     Args:
-        config: of the model.
-        section: where the settings are, for messages.
-        needs_weights: refuse weights that would be random, unless `random_init` asks for them.
+        config: the model's settings.
+        section: the section of the settings, for messages.
+        needs_weights: whether to refuse random weights unless `random_init` is set.
 
     Raises:
-        SettingError: an unknown name or tag, a contradiction, or random weights that nobody asked for.
-        DataError: a folder or file that cannot be used.
+        SettingError: an unknown name or tag, contradicting settings, or random weights without
+            `random_init`.
+        DataError: an unusable folder or file.
     """
     if config.random_init and config.pretrained is not None:
         raise SettingError(f"{section}.random_init", True, f"false where {section}.pretrained names weights")
@@ -179,10 +190,10 @@ def check_model(config: ModelConfig, section: str = "model", *, needs_weights: b
 
 
 def open_folder(folder: Path, name: str) -> Path:
-    """The config file of a model folder, Hugging Face's or open_clip's.
+    """Return the config file of a model folder, Hugging Face's or open_clip's.
 
     Raises:
-        DataError: it has neither, or a field of a JSON file runs code.
+        DataError: the folder has neither, or a field of its JSON files would run code.
     """
     model_files.refuse_code(folder)
     if model_files.is_clip_model(folder):
@@ -195,7 +206,7 @@ def open_folder(folder: Path, name: str) -> Path:
 
 
 def _check_activation(name: str, weights: Source, called: str) -> None:
-    import open_clip  # 4 s, and so only where an open_clip name meets weights
+    import open_clip  # takes 4 s, so only if an open_clip name is combined with weights
 
     from degla_ray.model import activation
 
@@ -219,7 +230,7 @@ def _check_files(source: Source, *, wants_weights: bool) -> None:
 
 
 def _place(place: str, name: str, setting: str) -> Source:
-    """A folder or a JSON file by its path or URI."""
+    """Return the source of a folder or JSON file, given its path or URI."""
     if "://" in place:
         parent, _, file = place.rpartition("/")
         is_config = file.endswith(".json")
@@ -247,19 +258,19 @@ def _place(place: str, name: str, setting: str) -> Source:
 
 
 def _open_clip_names() -> list[str]:
-    """open_clip's list where it is imported: models may have been added to it; else its files."""
+    """Return open_clip's model names: its list if it is imported (it may have additions), else its files."""
     imported = sys.modules.get("open_clip")
     return list(imported.list_models()) if imported else list(model_files.open_clip_configs())
 
 
 def _tags(model: str) -> list[str]:
-    from open_clip.pretrained import list_pretrained_tags_by_model  # torch: a tag is rare enough
+    from open_clip.pretrained import list_pretrained_tags_by_model  # imports torch, but tags are rare
 
     return list(list_pretrained_tags_by_model(model))
 
 
 def _beside(path: Path) -> list[str]:
-    """Names in the folder that a path should be in."""
+    """Return the names in the folder that should contain the path."""
     named = path.parent != Path() or path.suffix
     return sorted(os.listdir(path.parent)) if named and path.parent.is_dir() else []
 

@@ -1,8 +1,7 @@
-"""A small tokenizer of one's own, for small models: lower-casing byte-level BPE.
+"""Train a lower-casing byte-level BPE tokenizer for small models.
 
-CLIP's 49,408 tokens at width 128 are 6.3 M parameters, more than twice a whole tiny model; 512 tokens of
-BPE trained on the captions are 0.07 M. open_clip opens the folder through transformers
-(`hf_tokenizer_name`).
+CLIP's 49,408 tokens at width 128 take 6.3 M parameters, more than twice an entire tiny model; 512 BPE tokens
+trained on the captions take 0.07 M. open_clip opens the folder through transformers (`hf_tokenizer_name`).
 """
 
 from __future__ import annotations
@@ -20,21 +19,21 @@ _BYTES = 256
 
 
 def train_tokenizer(captions: Iterable[str], vocab_size: int, folder: str | Path) -> int:
-    """Trains on `captions` and writes a folder that `AutoTokenizer.from_pretrained` opens.
+    """Train on `captions` and write a folder that `AutoTokenizer.from_pretrained` opens.
 
-    `<pad>` is 0 and `<end>` the highest number, where open_clip's argmax pooling looks for it. The same
-    captions give the same files.
+    `<pad>` has id 0 and `<end>` the highest id, as open_clip's argmax pooling requires. The same captions
+    give the same files.
 
     Args:
         captions: training captions.
-        vocab_size: tokens at most, the 256 bytes and three special ones included.
-        folder: local folder, made if it does not exist.
+        vocab_size: maximum number of tokens, including the 256 bytes and three special tokens.
+        folder: local folder, created if it does not exist.
 
     Returns:
-        Tokens in the vocabulary (fewer than `vocab_size` where the captions hold no more pairs).
+        Number of tokens in the vocabulary (below `vocab_size` if the captions contain too few pairs).
 
     Raises:
-        SettingError: `vocab_size` has no room for the bytes.
+        SettingError: `vocab_size` is below 259, the bytes and special tokens.
     """
     if vocab_size < _BYTES + 3:
         raise SettingError(

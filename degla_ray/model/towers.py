@@ -1,13 +1,13 @@
 """The image tower of `scenes-base`, under a name that open_clip's configs can use.
 
-timm's smallest norm-free net, with its last map kept as 2 x 2 cells in place of their average. From an
-average what is left of what can only be learned the long way round; cells from the start learn every shape
-four times (docs/log.md has the comparison). So a model is trained with the average and gets its cells
-afterwards, without a change of its features (`with_grid`). No batch statistics: the maths are the same at any
-number of workers.
+It is timm's smallest norm-free network, whose last feature map is pooled to 2 x 2 cells instead of one
+average. From an average, the relation "left of" is learned slowly; with cells from the start, every shape is
+learned four times (docs/log.md has the comparison). A model is therefore trained with the average and gets
+its cells afterwards, without a change of its features (`with_grid`). The network has no batch statistics, so
+its results do not depend on the number of workers.
 
-Importing this module registers `nfnet_grid` in timm. open_clip alone opens an exported folder of such a
-model after `import degla_ray.model.towers`.
+Importing this module registers `nfnet_grid` in timm. open_clip itself opens an exported folder of such a
+model only after `import degla_ray.model.towers`.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ CELLS = 2  # along each side
 
 
 class GridNormFreeNet(NormFreeNet):
-    """`forward`: float (B, 3, H, W) -> float (B, C * CELLS²), each channel's cells beside each other."""
+    """Norm-free network: float (B, 3, H, W) -> float (B, C * CELLS²), with each channel's cells adjacent."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(model_cfgs[AVERAGED], num_classes=0, **kwargs)
         self.num_features *= CELLS**2
-        self.default_cfg: dict[str, Any] = {}  # open_clip looks into it
+        self.default_cfg: dict[str, Any] = {}  # open_clip reads it
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Keeps the cells: open_clip calls this to put its own projection in place of a classifier."""
+        """Do nothing, so that the cells stay; open_clip calls this to remove a classifier."""
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         return adaptive_avg_pool2d(x, CELLS).flatten(1)
@@ -45,16 +45,16 @@ class GridNormFreeNet(NormFreeNet):
 
 @register_model
 def nfnet_grid(pretrained: bool = False, **kwargs: Any) -> GridNormFreeNet:
-    """timm's `test_nfnet` (0.2 M parameters, stride 32) with cells for its average; random weights."""
+    """Return an untrained `test_nfnet` of timm (0.2 M parameters, stride 32) with cells, not an average."""
     given_by_timm = ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
     return GridNormFreeNet(**{k: v for k, v in kwargs.items() if k not in given_by_timm})
 
 
 def with_grid(loaded: LoadedModel) -> LoadedModel:
-    """The model with cells in place of the average of its image tower, which must be `test_nfnet`.
+    """Return the model with cells instead of the average in its image tower, which must be `test_nfnet`.
 
-    Its features stay the same: each cell starts with a quarter of the average's weight in the projection.
-    The given model is not to be used any more.
+    The features do not change: in the projection, each cell gets a quarter of the average's weight. The given
+    model must not be used afterwards.
     """
     tower: Any = loaded.model.visual
     averaged, tower.trunk = tower.trunk, create_model(WITH_GRID)

@@ -1,8 +1,8 @@
-"""Reading weights that somebody handed over: nothing is unpickled, and what does not fit is named.
+"""Read weights from untrusted files: no code is unpickled, and errors name the tensors that do not fit.
 
-Opens state dicts of open_clip and of Hugging Face's `CLIPModel`, in one file or several under an index, and
-the checkpoints that training code writes around them: the official DeGLA, NegCLIP and CE-CLIP `.pt` files
-({"state_dict": ..., "epoch": ..., "optimizer": ...}), names with or without the prefixes of wrappers.
+Supported are state dicts of open_clip and of Hugging Face's `CLIPModel`, in one file or in several with an
+index, and checkpoints that contain a state dict, such as the official DeGLA, NegCLIP and CE-CLIP `.pt` files
+({"state_dict": ..., "epoch": ..., "optimizer": ...}). Prefixes that wrappers add to names are removed.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from degla_ray.errors import DataError
 from degla_ray.model.files import INDEX_SUFFIX, check_weights, shards_of
 
 _STATE_KEYS = ("state_dict", "model_state_dict", "model", "module")
-# FSDP, torch.compile, activation checkpointing and Lightning put these anywhere in a name.
+# FSDP, torch.compile, activation checkpointing and Lightning insert these anywhere in a name.
 _WRAPPERS = re.compile(r"(?:(?<=\.)|^)_(orig_mod|(fsdp|checkpoint)_wrapped_module|forward_module)\.")
 _ANCHOR = "logit_scale"
-"""A tensor that every CLIP has once: what is before it is the prefix of all names."""
+"""A tensor that every CLIP has exactly once; the text before it is the prefix of all names."""
 _HARMLESS: list[Any] = [
     np.dtype,
     np.ndarray,
@@ -48,8 +48,8 @@ _HARMLESS: list[Any] = [
     *((pathlib.PurePosixPath, f"{module}.PosixPath") for module in ("pathlib", "pathlib._local")),
     *((pathlib.PureWindowsPath, f"{module}.WindowsPath") for module in ("pathlib", "pathlib._local")),
 ]
-"""What training code keeps beside the weights: types that hold values and run nothing."""
-# Entries beside the weights in OpenAI's archives and in older text towers; never parameters.
+"""Types that training code stores with the weights; they contain values and run no code."""
+# Entries in OpenAI's archives and older text towers that are not parameters.
 _NOT_WEIGHTS = (
     "input_resolution",
     "context_length",
@@ -60,11 +60,11 @@ _SHOWN = 3
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Names and tensors of a checkpoint file, or of the files of an index, prefixes of wrappers removed.
+    """Return the tensors of a checkpoint file or of an index's files, by name without wrappers' prefixes.
 
     Raises:
-        DataError: no such file, something else in its place, truncated, a pickle that holds more than
-            tensors, or no state dict in it.
+        DataError: the file is missing, truncated or a placeholder, its pickle contains more than tensors, or
+            it has no state dict.
     """
     check_weights(path)
     is_index = path.name.endswith(INDEX_SUFFIX)
@@ -103,14 +103,14 @@ def _read_shards(index: Path) -> dict[str, Any]:
     for path, names in shards_of(index).items():
         part = _state_dict(_read_file(path), str(path))
         if missing := [name for name in names if name not in part]:
-            found = f"{len(missing)} tensors missing that the index promises ({_first(missing)})"
+            found = f"{len(missing)} tensors missing that the index lists ({_first(missing)})"
             raise DataError(str(path), found, "the file that belongs to the index")
         state |= part
     return state
 
 
 def _state_dict(content: Any, where: str) -> Mapping[Any, Any]:
-    """The state dict inside what a training program saved."""
+    """Return the state dict inside a checkpoint's content."""
     while isinstance(content, Mapping):
         inside = [k for k in _STATE_KEYS if isinstance(content.get(k), Mapping)]
         if not inside:
@@ -127,7 +127,7 @@ def _state_dict(content: Any, where: str) -> Mapping[Any, Any]:
 
 
 def _prefix(names: Mapping[str, Any], where: str) -> str:
-    """What wrappers put before every name (`module.`, `model.`, …, in any order and number)."""
+    """Return the prefix that wrappers put before every name (`module.`, `model.`, … in any combination)."""
     anchors = [n for n in names if n == _ANCHOR or n.endswith(f".{_ANCHOR}")]
     if len(anchors) > 1:
         raise DataError(where, f"{len(anchors)} models ({_first(anchors)})", "the state dict of one")
@@ -137,17 +137,16 @@ def _prefix(names: Mapping[str, Any], where: str) -> str:
 def load_weights(
     model: nn.Module, weights: dict[str, Tensor], where: str, *, resize_positions: bool = False
 ) -> None:
-    """Puts `weights` into `model`: every name and shape must fit.
+    """Load `weights` into `model`, requiring that every name and shape fits.
 
     Args:
-        model: what to load into.
+        model: model to load into.
         weights: name -> tensor.
-        where: names the weights in messages.
-        resize_positions: interpolate position embeddings of another number of patches or tokens.
+        where: name of the weights, for messages.
+        resize_positions: whether to interpolate position embeddings for another number of patches or tokens.
 
     Raises:
-        DataError: names are missing or unknown, shapes differ, or values are not finite; the first few
-            are named.
+        DataError: names are missing or unknown, shapes differ, or values are not finite; names the first few.
     """
     weights = dict(weights)
     if "positional_embedding" in weights and not hasattr(model, "positional_embedding"):
@@ -182,19 +181,19 @@ def load_weights(
 
 
 def _resize_positions(weights: dict[str, Tensor], model: nn.Module, wanted: Mapping[str, Tensor]) -> None:
-    """As open_clip does: image positions bicubic over the grid, text positions linear."""
+    """Interpolate position embeddings as open_clip does: bicubic over the image grid, linear for text."""
     for name in ("visual.positional_embedding", "positional_embedding", "text.positional_embedding"):
         if name not in weights or name not in wanted or weights[name].shape == wanted[name].shape:
             continue
         old, new = weights[name].shape, wanted[name].shape
         square = name != "visual.positional_embedding" or math.isqrt(old[0] - 1) ** 2 == old[0] - 1
-        if len(old) == 2 and old[1] == new[1] and square:  # else it stays, and its shape is told of
+        if len(old) == 2 and old[1] == new[1] and square:  # otherwise it is kept, and its shape reported
             weights[name] = weights[name].float()
             (resize_pos_embed if name.startswith("visual") else resize_text_pos_embed)(weights, model)
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """The header's metadata of a .safetensors file; {} for any other."""
+    """Return the metadata in a .safetensors file's header; {} for any other file."""
     if path.suffix != ".safetensors" or not path.is_file():
         return {}
     try:
@@ -215,7 +214,7 @@ def _read_pt(path: Path) -> Any:
             "a state dict: torch.save(model.state_dict(), …)",
         )
     try:
-        # mmap: an optimizer state beside the weights is never read. Only the zip format allows it.
+        # With mmap, an optimizer state in the file is never read. Only the zip format supports it.
         with torch.serialization.safe_globals(_HARMLESS):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except pickle.UnpicklingError as error:
@@ -225,7 +224,7 @@ def _read_pt(path: Path) -> Any:
         raise DataError(
             str(path), f"{found}, so it is not unpickled", "torch.save({'state_dict': model.state_dict()}, …)"
         ) from error
-    except Exception as error:  # a cut or foreign file makes the unpickler raise nearly anything
+    except Exception as error:  # the unpickler raises many types of errors on truncated or foreign files
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise DataError(str(path), f"a broken file ({reason})", "a whole file from torch.save") from error
 

@@ -1,4 +1,4 @@
-"""Objectives: pure functions of features. A new one is a file with `losses` and a row in the table below."""
+"""Objectives: pure functions of features. To add one, write a file with `losses` and register it below."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from degla_ray.objectives import ceclip, clip, degla, negclip
 from degla_ray.objectives.features import Features
 
 State = dict[str, Tensor]
-"""What an objective carries from one step to the next; most carry nothing."""
+"""State that an objective passes from one step to the next; {} for most objectives."""
 
 _OBJECTIVES = {
     "clip": clip.losses,
@@ -29,24 +29,27 @@ def losses(
     logit_bias: Tensor | None = None,
     state: State | None = None,
 ) -> dict[str, Tensor]:
-    """The objective that `config.name` says.
+    """Return the loss and the terms of the objective that `config` selects.
 
     Args:
-        features: a worker's own rows.
+        features: this worker's rows.
         logit_scale: exp of the model's parameter, scalar.
-        config: which objective, its weights and variants.
-        logit_bias: the parameter of a SigLIP-style model, scalar.
-        state: what `next_state` returned after the step before; none at the start of an epoch.
+        config: the objective, its weights and variants.
+        logit_bias: the parameter of a SigLIP-style model, scalar; None for other models.
+        state: the value that `next_state` returned after the previous step; None at the start of an epoch.
 
     Returns:
-        Scalars, float32: `loss` to backpropagate, and its unweighted terms (`base` always). Each is a mean
-        over own rows: average over workers for the global value.
+        Scalars, float32: `loss` to backpropagate, and its unweighted terms (always `base`). Each is a mean
+        over this worker's rows; its average over the workers is the global value.
     """
     return _OBJECTIVES[config.family](features, logit_scale, config, logit_bias, **(state or {}))
 
 
 def next_state(features: Features, logit_scale: Tensor, config: ObjectiveConfig) -> State:
-    """What the next step's `losses` needs of this step's features; every worker must call it."""
+    """Return the state for the next step's `losses`, computed from this step's features.
+
+    It contains a collective operation, so every worker must call it.
+    """
     if config.family != "ceclip":
         return {}
     return {"threshold_K": ceclip.next_threshold(features, logit_scale, config.cmr_threshold_max)}

@@ -2,10 +2,10 @@
 
     S_i = s·v_i·t_i,  D_ik = s·v_i·n_ik,  m_ik = 1 where the negative exists
 
-CMR ranks each pair above its own negatives by a margin th_k that follows how far apart they lie by now; IMC
-pushes captions away from all negatives of the global batch. The margins are the objective's only state:
-those that one step leaves are the next one's, and each epoch begins with 0. In the released code, IMC drops
-the positive and aims at the first negative, in every row: `imc_target: released`.
+CMR ranks each pair above its own negatives by a margin th_k, which follows their current mean distance. IMC
+pushes captions away from all negatives of the global batch. The margins are the objective's only state: each
+step computes those of the next, and every epoch starts with 0. The released code's IMC omits the positive and
+uses the batch's first negative as the target of every row; `imc_target: released` reproduces this.
 
 Shape suffixes as in degla.py; J = N·K all negatives of the global batch.
 """
@@ -23,7 +23,7 @@ from degla_ray.objectives.gather import GlobalBatch, gather, sum_over_workers
 
 
 def cmr(own: Features, scale: Tensor, threshold_K: Tensor) -> Tensor:
-    """CMR = 1/(N·K) Σ_ik m_ik · relu( th_k + D_ik − S_i ); entries without a negative count as 0.
+    """Return CMR = 1/(N·K) Σ_ik m_ik · relu( th_k + D_ik − S_i ); entries without a negative count as 0.
 
     Args:
         own: this worker's rows.
@@ -36,14 +36,14 @@ def cmr(own: Features, scale: Tensor, threshold_K: Tensor) -> Tensor:
 
 
 def imc(own: Features, batch: GlobalBatch, scale: Tensor, target: str = "paper") -> Tensor:
-    """IMC = −mean_i log e^{S_i} / ( e^{S_i} + Σ_{j,k} e^{s t_i·n_jk} ) over all negatives of the batch.
+    """Return IMC = −mean_i log e^{S_i} / ( e^{S_i} + Σ_{j,k} e^{s t_i·n_jk} ) over the batch's negatives.
 
     Args:
         own: this worker's rows.
         batch: the global batch.
         scale: s, already exponentiated.
-        target: `paper`; or `released`: −mean_i log e^{s t_i·n_0} / Σ_{j,k} e^{s t_i·n_jk}, where n_0 is the
-            batch's first negative.
+        target: `paper` (the formula above), or `released`: −mean_i log e^{s t_i·n_0} / Σ_{j,k} e^{s t_i·n_jk}
+            with n_0 the batch's first negative.
     """
     exists_J = batch.neg_mask_NK.flatten()
     negative_BJ = scale * own.txt_BD @ batch.neg_NKD.flatten(0, 1)[exists_J].T
@@ -53,15 +53,20 @@ def imc(own: Features, batch: GlobalBatch, scale: Tensor, target: str = "paper")
     elif negative_BJ.shape[1]:
         logits = negative_BJ
     else:
-        return negative_BJ.sum()  # no negatives at all: 0, and still part of the graph
+        return negative_BJ.sum()  # without negatives: 0, but still part of the autograd graph
     return F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long, device=logits.device))
 
 
 @torch.no_grad()
 def next_threshold(own: Features, logit_scale: Tensor, largest: float) -> Tensor:
-    """th_k = clamp( mean_i S_i − Σ_i D_ik / #{i: m_ik}, 0, `largest` ) [K], over the global batch.
+    """Return th_k = clamp( mean_i S_i − Σ_i D_ik / #{i: m_ik}, 0, `largest` ), [K], over the global batch.
 
-    A column in which nothing exists gets the mean of S alone, as the released code's 0/0 does not.
+    A column k without any negative gets clamp(mean_i S_i), where the released code computes 0/0.
+
+    Args:
+        own: this worker's rows.
+        logit_scale: s, already exponentiated.
+        largest: upper bound of a margin, in logits.
     """
     pair_B, neg_BK = _logits(own, logit_scale.float())
     sums = torch.cat([pair_B.sum()[None], (neg_BK * own.neg_mask_BK).sum(0), own.neg_mask_BK.sum(0).float()])
@@ -77,14 +82,14 @@ def losses(
     logit_bias: Tensor | None = None,
     threshold_K: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """`loss` and the unweighted terms `base`, `cmr` and `imc`.
+    """Return `loss` and the unweighted terms `base`, `cmr` and `imc`.
 
     Args:
-        features: this worker's rows; teacher features are ignored if given.
+        features: this worker's rows; teacher features are ignored.
         logit_scale: s, already exponentiated.
         config: weights and variants.
-        logit_bias: b, of a SigLIP-style model; only L_base has it, in the others it cancels.
-        threshold_K: margins that the step before left (`next_threshold`); none means 0.
+        logit_bias: b of a SigLIP-style model; it enters L_base only, as it cancels in the other terms.
+        threshold_K: margins from the previous step (`next_threshold`); None means 0.
     """
     with torch.autocast(features.img_BD.device.type, enabled=False):
         scale = logit_scale.float()
@@ -101,6 +106,6 @@ def losses(
 
 
 def _logits(own: Features, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """S_B and D_BK."""
+    """Return S_B and D_BK."""
     pair_B = scale * (own.img_BD * own.txt_BD).sum(dim=-1)
     return pair_B, scale * torch.einsum("bd,bkd->bk", own.img_BD, own.neg_BKD)

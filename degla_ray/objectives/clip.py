@@ -1,7 +1,7 @@
 """Plain CLIP: symmetric cross-entropy over the global batch, no negatives, no teacher.
 
-It is DeGLA's L_base with K = 0, so the two share one definition; so it is SigLIP's loss for a model with a
-`logit_bias`.
+This is DeGLA's L_base with K = 0, and the two share one definition. For a model with a `logit_bias` it is
+SigLIP's loss.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from degla_ray.objectives.gather import gather
 def losses(
     features: Features, logit_scale: Tensor, config: ObjectiveConfig, logit_bias: Tensor | None = None
 ) -> dict[str, Tensor]:
-    """`loss` and `base`, which are the same; negatives and teacher features are ignored if given."""
+    """Return `loss` and `base`, which are equal; negatives and teacher features are ignored."""
     del config  # plain CLIP has no settings
     with torch.autocast(features.img_BD.device.type, enabled=False):
         loss = base(features, gather(features, negatives=False), logit_scale.float(), logit_bias)

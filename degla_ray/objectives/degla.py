@@ -1,14 +1,14 @@
 """DeGLA (arXiv 2504.16801): L = L_base + λ_igc·L_IGC + λ_tgc·L_TGC + λ_distill·L_distill.
 
-Four functions for the paper's four terms, written to be read beside it. Each is a mean over a worker's
-own rows; `gather.py` makes the mean over workers the global batch's.
+Four functions implement the paper's four terms. Each is a mean over a worker's own rows; thanks to
+`gather.py`, the mean over the workers is that of the global batch.
 
 Where the released code differs from the paper, the paper is the default and the code is an option:
 `tgc_negatives: released` (TGC against other captions' negatives) and `distill_reduction: sum`.
 
 Symbols: v image, t caption, n negative, a hat (here `teacher_`) the EMA teacher; s = exp(logit_scale);
-N global batch, B own rows, K negatives per caption, U = N(1+K) all texts of the global batch, D features.
-All features are L2-normalised float32. A negative whose mask is False does not exist.
+N global batch, B own rows, K negatives per caption, U = N(1+K) all texts of the global batch, D feature
+dimension. All features are L2-normalised float32. A negative whose mask is False does not exist.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from degla_ray.objectives.gather import GlobalBatch, gather
 
 @dataclass(frozen=True, kw_only=True)
 class Softening:
-    """How own-negative contrast treats what it is sure of (FSC-CLIP, arXiv 2410.05210).
+    """Focal factor and label smoothing of IGC and TGC (FSC-CLIP, arXiv 2410.05210).
 
-    −Σ_c y_c (1 − p_c)^γ log p_c over the candidates c (the positive and the existing negatives), with
-    y = (1 − β) on the positive and β spread evenly over all. γ = β = 0 is cross-entropy.
+    −Σ_c y_c (1 − p_c)^γ log p_c over the candidates c (the positive and the existing negatives), where y is
+    (1 − β) on the positive plus β spread evenly over all. γ = β = 0 is cross-entropy.
 
     Attributes:
         gamma: γ of the focal factor.
@@ -44,17 +44,18 @@ PLAIN = Softening()
 
 
 def base(own: Features, batch: GlobalBatch, scale: Tensor, bias: Tensor | None = None) -> Tensor:
-    """L_base = ½ [ mean_i CE( s·v_i·U , t_i ) + mean_i CE( s·t_i·{v_1..v_N} , v_i ) ].
+    """Return L_base = ½ [ mean_i CE( s·v_i·U , t_i ) + mean_i CE( s·t_i·{v_1..v_N} , v_i ) ].
 
-    Images see every text of the global batch, negatives included; captions (not negatives) see the images.
-    A model with a `logit_bias` b was trained on pairs (SigLIP, arXiv 2303.15343), and goes on so:
+    Images are contrasted with every text of the global batch, negatives included; captions, but not
+    negatives, are contrasted with the images. A model with a `logit_bias` b was trained with SigLIP's
+    pairwise loss (arXiv 2303.15343), which is then kept:
     L_base = −mean_i Σ_{u ∈ U} log σ( ±(s·v_i·u + b) ), + for u = t_i and − for every other text.
 
     Args:
         own: this worker's rows.
         batch: the global batch.
         scale: s, already exponentiated.
-        bias: b, of a SigLIP-style model.
+        bias: b of a SigLIP-style model; None for other models.
     """
     texts_UD = torch.cat([batch.txt_ND, batch.neg_NKD.flatten(0, 1)])
     exists_U = torch.cat([batch.neg_mask_NK.new_ones(len(batch.txt_ND)), batch.neg_mask_NK.flatten()])
@@ -71,7 +72,7 @@ def base(own: Features, batch: GlobalBatch, scale: Tensor, bias: Tensor | None =
 
 
 def igc(own: Features, scale: Tensor, softening: Softening = PLAIN) -> Tensor:
-    """L_IGC = mean_i −log  e^{s v_i·t_i} / ( e^{s v_i·t_i} + Σ_k e^{s v_i·n_ik} ), own negatives only."""
+    """Return L_IGC = mean_i −log e^{s v_i·t_i} / ( e^{s v_i·t_i} + Σ_k e^{s v_i·n_ik} ); n_ik are i's own."""
     return _contrast(own.img_BD, own.txt_BD, own.neg_BKD, own.neg_mask_BK, scale, softening)
 
 
@@ -82,17 +83,18 @@ def tgc(
     negatives: str = "own",
     softening: Softening = PLAIN,
 ) -> Tensor:
-    """L_TGC = mean_i −log  e^{τ t_i·t̂_i} / ( e^{τ t_i·t̂_i} + Σ_k e^{τ t_i·n_ik} ).
+    """Return L_TGC = mean_i −log e^{τ t_i·t̂_i} / ( e^{τ t_i·t̂_i} + Σ_k e^{τ t_i·n_ik} ).
 
-    Anchor: student caption; positive: the teacher's embedding of the same caption; negatives: student.
+    The anchor is the student's caption, the positive the teacher's embedding of the same caption; the
+    negatives are the student's.
 
     Args:
         own: this worker's rows.
-        batch: the global batch; only `released` looks at it.
-        temperature: τ.
-        negatives: `own`, the paper; or `released`, the code's mask: of the N·K negatives laid out at
-            i·K+k, it opens the columns i+m·N for row i (N = 256, K = 4: right in 4 of 1024 pairs).
-        softening: of the cross-entropy.
+        batch: the global batch, used by `released` only.
+        temperature: τ, which multiplies the similarities (an inverse temperature).
+        negatives: `own` (the paper), or `released`, the released code's mask: it selects columns i+m·N for
+            row i, though caption i's negatives are in columns i·K+k (right for 4 of 1024 at N = 256, K = 4).
+        softening: focal factor and label smoothing of the cross-entropy.
     """
     assert own.teacher_txt_BD is not None
     neg_BKD, mask_BK = own.neg_BKD, own.neg_mask_BK
@@ -104,7 +106,7 @@ def tgc(
 
 
 def distill(own: Features) -> Tensor:
-    """L_distill = mean_i ( |v_i−v̂_i|² + |t_i−t̂_i|² + Σ_k |n_ik−n̂_ik|² )."""
+    """Return L_distill = mean_i ( |v_i−v̂_i|² + |t_i−t̂_i|² + Σ_k |n_ik−n̂_ik|² )."""
     assert own.teacher_img_BD is not None
     assert own.teacher_txt_BD is not None
     assert own.teacher_neg_BKD is not None
@@ -117,16 +119,19 @@ def distill(own: Features) -> Tensor:
 def losses(
     features: Features, logit_scale: Tensor, config: ObjectiveConfig, logit_bias: Tensor | None = None
 ) -> dict[str, Tensor]:
-    """The four terms and their weighted sum, of which DDP's average over workers is the global one.
+    """Return the four terms and their weighted sum; their average over the workers is the global value.
 
     Args:
-        features: this worker's rows, teacher included unless λ_tgc and λ_distill are 0.
+        features: this worker's rows, with teacher features unless λ_tgc and λ_distill are 0.
         logit_scale: s, already exponentiated.
         config: weights and variants.
-        logit_bias: b, of a SigLIP-style model; only L_base has it, in a contrast it cancels.
+        logit_bias: b of a SigLIP-style model; it enters L_base only, as it cancels in IGC.
 
     Returns:
         Scalars `loss`, `base`, `igc`, `tgc`, `distill`; only `loss` is weighted.
+
+    Raises:
+        ValueError: a term with a weight needs teacher features, and there are none.
     """
     if features.teacher_img_BD is None and config.wants_teacher:
         raise ValueError(
@@ -161,7 +166,10 @@ def _contrast(
     scale: Tensor | float,
     softening: Softening,
 ) -> Tensor:
-    """mean_i −log e^{s a_i·p_i} / ( e^{s a_i·p_i} + Σ_k e^{s a_i·n_ik} ); a row without negatives gives 0."""
+    """Return mean_i −log e^{s a_i·p_i} / ( e^{s a_i·p_i} + Σ_k e^{s a_i·n_ik} ).
+
+    A row without negatives contributes 0.
+    """
     positive_B1 = (anchor_BD * positive_BD).sum(dim=-1, keepdim=True)
     negative_BK = torch.einsum("bd,bkd->bk", anchor_BD, neg_BKD)
     # Masked after scaling: -inf times the scale would give the scale a gradient of 0 * -inf = NaN.
@@ -172,6 +180,6 @@ def _contrast(
     log_p = F.log_softmax(logits, dim=1).masked_fill(~exists, 0.0)
     target = exists * (softening.smoothing / exists.sum(dim=1, keepdim=True))
     target[:, 0] += 1.0 - softening.smoothing
-    # 1 - p of a certain candidate is 0, where the power has no gradient for an exponent below 1
+    # At p = 1, the power of 1 - p = 0 has an infinite gradient for an exponent below 1.
     doubt = (1.0 - log_p.exp()).clamp(min=torch.finfo(log_p.dtype).tiny) ** softening.gamma
     return -(target * doubt * log_p).sum(dim=1).mean()

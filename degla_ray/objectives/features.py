@@ -1,4 +1,4 @@
-"""What an objective is computed from.
+"""The features from which an objective is computed.
 
 Shape suffixes: N global batch, B a worker's own rows (N / workers), K negatives per caption, D feature
 dimension.
@@ -14,19 +14,19 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class Features:
-    """A worker's own rows, L2-normalised; made float32 here, whatever the autocast type was.
+    """L2-normalised features of a worker's own rows, converted to float32 whatever the autocast type.
 
-    A negative whose mask is False is absent: it enters no denominator and no distance, whatever lies in
-    its place (its features are set to 0 here, so that not even a NaN there reaches a gradient).
+    A negative whose mask is False is absent: it enters no denominator and no distance. Its features are set
+    to 0 here, so that not even a NaN in its place reaches a gradient.
 
     Attributes:
         img_BD: student image features.
         txt_BD: student caption features.
-        neg_BKD: student features of each caption's negatives; none means K = 0.
-        neg_mask_BK: bool, which negatives exist; none means all.
-        teacher_img_BD: teacher image features, without gradient; none where there is no teacher.
-        teacher_txt_BD: teacher caption features.
-        teacher_neg_BKD: teacher features of the negatives.
+        neg_BKD: student features of each caption's negatives; None means K = 0.
+        neg_mask_BK: bool, which negatives exist; None means all.
+        teacher_img_BD: teacher image features, without gradient; None without a teacher.
+        teacher_txt_BD: teacher caption features; None without a teacher.
+        teacher_neg_BKD: teacher features of the negatives; may be None if K = 0.
     """
 
     img_BD: Tensor

@@ -1,13 +1,13 @@
-"""The global batch as one worker sees it: the only file that knows of ranks.
+"""The global batch as one worker sees it; the only objective code that knows ranks.
 
-Each worker's loss is a mean over its own B rows against the columns of the whole global batch. The mean
-of the workers' losses is then the single-process loss, and since every column keeps its gradient and the
-backward pass brings it home to its owner (summed over the workers), DDP's average over the workers is the
-single-process gradient of every parameter, logit_scale included.
+Each worker's loss is a mean over its own B rows against the columns of the whole global batch. The mean of
+the workers' losses is therefore the single-process loss. Every column keeps its gradient, and the backward
+pass returns it, summed over the workers, to the worker that owns the column. DDP's average over the workers
+is thus the single-process gradient of every parameter, logit_scale included.
 
-Cost: one all-gather of B*(2+K)*D floats forward and its reduce-scatter backward, nothing else: which
-negatives exist is read off their features, and teacher features stay where they were made. The N x N(1+K)
-logits are never made on one worker, only B x N(1+K).
+Cost: one all-gather of B*(2+K)*D floats in the forward pass and its reduce-scatter in the backward pass. No
+masks are sent, as an absent negative has zero features, and teacher features stay on their worker. No worker
+computes the N x N(1+K) logits, only its own B x N(1+K).
 
 Shape suffixes: N global batch, B own rows, K negatives per caption, D feature dimension.
 """
@@ -26,14 +26,14 @@ from degla_ray.objectives.features import Features
 
 @dataclass(frozen=True, kw_only=True)
 class GlobalBatch:
-    """Every worker's features, in rank order, with gradient.
+    """Features of all workers in rank order, with gradient.
 
     Attributes:
         img_ND: student image features.
         txt_ND: student caption features.
         neg_NKD: student features of the negatives.
         neg_mask_NK: bool, which negatives exist.
-        own_B: int64, the global rows that are this worker's own.
+        own_B: int64, indices of this worker's rows in the global batch.
     """
 
     img_ND: Tensor
@@ -44,11 +44,11 @@ class GlobalBatch:
 
 
 def gather(own: Features, *, negatives: bool = True) -> GlobalBatch:
-    """The global batch around `own`; without a process group, `own` is the global batch.
+    """Return the global batch of all workers' rows; without a process group, `own` is the global batch.
 
     Args:
-        own: this worker's rows; every worker must bring equally many rows and the same K.
-        negatives: False leaves the negatives out (K = 0).
+        own: this worker's rows; all workers must pass the same number of rows and the same K.
+        negatives: whether to include the negatives (False means K = 0).
     """
     neg_BKD = own.neg_BKD if negatives else own.neg_BKD[:, :0]
     mask_BK = own.neg_mask_BK if negatives else own.neg_mask_BK[:, :0]
@@ -66,14 +66,14 @@ def gather(own: Features, *, negatives: bool = True) -> GlobalBatch:
         img_ND=packed_NX[:, :D],
         txt_ND=packed_NX[:, D : 2 * D],
         neg_NKD=neg_NKD,
-        # Features are 0 where a negative is missing and have norm 1 elsewhere.
+        # An absent negative's features are 0; all others have norm 1.
         neg_mask_NK=(neg_NKD.detach() != 0).any(dim=-1),
         own_B=torch.arange(B, device=own.img_BD.device) + dist.get_rank() * B,
     )
 
 
 def sum_over_workers(values: Tensor) -> Tensor:
-    """`values` summed over all workers, without gradient; without a process group, a copy."""
+    """Return `values` summed over all workers, without gradient; without a process group, a copy."""
     total = values.detach().clone()
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         dist.all_reduce(total)
@@ -87,7 +87,7 @@ def _all_gather(rows_BX: Tensor) -> Tensor:
 
 
 class _AllGather(torch.autograd.Function):
-    """Rows of every worker; backward sums what all workers' losses ask of this worker's rows."""
+    """All-gather of rows whose backward pass sums all workers' gradients of this worker's rows."""
 
     @staticmethod
     def forward(ctx: Any, rows_BX: Tensor) -> Tensor:

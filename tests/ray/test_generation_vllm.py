@@ -203,6 +203,6 @@ def test_generate_openai_server_gives_answers_and_what_it_refuses_is_an_error(
         there, output=str(tmp_path / "refused"), generation=GenerationConfig(attempts=1, max_tokens=4000)
     )
     with pytest.raises(
-        DeglaError, match=r"the server refused all of \d+ questions with HTTP 400: .*max_tokens"
+        DeglaError, match=r"the server refused all of \d+ requests with HTTP 400: .*max_tokens"
     ):
         generate(refused)

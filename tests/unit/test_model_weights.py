@@ -225,7 +225,7 @@ def test_build_sharded_weights_that_are_not_whole_name_what_is_missing(config, d
     with pytest.raises(DataError, match=rf"index\.json: found 1 of 2 files missing \({first}\)"):
         load(config, folder)
     index.write_text(json.dumps({"weight_map": {"a": "../../secret.pt"}}))
-    with pytest.raises(DataError, match="names of files beside the index"):
+    with pytest.raises(DataError, match="names of files in the folder of the index"):
         load(config, folder)
 
 

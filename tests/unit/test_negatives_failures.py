@@ -20,9 +20,7 @@ def row(**columns: Any) -> dict[str, Any]:
 def test_refusals_all_alike_stop_with_the_servers_sentence_and_what_helps() -> None:
     refusals = Refusals("openai", block=20)
     assert refusals.passed([row(**UNKNOWN_KEY)] * 19) == []
-    with pytest.raises(
-        Refused, match=r"all of 20 questions with HTTP 401: wrong key; .*openai\.key_variable"
-    ):
+    with pytest.raises(Refused, match=r"all of 20 requests with HTTP 401: wrong key; .*openai\.key_variable"):
         refusals.passed([row(**UNKNOWN_KEY)])
 
 
@@ -63,7 +61,7 @@ def test_refusals_errors_that_may_pass_do_not_stop(detail: str) -> None:
 
 def test_refusals_what_rules_filled_in_and_what_was_not_asked_is_no_answer() -> None:
     rows = [row(**UNKNOWN_KEY), row(engine="rules"), row(state="not_applicable")] * 16
-    with pytest.raises(Refused, match="all of 16 questions"):
+    with pytest.raises(Refused, match="all of 16 requests"):
         Refusals("openai", block=1).passed(rows)
 
 

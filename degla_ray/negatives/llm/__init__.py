@@ -1,1 +1,1 @@
-"""Negatives by a language model: prompts, engines, answers, ledger."""
+"""Negatives written by a language model: prompts, engines, quality checks and the ledger of answers."""

@@ -1,8 +1,8 @@
-"""A language model's answer as a caption, or why it is none. Pure: no Ray, no model.
+"""Parse a language model's answer into a caption, or the reason why it is unusable. No Ray, no model.
 
-Form only: whether the caption says something else of the image is for checks.py. Small models add labels
-and quotes, which are taken off, and stop before the full stop, which is put there where the caption has one:
-else an ending would tell negatives from captions without a look at the image.
+Only the form is checked here; checks.py decides whether the negative is false of the image. Small models add
+labels and quotes, which are removed. They also omit the final full stop, which is restored if the caption has
+one: otherwise the ending alone would distinguish negatives from captions.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ _QUOTES = {'"': '"', "'": "'", "“": "”", "‘": "’", "«": "»"}
 _END = ".!?"
 
 MORE_WORDS = 4
-"""An answer may have so many words more than half again the caption's."""
+"""An answer may have 1.5 times the caption's words plus this number."""
 
 
 class Unusable(NamedTuple):
-    """Why an answer is no caption."""
+    """Reason why an answer is not usable as a caption."""
 
     reason: RejectReason
     detail: str
 
 
 def read_answer(answer: str, caption: str, *, cut_off: bool) -> str | Unusable:
-    """The caption in an answer.
+    """Return the caption in an answer, or the reason why it is unusable.
 
     Args:
-        answer: what the model wrote; its first line counts, after the thought of a reasoning model.
-        caption: what it was asked to rewrite.
-        cut_off: the answer reached its token limit, so its last line is not whole.
+        answer: the model's text; the first line after any reasoning is the caption.
+        caption: the caption that the model was asked to rewrite.
+        cut_off: whether the answer reached its token limit, so that its last line is incomplete.
     """
     said = after_thought(answer)
     if said is None:
@@ -74,7 +74,7 @@ def read_answer(answer: str, caption: str, *, cut_off: bool) -> str | Unusable:
 
 
 def _bare(line: str) -> str:
-    """The line without label and the quotes around all of it."""
+    """Return the line without its label and the quotes that enclose it."""
     text = _LABEL.sub("", line.strip()).strip()
     if len(text) > 2 and _QUOTES.get(text[0]) == text[-1]:
         text = text[1:-1].strip()
@@ -90,18 +90,18 @@ def _words(text: str) -> int:
 
 
 def _is_foreign(letter: str) -> bool:
-    """A letter that English captions do not have; é and its like are Latin."""
+    """Return whether a letter is not Latin (é and the like are)."""
     return letter.isalpha() and not unicodedata.name(letter, "").startswith("LATIN")
 
 
 def _is_mark(character: str) -> bool:
-    """Whether it is no part of a plain sentence: an emoji, a dash, a bracket, a symbol, a ligature."""
+    """Return whether a character is foreign to a plain sentence: emoji, dash, bracket, symbol, ligature."""
     plain = character.isalpha() or character in "0123456789 ,.!?'-"
     return not plain or unicodedata.normalize("NFKC", character) != character
 
 
 def _new_capitals(text: str, other: str) -> int:
-    """Words behind the first that have a capital and are not so written in the other text."""
+    """Return the number of capitalised words after the first that the other text does not contain as such."""
     known = set(_WORD.findall(other))
     return sum(word != word.lower() and word not in known for word in _WORD.findall(text)[1:])
 
@@ -111,7 +111,7 @@ def _with_the_captions_apostrophe(text: str, caption: str) -> str:
 
 
 def _ended_like(text: str, caption: str) -> str:
-    """With the caption's final mark and its first letter's case."""
+    """Return the text with the caption's final punctuation mark and the case of its first letter."""
     mark = caption[-1] if caption[-1] in _END else ""
     text = text.rstrip(_END + " ,;") + mark
     if caption[0].islower() and text[:2].istitle():

@@ -1,8 +1,8 @@
-"""How long the engines of a run have lived, as they say themselves.
+"""Measure how long a run's engines have lived, by polling each for its age.
 
-An engine is asked for its age again and again: one that waits for a free GPU says nothing and counts
-nothing, one that loads its model is counted from its start as soon as it answers, one that died is counted
-up to its last answer, and the one that Ray started in its place is another.
+An engine that waits for a free GPU does not reply and counts as 0. One that is loading its model is counted
+from its start as soon as it replies. One that died is counted up to its last reply, and the engine that Ray
+started in its place is counted separately.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from collections.abc import Sequence
 from typing import Any
 
 WATCH = "watch"
-"""Ray's concurrency group for these questions: an engine answers them while it is busy."""
+"""Ray concurrency group of these calls, which an engine answers even while it is busy."""
 EVERY_S = 1.0
 
 
 class EngineClock:
-    """Sums up lives.
+    """Clock that adds up the lifetimes of engines.
 
     Args:
-        gpus: of an engine; one that runs without counts as one.
+        gpus: GPUs per engine (0 counts as 1).
     """
 
     def __init__(self, gpus: int) -> None:
@@ -31,16 +31,16 @@ class EngineClock:
 
     @property
     def gpu_hours(self) -> float:
-        """Hours that the engines lived together, times their GPUs."""
+        """Total lifetime of the engines in hours, times the GPUs per engine."""
         return self._gpus * sum(list(self._ages.values())) / 3600
 
     def watch(self, handles: Sequence[Any]) -> None:
-        """Begins to ask engines for their age."""
+        """Start polling the engines for their age."""
         self._thread = threading.Thread(target=self._ask, args=(handles,), name="degla-clock", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
-        """Ends it; the engines still live."""
+        """Stop polling after a last reading; call it before the engines are killed."""
         self._over.set()
         if self._thread is not None:
             self._thread.join()
@@ -52,7 +52,7 @@ class EngineClock:
         self._note(asked, timeout_s=EVERY_S)
 
     def _note(self, asked: dict[Any, Any], timeout_s: float) -> list[Any]:
-        """Takes the answers that have come; returns the engines that gave them."""
+        """Record the ages received and return the handles of the engines that replied."""
         import ray
 
         living = []
@@ -62,7 +62,7 @@ class EngineClock:
             try:
                 engine, age_s = ray.get(ref)
             except ray.exceptions.RayError:
-                continue  # one that cannot start: the pool says why
+                continue  # the engine could not start; the pool reports why
             self._ages[engine] = age_s
             living.append(handle)
         return living

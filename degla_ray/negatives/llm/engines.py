@@ -1,5 +1,5 @@
-"""The engines by name. To add one that edits captions, fill the protocol of proposals.py and enter it in
-ENGINES; to add a language model, write an actor like vllm_actor.py and enter it in COMPLETERS.
+"""Engines by name. To add one that edits captions, implement the protocol in proposals.py and register it in
+ENGINES; to add a language model, write an actor like vllm_actor.py and register it in COMPLETERS.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ from degla_ray.negatives.proposals import Engine
 
 @dataclass(frozen=True, kw_only=True)
 class EngineKind:
-    """How an engine is made.
+    """Registry entry of an engine that edits captions.
 
     Attributes:
-        identity: what decides its output beside the job's settings; cheap, for it is asked on every rerun.
-        create: the engine, given the words of the dataset.
+        identity: returns what determines the output in addition to the job's settings; must be cheap, as
+            every rerun calls it.
+        create: returns the engine, given the dataset's vocabulary.
     """
 
     identity: Callable[[], dict[str, str]]
@@ -38,14 +39,16 @@ ENGINES: dict[str, EngineKind] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Actors:
-    """A pool of actors that answer.
+    """Specification of an engine pool.
 
     Attributes:
-        actor: class; its `answer` takes a batch of questions and returns it with the columns of
-            `vllm_actor.BLANK`, its `ready` tells which one it is and its age.
-        arguments: of its constructor.
-        resources: of each actor, as Ray's `options` takes them.
-        gpus: that each actor holds; one that runs without counts as one in the hours.
+        actor: actor class; its `answer` takes a batch of requests and returns it with the columns of
+            `vllm_actor.BLANK`, its `ready` returns the actor's id and age.
+        arguments: constructor arguments.
+        resources: resources per actor, as arguments of Ray's `options`.
+        min_size: number of engines that must be ready before the first request.
+        max_size: number of engines to start.
+        gpus: GPUs reserved per actor (0 counts as 1 when hours are summed).
     """
 
     actor: type
@@ -58,12 +61,12 @@ class Actors:
 
 @dataclass(frozen=True, kw_only=True)
 class CompleterKind:
-    """How a language model is reached.
+    """Registry entry of a language-model engine.
 
     Attributes:
-        model: its name in the rows.
-        identity: settings that decide its answers.
-        actors: the pool.
+        model: returns the model's name in the rows.
+        identity: returns the settings that determine its answers.
+        actors: returns the specification of its pool.
     """
 
     model: Callable[[NegativesConfig], str]
@@ -72,7 +75,7 @@ class CompleterKind:
 
 
 def _asked(config: NegativesConfig, prompts: Prompts) -> dict[str, Any]:
-    """Arguments that all actors have."""
+    """Return the constructor arguments shared by all actors."""
     heads = {"+".join(kind.value for kind in kinds): prompt.messages() for kinds, prompt in prompts.items()}
     return {"heads": heads, "joint": config.generation.prompting == "joint"}
 
@@ -100,7 +103,7 @@ def _vllm(config: NegativesConfig, prompts: Prompts) -> Actors:
         engine["gpu_memory_utilization"] = vllm.gpu_memory_utilization
     else:
         engine["dtype"] = "bfloat16"
-        # vLLM 0.32 on a CPU dies of a request with a seed whose prompt is computed in two pieces ("CPU
+        # vLLM 0.32 on a CPU crashes on a seeded request whose prompt is prefilled in two chunks ("CPU
         # Generator does not use offset").
         engine["enable_chunked_prefill"] = False
         engine["max_num_batched_tokens"] = max(4096, vllm.max_model_len)
@@ -109,7 +112,7 @@ def _vllm(config: NegativesConfig, prompts: Prompts) -> Actors:
     if vllm.accelerator_type:
         resources["accelerator_type"] = vllm.accelerator_type
     python = interpreter(config)
-    # The environment's own modules, and none of this process's.
+    # Actors import the modules of vLLM's environment and none of this process's.
     resources["runtime_env"] = {
         "py_executable": python,
         "env_vars": {"PYTHONPATH": "", "PYTHONWARNINGS": "ignore"},
@@ -136,7 +139,7 @@ def _vllm(config: NegativesConfig, prompts: Prompts) -> Actors:
 
 
 def interpreter(config: NegativesConfig) -> str:
-    """Path of the interpreter that vLLM's actors use; not resolved, for a virtual environment's is a link."""
+    """Return the absolute path of vLLM's interpreter; a virtual environment's is a link and not resolved."""
     python = config.vllm.python
     return sys.executable if python is None else str(Path(python).expanduser().absolute())
 

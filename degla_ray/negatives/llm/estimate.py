@@ -1,4 +1,4 @@
-"""What a whole run would take, from a few captions asked for real: `--generation.estimate 200`."""
+"""Estimate of a full run's cost from real requests for a few captions: `--generation.estimate 200`."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from degla_ray.negatives.llm.pool import engine_pool
 
 
 def estimate(job: Job, captions: Sequence[str]) -> None:
-    """Asks one attempt for some captions, writes nothing, prints the reckoning for all of them.
+    """Send one attempt for a sample of captions and print the estimate for all; write no files.
 
-    The rate is one engine's, its start not counted; the attempts expected of a kind follow from the share
-    that passed, p: 1 + (1-p) + (1-p)^2 ...
+    The rate is that of one engine, without its start. The expected number of attempts per negative follows
+    from the accepted share p: 1 + (1-p) + (1-p)^2 + …, up to `generation.attempts` terms.
     """
     wanted = job.config.generation.estimate
     texts = {text_key(caption): caption for caption in captions}
-    sample = sorted(texts)[:wanted]  # keys are hashes: as good as drawn
+    sample = sorted(texts)[:wanted]  # keys are hashes, so the first ones are a random sample
     questions = [question(job.config.seed, texts[key], kind.value) for kind in job.kinds for key in sample]
     rows: list[Row] = []
     actors = COMPLETERS[job.config.engine].actors(job.config, job.prompts)
@@ -74,7 +74,11 @@ def _print(job: Job, actors: Actors, rows: Sequence[Row], rate: float, *, texts:
 
 
 def _expected(rows: Sequence[Row], texts: int, attempts: int, per_kind: int) -> dict[str, float]:
-    """Numbers for all captions: that can have the kind, share accepted, attempts each, answers ..."""
+    """Return one kind's estimates for all captions.
+
+    Keys: `can` (captions to which the kind is applicable), `share` (accepted per answer), `each` (attempts
+    per caption), `answers`, `negatives` and `tokens` (totals).
+    """
     answers = [row for row in rows if row["state"] != "not_applicable"]
     can = texts * len(answers) / max(1, len(rows))
     share = sum(row["state"] == "ok" for row in answers) / max(1, len(answers))
@@ -91,7 +95,7 @@ def _expected(rows: Sequence[Row], texts: int, attempts: int, per_kind: int) -> 
 
 
 def _expected_attempts(share: float, attempts: int, per_kind: int) -> float:
-    """Mean number of attempts until `per_kind` were accepted or `attempts` are made."""
+    """Return the mean number of attempts until `per_kind` answers are accepted or `attempts` are made."""
     missing = {per_kind: 1.0}  # negatives still wanted -> probability
     mean = 0.0
     for _ in range(attempts):

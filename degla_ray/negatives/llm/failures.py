@@ -1,4 +1,4 @@
-"""What engines and servers said instead of answers: when to stop asking, what is printed, what helps."""
+"""Failures of engines and servers: when a run stops, what is printed, and which setting helps."""
 
 from __future__ import annotations
 
@@ -14,41 +14,41 @@ from degla_ray.schema import REJECTS, Kind, RejectReason
 from degla_ray.storage import Storage
 
 FAILURES = (RejectReason.TIMEOUT, RejectReason.ENGINE_ERROR, RejectReason.REASONING_ONLY)
-"""Reasons that have their cause in the settings or the server, not in a caption."""
+"""Reasons whose cause is the settings or the server, not a caption."""
 
 NO_ACCIDENT = 16
-"""Refusals in a row that do not come of a few captions which a server will not read."""
+"""Consecutive refusals that are too many to be explained by a few captions that a server rejects."""
 
 _FIELD = re.compile(
     r"(?:parameters?|arguments?|fields?|value):? *['\"`](\w+)['\"`]|['\"`](\w+)['\"`] is not", re.I
 )
 _BY_STATUS = {
     401: "set the environment variable that openai.key_variable names to a key of this server",
-    402: "the account has nothing left",
-    403: "the key that openai.key_variable names may not do this",
-    404: "openai.model and openai.base_url (which mostly ends in /v1) must be the server's own",
-    413: "ask with fewer examples (generation.shots)",
-    429: "ask for less at a time (openai.concurrency), or repeat more often (openai.max_retries)",
+    402: "the account has no credit left",
+    403: "the key that openai.key_variable names does not permit this request",
+    404: "check openai.model and openai.base_url (which usually ends in /v1)",
+    413: "use fewer examples per prompt (generation.shots)",
+    429: "send fewer requests at a time (openai.concurrency), or retry more often (openai.max_retries)",
 }
-_AGAIN = "; then the same command with --generation.retry_failed true asks for these again"
+_AGAIN = "; then run the same command with --generation.retry_failed true to retry these"
 
 
 class Refused(DeglaError):
-    """The server refuses whatever it is asked."""
+    """Error: the server refuses every request."""
 
 
 class NothingAccepted(DeglaError):
-    """A finished run without a single negative."""
+    """Error: a finished run accepted no negative."""
 
 
 class Refusals:
-    """Holds back rows for as long as a server refuses every question with one and the same status 4xx.
+    """Buffer that holds rows back while a server refuses every request with the same 4xx status.
 
-    Rows that are held back are not in the ledger: once the cause is mended they are asked again.
+    Rows held back are not written to the ledger, so their requests are repeated once the cause is fixed.
 
     Args:
-        engine: whose rows they are; what rules filled in says nothing of the server.
-        block: questions that are asked together; so many refusals in a row are enough.
+        engine: engine whose rows count; rows filled in by rules say nothing about the server.
+        block: requests per block; the run stops after so many consecutive refusals (at least 16).
     """
 
     def __init__(self, engine: str, block: int) -> None:
@@ -56,10 +56,10 @@ class Refusals:
         self._held: list[Row] = []
 
     def passed(self, rows: Sequence[Row]) -> list[Row]:
-        """The rows to be kept: with these, those that were held back, or none.
+        """Add `rows` and return all rows that can be kept; [] while they are held back.
 
         Raises:
-            Refused: there are enough.
+            Refused: enough requests in succession were refused.
         """
         self._held += rows
         if self._one_refusal() is None:
@@ -69,26 +69,26 @@ class Refusals:
         return []
 
     def release(self) -> list[Row]:
-        """The rows that are held back, to be kept after all."""
+        """Return the rows held back and hold none back any longer."""
         held, self._held = self._held, []
         return held
 
     def stop(self) -> None:
-        """Raises Refused if every question that is held back was refused."""
+        """Raise Refused if every request held back was refused."""
         status = self._one_refusal()
         if status is None:
             return
         refused = self._refused()
         said = Counter(row["text"] for row in refused).most_common(1)[0][0]
-        found = f"the server refused all of {len(refused)} questions with {status}: {said}"
+        found = f"the server refused all of {len(refused)} requests with {status}: {said}"
         helps = remedy(refused[0]["reason"], status, said).removesuffix(_AGAIN)
-        raise Refused(f"{found}; {helps}. Nothing of these is kept; the same command asks again")
+        raise Refused(f"{found}; {helps}. None of these is stored; run the same command to retry")
 
     def _refused(self) -> list[Row]:
         return [row for row in self._held if row["state"] == State.ERROR]
 
     def _one_refusal(self) -> str | None:
-        """The status that every question held back was refused with; none where one was not, or none is."""
+        """Return the status with which all requests held back were refused; None if they differ."""
         said = {
             row["detail"] if row["state"] == State.ERROR else ""
             for row in self._held
@@ -99,28 +99,28 @@ class Refusals:
 
 
 def remedy(reason: str, detail: str, said: str) -> str:
-    """What helps against a failure, as a part of a sentence."""
+    """Return advice against a failure, as part of a sentence."""
     status = int(detail.removeprefix(HTTP)) if detail.startswith(HTTP) else 0
     if reason == RejectReason.REASONING_ONLY:
         return (
             "raise generation.max_tokens, or turn thinking off: --openai.extra_body '{chat_template_kwargs: "
             "{enable_thinking: false}}', --vllm.chat_template_kwargs '{enable_thinking: false}'"
-            " (other settings want another output folder)"
+            " (changed settings require another output folder)"
         )
     if reason == RejectReason.TIMEOUT:
-        return f"raise generation.timeout_s, or ask for less at a time (openai.concurrency){_AGAIN}"
+        return f"raise generation.timeout_s, or send fewer requests at a time (openai.concurrency){_AGAIN}"
     if status in (400, 422):
         return _other_fields(said)
     if status in _BY_STATUS:
         again = _AGAIN if status in (401, 402, 403, 429) else ""
         return _BY_STATUS[status] + again
     if "no completion" in said:
-        return f"is openai.base_url (mostly ending in /v1) the address of the API? If it is, wait{_AGAIN}"
-    return f"the server's or the engine's own log says more{_AGAIN}"
+        return f"check openai.base_url (usually ending in /v1); if it is right, wait{_AGAIN}"
+    return f"see the server's or the engine's own log{_AGAIN}"
 
 
 def _other_fields(said: str) -> str:
-    """The setting that gives a request other fields than those a server refused."""
+    """Return the setting that removes or changes the request field that a server refused."""
     if re.search(r"too (?:large|long|many)|context length|maximum|exceed", said, re.I):
         return "lower generation.max_tokens or generation.shots, or serve the model with a longer context"
     if "max_completion_tokens" in said:
@@ -131,7 +131,7 @@ def _other_fields(said: str) -> str:
 
 
 def tell_failures(storage: Storage, counts: Mapping[str, int]) -> str:
-    """`tell` for a finished folder."""
+    """Print the most common failures of a finished folder, as `tell` does."""
     number = sum(n for name, n in counts.items() if name.rpartition(".")[2] in FAILURES)
     if not number:
         return ""
@@ -140,7 +140,7 @@ def tell_failures(storage: Storage, counts: Mapping[str, int]) -> str:
 
 
 def tell(rows: Iterable[Row]) -> str:
-    """Prints the commonest failures among rows with what helps; returns the commonest, or nothing."""
+    """Print the three most common failures among rows, with advice; return the first line, or ""."""
     failed = Counter((r["reason"], r["detail"], r["text"]) for r in rows if r["reason"] in FAILURES)
     by_cause: Counter[tuple[str, str]] = Counter()
     said: dict[tuple[str, str], str] = {}
@@ -157,7 +157,7 @@ def tell(rows: Iterable[Row]) -> str:
 
 
 def require_accepted(config: NegativesConfig, counts: Mapping[str, int], commonest: str) -> None:
-    """Raises NothingAccepted where an engine was asked and no negative came of it."""
+    """Raise NothingAccepted if requests were sent and no negative was accepted."""
     kinds = [kind.value for kind in Kind]
     asked = sum(
         counts.get(f"attempts.{kind}.{state}", 0) for kind in kinds for state in ("ok", "rejected", "error")
@@ -170,5 +170,5 @@ def require_accepted(config: NegativesConfig, counts: Mapping[str, int], commone
             reasons[name.rpartition(".")[2]] += n
     told = commonest or ", ".join(f"{reason} {n}" for reason, n in reasons.most_common(3))
     raise NothingAccepted(
-        f"nothing was accepted of {asked} answers: {told} (all of them: {config.output}/rejects)"
+        f"nothing was accepted of {asked} answers: {told} (full list: {config.output}/rejects)"
     )

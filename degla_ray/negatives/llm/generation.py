@@ -1,11 +1,12 @@
-"""Negatives by a language model: a pipeline of Ray Data over engines, resumable to the answer.
+"""Negatives written by a language model: a Ray Data pipeline over an engine pool, resumable to the answer.
 
-    captions of a window of shards -> may they have the kind? -> engine -> gate -> ledger -> shards
+    captions of a window of shards -> is the kind applicable? -> engine -> quality checks -> ledger -> shards
 
-Captions that read alike are asked for once. Work is ordered by kind, or by caption where all its kinds are
-asked for together, so that prompts share what begins them, and asked in rounds: what failed a check goes into
-the next with another seed. A window (some 20,000 captions) bounds the driver's memory; engines idle at a
-round's end while its last answers come.
+Captions that differ only in case, spacing or a final full stop share one request. Requests are ordered by
+kind, or by caption for joint requests, so that consecutive prompts share a prefix. They are sent in rounds: a
+request whose answer failed a check is repeated in the next round with another seed. A window (about 20,000
+captions) bounds the driver's memory; the price is that engines idle at the end of a round, while its last
+answers arrive.
 """
 
 from __future__ import annotations
@@ -48,18 +49,18 @@ from degla_ray.schema import NEGATIVES, REJECTS, Kind, RejectReason
 from degla_ray.stage import MANIFEST, StageFolder, shard_of
 
 WINDOW = 20_000
-"""Captions worked on at a time, about."""
+"""Approximate number of captions processed at a time."""
 BLOCK = 128
-"""Questions in one call of an engine; what a crash can lose is a few of these."""
+"""Requests in one call of an engine; a crash can lose a few such blocks."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What is the same for every question.
+    """Settings and prompts shared by all requests of a run.
 
     Attributes:
-        prompts: in the order in which kinds are asked for, those of one kind first.
-        model: its name in the rows.
+        prompts: prompts in the order in which kinds are requested; those for a single kind come first.
+        model: the model's name in the rows.
     """
 
     config: NegativesConfig
@@ -74,7 +75,7 @@ class Job:
 
 @dataclass(kw_only=True)
 class _Window:
-    """Shards and their captions, those that read alike together."""
+    """Shards and their captions, grouped by `text_key`."""
 
     shards: list[int]
     captions: dict[str, list[Caption]] = field(default_factory=dict)
@@ -84,7 +85,7 @@ class _Window:
 
 
 def generate_pending(job: Job, folder: StageFolder, captions: pa.Table, graphs: dict[str, str]) -> bool:
-    """Works through the pending shards; False where the limit on GPU hours ended it before."""
+    """Generate the pending shards; return False if `max_gpu_hours` ended the run before all were done."""
     ledger, pending = Ledger(folder), folder.pending()
     actors = COMPLETERS[job.config.engine].actors(job.config, job.prompts)
     stall_s = job.config.generation.stall_s
@@ -128,7 +129,7 @@ def generate_pending(job: Job, folder: StageFolder, captions: pa.Table, graphs: 
 
 @contextmanager
 def _taken_back(folder: StageFolder, progress: Progress, new: bool) -> Iterator[None]:
-    """Leaves nothing in a new folder for which the server refused everything: mended settings are others."""
+    """Empty a new folder whose every request was refused: corrected settings have another fingerprint."""
     try:
         yield
     except Refused:
@@ -141,7 +142,7 @@ def _taken_back(folder: StageFolder, progress: Progress, new: bool) -> Iterator[
 
 @contextmanager
 def _timed(folder: StageFolder, progress: Progress) -> Iterator[None]:
-    """Notes what this run took, for the report."""
+    """Record the run's seconds, GPU hours and answer counts for the report."""
     try:
         yield
     finally:
@@ -150,7 +151,7 @@ def _timed(folder: StageFolder, progress: Progress) -> Iterator[None]:
 
 
 def reopen(folder: StageFolder, reasons: Sequence[RejectReason]) -> None:
-    """Takes back the receipts of finished shards in which there is something to ask again for."""
+    """Make finished shards pending again if they contain an entry to retry."""
     ledger = Ledger(folder)
     pending = set(folder.pending())
     again = [
@@ -164,13 +165,17 @@ def reopen(folder: StageFolder, reasons: Sequence[RejectReason]) -> None:
 def ask(
     job: Job, engines: Sequence[Any], questions: list[dict[str, Any]], words: frozenset[str] | None
 ) -> Iterator[list[Row]]:
-    """The ledger's rows for the questions, block by block as they are answered.
+    """Yield the ledger's rows for the requests, block by block as they are answered.
 
     Args:
         job: settings and prompts.
-        engines: of an `engine_pool`.
-        questions: in the order in which they are asked.
-        words: of the dataset, where the rules are to fill in.
+        engines: handles from `engine_pool`.
+        questions: requests, in the order in which they are sent.
+        words: the dataset's vocabulary, for the rules that fill in after a failed last attempt; None if they
+            shall not.
+
+    Raises:
+        DeglaError: no answer arrived for `generation.stall_s` seconds.
     """
     import ray
     import ray.data
@@ -213,16 +218,16 @@ def ask(
 
 
 def block_size(config: NegativesConfig) -> int:
-    """Questions of one block.
+    """Return the number of requests in a block.
 
-    A server is sent no more at a time than `openai.concurrency`: one that hangs lets a whole block time out
-    at once, and not one row after the other.
+    For a server it is at most `openai.concurrency`, so that all requests of a block are in flight together:
+    if the server hangs, they time out at once instead of one after another.
     """
     return min(BLOCK, config.openai.concurrency) if config.engine == "openai" else BLOCK
 
 
 def _blocks(job: Job, questions: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    """The questions cut into blocks; where a caption's kinds are asked for together they stay together."""
+    """Yield the requests in blocks; a joint request is never split between two blocks."""
     block = block_size(job.config)
     if job.config.generation.prompting == "joint":
         by_caption = sorted(questions, key=lambda q: str(q["key"]))
@@ -236,7 +241,7 @@ def _blocks(job: Job, questions: list[dict[str, Any]]) -> Iterator[list[dict[str
 
 
 def question(run_seed: int, caption: str, kind: str, attempt: int = 0, last: bool = False) -> dict[str, Any]:
-    """A row for `ask`; `last` where no further attempt may follow."""
+    """Return a request as a row for `ask`; `last` says that no further attempt may follow."""
     key = text_key(caption)
     seed = seed_of(run_seed, key, kind, attempt)
     return {"key": key, "kind": kind, "attempt": attempt, "caption": caption, "seed": seed, "last": last}
@@ -245,12 +250,12 @@ def question(run_seed: int, caption: str, kind: str, attempt: int = 0, last: boo
 def _stalled(seconds: float) -> DeglaError:
     return DeglaError(
         f"generation.stall_s: no answer for {seconds:g} s; the engines' own logs (Ray's worker-*.err)"
-        " say why; the same command goes on with what is left"
+        " say why; run the same command again to continue"
     )
 
 
 class _Applicable:
-    """Marks the questions whose caption can have the kind: the others cost nothing."""
+    """Stage that marks the requests whose kind is applicable to the caption; the others skip the engine."""
 
     def __init__(self, **gate: Any) -> None:
         self._gate = Gate(**gate)
@@ -261,7 +266,7 @@ class _Applicable:
 
 
 class _Judge:
-    """Puts answers through the gate."""
+    """Stage that applies the quality checks to answers."""
 
     def __init__(self, **gate: Any) -> None:
         self._gate = Gate(**gate)
@@ -272,7 +277,7 @@ class _Judge:
 
 
 def _share(captions: pa.Table, shards: Sequence[int], num_shards: int) -> int:
-    """Distinct captions of some shards."""
+    """Return the number of distinct captions in some shards."""
     wanted = set(shards)
     return sum(shard_of(key, num_shards) in wanted for key in set(captions["key"].to_pylist()))
 
@@ -295,7 +300,7 @@ def _questions(job: Job, window: _Window, work: Sequence[tuple[str, str, int, bo
 
 
 def _close(job: Job, folder: StageFolder, ledger: Ledger, window: _Window, book: Book) -> None:
-    """Writes the window's shards from its settled entries: parts, the ledger's rows, and receipts last."""
+    """Write the window's shards from its settled entries: the ledger's rows, the parts, then the receipts."""
     parts: dict[int, list[str]] = {shard: [] for shard in window.shards}
     for key in window.captions:
         parts[shard_of(key, folder.num_shards)].append(key)
@@ -332,7 +337,7 @@ def _settle(
     to: tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]],
     counts: Counter[str],
 ) -> None:
-    """One caption's rows of one kind. What is true of its own image is rejected, if a scene says so."""
+    """Append one caption's rows of one kind, rejecting a negative that its scene graph makes true."""
     negatives, rejects = to
     state = entry.state()
     if state is State.OK:

@@ -1,10 +1,10 @@
-"""What was asked of a language model and what became of it, row by row, so that nothing is asked twice.
+"""The requests sent to a language model and their results, row by row, so that none is sent twice.
 
-While a window of shards is worked on, finished answers are appended to `ledger/` as they come; when all of
-its (caption, kind) are settled, its shards get their parts and receipts and the appended files go. A killed
-driver loses what was in flight: at most the blocks that the engines were busy with. Trade-off: one small
-file a block of 128 answers, so 80,000 of them for two million captions, five kinds each, never more than a
-window's at a time.
+While a window of shards is processed, finished answers are appended to `ledger/` as they arrive. When all
+(caption, kind) pairs of the window are settled, its shards get their parts and receipts, and the appended
+files are deleted. A killed driver loses only the blocks in flight. The trade-off is one small file per block
+of 128 answers: 80,000 files for two million captions with five kinds each, though only one window's files
+exist at a time.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from degla_ray.schema import ATTEMPTS, Kind, RejectReason
 from degla_ray.stage import StageFolder, part_name, shard_of
 
 OPEN, CLOSED = "ledger", "attempts"
-"""Folders of the rows of unfinished windows, and of finished shards."""
+"""Folders with the rows of unfinished windows and of finished shards."""
 
 
 class State(StrEnum):
-    """What becomes of a (caption, kind); it ends in exactly one of them."""
+    """Outcome of an attempt, and of a (caption, kind) pair as a whole."""
 
     OK = "ok"
     REJECTED = "rejected"
@@ -40,19 +40,19 @@ Row = dict[str, Any]
 
 
 def text_key(caption: str) -> str:
-    """The same for captions that read alike: up to case, spacing and a final full stop."""
+    """Return a key that is equal for captions that differ only in case, spacing or a final full stop."""
     text = " ".join(caption.split()).rstrip(".").casefold()
     return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
 
 
 @dataclass(kw_only=True)
 class Entry:
-    """One (caption, kind).
+    """State-table row of one (caption, kind) pair.
 
     Attributes:
-        asked: attempts made.
-        allowed: attempts that may be made.
-        rows: all that is known.
+        asked: number of attempts made.
+        allowed: maximum number of attempts.
+        rows: the ledger's rows of these attempts.
     """
 
     allowed: int
@@ -60,25 +60,25 @@ class Entry:
     rows: list[Row] = field(default_factory=list)
 
     def state(self) -> State:
-        """By the best answer; of those that failed, by the last."""
+        """Return OK if any attempt was accepted, otherwise the state of the last attempt."""
         states = [State(row["state"]) for row in self.rows]
         return State.OK if State.OK in states else states[-1]
 
 
 def may_retry(entry: Entry, reasons: Sequence[RejectReason]) -> bool:
-    """Whether it ended in an error, or without a negative for one of `reasons`."""
+    """Return whether the entry ended in an error, or was last rejected for one of `reasons`."""
     state = entry.state()
     return state is State.ERROR or (state is State.REJECTED and entry.rows[-1]["reason"] in reasons)
 
 
 class Book:
-    """All entries of one window of shards, as their ledger has them.
+    """State table of one window of shards, with an entry per (caption, kind) pair.
 
     Args:
-        keys: of the window's captions.
-        kinds: kinds wanted.
-        per_kind: negatives wanted for an entry.
-        attempts: questions for each wanted negative, at most.
+        keys: keys of the window's captions (`text_key`).
+        kinds: requested kinds.
+        per_kind: requested negatives per entry.
+        attempts: maximum number of attempts per requested negative.
     """
 
     def __init__(self, keys: Iterable[str], kinds: Sequence[Kind], per_kind: int, attempts: int) -> None:
@@ -94,10 +94,10 @@ class Book:
             entry.asked = max(entry.asked, row["attempt"] + 1)
 
     def resolve(self) -> None:
-        """Of two equal negatives of a caption, the one of the later attempt, or kind, becomes a reject.
+        """Reject duplicate negatives of a caption, keeping the one of the earliest attempt, then kind.
 
-        Hangs on what was answered alone, never on when, so that a run that was killed and went on ends with
-        what an uninterrupted one has.
+        The choice depends only on the answers and never on their timing, so a resumed run ends with the same
+        rows as an uninterrupted one.
         """
         accepted = [
             (row["attempt"], entry, i)
@@ -115,7 +115,7 @@ class Book:
             forms.add(form)
 
     def retry(self, reasons: Sequence[RejectReason]) -> int:
-        """Allows further attempts where `may_retry` says so; returns for how many entries."""
+        """Allow further attempts for finished entries that satisfy `may_retry`; return their number."""
         again = 0
         for entry in self.entries.values():
             if entry.rows and self._done(entry) and may_retry(entry, reasons):
@@ -124,9 +124,10 @@ class Book:
         return again
 
     def next_round(self) -> list[tuple[str, str, int, bool]]:
-        """(key, kind, number of the attempt, whether it is the last) to be asked now, by kind.
+        """Return the next round's requests as (key, kind, attempt, whether it is the last), ordered by kind.
 
-        Those with the fewest attempts: a round is over before the next begins, also after a restart.
+        A round contains the open entries with the fewest attempts, so it is completed before the next begins,
+        even after a restart.
         """
         self.resolve()
         left = [
@@ -138,7 +139,7 @@ class Book:
         return [question for question in left if question[2] == first]
 
     def settled(self) -> int:
-        """Entries that nothing is asked for any more."""
+        """Return the number of entries that need no further requests."""
         return sum(self._done(entry) for entry in self.entries.values())
 
     def _done(self, entry: Entry) -> bool:
@@ -151,10 +152,10 @@ class Book:
 
 
 class Ledger:
-    """The rows on disk.
+    """Rows on disk.
 
     Args:
-        folder: the output of the stage.
+        folder: output folder of the stage.
     """
 
     def __init__(self, folder: StageFolder) -> None:
@@ -162,14 +163,14 @@ class Ledger:
 
     @property
     def empty(self) -> bool:
-        """Whether nothing was answered yet."""
+        """Whether no answer has been recorded yet."""
         return not self._names() and not self._folder.storage.names(CLOSED)
 
     def append(self, rows: Sequence[Row]) -> None:
         self._folder.storage.write_table(table(rows), OPEN, f"{uuid.uuid4().hex}.parquet")
 
     def read(self, shards: Sequence[int]) -> list[Row]:
-        """Rows of unfinished windows, and those of `shards` that were finished before, oldest first."""
+        """Return the distinct rows of unfinished windows and of `shards`, by key, kind and attempt."""
         storage = self._folder.storage
         names = [(OPEN, name) for name in self._names()]
         closed = [(CLOSED, part_name(shard, self._folder.num_shards)) for shard in shards]
@@ -179,7 +180,7 @@ class Ledger:
         return sorted(distinct.values(), key=lambda row: (row["key"], row["kind"], row["attempt"]))
 
     def settled(self, shard: int) -> list[Entry]:
-        """The entries of a finished shard; none where it was written without a language model."""
+        """Return the entries of a finished shard; [] if it was written without a language model."""
         name = part_name(shard, self._folder.num_shards)
         if not self._folder.storage.is_file(CLOSED, name):
             return []
@@ -189,15 +190,15 @@ class Ledger:
         return list(entries.values())
 
     def close(self, shards: Mapping[int, Sequence[Row]]) -> None:
-        """Writes the rows of settled shards; the appended files go with `clear`, after the receipts."""
+        """Write the rows of settled shards; `clear` deletes the appended files later, after the receipts."""
         for shard, rows in shards.items():
             self._folder.write_part(CLOSED, shard, table(rows))
 
     def clear(self, shards: Collection[int]) -> None:
-        """Drops the appended rows of settled shards.
+        """Delete the appended rows of settled shards and keep those of other shards.
 
-        Others are there where an interrupted run's windows were not this one's: with `retry_failed` finished
-        shards come before those that it was busy with.
+        Rows of other shards exist if an interrupted run had different windows: with `retry_failed`, reopened
+        shards precede those that the interrupted run was processing.
         """
         storage, names = self._folder.storage, self._names()
         rows = [row for name in names for row in storage.open_parquet(OPEN, name).read().to_pylist()]

