@@ -172,7 +172,7 @@ class NegativesConfig:
     output: str
     """Output folder; any URI that pyarrow opens."""
     engine: Literal["rules", "given", "vllm", "openai", "scripted"] = "rules"
-    """Engine that writes negatives: `rules` needs no model, `given` uses the source's own, `scripted` tests."""
+    """Engine that writes negatives: `rules` needs no model, `given` copies the source's, `scripted` tests."""
     kinds: list[Kind] = field(default_factory=lambda: list(Kind))
     """Kinds of negatives to generate."""
     per_kind: int = 2

@@ -166,7 +166,7 @@ def check_given(values: object, least: int = 0) -> tuple[str, ...] | Refusal:
 
 
 def given_table(records: Iterable[Record]) -> pa.Table:
-    """Return the captions' supplied negatives in the schema GIVEN: the side table of sources that have them."""
+    """Return the captions' supplied negatives in the schema GIVEN, for sources that have them."""
     rows = [(c.sample_id, GIVEN_KIND, text) for r in records for c in r.captions for text in c.given]
     columns = list(zip(*rows, strict=True)) or [(), (), ()]
     return pa.table([list(column) for column in columns], schema=GIVEN)
