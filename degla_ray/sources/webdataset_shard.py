@@ -92,7 +92,7 @@ class Shard:
 
         Args:
             lost: one of `self.lost`.
-            usual: images in an intact shard; None assumes that a shard that was cut off lost half of its images.
+            usual: images in an intact shard; None assumes that a shard cut off early lost half of its images.
         """
         held = len(self.samples)
         share = (lost.gap.end - lost.gap.start) / max(1, self.bytes_read)
