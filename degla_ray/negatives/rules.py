@@ -140,7 +140,7 @@ class RuleEngine:
         a, b = lexicon.adjective(tokens[i].lemma), lexicon.adjective(tokens[j].lemma)
         if a is not None and b is not None and a.group == b.group:
             return None if a.line == b.line else True
-        # Two attributes that both things could have (a large circle, a red square) may stay true when swapped.
+        # Two attributes that both things could have (a large circle, a red square) may both hold when swapped.
         nouns = [self._entry(sentence, phrase) for phrase in (first, second)]
         if nouns[0] is None or nouns[1] is None or nouns[0].group == nouns[1].group:
             return None
@@ -275,7 +275,7 @@ class RuleEngine:
     def _content_shuffled(
         self, sentence: Sentence, nouns: Sequence[int], adjectives: Sequence[int], rng: random.Random
     ) -> Sentence:
-        """Shuffle nouns and adjectives among their own places; nouns take their place's number if possible."""
+        """Shuffle nouns and adjectives among their own places; nouns take its number if possible."""
         tokens = sentence.tokens
         changes = {
             slot: tokens[i]

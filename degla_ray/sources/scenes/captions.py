@@ -129,8 +129,8 @@ def mention_all(
 ) -> tuple[Mention, ...]:
     """Return mentions of the objects `order`, usually with the same sorts of attribute for each.
 
-    With `details` None the sorts are drawn at random; otherwise all of `details` are named. Two objects of the
-    same shape are always distinguished by colour.
+    With `details` None the sorts are drawn at random; otherwise all of `details` are named. Two objects of
+    the same shape are always distinguished by colour.
     """
     shapes = [scene.objects[i].shape for i in order]
     common = pick(rng, _DETAILS)

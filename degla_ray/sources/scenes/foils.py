@@ -17,7 +17,7 @@ from degla_ray.sources.scenes.wording import Mention, Sentence, pick, wording
 from degla_ray.sources.scenes.world import SHAPES, VALUES, Relation, Scene, Sort
 
 _ATTEMPTS = 60
-_BARE_SWAPS = 0.5  # share of object swaps without adjectives, where only the direction distinguishes the texts
+_BARE_SWAPS = 0.5  # share of object swaps without adjectives, so that only the direction differs
 
 
 class FoilKind(StrEnum):
