@@ -190,7 +190,7 @@ def _tokens(model: str, chats: list[dict[str, Any]]) -> list[list[int]]:
     from transformers import AutoTokenizer
 
     # loaded from its path, as this interpreter has no degla_ray
-    actor = runpy.run_path(str(REPO / "degla_ray" / "negatives" / "vllm_actor.py"))
+    actor = runpy.run_path(str(REPO / "degla_ray" / "negatives" / "llm" / "vllm_actor.py"))
     tokenizer = AutoTokenizer.from_pretrained(model)
     return [actor["prompt_tokens"](tokenizer, chat["turns"]) for chat in chats]
 

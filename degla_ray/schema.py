@@ -1,7 +1,7 @@
-"""The Arrow schemas of every dataset that crosses a stage: the project's data contracts.
+"""Arrow schemas of the datasets passed between pipeline stages.
 
-Every arrow of the pipeline (sources -> negatives -> training -> evaluation) is a folder of Parquet
-parts with one of these schemas. Changing a column here changes a contract with users' files.
+Each stage (sources -> negatives -> training -> evaluation) writes folders of Parquet files with these
+schemas. Changing a column breaks compatibility with users' existing files.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Kind(StrEnum):
 
 
 class RejectReason(StrEnum):
-    """The closed list of reasons for which a row may be left out. A new one is a decision."""
+    """Closed list of reasons for rejecting a row; adding one is a design decision."""
 
     # images
     UNREADABLE = "unreadable"
@@ -33,7 +33,7 @@ class RejectReason(StrEnum):
     OUTSIDE_FOLDER = "outside_folder"
     MISSING_IMAGE = "missing_image"
     IMAGE_WITHOUT_CAPTION = "image_without_caption"
-    FURTHER_IMAGE = "further_image"  # beside the one of its sample that is used, e.g. a segmentation map
+    FURTHER_IMAGE = "further_image"  # an additional image of a sample, e.g. a segmentation map
     # captions
     EMPTY_CAPTION = "empty_caption"
     NOT_A_STRING = "not_a_string"
@@ -46,19 +46,19 @@ class RejectReason(StrEnum):
     SYNONYM = "synonym"
     DUPLICATE_NEGATIVE = "duplicate_negative"
     TRUE_OF_IMAGE = "true_of_image"
-    WRONG_KIND = "wrong_kind"  # another edit than was asked for
+    WRONG_KIND = "wrong_kind"  # an edit of another kind than requested
     # answers of a language model
     NO_TEXT = "no_text"
     CUT_OFF = "cut_off"  # the answer reached its token limit
-    REASONING_ONLY = "reasoning_only"  # a thought and no answer
+    REASONING_ONLY = "reasoning_only"  # reasoning without an answer
     COMMENTARY = "commentary"  # a refusal, an explanation, a question
     SEVERAL_SENTENCES = "several_sentences"
     MARKUP = "markup"
     WRONG_LANGUAGE = "wrong_language"
     NON_PRINTABLE = "non_printable"
-    GIVE_AWAY = "give_away"  # an emoji, a dash, capitals ... that its caption lacks
-    TOO_LONG = "too_long"  # far more words than the caption
-    # answers that never came
+    GIVE_AWAY = "give_away"  # an emoji, a dash, capitals ... absent from its caption
+    TOO_LONG = "too_long"  # far more words than its caption
+    # requests without an answer
     TIMEOUT = "timeout"
     ENGINE_ERROR = "engine_error"
 
@@ -81,22 +81,22 @@ NEGATIVES = pa.schema(
     ]
 )
 GIVEN_KIND = "given"
-GIVEN = pa.schema(  # negatives that came with the source, as found; kind is GIVEN_KIND
+GIVEN = pa.schema(  # negatives supplied by the source, unchanged; kind is GIVEN_KIND
     [("sample_id", pa.string()), ("kind", pa.string()), ("negative", pa.string())]
 )
 REJECTS = pa.schema(
     [
         ("stage", pa.string()),
-        ("sample_id", pa.string()),  # or the image_id, or "file:line" where a row has no id yet
+        ("sample_id", pa.string()),  # or image_id, or "file:line" if the row has no id yet
         ("kind", pa.string()),  # of a negative; "image" or "caption" at stage prepare; "" elsewhere
         ("text", pa.string()),
         ("reason", pa.string()),
         ("detail", pa.string()),
     ]
 )
-ATTEMPTS = pa.schema(  # every question put to a language model and what became of it: the ledger
+ATTEMPTS = pa.schema(  # ledger of all requests to a language model and their outcomes
     [
-        ("key", pa.string()),  # of the caption's text: captions that read alike are asked for once
+        ("key", pa.string()),  # hash of the caption's text: identical captions share a request
         ("kind", pa.string()),
         ("attempt", pa.int8()),
         ("state", pa.string()),  # ok, rejected, error or not_applicable
@@ -107,7 +107,7 @@ ATTEMPTS = pa.schema(  # every question put to a language model and what became 
         ("model", pa.string()),
         ("prompt_tokens", pa.int32()),
         ("completion_tokens", pa.int32()),
-        ("cached_tokens", pa.int32()),  # of the prompt, found in the prefix cache
+        ("cached_tokens", pa.int32()),  # prompt tokens found in the prefix cache
         ("seconds", pa.float32()),
     ]
 )
@@ -136,7 +136,7 @@ ITEMS = pa.schema(  # what an item of SCORES shows; the true image and the true 
     ]
 )
 
-# Evaluation items that the project writes itself (scenes), in the shape every benchmark loads into.
+# Evaluation items written by the project itself (scenes), in the form that every benchmark loads into.
 CHOICE_ITEMS = pa.schema(  # texts[0] is the true caption
     [
         ("benchmark", pa.string()),

@@ -1,4 +1,4 @@
-"""Settings of `negatives`."""
+"""Settings of job `negatives`."""
 
 from __future__ import annotations
 
@@ -21,36 +21,36 @@ def _is_json(value: Any) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class VLLMConfig:
-    """vLLM engines, one a Ray actor."""
+    """vLLM engines, each in its own Ray actor."""
 
     model: str = "models/smollm2-135m"
-    """Folder of a language model, the same on every node, or its name on the Hugging Face hub."""
+    """Local model folder (the same path on every node) or a model name on the Hugging Face hub."""
     python: str | None = None
-    """Interpreter that has vLLM, e.g. .venv-vllm/bin/python; none: the one that runs the job."""
+    """Python interpreter with vLLM installed, e.g. .venv-vllm/bin/python; null uses the job's interpreter."""
     min_actors: int = 1
-    """Engines, at least."""
+    """Minimum number of engines."""
     max_actors: int = 1
-    """Engines, at most; Ray starts more of them while work waits."""
+    """Maximum number of engines; Ray starts more while work is waiting."""
     tensor_parallel_size: int = 1
-    """GPUs that share a layer."""
+    """GPUs that each layer is split across."""
     pipeline_parallel_size: int = 1
-    """Groups of GPUs that layers are spread over."""
+    """Pipeline stages that the layers are divided into."""
     accelerator_type: str | None = None
-    """Ray's name of the GPU to run on, e.g. A100; none: any."""
+    """Ray's name of the GPU type to run on, e.g. A100; null allows any."""
     cpus_per_actor: int = 1
-    """CPUs of an engine where there are no GPUs."""
+    """CPUs per engine on machines without GPUs."""
     quantization: str | None = None
-    """vLLM's quantization, e.g. fp8 or awq; none: as the model's folder says."""
+    """vLLM's quantization method, e.g. fp8 or awq; null follows the model's own configuration."""
     max_model_len: int = 2048
-    """Tokens of prompt and answer, at most."""
+    """Maximum tokens of prompt and answer together."""
     gpu_memory_utilization: float = 0.9
-    """Share of a GPU's memory that an engine takes."""
+    """Fraction of a GPU's memory that an engine may use."""
     cpu_kv_cache_gib: int = 1
-    """GiB of an engine's key-value cache where there are no GPUs."""
+    """Size of an engine's key-value cache in GiB on machines without GPUs."""
     enforce_eager: bool = False
-    """Start faster and run slower: no compilation, no CUDA graphs."""
+    """Skip compilation and CUDA graphs: starts faster and runs slower."""
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
-    """Arguments of the model's chat template, e.g. {enable_thinking: false}."""
+    """Arguments for the model's chat template, e.g. {enable_thinking: false}."""
 
     def __post_init__(self) -> None:
         require(
@@ -69,21 +69,21 @@ class VLLMConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OpenAIConfig:
-    """Any server that speaks OpenAI's chat API."""
+    """Any server with an OpenAI-compatible chat API."""
 
     base_url: str = "http://127.0.0.1:8000/v1"
-    """Address of the API."""
+    """Base URL of the API."""
     model: str = ""
-    """Model name that the server knows."""
+    """Model name known to the server."""
     key_variable: str = "OPENAI_API_KEY"
-    """Environment variable with the key; a server without keys needs none."""
+    """Environment variable that holds the API key; not needed for a server without keys."""
     concurrency: int = 64
-    """Requests under way at a time."""
+    """Maximum number of concurrent requests."""
     max_retries: int = 5
-    """Times that a request is repeated after a refused connection, status 408, 409, 429 or 5xx."""
+    """Retries of a request after a refused connection or status 408, 409, 429 or 5xx."""
     extra_body: dict[str, Any] = field(default_factory=dict)
-    """Further fields of a request, or other values of ours; null leaves a field out, and
-    max_completion_tokens takes the place of max_tokens."""
+    """Extra or overridden fields of a request; null removes a field, and max_completion_tokens replaces
+    max_tokens."""
 
     def __post_init__(self) -> None:
         require(
@@ -105,37 +105,39 @@ class OpenAIConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationConfig:
-    """What language models are asked and how often (engines `vllm` and `openai`)."""
+    """Prompting, sampling and retries of language models (engines `vllm` and `openai`)."""
 
     prompting: Literal["per_kind", "joint"] = "per_kind"
-    """One question a (caption, kind), or one a caption for all kinds, answered by a JSON object."""
+    """per_kind: one request per caption and kind. joint: one request per caption for all kinds, answered by
+    a JSON object."""
     shots: int = 12
-    """Examples before the caption."""
+    """Few-shot examples before the caption."""
     temperature: float = 0.7
-    """Of sampling."""
+    """Sampling temperature."""
     top_p: float = 0.95
-    """Probability mass that is sampled from."""
+    """Probability mass for nucleus sampling."""
     max_tokens: int = 64
-    """Tokens of an answer, at most."""
+    """Maximum tokens of an answer."""
     attempts: int = 3
-    """Times that a (caption, kind) is asked, with another seed each, until an answer passes the checks."""
+    """Maximum requests per caption and kind, each with another seed, until an answer passes the checks."""
     timeout_s: float = 300.0
-    """Seconds after which a request is given up, its repetitions included."""
+    """Seconds until a request fails, retries included."""
     stall_s: float = 1800.0
-    """Seconds without any answer after which the job gives up; starting an engine counts. At least twice
-    timeout_s, so that the requests of a hung server are given up before the job is."""
+    """Seconds without any answer until the job fails; engine startup counts. At least twice timeout_s, so
+    that requests to a hung server time out before the job does."""
     fill_with_rules: bool = False
-    """Where no attempt passed, take the rule engine's negative (its rows say so)."""
+    """Use the rule engine's negative if no attempt passed; such rows name the rule engine."""
     retry_failed: bool = False
-    """Ask again what ended in an error, or for one of `retry_reasons`, also in a finished folder."""
+    """Repeat requests that ended in an error or for one of `retry_reasons`, even in a finished folder."""
     retry_reasons: list[RejectReason] = field(default_factory=list)
-    """Reasons of rejection to ask again for, with `retry_failed`."""
+    """Reject reasons to retry if `retry_failed` is set."""
     estimate: int | None = None
-    """Only ask for so many captions, write nothing, and tell what all would take."""
+    """Send requests for this many captions only, write nothing, and print an estimate for the full run."""
     max_gpu_hours: float | None = None
-    """Stop cleanly when the engines have run for so long together; none: no limit. A rerun goes on."""
+    """Stop cleanly once the engines have used this many GPU hours in total; null sets no limit. A rerun
+    continues."""
     price_per_gpu_hour: float = 0.0
-    """For the estimate and the report, in your currency."""
+    """Price of a GPU hour in your currency, for the estimate and the report."""
 
     def __post_init__(self) -> None:
         require(1 <= self.attempts <= 100, "generation.attempts", self.attempts, "1 to 100")
@@ -163,22 +165,22 @@ class GenerationConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class NegativesConfig:
-    """Job `negatives`: captions become negative captions (+ rejects)."""
+    """Job `negatives`: turn captions into negative captions and rejects."""
 
     prepared: str
-    """Folder that `prepare` wrote."""
+    """Output folder of job `prepare`."""
     output: str
-    """Folder to write, any URI pyarrow opens."""
+    """Output folder; any URI that pyarrow opens."""
     engine: Literal["rules", "given", "vllm", "openai", "scripted"] = "rules"
-    """What writes the negatives; `rules` needs no model, `given` takes the source's own, `scripted` tests."""
+    """Engine that writes negatives: `rules` needs no model, `given` copies the source's, `scripted` tests."""
     kinds: list[Kind] = field(default_factory=lambda: list(Kind))
-    """Kinds of negative to make."""
+    """Kinds of negatives to generate."""
     per_kind: int = 2
-    """Distinct negatives of one kind for one caption, at most."""
+    """Maximum number of distinct negatives per caption and kind."""
     seed: int = 0
-    """Seed of the engine's choices; with the caption it decides them."""
+    """Random seed; together with the caption it determines the engine's choices."""
     num_shards: int = 8
-    """Shards that the work is cut into."""
+    """Number of output shards."""
     vllm: VLLMConfig = field(default_factory=VLLMConfig)
     openai: OpenAIConfig = field(default_factory=OpenAIConfig)
     generation: GenerationConfig = field(default_factory=GenerationConfig)

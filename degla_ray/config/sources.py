@@ -1,4 +1,4 @@
-"""Settings of `prepare`, a class for each source, and of the way out to the released format."""
+"""Settings of the jobs `prepare` (one class per source) and `export_degla_json`."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from degla_ray.config.shared import RayConfig, require
 
 @dataclass(frozen=True, kw_only=True)
 class ScenesConfig:
-    """Rendered scenes: images whose truth is known."""
+    """Rendered scenes with exactly known content."""
 
     num_images: int = 4000
     """Training images."""
     num_validation_images: int = 400
-    """Validation images (split `val`)."""
+    """Validation images, in split `val`."""
     captions_per_image: int = 3
-    """Captions of each image."""
+    """Captions per image."""
     min_objects: int = 2
-    """Objects in an image, at least."""
+    """Minimum number of objects in an image."""
     max_objects: int = 3
-    """Objects in an image, at most 4."""
+    """Maximum number of objects in an image; at most 4."""
     image_size: int = 64
-    """Side of an image in pixels."""
+    """Width and height of an image in pixels."""
     test_items: int = 300
-    """Items of each subset of the test sets that are written beside the images; 0 writes none."""
+    """Items per subset of the test sets written next to the images; 0 writes no test sets."""
     seed: int = 0
-    """Same seed, same bytes."""
+    """Random seed; the same seed gives identical bytes."""
 
     def __post_init__(self) -> None:
         require(
@@ -52,18 +52,18 @@ class ScenesConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CsvConfig:
-    """A folder of images and CSV files whose header names an image's and a caption's column."""
+    """A folder of images and CSV files whose header names an image column and a caption column."""
 
     images: str = ""
     """Folder of the images."""
     captions: dict[str, str] = field(default_factory=dict)
     """Caption file of each split, e.g. {train: captions_train.txt, val: captions_val.txt}."""
     separator: str = ","
-    """Character between columns; tab or \\t is a tab."""
+    """Column separator, one character; `tab` or \\t means a tab."""
     image_column: str = "image"
-    """Column of the image's path below `images`, e.g. filepath; upper and lower case are one."""
+    """Column with the image's path relative to `images`, e.g. filepath; case-insensitive."""
     caption_column: str = "caption"
-    """Column of the caption, e.g. title; upper and lower case are one."""
+    """Column with the caption, e.g. title; case-insensitive."""
 
     def __post_init__(self) -> None:
         if self.separator in ("tab", "\\t"):
@@ -79,55 +79,56 @@ class CsvConfig:
         )
 
 
-Flickr8kConfig = CsvConfig  # `flickr8k` is another name of `csv`
+Flickr8kConfig = CsvConfig  # `flickr8k` is an alias of `csv`
 
 
 @dataclass(frozen=True, kw_only=True)
 class CocoConfig:
-    """COCO captions, 2014 or 2017, as the official JSON or Karpathy's split file."""
+    """COCO captions of 2014 or 2017, from the official JSON files or Karpathy's split file."""
 
     images: str = ""
-    """Folder that holds the images, or train2014/, val2014/, train2017/ ... with them."""
+    """Folder with the images, or with COCO's folders train2014/, val2014/, train2017/ ..."""
     annotations: dict[str, str] = field(default_factory=dict)
-    """Official captions_*.json of each split, e.g. {train: captions_train2014.json}."""
+    """Official captions_*.json file of each split, e.g. {train: captions_train2014.json}."""
     karpathy: str | None = None
-    """Karpathy's dataset_coco.json; it then gives captions and splits and `annotations` must be empty."""
+    """Karpathy's dataset_coco.json. It provides captions and splits, so `annotations` must be empty."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ParquetConfig:
-    """Parquet files of images and captions, such as Hugging Face data sets are."""
+    """Parquet files of images and captions, such as Hugging Face datasets."""
 
     files: dict[str, list[str]] = field(default_factory=dict)
-    """Files, folders or patterns of each split, e.g. {train: [data/train-*.parquet]}."""
+    """Files, folders or glob patterns of each split, e.g. {train: [data/train-*.parquet]}."""
     image_column: str = "image"
-    """Column of the image: its bytes, a struct<bytes, path>, or its path below `images`."""
+    """Column with the image: bytes, a struct<bytes, path>, or a path relative to `images`."""
     caption_column: str = "caption"
-    """Column of the caption, a text or a list of texts."""
+    """Column with the caption: a string or a list of strings."""
     image_id_column: str | None = None
-    """Column of the image's id, rows of one id being one image; none: the path, or each row its own."""
+    """Column with the image's id; rows with the same id are one image. null uses the path, or
+    makes each row its own image if images are stored as bytes."""
     split_column: str | None = None
-    """Column of the split; none means that `files` names it."""
+    """Column with the split; null takes the split from `files`."""
     images: str | None = None
-    """Folder of the images; for a column of paths only."""
+    """Folder of the images, if `image_column` holds paths."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class WebdatasetConfig:
-    """Tar shards: files of one name before their suffix are a sample."""
+    """Tar shards; files with the same name up to the suffix form a sample."""
 
     shards: dict[str, list[str]] = field(default_factory=dict)
-    """Tar files, folders or patterns of each split, e.g. {train: ["DIR/train-{000..099}.tar"]}."""
+    """Tar files, folders or glob patterns of each split, e.g. {train: ["DIR/train-{000..099}.tar"]}."""
     json_field: str | None = None
-    """Field of a sample's JSON file with its caption or captions, e.g. caption, meta.caption of nested
-    objects, captions.text of a list of objects; none takes a text file."""
+    """Field of a sample's JSON file that holds its caption or captions: caption, meta.caption for nested
+    objects, or captions.text for a list of objects; null reads captions from a text file."""
     caption_suffix: str | None = None
-    """Suffix of a sample's file with the caption, e.g. caption or outputs.txt; none takes txt, or json where
-    `json_field` is set."""
+    """Suffix of a sample's caption file, e.g. caption or outputs.txt; null means txt, or json if `json_field`
+    is set."""
     caption_per_line: bool = True
-    """Whether each line of a text file is a caption; false: the whole file is one caption."""
+    """Whether each line of a text file is a caption; if false, the whole file is one caption."""
     image_suffixes: list[str] = field(default_factory=lambda: ["jpg", "jpeg", "png", "webp"])
-    """Suffixes that make a file the sample's image, e.g. inputs.jpg; the first that a sample has counts."""
+    """Suffixes of image files, e.g. inputs.jpg, in order of preference if a sample has several."""
 
     def __post_init__(self) -> None:
         require(bool(self.image_suffixes), "webdataset.image_suffixes", self.image_suffixes, "at least one")
@@ -135,16 +136,16 @@ class WebdatasetConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DeglaJsonConfig:
-    """DeGLA's released data: a JSON list of {image_id, original, enhanced}, negatives with the captions."""
+    """DeGLA's released data: a JSON list of {image_id, original, enhanced}, with negatives per caption."""
 
     images: str = ""
-    """Folder that holds the images under the names of `pattern`."""
+    """Folder with the images, named as in `pattern`."""
     annotations: dict[str, str] = field(default_factory=dict)
     """JSON file of each split, e.g. {train: FILE}."""
     pattern: str = "train2014/COCO_train2014_%012d.jpg"
-    """An image's name below `images`, with %d or the like for its image_id; COCO's other names are tried."""
+    """Image name relative to `images`, with %d or similar for image_id; COCO's other names are tried next."""
     min_negatives: int = 4
-    """Rows with fewer texts in `enhanced` are rejected."""
+    """Minimum number of texts in `enhanced`; rows with fewer are rejected."""
 
     def __post_init__(self) -> None:
         try:
@@ -157,22 +158,22 @@ class DeglaJsonConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class NegclipTsvConfig:
-    """NegCLIP's training files, negatives with the captions."""
+    """NegCLIP's training files, with negatives for each caption."""
 
     images: str = ""
-    """Folder that the file's paths start from, or COCO's own folder."""
+    """Folder that paths in the file are relative to, or COCO's own folder."""
     annotations: dict[str, str] = field(default_factory=dict)
     """TSV file of each split, e.g. {train: train_neg_clip.tsv, val: valid_neg_clip.tsv}."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareConfig:
-    """Job `prepare`: a source becomes images + captions (+ rejects)."""
+    """Job `prepare`: turn a source into images, captions and rejects."""
 
     source: Literal["scenes", "csv", "flickr8k", "coco", "parquet", "webdataset", "degla_json", "negclip_tsv"]
-    """Which source; its settings stand under the same name. `flickr8k` is another name of `csv`."""
+    """Source to read; its settings are under the same name. `flickr8k` is an alias of `csv`."""
     output: str
-    """Folder to write, any URI pyarrow opens."""
+    """Output folder; any URI that pyarrow opens."""
     scenes: ScenesConfig = field(default_factory=ScenesConfig)
     csv: CsvConfig = field(default_factory=CsvConfig)
     flickr8k: Flickr8kConfig = field(default_factory=Flickr8kConfig)
@@ -182,17 +183,18 @@ class PrepareConfig:
     degla_json: DeglaJsonConfig = field(default_factory=DeglaJsonConfig)
     negclip_tsv: NegclipTsvConfig = field(default_factory=NegclipTsvConfig)
     num_shards: int = 8
-    """Shards that the work is cut into; a resumed run redoes at most the unfinished ones."""
+    """Number of output shards; a resumed run redoes only unfinished shards."""
     short_side: int | None = None
-    """Re-encode larger images to this short side in pixels; none keeps the files as they are."""
+    """Scale larger images down to this short side in pixels and re-encode them; null keeps their size."""
     max_image_pixels: int = 89_478_485
-    """An image with more pixels than this is rejected before it is decoded."""
+    """Maximum pixels of an image; larger images are rejected before decoding."""
     max_reject_fraction: float = 0.05
-    """Stop when more than this fraction of the rows is rejected."""
+    """Stop if more than this fraction of the rows is rejected."""
     follow_links: bool = False
-    """Follow links deep in a folder of images out of it; one that is directly in the folder always is."""
+    """Follow links below the image folder's first level even if they lead out of the folder; links directly
+    in the folder are always followed."""
     limit: int | None = None
-    """Use only so many images of the source, the first of each split in proportion; none uses all."""
+    """Maximum number of images, taken from the start of each split in proportion to its size; null: all."""
     ray: RayConfig = field(default_factory=RayConfig)
 
     def __post_init__(self) -> None:
@@ -210,20 +212,21 @@ class PrepareConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ExportDeglaJsonConfig:
-    """Job `export_degla_json`: captions and their negatives as DeGLA's released JSON."""
+    """Job `export_degla_json`: write captions and their negatives as DeGLA's released JSON."""
 
     negatives: str
-    """Folder that `negatives` wrote."""
+    """Output folder of job `negatives`."""
     prepared: str
-    """Folder that `prepare` wrote and `negatives` was made from; its images are COCO's."""
+    """Output folder of job `prepare` that the negatives were made from; its images must be COCO's."""
     output: str
-    """JSON file to write, any URI pyarrow opens."""
+    """JSON file to write; any URI that pyarrow opens."""
     split: str = "train"
-    """Split whose captions are written."""
+    """Split to export."""
     min_negatives: int = 4
-    """Captions with fewer negatives are left out; the released training code draws 4."""
+    """Minimum number of negatives; captions with fewer are left out. The released training code uses 4."""
     seed: int = 0
-    """Decides the order of a caption's negatives, in which kinds take turns: the code reads the first 4."""
+    """Random seed of the order of a caption's negatives. Kinds alternate, since the released code reads the
+    first 4."""
 
     def __post_init__(self) -> None:
         require(self.min_negatives >= 1, "min_negatives", self.min_negatives, "at least 1")

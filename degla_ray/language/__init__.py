@@ -1,1 +1,1 @@
-"""What a caption says: tagging, grammar, words, phrases, edits and what is mentioned."""
+"""Analysis of captions: tagging, grammar, lexicon, phrases, edits and mentions."""

@@ -1,4 +1,4 @@
-"""Edits of tagged captions that keep them grammatical: a/an, noun number, verb agreement, spaces."""
+"""Edit tagged captions and keep them grammatical: a/an, noun number, verb agreement, spaces."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _BE = {"is": "are", "was": "were", "has": "have", "does": "do", "'s": "are"}
 
 
 def inflected(lexicon: Lexicon, noun: str, number: Number) -> str | None:
-    """`noun` (as a lemma) in the given number; none where it has no such form."""
+    """Return `noun` (a lemma) in the given number, or None if it has no such form."""
     behaviour = lexicon.behaviour(noun)
     if behaviour is Behaviour.PLURAL_ONLY:
         return noun if number is Number.PLURAL else None
@@ -27,13 +27,13 @@ def inflected(lexicon: Lexicon, noun: str, number: Number) -> str | None:
 
 
 def counts(token: Token) -> bool:
-    """Whether a determiner or numeral goes with counted things only."""
+    """Return whether a determiner or numeral goes only with counted things."""
     word = token.text.lower()
     return token.tag is Tag.NUM or word in _SINGULAR_DETERMINERS or word in _PLURAL_DETERMINERS
 
 
 def with_noun(token: Token, lexicon: Lexicon, lemma: str, number: Number) -> Token | None:
-    """`token` naming another noun; none where that noun lacks the number."""
+    """Return `token` with another noun, or None if that noun lacks the number."""
     text = inflected(lexicon, lemma, number)
     return (
         None
@@ -43,7 +43,7 @@ def with_noun(token: Token, lexicon: Lexicon, lemma: str, number: Number) -> Tok
 
 
 def substituted(sentence: Sentence, changes: Mapping[int, Token]) -> Sentence:
-    """The sentence with some tokens replaced in place; spaces stay, a/an follow."""
+    """Return the sentence with some tokens replaced; spaces stay and a/an is adjusted."""
     tokens = list(sentence.tokens)
     for i, token in changes.items():
         space = tokens[i].space
@@ -52,7 +52,7 @@ def substituted(sentence: Sentence, changes: Mapping[int, Token]) -> Sentence:
 
 
 def exchanged(sentence: Sentence, first: NounPhrase, second: NounPhrase) -> Sentence:
-    """The sentence with two whole phrases exchanged; verbs that follow directly agree with the newcomer."""
+    """Return the sentence with two whole phrases exchanged; verbs just after them agree with the new noun."""
     tokens = sentence.tokens
     a, b = list(tokens[first.start : first.end]), list(tokens[second.start : second.end])
     a_space, b_space = a[0].space, b[0].space
@@ -69,9 +69,9 @@ def exchanged(sentence: Sentence, first: NounPhrase, second: NounPhrase) -> Sent
 
 
 def moved(sentence: Sentence, units: Sequence[range], order: Sequence[range]) -> Sentence:
-    """Put the spans `order` into the places of the spans `units`; what no span covers stays where it is.
+    """Put the spans `order` into the places of the spans `units`; tokens outside all spans stay in place.
 
-    The space before a span stays with the place.
+    The space before a span belongs to the place.
     """
     tokens = sentence.tokens
     edited: list[Token] = []
@@ -85,13 +85,13 @@ def moved(sentence: Sentence, units: Sequence[range], order: Sequence[range]) ->
 
 
 def grammatical_number(sentence: Sentence, phrase: NounPhrase) -> Number | None:
-    """Number that a verb agrees with; none where it may be either (a group of dogs)."""
+    """Return the number that a verb agrees with; None if it may be either (a group of dogs)."""
     tokens = sentence.tokens[phrase.start : phrase.end]
     return None if any(t.tag is Tag.MEASURE for t in tokens) else sentence.tokens[phrase.head].number
 
 
 def _agree(following: list[Token], number: Number | None) -> None:
-    """Makes the finite verb at the head of `following`, if there is one, agree (in place)."""
+    """Make the finite verb at the start of `following`, if there is one, agree (in place)."""
     for i, token in enumerate(following[:2]):
         if token.tag is Tag.ADV:
             continue
@@ -117,7 +117,7 @@ def _conjugated(text: str, lemma: str, detail: str, number: Number) -> str:
 
 
 def _fit_articles(before: Sequence[Token], after: Sequence[Token]) -> list[Token]:
-    """Writes a/an anew where another word follows it now; slips of the original stay."""
+    """Correct a/an before words that changed; mistakes of the original caption stay."""
     places = [i for i, t in enumerate(after) if t.tag is Tag.DET and t.text in ("a", "an", "A", "An")]
     if not places:
         return list(after)

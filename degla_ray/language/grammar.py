@@ -1,4 +1,4 @@
-"""The caption grammar that a non-programmer can edit (`grammar.yaml`): phrases, tags, relations."""
+"""Load the caption grammar (`grammar.yaml`, editable without programming): phrases, tags, relations."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ LEXICON_FILE = Path(__file__).with_name("lexicon.yaml")
 
 
 def load_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file.
+    """Return the mapping in a YAML file.
 
     Raises:
-        DataError: the file is not YAML, or not a mapping.
+        DataError: the file is not valid YAML or not a mapping.
     """
     try:
         data = yaml.load(
@@ -35,7 +35,7 @@ def load_yaml(path: Path) -> dict[str, Any]:
 
 
 def words_sha() -> str:
-    """16 hex digits of both word files' text: part of every row (`prompt_sha`) and of the fingerprint."""
+    """Return 16 hex digits of the hash of both word files; part of every row and of the fingerprint."""
     digest = hashlib.sha256()
     for path in (GRAMMAR_FILE, LEXICON_FILE):
         digest.update(path.read_bytes() + b"\0")
@@ -44,18 +44,18 @@ def words_sha() -> str:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Grammar:
-    """What is known of captions beyond single words.
+    """Knowledge about captions beyond single words.
 
     Attributes:
         phrases: words of a fixed phrase -> its tag (PREP, ADV, MEASURE).
         tags: word -> corrected tag.
         frozen: nouns that are never swapped or replaced.
-        symmetric: relations, in base form, that hold both ways.
-        alternating: verbs in base form of which the vehicle and the way may be exchanged.
-        stances: base forms left out of a relation before it is compared.
-        negations: words under which nothing is touched.
+        symmetric: symmetric relations, in base form.
+        alternating: verbs, in base form, whose vehicle and way may be exchanged.
+        stances: base forms removed from a relation before it is compared.
+        negations: words whose scope is never edited.
         verbs_after_subject: plural nouns that are verbs after a living subject.
-        gendered: words that show a person's sex.
+        gendered: words that indicate a person's sex.
     """
 
     phrases: dict[tuple[str, ...], str]
@@ -71,10 +71,10 @@ class Grammar:
 
 @cache
 def load_grammar(path: Path = GRAMMAR_FILE) -> Grammar:
-    """Reads the grammar.
+    """Load the grammar.
 
     Raises:
-        DataError: the file is broken or lacks a section.
+        DataError: the file is broken or its sections are not exactly the expected ones.
     """
     data = load_yaml(path)
     wanted = {

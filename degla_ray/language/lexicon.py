@@ -1,8 +1,8 @@
-"""Which words may stand for one another (`lexicon.yaml`), and how nouns are inflected.
+"""Load the lexicon of interchangeable words (`lexicon.yaml`) and inflect nouns.
 
 A replacement comes from the same group (semantic field) and never from the same line (words that may name
-the same thing). What the lexicon does not know is never replaced: precision over coverage; about nine of
-ten noun tokens of COCO captions are known.
+the same thing). Words outside the lexicon are never replaced: precision before coverage. About nine in ten
+noun tokens of COCO captions are known.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ class Entry:
 
     Attributes:
         word: the word itself (nouns: in the singular).
-        line: first word of its line; words of one line may name the same thing.
+        line: first word of its line; words of a line may name the same thing.
         group: name of its semantic field.
-        wider: a word for the whole group.
-        is_noun: noun, else adjective.
+        wider: whether it is a word for the whole group.
+        is_noun: True for a noun, False for an adjective.
     """
 
     word: str
@@ -55,12 +55,12 @@ class Group:
     Attributes:
         name: as in the file.
         lines: first words of its lines, in order.
-        wider_becomes: group from which a wider word is replaced; "" for none.
+        wider_becomes: group that supplies replacements of a wider word; "" for none.
         overlaps: names of groups whose words may name the same thing.
         only_with, not_with: noun groups before which an adjective is (not) replaced.
-        replaced: members are replaced, not only recognised.
-        any_attribute: its things have every sort of attribute, said or not.
-        tells_apart: adjectives that may change places with those of another field.
+        replaced: whether members are replaced and not only recognised.
+        any_attribute: whether its things have every sort of attribute, mentioned or not.
+        tells_apart: whether its adjectives may be swapped with those of another field.
         members: the words of each line.
     """
 
@@ -83,7 +83,7 @@ class Lexicon:
         path: the YAML file.
 
     Raises:
-        DataError: the file is broken, a noun stands twice, or a named group does not exist.
+        DataError: the file is broken, a noun occurs twice, or a group that it refers to does not exist.
     """
 
     def __init__(self, path: Path = LEXICON_FILE) -> None:
@@ -140,16 +140,16 @@ class Lexicon:
         return (self._noun_groups if entry.is_noun else self._adjective_groups)[entry.group]
 
     def noun(self, text: str) -> tuple[Entry, Number] | None:
-        """Entry and number of a noun form; a compound that is not listed is looked up by its last word."""
+        """Return entry and number of a noun form; an unlisted compound is looked up by its last word."""
         text = text.lower()
         return self._nouns.get(text) or self._nouns.get(text.rsplit(" ", 1)[-1])
 
     def lists_noun(self, text: str) -> bool:
-        """Whether the whole of `text` is a listed form."""
+        """Return whether the whole `text` is a listed noun form."""
         return text.lower() in self._nouns
 
     def adjective(self, text: str, noun: Entry | None = None) -> Entry | None:
-        """Entry of an adjective, in the first group that goes with `noun`."""
+        """Return the entry of an adjective, from the first group that goes with `noun`."""
         for entry in self._adjectives.get(text.lower(), ()):
             group = self._adjective_groups[entry.group]
             if group.only_with and (noun is None or noun.group not in group.only_with):
@@ -162,17 +162,17 @@ class Lexicon:
         return text.lower() in self._adjectives
 
     def adjective_lines(self, text: str) -> set[str]:
-        """First words of all the lines that an adjective stands in."""
+        """Return the first words of all lines that contain an adjective."""
         return {entry.line for entry in self._adjectives.get(text.lower(), ())}
 
     def multiwords(self) -> dict[tuple[str, ...], str]:
-        """Word sequences that are one noun or adjective -> NOUN or ADJ."""
+        """Return word sequences that are one noun or adjective -> NOUN or ADJ."""
         found = {tuple(w.split(" ")): "ADJ" for w in self._adjectives if " " in w}
         found.update({tuple(w.split(" ")): "NOUN" for w in self._nouns if " " in w})
         return found
 
     def behaviour(self, noun: str) -> Behaviour:
-        """How a noun (singular, or plural-only form) behaves; by its last word where it is a compound."""
+        """Return how a noun (singular, or plural-only form) behaves; compounds follow their last word."""
         for word in (noun, noun.rsplit(" ", 1)[-1]):
             if word in self.mass:
                 return Behaviour.MASS
@@ -181,33 +181,33 @@ class Lexicon:
         return Behaviour.COUNT
 
     def synonymous(self, a: Entry | None, b: Entry | None) -> bool:
-        """Whether one word may stand for the other: same line, or one wider than the other."""
+        """Return whether one word may stand for the other: same line, or one wider than the other."""
         if a is None or b is None or a.is_noun != b.is_noun:
             return False
         return a.line == b.line or (a.group == b.group and (a.wider or b.wider))
 
     def overlapping(self, a: Entry | None, b: Entry | None) -> bool:
-        """Whether two words of one caption may name the same thing: synonymous, or of groups that overlap."""
+        """Return whether two words of a caption may name the same thing: synonyms, or overlapping groups."""
         if a is None or b is None or a.is_noun != b.is_noun:
             return False
         return self.synonymous(a, b) or b.group in self.group(a).overlaps or a.group in self.group(b).overlaps
 
     def tells_apart(self, field: str) -> bool:
-        """Whether a field of adjectives does (see the file)."""
+        """Return whether a field of adjectives has `tells_apart` set (see Group)."""
         return self._adjective_groups[field].tells_apart
 
     def close(self, a: str, b: str) -> bool:
-        """Whether two lines (by their first words) are listed as too close for a replacement."""
+        """Return whether two lines (given by first word) are listed as too similar to replace each other."""
         return frozenset((a, b)) in self._close
 
     def replacements(
         self, entry: Entry, vocabulary: frozenset[str] | None = None
     ) -> tuple[list[str], list[str]]:
-        """Words that may stand for `entry`: from its own field, and from elsewhere should those all fail.
+        """Return words that may replace `entry`: from its own field, and a fallback from other fields.
 
         Args:
             entry: the word to replace.
-            vocabulary: only such words are drawn; none means any line's first word.
+            vocabulary: words that may be used; None allows the first word of any line.
         """
         group = self.group(entry)
         if not group.replaced:
@@ -235,21 +235,21 @@ def load_lexicon(path: Path = LEXICON_FILE) -> Lexicon:
 
 @lru_cache(maxsize=50_000)
 def plural(noun: str) -> str:
-    """Plural of a singular noun; of a compound, of its last word."""
+    """Return the plural of a singular noun; in a compound, the last word is inflected."""
     head, space, last = noun.rpartition(" ")
     return head + space + (_irregular()[0].get(last) or _lemminflect().getInflection(last, "NNS")[0])
 
 
 @lru_cache(maxsize=50_000)
 def singular(noun: str) -> str:
-    """Singular of a plural noun; a singular comes back as it is."""
+    """Return the singular of a plural noun; a singular is returned unchanged."""
     head, space, last = noun.rpartition(" ")
     return head + space + (_irregular()[1].get(last) or _lemminflect().getLemma(last, "NOUN")[0])
 
 
 @lru_cache(maxsize=50_000)
 def article(word: str) -> str:
-    """`a` or `an`, as `word` asks for."""
+    """Return `a` or `an`, whichever fits `word`."""
     word = word.lower()
     spelling = _spelling()
     if word.startswith(tuple(spelling["an_before"])):
@@ -272,6 +272,6 @@ def _irregular() -> tuple[dict[str, str], dict[str, str]]:
 
 
 def _lemminflect() -> Any:
-    import lemminflect  # 0.5 s to import: only where words are really inflected
+    import lemminflect  # takes 0.5 s, so it is imported only if words are inflected
 
     return lemminflect

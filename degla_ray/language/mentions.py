@@ -1,6 +1,6 @@
-"""What an image's captions mention: a replacement must be none of it, for it may be there.
+"""Collect what an image's captions mention: it may be present, so it cannot serve as a replacement.
 
-Read without the tagger (5 captions an image would cost 5 taggings each): any listed form counts.
+Captions are read without the tagger (which would run 5 times per image); any listed form counts.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from degla_ray.language.lexicon import Entry, Lexicon
 from degla_ray.language.tagging import Sentence, Tag
 
 _WORDS = re.compile(r"[^\W_]+(?:-[^\W_]+)*", re.UNICODE)
-_REACH = 3  # words between an adjective and its noun
+_REACH = 3  # maximum number of words between an adjective and its noun
 
 
 class Mentioned:
     """Nouns and adjective-noun pairs of a caption and its siblings.
 
     Args:
-        lexicon: the words.
+        lexicon: the lexicon.
         sentence: the caption.
         siblings: other captions of the image.
     """
@@ -39,15 +39,15 @@ class Mentioned:
             self._pairs |= pairs
 
     def noun(self, word: str) -> bool:
-        """Whether a caption names `word`, or something that may be it."""
+        """Return whether a caption names `word` or something that may be it."""
         known = self._lexicon.noun(word)
         if known is None:
             return False
-        # A wider word ("an animal") does not count: a sibling often has it for the very word to be replaced.
+        # A wider word ("an animal") does not count: siblings often use it for the very word to be replaced.
         return any(e.line == known[0].line for e in self._nouns)
 
     def adjective(self, word: str, noun: Entry | None) -> bool:
-        """Whether the caption has `word`, or a sibling says it of `noun`."""
+        """Return whether the caption contains `word`, or a sibling attaches it to `noun`."""
         lines = _lines(self._lexicon, word)
         if lines & self._adjectives:
             return True

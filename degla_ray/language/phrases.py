@@ -1,8 +1,8 @@
-"""Noun phrases of a tagged caption and what stands between them.
+"""Find the noun phrases of a tagged caption and the gaps between them.
 
-A phrase is the longest run "determiner, numeral, adjectives, measure, noun" ending in a noun. Everything
-else is a gap: the relation (verb, preposition, conjunction) that joins two phrases. Works on tokens alone,
-so an edited caption is read again without the tagger.
+A phrase is the longest run "determiner, numeral, adjectives, measure, noun" that ends in a noun. Everything
+else is a gap: the relation (verb, preposition, conjunction) that joins two phrases. Works on tokens alone, so
+an edited caption needs no second tagging.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ class NounPhrase:
 
     Attributes:
         start, end: token span, end exclusive.
-        head: token number of its noun.
-        adjectives: token numbers of its adjectives, also of those said of it ("the circle is red").
-        usable: may be exchanged or replaced.
+        head: index of its noun.
+        adjectives: indices of its adjectives, predicates included ("the circle is red").
+        usable: whether it may be exchanged or replaced.
     """
 
     start: int
@@ -40,7 +40,7 @@ class NounPhrase:
 
 @lru_cache(maxsize=4096)
 def noun_phrases(sentence: Sentence, grammar: Grammar, lexicon: Lexicon) -> tuple[NounPhrase, ...]:
-    """The phrases of a sentence, in order; nouns that only frame it are no phrases of their own."""
+    """Return the phrases of a sentence in order; nouns that only frame it are not phrases of their own."""
     tokens = sentence.tokens
     phrases: list[NounPhrase] = []
     negated = False
@@ -56,7 +56,7 @@ def noun_phrases(sentence: Sentence, grammar: Grammar, lexicon: Lexicon) -> tupl
             continue
         adjectives = [i for i in range(start, head) if tokens[i].tag is Tag.ADJ]
         adjectives += _said_of(tokens, head)
-        # A colour as a noun ("in red"), or a word that is a verb as often, is no safe thing to move.
+        # A colour used as a noun ("in red"), or a word that is just as often a verb, is not safe to move.
         usable = (
             token.sure
             and not negated
@@ -69,13 +69,13 @@ def noun_phrases(sentence: Sentence, grammar: Grammar, lexicon: Lexicon) -> tupl
 def is_symmetric(
     before: Sequence[Token], gap: Sequence[Token], after: Sequence[Token], grammar: Grammar
 ) -> bool:
-    """Whether a relation holds both ways, so that exchanging what it joins says the same.
+    """Return whether a relation is symmetric, so that exchanging its two sides keeps the meaning.
 
     Args:
-        before: tokens before the first phrase: "under a cross is a ring" is no "the animal is a dog".
+        before: tokens before the first phrase: "under a cross is a ring" differs from "the animal is a dog".
         gap: tokens between the two phrases.
-        after: tokens after the second, up to the next phrase: "a circle with a square above it" is no
-            symmetric "with".
+        after: tokens after the second phrase, up to the next: in "a circle with a square above it", "with"
+            is not symmetric.
         grammar: lists the symmetric relations.
     """
     if _points_back(after, grammar):
@@ -91,7 +91,7 @@ def is_symmetric(
 
 
 def _alternates(before: Sequence[Token], gap: Sequence[Token], grammar: Grammar) -> bool:
-    """Return whether a verb's vehicle and way surround `gap`: "rides (a wave) on (a surfboard)"."""
+    """Return whether `gap` lies between a verb's vehicle and way: "rides (a wave) on (a surfboard)"."""
     verb = before[-1] if before else None
     moves = verb is not None and verb.tag is Tag.VERB and verb.lemma in grammar.alternating
     return moves and [t.tag for t in gap] == [Tag.PREP]
@@ -111,12 +111,12 @@ def _points_back(following: Sequence[Token], grammar: Grammar) -> bool:
 
 
 def _owns(tokens: Sequence[Token], head: int) -> bool:
-    """Whether the noun at `head` is only the owner of the next one (a man's hat)."""
+    """Return whether the noun at `head` is only the possessor of the next one (a man's hat)."""
     return head + 1 < len(tokens) and tokens[head + 1].tag is Tag.POSS
 
 
 def _start(tokens: Sequence[Token], head: int, floor: int) -> int:
-    """First token of the phrase that ends in `head`, not before `floor`."""
+    """Return the index of the first token of the phrase that ends in `head`, not before `floor`."""
     start = head
     while start > floor:
         before = tokens[start - 1]
@@ -148,7 +148,7 @@ def _start(tokens: Sequence[Token], head: int, floor: int) -> int:
 
 
 def _said_of(tokens: Sequence[Token], head: int) -> list[int]:
-    """Token numbers of the adjectives said of the noun at `head`: "the circle is red"."""
+    """Return the indices of the predicate adjectives of the noun at `head`: "the circle is red"."""
     i = head + 1
     if i < len(tokens) and tokens[i].lemma in ("that", "which"):
         i += 1

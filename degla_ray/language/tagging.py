@@ -1,8 +1,8 @@
-"""Captions as tagged tokens: HanTa's English tagger, with what it cannot know of captions put right.
+"""Turn captions into tagged tokens: HanTa's English tagger with corrections for captions.
 
-HanTa (a second-order HMM over morphemes, its model inside the package) tags about 1,800 captions a second
-on one core and needs no download. Corrections come from `grammar.yaml`: fixed phrases ("to the left of")
-become one token, and so do listed multiword nouns and noun + noun ("fire hydrant", "tennis court").
+HanTa (a second-order HMM over morphemes, with the model in the package) tags about 1,800 captions a second on
+one core and downloads nothing. Corrections come from `grammar.yaml`: fixed phrases ("to the left of") become
+one token, as do listed multiword nouns and noun + noun ("fire hydrant", "tennis court").
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 from degla_ray.language.grammar import Grammar, load_grammar
 from degla_ray.language.lexicon import Lexicon, Number, load_lexicon, plural, singular
 
-MODEL_FILE = "morphmodel_en.pgz"  # lies inside the HanTa package
+MODEL_FILE = "morphmodel_en.pgz"  # inside the HanTa package
 
 # 's is a token of its own; other hyphens and apostrophes stay inside their word (t-shirt, don't).
 # So is a placeholder for a name, as data sets write it: <PERSON>, <person_1>, [NAME], {LOCATION}.
@@ -58,14 +58,14 @@ class Token:
     """A word, a fixed phrase or a compound noun.
 
     Attributes:
-        text: as written; a sentence's first word in lower case unless it is a name.
-        lemma: base form, lower case; of a noun the singular.
+        text: as written; a sentence's first word is in lower case unless it is a name.
+        lemma: base form in lower case; for nouns, the singular.
         tag: word class.
         detail: HanTa's own tag (CLAWS 5), e.g. VVZ.
-        number: of nouns, else None.
+        number: number of a noun, else None.
         space: white space before it.
         start, end: span in the original string.
-        sure: of nouns: the tagger knows no other class for the word, or the lexicon lists it.
+        sure: for nouns, whether the word has no other class for the tagger, or the lexicon lists it.
     """
 
     text: str
@@ -79,13 +79,13 @@ class Token:
     sure: bool
 
 
-@dataclass(frozen=True, slots=True, eq=False)  # compared and hashed by identity: caches hang on it
+@dataclass(frozen=True, slots=True, eq=False)  # compared and hashed by identity, as caches rely on it
 class Sentence:
     """A caption as tokens.
 
     Attributes:
         tokens: in order.
-        capital: the first letter is written large although the word is no name.
+        capital: whether the first letter is a capital although the word is not a name.
         tail: white space after the last token.
     """
 
@@ -103,7 +103,7 @@ class Sentence:
 
 
 def plain(caption: str) -> str:
-    """Return a caption as a reader sees it: HTML entities resolved, accents composed, words as they were."""
+    """Return a caption with HTML entities resolved and accents composed; its words are unchanged."""
     return unicodedata.normalize("NFC", html.unescape(html.unescape(caption)))
 
 
@@ -113,15 +113,15 @@ def is_placeholder(text: str) -> bool:
 
 
 class Tagger:
-    """Turns captions into sentences. Deterministic; not shared between threads."""
+    """Turns captions into sentences. Deterministic; not safe to share between threads."""
 
     def __init__(self, grammar: Grammar | None = None, lexicon: Lexicon | None = None) -> None:
-        from HanTa.HanoverTagger import HanoverTagger  # 0.2 s and 60 MB: only where it is used
+        from HanTa.HanoverTagger import HanoverTagger  # costs 0.2 s and 60 MB, so it is imported here
 
         self.grammar = grammar or load_grammar()
         self.lexicon = lexicon or load_lexicon()
         self._hanta: Any = HanoverTagger(MODEL_FILE)
-        # HanTa analyses a word that is not in its list anew each time it meets it.
+        # Cached, because HanTa analyses a word missing from its list at every occurrence.
         self._hanta.analyze_forward = lru_cache(maxsize=50_000)(self._hanta.analyze_forward)
         phrases = {**self.lexicon.multiwords(), **self.grammar.phrases}
         self._phrases: dict[str, list[tuple[tuple[str, ...], Tag]]] = {}
@@ -134,7 +134,7 @@ class Tagger:
         self._is_sure = lru_cache(maxsize=50_000)(self._only_noun)
 
     def own_tags(self, words: Sequence[str]) -> list[str]:
-        """HanTa's tag (CLAWS 5) of each word of a caption, without the corrections for captions."""
+        """Return HanTa's tag (CLAWS 5) for each word of a caption, without our corrections."""
         return [str(tag) for tag in self._hanta.tag_sent(list(words), taglevel=0)] if words else []
 
     def _analyse(self, caption: str) -> Sentence:
@@ -163,7 +163,7 @@ class Tagger:
         tag = Tag(
             self.grammar.tags.get(lower) or self._single.get(lower) or _CLASSES.get(detail[:2], Tag.OTHER)
         )
-        if detail in ("AJC", "AJS"):  # bigger, biggest: neither exchanged nor replaced
+        if detail in ("AJC", "AJS"):  # comparatives and superlatives are neither exchanged nor replaced
             tag = Tag.OTHER
         if lower in ("'s", "’s"):
             tag = Tag.VERB if detail.startswith("V") else Tag.POSS
@@ -200,7 +200,7 @@ class Tagger:
         return classes == {"NN"} and len(word) > 2 and word.isalpha()
 
     def _is_participle(self, word: str) -> bool:
-        """Whether an "adjective" is a form of a verb: a standing man, a parked car."""
+        """Return whether an "adjective" is a verb form: a standing man, a parked car."""
         ends = word.endswith(("ing", "ed", "en"))
         return ends and not self.lexicon.lists_adjective(word) and self._is_verb_form(word)
 
@@ -231,7 +231,7 @@ class Tagger:
         return self._as_noun(token) if tag is Tag.NOUN else token
 
     def _correct(self, tokens: list[Token]) -> list[Token]:
-        """Puts single tags right by their neighbours; later tokens see earlier corrections."""
+        """Correct single tags by their neighbours; later tokens see earlier corrections."""
         for i, token in enumerate(tokens):
             before = tokens[i - 1] if i else None
             after = tokens[i + 1] if i + 1 < len(tokens) else None
@@ -246,17 +246,17 @@ class Tagger:
         return tokens
 
     def _is_adjective(self, before: Token | None, token: Token, after: Token | None) -> bool:
-        """Whether a listed adjective tagged otherwise is one here: a brick wall, the circle is orange."""
+        """Return whether a listed adjective with another tag is an adjective here: a brick wall."""
         entry = None if token.tag is Tag.ADJ else self.lexicon.adjective(token.text)
         if entry is None:
             return False
         if after is None or after.tag not in (Tag.NOUN, Tag.ADJ):
             return before is not None and before.lemma == "be" and entry.group == "colours"
-        substance = entry.group in ("colours", "materials")  # nouns as often
+        substance = entry.group in ("colours", "materials")  # just as often nouns
         return substance or (_opens(before) and not self.lexicon.lists_noun(token.text))
 
     def _is_noun(self, before: Token | None, token: Token, after: Token | None) -> bool:
-        """Whether a listed noun that is tagged otherwise is one here: the surf, a young male."""
+        """Return whether a listed noun with another tag is a noun here: the surf, a young male."""
         return (
             token.tag in (Tag.VERB, Tag.ADJ, Tag.ADV, Tag.OTHER)
             and before is not None
@@ -267,7 +267,7 @@ class Tagger:
         )
 
     def _is_verb(self, before: Token, token: Token, after: Token | None) -> bool:
-        """Whether a "noun" after a noun is a verb: a boy skateboards down the street, a small dog running."""
+        """Return whether a "noun" after a noun is a verb: a boy skateboards down a street, a dog running."""
         if token.tag is not Tag.NOUN or before.tag is not Tag.NOUN:
             return False
         word = token.text.lower()
@@ -281,7 +281,7 @@ class Tagger:
         return living and (word in self.grammar.verbs_after_subject or self._can_be_verb(word))
 
     def _join_compounds(self, tokens: list[Token]) -> list[Token]:
-        """Noun + noun is one noun; the last word decides its number."""
+        """Join noun + noun into one noun, whose number the last word determines."""
         joined: list[Token] = []
         for token in tokens:
             last = joined[-1] if joined else None
@@ -298,13 +298,13 @@ class Tagger:
 
 
 def _opens(before: Token | None) -> bool:
-    """Whether a noun phrase may go on after `before`."""
+    """Return whether a noun phrase may continue after `before`."""
     return before is None or before.tag in (Tag.DET, Tag.NUM, Tag.ADJ, Tag.MEASURE)
 
 
 @lru_cache(maxsize=50_000)
 def _verb_lemma(word: str) -> str:
-    import lemminflect  # 0.5 s to import: only where captions are analysed
+    import lemminflect  # takes 0.5 s, so it is imported only if captions are analysed
 
     return str(lemminflect.getLemma(word, "VERB")[0])
 
@@ -315,5 +315,5 @@ def tagger_name() -> str:
 
 @cache
 def load_tagger() -> Tagger:
-    """The process's tagger."""
+    """Return the tagger of this process."""
     return Tagger()

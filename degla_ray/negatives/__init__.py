@@ -1,1 +1,1 @@
-"""Negative captions: kinds, engines, checks and the stage that writes them."""
+"""Negative captions: engines, checks and the stage that writes them."""

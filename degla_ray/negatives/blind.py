@@ -1,8 +1,8 @@
-"""How well negatives are told from captions without a look at the image (SugarCrepe's lesson, 2306.14610).
+"""Text-only accuracy: how well negatives are told from captions without the image (SugarCrepe, 2306.14610).
 
-Where a text-only model can tell them, a fine-tuned one may learn to, and learn nothing of images. The judge
-here is simple on purpose: logistic regression on words and pairs of words. 50 % is what one wants; replaced
-words that captions never use, and scrambled order, give themselves away. 2,000 pairs of a kind take 1 s.
+If a text-only model can tell them apart, a fine-tuned model may learn the same shortcut and nothing about
+images. The classifier is deliberately simple: logistic regression on words and word pairs. 50 % is ideal;
+replacement words that captions never use and scrambled word order raise it. 2,000 pairs of a kind take 1 s.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ FOLDS = 5
 
 
 def blind_accuracy(pairs: Sequence[tuple[str, str]], seed: int) -> float | None:
-    """Share of pairs in which the judge finds the caption, on pairs it has not seen; ties count half.
+    """Return the share of held-out pairs in which the classifier finds the caption; ties count half.
 
     Args:
-        pairs: (caption, negative); those of one caption stay in one fold.
-        seed: draws at most MAX_PAIRS of them.
+        pairs: (caption, negative); all pairs of a caption are kept in one fold.
+        seed: seed for drawing at most MAX_PAIRS of them.
 
     Returns:
-        In [0, 1]; none for fewer than MIN_PAIRS pairs.
+        The accuracy in [0, 1]; None for fewer than MIN_PAIRS pairs.
     """
     import numpy as np
     import scipy.sparse
@@ -37,7 +37,7 @@ def blind_accuracy(pairs: Sequence[tuple[str, str]], seed: int) -> float | None:
     captions, negatives = zip(*drawn, strict=True)
     words = CountVectorizer(ngram_range=(1, 2), binary=True, token_pattern=r"[^\s]+", lowercase=True)
     x = words.fit_transform([*captions, *negatives])
-    difference = x[: len(drawn)] - x[len(drawn) :]  # the judge sees both and says which is the caption
+    difference = x[: len(drawn)] - x[len(drawn) :]  # the classifier sees both texts and picks the caption
     numbers = {caption: number for number, caption in enumerate(dict.fromkeys(captions))}
     groups = np.array([numbers[caption] for caption in captions])
     right = 0.0

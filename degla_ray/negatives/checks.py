@@ -1,10 +1,10 @@
-"""Named checks that a negative caption must pass, whichever engine wrote it. Pure: no Ray, no files.
+"""Named checks that every negative caption must pass, whichever engine wrote it. Pure: no Ray, no files.
 
-Each check sees the caption, the candidate and the negatives already accepted, and returns the reason to
-reject or none. Two parts of meaning are compared: whether the candidate may be true where the caption is (its
-things contradict none of the caption's on the same side of the same relation; relations that hold both ways
-leave their sides unordered), and, for scrambled word order, whether only whole phrases moved ("over the lazy
-dog jumps the quick brown fox"). On captions of scenes, whose truth is known, 0.1 % of what passes is true.
+Each check sees the caption, the candidate and the negatives accepted so far, and returns a reject reason or
+None. Meaning is compared in two ways. The candidate must not be compatible with the caption: it is if its
+things contradict none of the caption's things on the same side of the same relation (symmetric relations
+leave their sides unordered). And a scramble must not merely move whole phrases ("over the lazy dog jumps the
+quick brown fox"). On captions of scenes, whose truth is known, 0.1 % of the passing candidates are true.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from degla_ray.language.tagging import Sentence, Tag, Token
 from degla_ray.schema import Kind, RejectReason
 
 CHECKS_VERSION = 2
-"""Part of a negatives folder's identity: raise it when a check decides otherwise than before."""
+"""Part of a negatives folder's identity; raise it whenever a check's decisions change."""
 
 MIN_BROKEN = 0.5
-"""A scramble must break at least this share of the caption's bonds."""
+"""Minimum share of the caption's bonds that a scramble must break."""
 
 _ARTICLES = {"a", "an", "the"}
 _WORDS = re.compile(r"[^\W_]+", re.UNICODE)
@@ -34,7 +34,7 @@ _WORDS = re.compile(r"[^\W_]+", re.UNICODE)
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Language:
-    """The words that the checks know."""
+    """The lexicon and grammar that the checks use."""
 
     grammar: Grammar
     lexicon: Lexicon
@@ -42,13 +42,13 @@ class Language:
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """A proposed negative beside its caption.
+    """A proposed negative with its caption.
 
     Attributes:
         caption, negative: both tagged.
-        accepted: normal forms of the caption's negatives so far, of all kinds.
-        scrambled: the words' order is free, so relations cannot be read off it.
-        kind: the edit that was asked for, of an engine that may have made another; else none.
+        accepted: normal forms of the caption's negatives accepted so far, of all kinds.
+        scrambled: whether word order is free, so that relations cannot be read from it.
+        kind: the requested edit, for engines that may have made another one; else None.
     """
 
     caption: Sentence
@@ -59,24 +59,24 @@ class Candidate:
 
 
 def normal_form(text: str) -> str:
-    """Text without case, spacing, punctuation and articles: equal forms are one caption."""
+    """Return the text without case, spacing, punctuation and articles; equal forms count as one caption."""
     return " ".join(w for w in _WORDS.findall(text.lower()) if w not in _ARTICLES)
 
 
 def identity(candidate: Candidate, language: Language) -> RejectReason | None:
-    """Equal to the caption up to case, spacing, punctuation and articles."""
+    """Reject a candidate equal to the caption up to case, spacing, punctuation and articles."""
     same = normal_form(candidate.negative.text) == normal_form(candidate.caption.text)
     return RejectReason.SAME_AS_CAPTION if same else None
 
 
 def duplicate(candidate: Candidate, language: Language) -> RejectReason | None:
-    """Equal to another negative of the caption."""
+    """Reject a candidate equal to another negative of the caption."""
     seen = normal_form(candidate.negative.text) in candidate.accepted
     return RejectReason.DUPLICATE_NEGATIVE if seen else None
 
 
 def wrong_kind(candidate: Candidate, language: Language) -> RejectReason | None:
-    """Not the edit that was asked for, and no other: words exchanged, replaced, or only moved."""
+    """Reject a candidate that is not exactly the requested edit: words swapped, replaced, or only moved."""
     if candidate.kind is None:
         return None
     before, after = (
@@ -88,7 +88,7 @@ def wrong_kind(candidate: Candidate, language: Language) -> RejectReason | None:
 
 
 def synonym(candidate: Candidate, language: Language) -> RejectReason | None:
-    """Every word that changed was changed for, or exchanged with, one that may name the same thing."""
+    """Reject a candidate whose every change is between words that may name the same thing."""
     if candidate.scrambled or len(candidate.caption.tokens) != len(candidate.negative.tokens):
         return None
     changed = [
@@ -103,7 +103,7 @@ def synonym(candidate: Candidate, language: Language) -> RejectReason | None:
 
 
 def same_meaning(candidate: Candidate, language: Language) -> RejectReason | None:
-    """May say the same as the caption, in another order."""
+    """Reject a candidate that may have the caption's meaning in another order."""
     caption, negative = candidate.caption, candidate.negative
     if candidate.scrambled:
         same = broken_bonds(caption, negative, language) < MIN_BROKEN
@@ -114,7 +114,7 @@ def same_meaning(candidate: Candidate, language: Language) -> RejectReason | Non
 
 
 def _exchanged(tag: Tag) -> Callable[[Sequence[Token], Sequence[Token]], bool]:
-    """Two words of that class changed places, and nothing else changed but agreement."""
+    """Return a test: two words of that class swapped places, and nothing else changed but agreement."""
 
     def fits(before: Sequence[Token], after: Sequence[Token]) -> bool:
         if len(before) != len(after):
@@ -129,7 +129,7 @@ def _exchanged(tag: Tag) -> Callable[[Sequence[Token], Sequence[Token]], bool]:
 
 
 def _replaced(tag: Tag) -> Callable[[Sequence[Token], Sequence[Token]], bool]:
-    """One word of that class became another of it, and nothing else changed but agreement."""
+    """Return a test: one word of that class became another, and nothing else but agreement changed."""
 
     def fits(before: Sequence[Token], after: Sequence[Token]) -> bool:
         if len(before) != len(after):
@@ -141,7 +141,7 @@ def _replaced(tag: Tag) -> Callable[[Sequence[Token], Sequence[Token]], bool]:
 
 
 def _moved(before: Sequence[Token], after: Sequence[Token]) -> bool:
-    """The same content words in another order; small words may come and go with them."""
+    """Return whether the same content words are in another order; function words may be added or dropped."""
     order = [[t.lemma for t in tokens if t.tag in _CONTENT] for tokens in (before, after)]
     return order[0] != order[1] and Counter(order[0]) == Counter(order[1])
 
@@ -165,7 +165,7 @@ CHECKS: dict[str, Callable[[Candidate, Language], RejectReason | None]] = {
 
 
 def first_failure(candidate: Candidate, language: Language) -> tuple[str, RejectReason] | None:
-    """Name and reason of the first check that `candidate` fails; none if it passes all."""
+    """Return name and reason of the first check that `candidate` fails; None if it passes all."""
     for name, check in CHECKS.items():
         reason = check(candidate, language)
         if reason is not None:
@@ -175,14 +175,14 @@ def first_failure(candidate: Candidate, language: Language) -> tuple[str, Reject
 
 @dataclass(frozen=True, slots=True)
 class Thing:
-    """What a noun phrase says: noun, number, and attributes by field; synonyms folded together.
+    """The content of a noun phrase: noun, number, and attributes by field, with synonyms merged.
 
     Attributes:
-        noun: first word of the noun's line, or its lemma.
-        entry: of the noun, if listed.
+        noun: first word of the noun's lexicon line, or its lemma.
+        entry: the noun's lexicon entry, if listed.
         number: singular or plural.
         numerals: two, three ...
-        attributes: field of adjectives -> lines; unlisted adjectives, which contradict nothing, are left out.
+        attributes: adjective field -> lines; unlisted adjectives are omitted, as they contradict nothing.
     """
 
     noun: str
@@ -194,7 +194,7 @@ class Thing:
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """A relation and the things on its right; a relation that holds both ways puts its sides in one group.
+    """A relation and the things on its right; a symmetric relation puts both of its sides into one group.
 
     Attributes:
         relation: words before the group, in base form.
@@ -209,11 +209,11 @@ class Statement:
 
 @lru_cache(maxsize=4096)
 def statements(sentence: Sentence, language: Language) -> tuple[Statement, ...]:
-    """What a caption says of which thing; the last statement holds the words after the last thing."""
+    """Return a caption's statements about its things; the last one holds the words after the last thing."""
     phrases = noun_phrases(sentence, language.grammar, language.lexicon)
     if not phrases:
         return (Statement(normal_form(sentence.text), (), ()),)
-    stated = {i for phrase in phrases for i in phrase.adjectives}  # "is red" belongs to its thing
+    stated = {i for phrase in phrases for i in phrase.adjectives}  # predicates ("is red") included
     starts = [0, *(phrase.end for phrase in phrases)]
     ends = [*(phrase.start for phrase in phrases), len(sentence.tokens)]
     gaps = [
@@ -230,7 +230,7 @@ def statements(sentence: Sentence, language: Language) -> tuple[Statement, ...]:
             relation, things, inner = _words(gaps[i]), [], []
         thing = _thing(sentence, phrase, language.lexicon)
         if is_coordinated(gaps[i], phrase) and things:
-            # A black hat and (black) coat: the attributes are shared, and the numbers tell nothing apart.
+            # "A black hat and coat": attributes are shared, and number does not distinguish the things.
             thing = replace(thing, attributes=things[-1].attributes, number=None)
             things[-1] = replace(things[-1], number=None)
         things.append(thing)
@@ -239,14 +239,14 @@ def statements(sentence: Sentence, language: Language) -> tuple[Statement, ...]:
 
 
 def may_agree(caption: Sequence[Statement], negative: Sequence[Statement], lexicon: Lexicon) -> bool:
-    """Whether a negative may be true where its caption is: same relations between things that may be one."""
+    """Return whether a negative may be true if its caption is: same relations, compatible things."""
     if [(s.relation, s.inner) for s in caption] != [(s.relation, s.inner) for s in negative]:
         return False
     return all(_may_match(a.things, b.things, lexicon) for a, b in zip(caption, negative, strict=True))
 
 
 def _may_match(one: Sequence[Thing], two: Sequence[Thing], lexicon: Lexicon) -> bool:
-    """Whether the things of one group may be, in some order, those of the other."""
+    """Return whether the things of one group may be, in some order, those of the other."""
     if not one or not two:
         return len(one) == len(two)
     first, *rest = one
@@ -258,14 +258,15 @@ def _may_match(one: Sequence[Thing], two: Sequence[Thing], lexicon: Lexicon) -> 
 
 
 def _may_be(a: Thing, b: Thing, lexicon: Lexicon, *, alone: bool) -> bool:
-    """Whether two descriptions may fit one thing: nothing in them contradicts."""
+    """Return whether two descriptions may fit one thing, that is, contain no contradiction."""
     if a.noun != b.noun and not lexicon.synonymous(a.entry, b.entry):
         return False
     if a.number is not b.number or (a.numerals and b.numerals and a.numerals != b.numerals):
         return False
     if any(_contradict(a.attributes[f], b.attributes[f]) for f in a.attributes.keys() & b.attributes.keys()):
         return False
-    # What is not said may hold all the same; but a caption that says which is the wooden one would say both.
+    # An unmentioned attribute may still hold; but a caption that attaches "wooden" to one of two things
+    # would mention it for both.
     unsaid = a.attributes.keys() ^ b.attributes.keys()
     if not alone or a.entry is None or lexicon.group(a.entry).any_attribute:
         return True
@@ -273,16 +274,16 @@ def _may_be(a: Thing, b: Thing, lexicon: Lexicon, *, alone: bool) -> bool:
 
 
 def _contradict(a: frozenset[str], b: frozenset[str]) -> bool:
-    """Whether values of one field cannot both be the whole truth: black and white is not pink and white."""
+    """Return whether two value sets of one field exclude each other: black and white, pink and white."""
     return a.isdisjoint(b) or (len(a) == len(b) and a != b)
 
 
 def broken_bonds(caption: Sentence, scrambled: Sentence, language: Language) -> float:
-    """Return the share of the caption's bonds that a scramble breaks: of adjectives or of prepositions with
-    their nouns, the larger of the two shares.
+    """Return the share of the caption's bonds that a scramble breaks.
 
-    Where few are broken only whole phrases moved, and the scramble may still be read as the caption. A
-    caption without any such bond has nothing to break: 0.
+    Bonds join adjectives, or prepositions, to their nouns; the larger of the two shares is returned. If few
+    are broken, only whole phrases moved, and the scramble may still be read as the caption. A caption without
+    bonds gives 0.
     """
     wanted: Counter[tuple[str, str, str]] = Counter()
     for phrase in noun_phrases(caption, language.grammar, language.lexicon):
@@ -301,7 +302,7 @@ def broken_bonds(caption: Sentence, scrambled: Sentence, language: Language) -> 
 
 
 def _reads_as_compound(caption: Sentence, negative: Sentence, language: Language) -> bool:
-    """Whether an exchange made a compound of the same meaning: boys playing soccer, soccer playing boys."""
+    """Return whether a swap made a compound of equal meaning: boys playing soccer, soccer playing boys."""
     seen: list[set[tuple[str, str, str]]] = []
     for sentence, turned in ((caption, True), (negative, False)):
         phrases = noun_phrases(sentence, language.grammar, language.lexicon)
@@ -317,7 +318,7 @@ def _reads_as_compound(caption: Sentence, negative: Sentence, language: Language
 
 
 def _bonds(tokens: Sequence[Token], lexicon: Lexicon) -> Counter[tuple[str, str, str]]:
-    """Adjectives and prepositions beside a noun, on either side, with only its own words between."""
+    """Return adjectives and prepositions next to a noun, on either side, with only its own words between."""
     found: Counter[tuple[str, str, str]] = Counter()
     for head, token in enumerate(tokens):
         if token.tag is not Tag.NOUN:
@@ -335,7 +336,7 @@ def _bonds(tokens: Sequence[Token], lexicon: Lexicon) -> Counter[tuple[str, str,
 
 
 def _is_inside(token: Token) -> bool:
-    """Whether a token may stand between a noun and its adjective or preposition."""
+    """Return whether a token may occur between a noun and its adjective or preposition."""
     if token.tag is Tag.VERB:
         return token.detail in ("VVG", "VVN")  # a white running dog
     inside = (Tag.ADJ, Tag.DET, Tag.NUM, Tag.MEASURE, Tag.ADV)
@@ -343,7 +344,7 @@ def _is_inside(token: Token) -> bool:
 
 
 def _folded(token: Token, lexicon: Lexicon) -> str:
-    """A noun or adjective as the first word of its line."""
+    """Return a noun or adjective as the first word of its lexicon line."""
     if token.tag is Tag.NOUN:
         known = lexicon.noun(token.lemma)
         return known[0].line if known else token.lemma
@@ -351,7 +352,7 @@ def _folded(token: Token, lexicon: Lexicon) -> str:
 
 
 def _related(a: Token, b: Token, lexicon: Lexicon, *, swapped: bool) -> bool:
-    """Whether two words may name the same thing; in a swap, groups that overlap count too."""
+    """Return whether two words may name the same thing; in a swap, overlapping groups count too."""
     if a.tag is Tag.NOUN and b.tag is Tag.NOUN:
         first, second = (
             (known[0] if known else None) for known in (lexicon.noun(a.lemma), lexicon.noun(b.lemma))
@@ -383,5 +384,5 @@ def _thing(sentence: Sentence, phrase: NounPhrase, lexicon: Lexicon) -> Thing:
 
 
 def _words(tokens: Iterable[Token]) -> str:
-    # Neither a verb's agreement nor the comma after a phrase means anything.
+    # A verb's agreement and the comma after a phrase carry no meaning.
     return " ".join(t.lemma for t in tokens if t.lemma not in _ARTICLES and t.tag is not Tag.PUNCT)

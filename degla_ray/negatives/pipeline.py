@@ -1,9 +1,9 @@
-"""Stage `negatives`: captions become negative captions (+ rejects), written by Ray Data in shards.
+"""Stage `negatives`: turn captions into negative captions and rejects, written in shards by Ray Data.
 
-Each pending shard is one row of a Ray dataset, and one call of an actor that holds the engine: an engine is
-slow to load (the rules' tagger 2 s, a language model minutes) and quick to use. All captions lie once a
-node in Ray's object store. A rerun writes only shards without a receipt; on a finished folder it compares
-fingerprints, starts no Ray and returns within a second.
+Each pending shard is one row of a Ray dataset and one call to an actor that holds the engine, because an
+engine is slow to load (the rules' tagger 2 s, a language model minutes) and fast to use. All captions are
+stored once per node in Ray's object store. A rerun writes only shards without a receipt; on a finished folder
+it compares fingerprints and returns within a second, without starting Ray.
 """
 
 from __future__ import annotations
@@ -38,29 +38,29 @@ from degla_ray.stage import StageFolder, is_complete, read_complete
 from degla_ray.storage import Storage
 
 CAPTIONS_PER_ACTOR = 4000
-"""One more actor for so many captions: loading one costs as much as some 1,000 captions do."""
+"""Captions per additional actor: loading an actor costs as much as processing about 1,000 captions."""
 
 
 Publish = Callable[[NegativesConfig, StageFolder, str], None]
-"""Reports what a language model wrote; the last argument is the model's name."""
+"""Reports a language model's output; the last argument is the model's name."""
 
 
 def generate(config: NegativesConfig, publish: Publish | None = None) -> dict[str, int]:
     """Write `negatives/` and `rejects/` to `config.output`.
 
     Args:
-        config: what to write, and by which engine.
+        config: the settings.
         publish: called once a language model's negatives are complete.
 
     Returns:
-        The manifest's counts: captions, rows.<kind>, captions.<kind>.<ok|rejected|not_applicable>,
-        rejects.<kind>.<reason>, and for scenes truth.<kind>.<true|false|not_parseable> of what passed the
-        text checks (what is true of its scene is then rejected too).
+        The manifest's counts: captions, rows.<kind>, captions.<kind>.<ok|rejected|not_applicable> and
+        rejects.<kind>.<reason>. For scenes also truth.<kind>.<true|false|not_parseable> of the candidates
+        that passed the text checks; those that are true of their scene are then rejected too.
 
     Raises:
         DataError: `config.prepared` is not a finished folder of stage `prepare`, or the counts do not add up.
         FingerprintMismatch: the output folder was made with other settings or other input.
-        LeaseHeld: another driver writes the output folder.
+        LeaseHeld: another driver is writing the output folder.
     """
     if config.generation.estimate is not None:  # writes nothing
         return _generate(config, publish)
@@ -83,7 +83,7 @@ def _generate(config: NegativesConfig, publish: Publish | None) -> dict[str, int
     }
     again = config.engine in COMPLETERS and config.generation.retry_failed
     if again or not is_complete(config.output):
-        preflight(config)  # before the folder is begun: settings mended after an error are not "others"
+        preflight(config)  # before the folder is created: settings fixed after an error must not conflict
     if config.engine in COMPLETERS and config.generation.estimate is not None:
         ray_setup.start(config.ray)
         check_resources(config)
@@ -124,13 +124,13 @@ def _generate(config: NegativesConfig, publish: Publish | None) -> dict[str, int
 
 
 def _judge(config: NegativesConfig, folder: StageFolder, counts: Mapping[str, int]) -> None:
-    """Tells what failed of what a language model was asked, and whether anything came of it."""
+    """Report the failures among a language model's requests, and raise if nothing usable came of them."""
     if config.engine in COMPLETERS:
         require_accepted(config, counts, tell_failures(folder.storage, counts))
 
 
 def _prompts(config: NegativesConfig, kinds: tuple[Kind, ...]) -> Prompts:
-    """What a language model is asked; an engine of another kind is asked nothing."""
+    """Return the prompts for a language model; empty for other engines."""
     if config.engine not in COMPLETERS:
         return {}
     asked = config.generation
@@ -143,7 +143,7 @@ def _job(config: NegativesConfig, prompts: Prompts) -> Job:
 
 
 def _engine_identity(config: NegativesConfig, prompts: Prompts) -> dict[str, Any]:
-    """What decides an engine's output beside the settings that all engines share."""
+    """Return what determines an engine's output apart from the settings shared by all engines."""
     if config.engine == GIVEN_KIND:
         return {}
     if config.engine in ENGINES:
@@ -154,12 +154,12 @@ def _engine_identity(config: NegativesConfig, prompts: Prompts) -> dict[str, Any
         **COMPLETERS[config.engine].identity(config),
         **{name: getattr(asked, name) for name in decides},
         "prompt_sha": prompt_sha(prompts),
-        "words": rules.identity(),  # the checks' words, and the rules' that fill in
+        "words": rules.identity(),  # word lists of the checks, and of the rules used to fill in
     }
 
 
 def _read(source: Storage) -> tuple[pa.Table, dict[str, str]]:
-    """Captions, and the scene graph of each image that has one."""
+    """Return the captions, and the scene graph of each image that has one."""
     captions = source.read_dataset("captions", CAPTIONS, ["sample_id", "image_id", "caption"])
     if not source.names("graphs"):
         return captions, {}
@@ -205,7 +205,7 @@ def _run(
 
     cpus = int(ray.cluster_resources().get("CPU", 1))
     actors = max(1, min(len(pending), cpus, math.ceil(share / CAPTIONS_PER_ACTOR)))
-    dataset = ray.data.from_arrow([pa.table({"shard": [shard]}) for shard in pending])  # one shard a task
+    dataset = ray.data.from_arrow([pa.table({"shard": [shard]}) for shard in pending])  # one shard per task
     yield from dataset.map(
         _ShardActor,
         fn_constructor_kwargs={"engine": engine, "task": task, "data": ray.put(data)},
@@ -214,7 +214,7 @@ def _run(
 
 
 class _ShardActor:
-    """Holds the engine; one call writes one shard."""
+    """Holds the engine; each call writes one shard."""
 
     def __init__(self, engine: str, task: ShardTask, data: Any) -> None:
         import ray
@@ -231,7 +231,7 @@ class _ShardActor:
 
 
 def _check_ledger(config: NegativesConfig, counts: dict[str, int]) -> None:
-    """Every caption is in one state for each kind."""
+    """Raise DataError unless every caption is in exactly one state for each kind."""
     for kind in _kinds_of(counts):
         states = sum(n for name, n in counts.items() if name.startswith(f"captions.{kind}."))
         if states != counts["captions"]:
@@ -240,7 +240,7 @@ def _check_ledger(config: NegativesConfig, counts: dict[str, int]) -> None:
 
 
 def _kinds_of(counts: Mapping[str, int]) -> list[str]:
-    """Kinds that were written, as their counts name them."""
+    """Return the kinds that were written, according to their counts."""
     return [name.removeprefix("rows.") for name in counts if name.startswith("rows.")]
 
 

@@ -1,7 +1,7 @@
-"""What passes between an engine and the pipeline: requests, proposals, and the engine's protocol.
+"""The interface between engines and the pipeline: requests, proposals and the protocol `Engine`.
 
-An engine only proposes; `select` checks, keeps the first that pass and turns the others into rejects, so
-every engine is held to the same checks.
+An engine only proposes. `select` checks the candidates, keeps the first that pass and records the others as
+rejects, so every engine is held to the same checks.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from degla_ray.negatives.checks import Candidate, Language, first_failure, norma
 from degla_ray.schema import Kind, RejectReason
 
 ORDER = (Kind.SWAP_NOUNS, Kind.SWAP_ADJECTIVES, Kind.REPLACE_NOUNS, Kind.REPLACE_ADJECTIVES, Kind.RESHUFFLE)
-"""Kinds in the order in which a caption's negatives are found: where two kinds give the same text
-(phrases without adjectives), the kind with fewer possibilities gets it."""
+"""Order in which a caption's kinds are processed. If two kinds can give the same text (phrases without
+adjectives), the kind with fewer possibilities gets it."""
 
 Veto = Callable[[str, Kind], RejectReason | None]
-"""A reason to reject a text that passed the checks, from what is known of the image; or none."""
+"""Returns a reason to reject a text that passed the checks, based on knowledge of the image; or None."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,9 +28,9 @@ class Request:
 
     Attributes:
         caption: the caption.
-        siblings: other captions of the same image: what they mention is there, so it is no replacement.
-        limit: negatives wanted of each kind, at most.
-        seed: decides the engine's choices.
+        siblings: other captions of the image; what they mention is present, so it cannot be a replacement.
+        limit: maximum number of negatives per kind.
+        seed: determines the engine's choices.
     """
 
     caption: str
@@ -45,7 +45,7 @@ class Proposal:
 
     Attributes:
         sentence: the negative caption.
-        scrambled: its word order is free, so that no grammar can be read off it.
+        scrambled: whether its word order is free, so that no grammar can be read from it.
     """
 
     sentence: Sentence
@@ -56,7 +56,7 @@ class Engine(Protocol):
     """A source of candidates.
 
     Attributes:
-        name, model: columns of the rows it makes.
+        name, model: column values of its rows.
         prompt_sha: hash of the text (prompts or word lists) that it works from.
         language: the words that its candidates are checked with.
     """
@@ -67,17 +67,17 @@ class Engine(Protocol):
     language: Language
 
     def read(self, caption: str) -> Sentence:
-        """The caption as the checks want it."""
+        """Return the caption as the sentence that the checks take."""
         ...
 
     def propose(self, requests: Sequence[Request], kind: Kind) -> Iterable[Iterable[Proposal]]:
-        """Candidates of one kind for each request, best first; may be lazy, and may be empty."""
+        """Return candidates of one kind for each request, best first; may be lazy and may be empty."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reject:
-    """A candidate that failed."""
+    """A candidate that failed a check."""
 
     kind: Kind
     text: str
@@ -92,7 +92,7 @@ class Selection:
     Attributes:
         accepted: texts by kind.
         rejects: candidates that failed.
-        unread: why the caption was not read at all, if it was not.
+        unread: why the caption was not read, if it was not.
     """
 
     accepted: dict[Kind, list[str]] = field(default_factory=dict)
@@ -109,7 +109,7 @@ class Selection:
         language: Language,
         veto: Veto,
     ) -> None:
-        """Draws candidates of `kind` until `limit` of them pass the checks, or there are no more."""
+        """Draw candidates of `kind` until `limit` of them pass the checks or none are left."""
         accepted = self.accepted.setdefault(kind, [])
         for proposal in proposals:
             if len(accepted) >= limit:
@@ -132,19 +132,19 @@ class Selection:
 
 
 def no_veto(text: str, kind: Kind) -> None:
-    """Nothing is known of the image."""
+    """Accept every text: nothing is known about the image."""
 
 
 def select(
     engine: Engine, requests: Sequence[Request], kinds: Sequence[Kind], vetoes: Sequence[Veto]
 ) -> list[Selection]:
-    """Negatives of every request, checked.
+    """Return the checked negatives of each request.
 
     Args:
-        engine: proposes.
-        requests: captions.
+        engine: the source of candidates.
+        requests: the captions.
         kinds: kinds wanted.
-        vetoes: one for each request.
+        vetoes: one per request.
     """
     selections = [Selection() for _ in requests]
     captions = [engine.read(request.caption) for request in requests]

@@ -1,7 +1,7 @@
-"""The engine that needs no language model: edits of tagged captions, one function a kind.
+"""The rule engine, which needs no language model: edits of tagged captions, one function per kind.
 
-Every rule yields grammatical candidates, best first, in an order that the request's seed decides. A caption
-that cannot have a kind (one noun, no adjective) yields nothing. About 1 ms a caption for all five kinds.
+Every rule yields grammatical candidates, best first, in an order determined by the request's seed. A caption
+that cannot have a kind (one noun, no adjective) yields nothing. About 1 ms per caption for all five kinds.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from degla_ray.negatives.proposals import Proposal, Request, no_veto, select
 from degla_ray.schema import Kind
 
 RULES_VERSION = 3
-"""Part of a negatives folder's identity: raise it when a rule writes something else than before."""
+"""Part of a negatives folder's identity; raise it whenever a rule's output changes."""
 
 SCRAMBLES = 18
-"""Scrambled word orders tried for a caption, at most."""
+"""Maximum number of scrambled word orders tried per caption."""
 
 
 def identity() -> dict[str, str]:
-    """What decides the engine's output beside its settings; known without loading the tagger."""
+    """Return what determines the engine's output apart from its settings, without loading the tagger."""
     return {"rules": str(RULES_VERSION), "model": tagger_name(), "prompt_sha": words_sha()}
 
 
 class RuleEngine:
-    """Negatives by rule; fills the protocol `Engine`.
+    """Generates negatives by rule; implements the protocol `Engine`.
 
     Args:
-        vocabulary: words of the dataset; a replacement that no caption ever uses would give itself away.
-            None draws from the whole lexicon.
+        vocabulary: words of the dataset; a replacement that no caption uses would be a text-only clue. None
+            allows the whole lexicon.
     """
 
     name = "rules"
@@ -66,7 +66,7 @@ class RuleEngine:
             yield self._rules[kind](self.read(request.caption), request, rng)
 
     def negatives(self, caption: str, kind: Kind, limit: int, seed: int) -> list[str]:
-        """At most `limit` checked negatives of one kind for one caption."""
+        """Return at most `limit` checked negatives of one kind for one caption."""
         request = Request(caption=caption, limit=limit, seed=str(seed))
         return select(self, [request], [kind], [no_veto])[0].accepted[kind]
 
@@ -82,7 +82,7 @@ class RuleEngine:
                 yield Proposal(sentence=edited)
 
     def _nouns_swapped(self, sentence: Sentence, first: NounPhrase, second: NounPhrase) -> Sentence | None:
-        """The nouns change places; each takes the number of its new place, where it has that number."""
+        """Swap two nouns; each takes the grammatical number of its new place, if it has a form for it."""
         a, b = sentence.tokens[first.head], sentence.tokens[second.head]
         lexicon = self.language.lexicon
         if a.lemma == b.lemma or a.number is None or b.number is None:
@@ -98,7 +98,7 @@ class RuleEngine:
     def _determined_nouns_swapped(
         self, sentence: Sentence, first: NounPhrase, second: NounPhrase
     ) -> Sentence | None:
-        """A noun that is not counted takes its determiner along ("a dog" against "the snow")."""
+        """Swap two nouns; one that is not counted keeps its own determiner ("a dog" against "the snow")."""
         tokens = sentence.tokens
         a, b = tokens[first.head], tokens[second.head]
         if not (a.number is b.number is Number.SINGULAR):
@@ -128,7 +128,10 @@ class RuleEngine:
     def _adjectives_fit(
         self, sentence: Sentence, one: tuple[NounPhrase, int], two: tuple[NounPhrase, int]
     ) -> bool | None:
-        """True: of one field; False: of two, yet surely false when exchanged; none: not to be exchanged."""
+        """Return whether two adjectives may be swapped.
+
+        True: they belong to one field. False: to two fields, but the result is surely false. None: no.
+        """
         (first, i), (second, j) = one, two
         tokens, lexicon = sentence.tokens, self.language.lexicon
         others = [{tokens[k].lemma for k in p.adjectives if k != own} for p, own in (one, two)]
@@ -137,7 +140,7 @@ class RuleEngine:
         a, b = lexicon.adjective(tokens[i].lemma), lexicon.adjective(tokens[j].lemma)
         if a is not None and b is not None and a.group == b.group:
             return None if a.line == b.line else True
-        # Two attributes that both things could have (a large circle, a red square) may both hold after all.
+        # Two attributes that both things could have (a large circle, a red square) may hold when swapped.
         nouns = [self._entry(sentence, phrase) for phrase in (first, second)]
         if nouns[0] is None or nouns[1] is None or nouns[0].group == nouns[1].group:
             return None
@@ -151,7 +154,7 @@ class RuleEngine:
                 return None
             living = noun.group in ("adults", "children", "roles")
             if living and new is not None and new.line in lexicon.colours_of_people:
-                return None  # "a white man" may well be one
+                return None  # "a white man" may be true
         return False
 
     # --- replacements
@@ -176,7 +179,7 @@ class RuleEngine:
     def _nouns_put(
         self, sentence: Sentence, phrase: NounPhrase, mentioned: Mentioned, *fields: Sequence[str]
     ) -> Iterator[Proposal]:
-        """The sentence with other nouns in the phrase's place, of the first field of which any fits."""
+        """Yield the sentence with other nouns in the phrase's place, from the first field that has any."""
         for field in fields:
             found = False
             for word in field:
@@ -189,7 +192,7 @@ class RuleEngine:
                 return
 
     def _number_for(self, sentence: Sentence, phrase: NounPhrase, word: str) -> Number | None:
-        """The number that `word` may have in the phrase's place; none where it does not go there."""
+        """Return the number that `word` can take in the phrase's place; None if it does not fit there."""
         tokens, lexicon = sentence.tokens, self.language.lexicon
         head = tokens[phrase.head]
         old, new = lexicon.behaviour(head.lemma), lexicon.behaviour(word)
@@ -201,7 +204,7 @@ class RuleEngine:
         if old is Behaviour.COUNT and new is Behaviour.MASS:
             fits = head.number is Number.SINGULAR and before and not any(map(counts, before))
             return Number.SINGULAR if fits else None
-        # From a mass noun to a counted one: "the snow" -> "the beach", but not bare "snow".
+        # A mass noun becomes a counted one: "the snow" -> "the beach", but not if it is bare "snow".
         return Number.SINGULAR if old is Behaviour.MASS and any(t.tag is Tag.DET for t in before) else None
 
     def _replace_adjectives(
@@ -230,14 +233,14 @@ class RuleEngine:
     # --- order
 
     def _reshuffle(self, sentence: Sentence, request: Request, rng: random.Random) -> Iterator[Proposal]:
-        """Whole phrases exchanged across their relation, and scrambled orders of phrases, in turn."""
+        """Yield swaps of whole phrases across their relation and scrambled phrase orders, alternately."""
         pairs = self._pairs(sentence, rng)
         exchanges = (Proposal(sentence=exchanged(sentence, first, second)) for first, second in pairs)
         yield from _interleaved([exchanges, self._scrambles(sentence, rng)])
 
     def _scrambles(self, sentence: Sentence, rng: random.Random) -> Iterator[Proposal]:
         if len(statements(sentence, self.language)) <= 2:
-            return  # one thing, or things that stand in no order: nothing that word order says
+            return  # one thing, or unordered things: word order carries no meaning
         phrases = self._phrases(sentence)
         nouns = [phrase.head for phrase in phrases]
         adjectives = [i for phrase in phrases for i in phrase.adjectives]
@@ -300,8 +303,8 @@ class RuleEngine:
     def _pairs(self, sentence: Sentence, rng: random.Random) -> list[tuple[NounPhrase, NounPhrase]]:
         """Return pairs of usable phrases, neighbours first.
 
-        Left out are pairs whose exchange says the same or nothing: a thing and what it is made of ("a garden
-        of tulips"), and things named in one breath ("a black hat and coat", "its neck and wings").
+        Pairs whose exchange keeps or loses the meaning are left out: a thing and its material ("a garden of
+        tulips"), and things listed together ("a black hat and coat", "its neck and wings").
         """
         pairs = []
         for first, second in _neighbours_first(self._phrases(sentence), rng):
@@ -316,7 +319,7 @@ class RuleEngine:
 
 
 def _only_determiner(sentence: Sentence, phrase: NounPhrase) -> int | None:
-    """Token number of the phrase's one determiner, if it starts with it and has no other."""
+    """Return the index of the phrase's determiner, if it starts with one and has no other."""
     found = [
         i
         for i in range(phrase.start, phrase.head)
@@ -328,7 +331,7 @@ def _only_determiner(sentence: Sentence, phrase: NounPhrase) -> int | None:
 def _neighbours_first(
     phrases: Sequence[NounPhrase], rng: random.Random
 ) -> list[tuple[NounPhrase, NounPhrase]]:
-    """All pairs in random order, those that one relation joins before those further apart."""
+    """Return all pairs in random order, those joined by a single relation first."""
     pairs = list(combinations(range(len(phrases)), 2))
     rng.shuffle(pairs)
     pairs.sort(key=lambda pair: pair[1] - pair[0] > 1)
@@ -336,7 +339,7 @@ def _neighbours_first(
 
 
 def _interleaved(choices: Iterable[Iterable[Proposal]]) -> Iterator[Proposal]:
-    """The first of each, then the second of each, and so on."""
+    """Yield the first item of each, then the second of each, and so on."""
     for row in zip_longest(*choices):
         yield from (proposal for proposal in row if proposal is not None)
 

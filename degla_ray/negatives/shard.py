@@ -1,7 +1,7 @@
-"""One shard of negatives: its captions in, two Parquet parts and a receipt out. Knows nothing of Ray.
+"""Write one shard of negatives: captions in, two Parquet parts and a receipt out. Does not import Ray.
 
 Each (caption, kind) ends in one state: `ok` (at least one row), `rejected` (candidates, but none passed) or
-`not_applicable` (the caption cannot have the kind), so that the three add up to the shard's captions.
+`not_applicable` (the caption cannot have the kind), so the three counts add up to the shard's captions.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from degla_ray.schema import NEGATIVES, REJECTS, Kind, RejectReason
 from degla_ray.stage import StageFolder, shard_of
 
 STAGE = "negatives"
-BATCH = 256  # requests handed to the engine at a time
+BATCH = 256  # requests passed to the engine at a time
 
 _WORDS = re.compile(r"[^\W\d_]+", re.UNICODE)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardTask:
-    """What is the same for every shard.
+    """The settings that all shards share.
 
     Attributes:
-        folder: the output.
+        folder: the output folder.
         kinds: kinds wanted.
-        per_kind: negatives of a kind for a caption, at most.
-        seed: of the engine's choices.
+        per_kind: maximum number of negatives per caption and kind.
+        seed: seed of the engine's choices.
         english: whether most captions of the source are English.
     """
 
@@ -46,7 +46,7 @@ class ShardTask:
 
 @dataclass(frozen=True, kw_only=True)
 class Caption:
-    """A caption with what is known of its image: its other captions, and the scene graph (JSON) or none."""
+    """A caption with its image's other captions and scene graph (JSON); the graph is None if unknown."""
 
     sample_id: str
     text: str
@@ -55,7 +55,7 @@ class Caption:
 
 
 def vocabulary(texts: Sequence[str]) -> frozenset[str]:
-    """The words that occur in a dataset's captions, in lower case."""
+    """Return the words that occur in a dataset's captions, in lower case."""
     words: set[str] = set()
     for text in texts:
         words.update(_WORDS.findall(text.lower()))
@@ -65,14 +65,14 @@ def vocabulary(texts: Sequence[str]) -> frozenset[str]:
 def captions_of(
     shard: int, num_shards: int, captions: pa.Table, graphs: Mapping[str, str], by: str = "sample_id"
 ) -> list[Caption]:
-    """The captions of one shard, by sample_id.
+    """Return the captions of one shard, sorted by sample_id.
 
     Args:
-        shard: number in [0, num_shards).
-        num_shards: shards of the output.
+        shard: shard number in [0, num_shards).
+        num_shards: number of shards in the output.
         captions: all captions (sample_id, image_id, caption).
-        graphs: image_id -> scene graph; empty where images have none.
-        by: the column whose hash is the shard.
+        graphs: image_id -> scene graph; empty if the images have none.
+        by: the column whose hash selects the shard.
     """
     keys = captions[by].to_pylist()
     mine = captions.take([i for i, key in enumerate(keys) if shard_of(key, num_shards) == shard])
@@ -93,10 +93,10 @@ def captions_of(
 
 
 def write_shard(task: ShardTask, engine: Engine, shard: int, captions: Sequence[Caption]) -> dict[str, int]:
-    """Generates, checks and writes one shard; returns the counts of its receipt."""
+    """Generate, check and write one shard; return the counts of its receipt."""
     counts: Counter[str] = Counter(captions=len(captions))
     groups: dict[tuple[str, tuple[str, ...], str | None], list[Caption]] = {}
-    for caption in captions:  # captions that nothing tells apart are generated once
+    for caption in captions:  # captions that are equal in every respect are generated once
         groups.setdefault((caption.text, caption.siblings, caption.graph), []).append(caption)
     selections: dict[str, Selection] = {}
     for start in range(0, len(groups), BATCH):
@@ -132,12 +132,12 @@ def _generate(
 
 
 def _other_language(kinds: Sequence[Kind]) -> Selection:
-    """No negatives, of no kind: the rules do not read the caption's language."""
+    """Return an empty selection: the rules do not read the caption's language."""
     return Selection(accepted={kind: [] for kind in kinds}, unread=RejectReason.WRONG_LANGUAGE)
 
 
 def scene_veto(graph: str, counts: Counter[str]) -> Veto:
-    """Rejects what is true of a scene, and counts what the text checks alone would have let through."""
+    """Return a veto of texts that are true of a scene; it counts the texts that passed the text checks."""
     from degla_ray.sources.scenes.truth import is_true
     from degla_ray.sources.scenes.world import scene_from_json
 

@@ -1,4 +1,4 @@
-"""Sources of images and captions, one file a format (base.py says what one has to offer)."""
+"""Sources of images and captions, one file per format; base.py defines the interface."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from degla_ray.sources.base import Source
 
 
 def open_source(config: PrepareConfig) -> Source:
-    """The source that `config.source` names, with its settings.
+    """Return the source that `config.source` names, built from its settings.
 
     Raises:
-        SettingError: a folder or file that the settings name is not there.
+        SettingError: a folder or file named in the settings does not exist.
     """
-    # Imported where they are chosen: no source's libraries are loaded for another's job.
+    # Imported on demand, so that a job loads only the libraries of its own source.
     follow_links = config.follow_links
     if config.source in ("csv", "flickr8k"):
         from degla_ray.sources.csv_captions import CsvSource

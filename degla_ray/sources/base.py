@@ -1,9 +1,9 @@
-"""What a source of images and captions has to offer, and the rows it speaks in.
+"""The interface of a source of images and captions, and the rows it yields.
 
-A source lists its rows on the driver without touching an image (`records`) and reads one image's
-bytes inside a Ray task (`read_image`). To add a source: copy csv_captions.py, yield Record, Reject and
-RowsRead (and Note), and name it in sources/__init__.py. The listing is held in memory on the driver: about
-0.5 kB an image with five captions, so 60 MB for COCO; negatives that come with them are held too.
+A source lists its rows on the driver without opening an image (`records`) and reads one image's bytes inside
+a Ray task (`read_image`). To add a source: copy csv_captions.py, yield Record, Reject and RowsRead
+(optionally Note), and register it in sources/__init__.py. The driver holds the listing in memory: about
+0.5 kB per image with five captions, so 60 MB for COCO, plus any negatives supplied with the captions.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from degla_ray.schema import GIVEN, GIVEN_KIND, REJECTS, RejectReason
 from degla_ray.storage import Storage
 
 STAGE = "prepare"
-TEXT_CHARS = 500  # of a rejected row's text that are kept
+TEXT_CHARS = 500  # maximum characters kept of a rejected row's text
 
 
 class Unit(StrEnum):
-    """What a rejected row was; stands in the rejects' column `kind`."""
+    """What a rejected row was; written to the column `kind` of the rejects."""
 
     IMAGE = "image"
     CAPTION = "caption"
 
 
 class Caption(NamedTuple):
-    """One good caption; `sample_id` is unique in the source and stable across reruns.
+    """One valid caption; `sample_id` is unique within the source and stable across reruns.
 
-    `given` holds negatives that the source has for it.
+    `given` holds the negatives that the source supplies for it.
     """
 
     sample_id: str
@@ -43,7 +43,7 @@ class Caption(NamedTuple):
 
 
 class Record(NamedTuple):
-    """One image with at least one good caption. `locator` is what `Source.read_image` takes."""
+    """One image with at least one valid caption. `locator` is the argument of `Source.read_image`."""
 
     image_id: str
     locator: str
@@ -51,7 +51,7 @@ class Record(NamedTuple):
 
 
 class Refusal(NamedTuple):
-    """Why something cannot be used."""
+    """The reason why something cannot be used, with details."""
 
     reason: RejectReason
     detail: str
@@ -63,9 +63,9 @@ class Reject:
 
     Attributes:
         unit: whether it counts as an image or as a caption.
-        row_id: image_id, sample_id, or `file:line` where the row has no id.
-        image_id: the image it belongs to; empty where there is none.
-        text: the caption or file name as it was found.
+        row_id: image_id, sample_id, or `file:line` if the row has no id.
+        image_id: the image it belongs to; empty if there is none.
+        text: the caption or file name as found.
     """
 
     unit: Unit
@@ -78,7 +78,7 @@ class Reject:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RowsRead:
-    """So many rows were read from a file, counted apart from what became of them."""
+    """Number of rows read from a file, counted independently of what becomes of them."""
 
     images: int = 0
     captions: int = 0
@@ -86,51 +86,51 @@ class RowsRead:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Note:
-    """A sentence for the console on what was left aside though it is no row."""
+    """A console message about something that was skipped and is not a row."""
 
     text: str
 
 
 class Source(ABC):
-    """One data set. Instances travel to Ray tasks: hold settings, not listings.
+    """One dataset. Instances are sent to Ray tasks, so they hold settings and no listings.
 
     Attributes:
-        spare: reasons of image rejects that do not count toward `max_reject_fraction`, since nobody asked
-            for those images.
+        spare: reject reasons of images that do not count toward `max_reject_fraction`, because those images
+            were not requested.
     """
 
     spare: frozenset[RejectReason] = frozenset()
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:
-        """Everything that decides the output: settings and the hashes of the annotation files."""
+        """Return everything that determines the output: settings and hashes of the annotation files."""
 
     @abstractmethod
     def records(self) -> Iterator[Record | Reject | RowsRead | Note]:
-        """All rows, cheaply and in an order that depends on the source alone.
+        """Yield all rows without opening images, in an order that depends on the source alone.
 
         Raises:
-            DataError: a file cannot be read as what it should be.
+            DataError: a file cannot be read or has the wrong format.
         """
 
     @abstractmethod
     def read_image(self, locator: str) -> bytes:
-        """The bytes of one image.
+        """Return the bytes of one image.
 
         Raises:
-            OSError: it cannot be read.
+            OSError: the image cannot be read.
         """
 
     def side_tables(self, records: list[Record]) -> dict[str, pa.Table]:
-        """Further datasets of a shard, by name, for the images that were kept."""
+        """Return a shard's additional datasets by name, for the images that were kept."""
         return {}
 
     def write_extras(self, storage: Storage) -> None:  # noqa: B027 (most sources have none)
-        """Anything that lies beside the shards, written once before the folder is finished."""
+        """Write files that belong next to the shards, once, before the folder is marked as finished."""
 
 
 def check_caption(value: object) -> str | Refusal:
-    """`value` as a caption without outer white space, or why it is none."""
+    """Return `value` as a caption stripped of outer white space, or the reason why it is not a caption."""
     if isinstance(value, dict):
         fields = ", ".join(map(str, value))
         return Refusal(RejectReason.NOT_A_STRING, f"the caption is an object with the fields {fields:.200}")
@@ -146,11 +146,11 @@ def check_caption(value: object) -> str | Refusal:
 
 
 def check_given(values: object, least: int = 0) -> tuple[str, ...] | Refusal:
-    """`values` as a caption's own negatives without outer white space, or why they are none.
+    """Return `values` as a caption's negatives stripped of outer white space, or why they are not usable.
 
     Args:
-        values: what stands where a list of texts should.
-        least: texts that there must be.
+        values: the value found where a list of strings is expected.
+        least: minimum number of texts.
     """
     if not isinstance(values, list):
         return Refusal(RejectReason.MALFORMED_ROW, f"its negatives are no list but {type(values).__name__}")
@@ -166,14 +166,14 @@ def check_given(values: object, least: int = 0) -> tuple[str, ...] | Refusal:
 
 
 def given_table(records: Iterable[Record]) -> pa.Table:
-    """The captions' own negatives in the schema GIVEN: a side table of sources that have some."""
+    """Return the captions' supplied negatives in the schema GIVEN, for sources that have them."""
     rows = [(c.sample_id, GIVEN_KIND, text) for r in records for c in r.captions for text in c.given]
     columns = list(zip(*rows, strict=True)) or [(), (), ()]
     return pa.table([list(column) for column in columns], schema=GIVEN)
 
 
 def rejects_table(rejects: Iterable[Reject]) -> pa.Table:
-    """Rejects in the schema REJECTS; text that UTF-8 cannot hold is written with escapes."""
+    """Return rejects in the schema REJECTS; characters that UTF-8 cannot encode are escaped."""
     rows = [
         {
             "stage": STAGE,

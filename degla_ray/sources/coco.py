@@ -1,8 +1,8 @@
-"""COCO captions: the official captions_*.json (2014, 2017) or Karpathy's dataset_coco.json.
+"""COCO captions from the official captions_*.json (2014, 2017) or Karpathy's dataset_coco.json.
 
-Both give the same ids (COCO's image number and annotation id), and an image is found under its 2014
-or its 2017 name, whichever lies in the folder. Karpathy's `restval` is training data, as everywhere.
-The whole JSON file is read into memory on the driver: about 1 GB for 2014's train captions.
+Both give the same ids (COCO's image number and annotation id), and images are found under their 2014 or
+2017 name, whichever is in the folder. Karpathy's `restval` counts as training data, as is customary.
+The driver reads the whole JSON file into memory: about 1 GB for the 2014 train captions.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ SPLIT_ALIASES = {"restval": "train"}
 
 
 class CocoSource(Source):
-    """image_id is COCO's image number, sample_id COCO's annotation id, both as text.
+    """COCO captions; image_id is COCO's image number and sample_id its annotation id, both as text.
 
     Raises:
-        SettingError: a folder or file that the settings name is not there, or both forms are given.
+        SettingError: a folder or file named in the settings does not exist, or both formats are given.
     """
 
     spare = frozenset({RejectReason.IMAGE_WITHOUT_CAPTION})
@@ -78,7 +78,7 @@ class CocoSource(Source):
 
 
 def coco_number(image_id: str) -> int | None:
-    """COCO's image number, of an id that is one or ends in one of COCO's file names; else none."""
+    """Return COCO's image number from an id that is the number or ends in a COCO file name; else None."""
     name = posixpath.basename(image_id)
     if match := _COCO_NAME.fullmatch(name if name.endswith(".jpg") else f"{name}.jpg"):
         return int(match[1])
@@ -86,7 +86,7 @@ def coco_number(image_id: str) -> int | None:
 
 
 def file_names(file_name: str, folder: str) -> tuple[str, ...]:
-    """Where an image may lie below the image folder: as named first, then COCO's other names for it."""
+    """Return candidate paths of an image below the image folder: its given name first, then COCO's others."""
     base = posixpath.basename(file_name)
     names = [file_name, f"{folder}/{file_name}"] if folder else [file_name]
     names.append(base)
@@ -189,7 +189,7 @@ def _list_of(content: Any, key: str, path: str) -> list[Any]:
 
 
 def _identifier(entry: Any, key: str) -> str | None:
-    """An id as text; none if it is missing or neither a whole number nor text."""
+    """Return an id as text; None if it is missing or is neither an integer nor text."""
     value = entry.get(key) if isinstance(entry, dict) else None
     if isinstance(value, bool) or not isinstance(value, int | str):
         return None

@@ -1,8 +1,8 @@
-"""A folder of images and CSV files that name an image and a caption in each row.
+"""A folder of images and CSV files with an image and a caption in each row.
 
-Flickr8k is laid out like it, and so is what open_clip trains on (`filepath` and `title`, by tabs). Where the
-caption's column is the last one, a caption may hold separators without being quoted, as in Flickr8k's own
-files. Copy this file to add a source.
+Flickr8k has this layout, and so has open_clip's training data (tab-separated `filepath` and `title`). If the
+caption column is the last one, an unquoted caption may contain separators, as in Flickr8k's own files. Copy
+this file to add a source.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ SEPARATORS = {",": "comma", "\t": "tab", ";": "semicolon", "|": "bar"}
 
 
 class CsvSource(AnnotatedFolder):
-    """image_id is the path below the folder; sample_id is `<image_id>#<i>`, the i-th row that names it.
+    """CSV captions; image_id is the path below the folder, sample_id `<image_id>#<i>` for its i-th row.
 
     Args:
         config: the settings.
-        name: of the section that they are in.
+        name: the config section that holds them.
 
     Raises:
-        SettingError: a folder or file that the settings name is not there.
+        SettingError: a folder or file named in the settings does not exist.
     """
 
     def __init__(self, config: CsvConfig, name: str = "csv", follow_links: bool = False) -> None:
@@ -63,7 +63,7 @@ class CsvSource(AnnotatedFolder):
 
 
 def parse_csv(data: bytes, path: str, config: CsvConfig) -> Iterator[tuple[str, tuple[str, str] | Refusal]]:
-    """Yield of each row after the header `file:line` and (image, caption), or why not.
+    """Yield `file:line` of each row after the header, with (image, caption) or the reason for refusing it.
 
     Raises:
         DataError: the header lacks one of the two columns.

@@ -1,8 +1,8 @@
 """DeGLA's released data file: a JSON list of {"image_id": int, "original": str, "enhanced": [str, ...]}.
 
-Its negatives (`enhanced`) go beside the captions as the dataset `given`, of which `jobs/negatives.py --engine
-given` makes a folder to train on. The file is read into memory on the driver as a whole: about
-1 GB for 414,000 captions with five negatives each. `jobs/export_degla_json.py` writes the format.
+Its negatives (`enhanced`) are stored with the captions as the dataset `given`; `jobs/negatives.py --engine
+given` turns them into a folder to train on. The driver reads the whole file into memory: about 1 GB for
+414,000 captions with five negatives each. `jobs/export_degla_json.py` writes this format.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ from degla_ray.sources.listing import (
 
 
 class DeglaJsonSource(AnnotatedFolder):
-    """image_id is the number as text; sample_id is `<image_id>#<i>`, the i-th entry of the image.
+    """DeGLA's data; image_id is the number as text, sample_id `<image_id>#<i>` for the image's i-th entry.
 
     Raises:
-        SettingError: a folder or file that the settings name is not there.
+        SettingError: a folder or file named in the settings does not exist.
     """
 
     def __init__(self, config: DeglaJsonConfig, follow_links: bool = False) -> None:
@@ -65,7 +65,7 @@ class DeglaJsonSource(AnnotatedFolder):
         return {"given": given_table(records)}
 
     def _add(self, entry: Any, split: str, where: str, images: dict[str, NamedImage]) -> Reject | None:
-        """Enters one caption under its image, or says why it cannot be used."""
+        """Add one caption to its image, or return a Reject that says why it cannot be used."""
         number = entry.get("image_id") if isinstance(entry, dict) else None
         if isinstance(number, bool) or not isinstance(number, int) or number < 0:
             found = f"no image_id that is a whole number ({number!r:.40})"

@@ -1,8 +1,8 @@
-"""Rows of a file of separated columns, as spreadsheets and pandas write them, read by Python's csv.
+"""Rows of delimited text files, as spreadsheets and pandas write them, parsed by Python's csv module.
 
-A quoted cell may go on over several lines. Where a quote is never closed, only the line that it opens in is
-lost. UTF-8 with or without a mark, and UTF-16 with one, are read; bytes that are not UTF-8 spoil their own
-row only.
+A quoted cell may span several lines. If a quote is never closed, only the line with the opening quote is
+lost. Supported encodings are UTF-8 with or without a byte order mark and UTF-16 with one; bytes that are not
+valid UTF-8 invalidate only their own row.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from degla_ray.sources.base import Refusal
 
 
 class Row(NamedTuple):
-    """One row: `file:line` of its first line, that line, and its cells or why there are none."""
+    """One row: `file:line` of its first line, that line's text, and its cells or why it has none."""
 
     where: str
     line: str
@@ -26,12 +26,12 @@ class Row(NamedTuple):
 
 
 def read_rows(data: bytes, path: str, separator: str) -> Iterator[Row]:
-    """Yield the header, and each row after it that is not blank.
+    """Yield the header and each non-blank row after it.
 
     Args:
-        data: the file.
-        path: its name, for messages.
-        separator: one character between cells.
+        data: the file's content.
+        path: the file's name, for messages.
+        separator: the character between cells.
     """
     name = posixpath.basename(path)
     lines = [f"{line}\n" for line in _decode(data).split("\n")]
@@ -45,7 +45,7 @@ def read_rows(data: bytes, path: str, separator: str) -> Iterator[Row]:
 
 
 def check_text(column: str, cell: str) -> Refusal | None:
-    """Return why a cell is no text; None if it is one."""
+    """Return the reason why a cell is not valid text, or None if it is."""
     try:
         cell.encode()
     except UnicodeEncodeError as error:
@@ -61,7 +61,7 @@ def _decode(data: bytes) -> str:
 
 
 def _cells(lines: list[str], first: int, separator: str) -> tuple[list[str] | Refusal, int]:
-    """Return the cells of the row that begins in line `first` (from 0), and how many lines it takes."""
+    """Return the cells of the row that begins at line `first` (0-based), and its number of lines."""
     reader = csv.reader((lines[i] for i in range(first, len(lines))), delimiter=separator, strict=True)
     try:
         return next(reader), reader.line_num

@@ -1,7 +1,7 @@
-"""Captions and their negatives as DeGLA's released data file, for training code that reads that.
+"""Export of captions and negatives in DeGLA's released format, for training code that reads it.
 
-Run by `jobs/export_degla_json.py`. The format knows an image by COCO's number alone, so only images that
-have one can be written. All texts are held in memory: about 1 GB for 414,000 captions with ten negatives.
+Run by `jobs/export_degla_json.py`. The format identifies an image by its COCO number alone, so only COCO
+images can be exported. All texts are held in memory: about 1 GB for 414,000 captions with ten negatives each.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from degla_ray.storage import Storage
 
 
 class Released(NamedTuple):
-    """Entries of the released file, and how many captions had too few negatives to be one."""
+    """Entries of the released file, and the number of captions left out for lack of negatives."""
 
     entries: list[dict[str, Any]]
     left_out: int
 
 
 def export_degla_json(config: ExportDeglaJsonConfig) -> dict[str, int]:
-    """Writes the file; returns the counts captions, written and left_out.
+    """Write the file and return the counts captions, written and left_out.
 
     Raises:
-        SettingError: no such split, or `output` is no file's name.
+        SettingError: the split does not exist, or `output` is not a file name.
         DataError: the folders are unfinished or do not belong together, an image has no COCO number, or
             no caption has enough negatives.
     """
@@ -89,9 +89,9 @@ def write_file(text: str, output: str, expected: str) -> None:
 
 
 def deal(by_kind: Mapping[str, Sequence[str]], seed: str) -> list[str]:
-    """Return the texts of all kinds in turn, one of each, the kinds and the texts of a kind shuffled.
+    """Return the texts of all kinds in round-robin order, with kinds and texts within a kind shuffled.
 
-    The released training code reads the first four, so that every kind has its share of them.
+    The released training code reads the first four, so every kind should be represented among them.
     """
     rng = random.Random(seed)
     kinds = [rng.sample(sorted(by_kind[kind]), len(by_kind[kind])) for kind in sorted(by_kind)]
@@ -112,18 +112,18 @@ def dealt(captions: pa.Table, negatives: pa.Table, seed: int) -> dict[str, list[
 def released_entries(
     captions: pa.Table, negatives: pa.Table, min_negatives: int, where: str, seed: int = 0
 ) -> Released:
-    """Entries in the order of (COCO number, sample_id), each one's negatives as `deal` orders them.
+    """Return entries sorted by (COCO number, sample_id), with negatives ordered by `deal`.
 
     Args:
-        captions: in the schema CAPTIONS.
-        negatives: with at least sample_id, kind and negative of NEGATIVES; those of other captions are
-            passed over.
-        min_negatives: captions with fewer are left out.
-        where: what the captions were read from, for messages.
-        seed: of the order of a caption's negatives.
+        captions: table in the schema CAPTIONS.
+        negatives: table with at least the columns sample_id, kind and negative of NEGATIVES; rows of other
+            captions are ignored.
+        min_negatives: captions with fewer negatives are left out.
+        where: origin of the captions, for messages.
+        seed: seed of the order of a caption's negatives.
 
     Raises:
-        DataError: an image has no COCO number, or two images have one.
+        DataError: an image has no COCO number, or two images share one.
     """
     given = dealt(captions, negatives, seed)
     images: dict[int, str] = {}

@@ -1,8 +1,8 @@
-"""The files of a source that keeps images inside them (Parquet, tar), by name, folder or pattern.
+"""Find the files of a source that stores images inside them (Parquet, tar), by name, folder or pattern.
 
-Only the last part of a path may hold `*`, `?` or `[...]`; `{000..009}` may stand anywhere and names each
-of the ten. A file or folder that has the very name comes first, so names may hold these characters. On any
-filesystem that pyarrow opens.
+Only the last part of a path may contain `*`, `?` or `[...]`; `{000..009}` may appear anywhere and expands to
+ten names. An existing file or folder with the literal name takes precedence, so names may contain these
+characters. Works on any filesystem that pyarrow opens.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ from degla_ray.errors import DataError, SettingError
 from degla_ray.storage import Storage
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
-_NAMED = 3  # files, in a message
+_NAMED = 3  # maximum number of files named in a message
 _WILD = re.compile(r"[*?\[]")
 
 
 class Found(NamedTuple):
-    """URIs of each split's files, and those of folders' other files, which are not taken."""
+    """URIs of each split's files, and of other files in the given folders, which are skipped."""
 
     files: dict[str, list[str]]
     others: list[str]
 
 
 def find_files(patterns: Mapping[str, Sequence[str]], setting: str, suffix: str) -> Found:
-    """Find each split's files: as the patterns stand, and sorted within one.
+    """Find each split's files, in the order of its patterns and sorted within each pattern.
 
     Args:
         patterns: names, folders and patterns of each split.
-        setting: what they are called on the command line.
-        suffix: of the files that are taken from a folder, e.g. ".tar".
+        setting: dotted name of the setting, for messages.
+        suffix: suffix of the files taken from a folder, e.g. ".tar".
 
     Raises:
-        SettingError: there are none, one is not there, or a file is named twice; names `setting`.
+        SettingError: no files are given, a file does not exist, or a file is named twice; names `setting`.
     """
     if not patterns:
         raise SettingError(setting, {}, f"files of each split, e.g. {{train: [train-*{suffix}]}}")
@@ -59,7 +59,7 @@ def find_files(patterns: Mapping[str, Sequence[str]], setting: str, suffix: str)
 
 
 def open_file(uri: str) -> pa.NativeFile:
-    """A file for reading at any place.
+    """Open a file for random-access reading.
 
     Raises:
         OSError: it cannot be opened.
@@ -70,7 +70,7 @@ def open_file(uri: str) -> pa.NativeFile:
 
 
 def some(names: Sequence[str]) -> str:
-    """Return the first of `names` and how many more there are, for a message."""
+    """Return the first of `names` and the number of further ones, for a message."""
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     return ", ".join(repr(name) for name in names[:_NAMED]) + more
 
@@ -81,7 +81,7 @@ def _folder(uri: str) -> Storage:
 
 
 def _find(name: str, setting: str, suffix: str, others: list[str]) -> Iterator[str]:
-    """Yield the files of one name; enters a folder's other files in `others`."""
+    """Yield the files that one name stands for; append the skipped files of a folder to `others`."""
     storage = _named(name)
     if storage is not None and storage.is_file():
         yield storage.uri
@@ -106,7 +106,7 @@ def _find(name: str, setting: str, suffix: str, others: list[str]) -> Iterator[s
 
 
 def _named(name: str) -> Storage | None:
-    """Return the place that has this very name; None if it can only be a pattern."""
+    """Return the storage at this literal name, or None if the name can only be a pattern."""
     try:
         return Storage(name)
     except DataError:

@@ -1,8 +1,8 @@
-"""One image's bytes: checked, and converted only where something needs it.
+"""Check one image's bytes, and convert them only if necessary.
 
-A JPEG, PNG or WebP that is plain 8-bit grey or RGB, upright and small enough keeps its very bytes, so
-nothing is lost by preparing it; all else becomes RGB (JPEG quality 95 where the source was lossy, PNG
-where it was not). Every image is decoded once to find the truncated ones: about 3 ms at 0.3 Mpx.
+A JPEG, PNG or WebP that is 8-bit grey or RGB, upright and small enough is stored byte for byte, so
+preparation loses nothing. Anything else becomes RGB (JPEG quality 95 for lossy sources, PNG otherwise).
+Every image is decoded once to detect truncation: about 3 ms at 0.3 Mpx.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from degla_ray.schema import RejectReason
 from degla_ray.sources.base import Refusal
 
 JPEG_QUALITY = 95
-# Only formats whose decoders run inside Pillow: EPS, for one, would start Ghostscript on a stranger's file.
+# Only formats that Pillow decodes itself: EPS, for example, would run Ghostscript on an untrusted file.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 KEPT_FORMATS = ("JPEG", "MPO", "PNG", "WEBP")
 KEPT_MODES = ("RGB", "L")
@@ -27,7 +27,7 @@ _ORIENTATION = 0x0112  # EXIF tag
 
 
 class CheckedImage(NamedTuple):
-    """A good image; width and height in pixels, as it is seen (after EXIF orientation)."""
+    """A valid image; width and height in pixels as displayed (after EXIF orientation)."""
 
     data: bytes
     width: int
@@ -35,12 +35,12 @@ class CheckedImage(NamedTuple):
 
 
 def check_and_convert(data: bytes, max_pixels: int, short_side: int | None) -> CheckedImage | Refusal:
-    """Judges one image and brings it into the form that is stored.
+    """Check one image and return it in the form that is stored, or the reason for refusing it.
 
     Args:
         data: the file's bytes.
-        max_pixels: an image whose header claims more is refused before it is decoded.
-        short_side: larger images are scaled down to this short side in pixels; none keeps the size.
+        max_pixels: maximum pixels according to the header; larger images are refused before decoding.
+        short_side: short side in pixels that larger images are scaled down to; None keeps the size.
     """
     if not data:
         return Refusal(RejectReason.ZERO_BYTE, "the file is empty")
@@ -52,7 +52,7 @@ def check_and_convert(data: bytes, max_pixels: int, short_side: int | None) -> C
         except UnidentifiedImageError:
             reason = RejectReason.TRUNCATED if _ends_early(data) else RejectReason.UNREADABLE
             return Refusal(reason, f"no image in {len(data)} bytes that begin with {data[:8]!r}")
-        except Exception as error:  # decoders raise whatever a broken file leads them to
+        except Exception as error:  # a broken file can make a decoder raise anything
             truncated = "truncated" in str(error).lower() or isinstance(error, EOFError) or _ends_early(data)
             reason = RejectReason.TRUNCATED if truncated else RejectReason.UNREADABLE
             return Refusal(reason, f"{type(error).__name__}: {error}")
@@ -66,7 +66,7 @@ def _check(
         return Refusal(
             RejectReason.OVERSIZED, f"{image.width}x{image.height} is more than {max_pixels} pixels"
         )
-    # A phone's MPO is a JPEG with further views (depth, second lens) behind it, not an animation.
+    # A phone's MPO is a JPEG followed by further views (depth, second lens), not an animation.
     if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
         return Refusal(RejectReason.ANIMATED, f"{getattr(image, 'n_frames', 0)} frames ({image.format})")
     lossy = image.format in ("JPEG", "MPO", "AVIF") or (image.format == "WEBP" and b"VP8L" not in data[:64])
@@ -76,8 +76,8 @@ def _check(
     sixteen_bit_png = image.format == "PNG" and data[24] == 16  # Pillow hides it: mode RGB, 8 bits a channel
     if target is not None and image.format in ("JPEG", "MPO"):
         box = target if orientation < 5 else target[::-1]
-        image.draft(None, (2 * box[0], 2 * box[1]))  # the decoder itself halves, up to 8 times
-    if image.format == "PNG":  # loading alone lets damaged pixels pass: it does not compare checksums
+        image.draft(None, (2 * box[0], 2 * box[1]))  # the decoder downscales by up to 8
+    if image.format == "PNG":  # load() does not verify checksums, so damaged pixels would pass
         with Image.open(io.BytesIO(data), formats=("PNG",)) as copy:
             copy.verify()
     image.load()
@@ -103,7 +103,7 @@ def _available() -> tuple[str, ...]:
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF orientation 1 to 8; 1 where there is none, or where EXIF is broken."""
+    """Return the EXIF orientation, 1 to 8; 1 if it is missing or EXIF is broken."""
     try:
         value = image.getexif().get(_ORIENTATION, 1)
     except Exception:  # an image with broken EXIF is still an image
@@ -112,7 +112,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _target(width: int, height: int, short_side: int | None) -> tuple[int, int] | None:
-    """Size after scaling down; none where the image is small enough."""
+    """Return the size after downscaling, or None if the image is small enough."""
     short = min(width, height)
     if short_side is None or short <= short_side:
         return None
@@ -120,7 +120,7 @@ def _target(width: int, height: int, short_side: int | None) -> tuple[int, int] 
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """8-bit RGB on white, whatever the mode."""
+    """Convert any mode to 8-bit RGB on a white background."""
     if image.mode.startswith(("I", "F")):
         return _from_deep_grey(image)
     if image.has_transparency_data:
@@ -131,7 +131,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _from_deep_grey(image: Image.Image) -> Image.Image:
-    """16-bit, 32-bit and float grey. Pillow's own conversion clips all above 255 to white."""
+    """Convert 16-bit, 32-bit and float grey; Pillow's own conversion clips values above 255 to white."""
     grey_HW = np.nan_to_num(np.asarray(image, dtype=np.float64))
     low, high = float(grey_HW.min()), float(grey_HW.max())
     if image.mode.startswith("I;16") or (image.mode == "I" and low >= 0 and 255 < high <= 65535):
@@ -154,7 +154,7 @@ def _encode(image: Image.Image, lossy: bool) -> bytes:
 
 
 def _ends_early(data: bytes) -> bool:
-    """Whether the file's kind is known but its end is not there."""
+    """Return whether the file's format is known but its end is missing."""
     if data.startswith(b"\xff\xd8"):
         return not data.rstrip(b"\0").endswith(b"\xff\xd9")
     if data.startswith(b"\x89PNG"):

@@ -1,4 +1,4 @@
-"""Captions in a JSON file by the dotted name of their field, through objects and lists."""
+"""Find captions in JSON by the dotted name of a field, through objects and lists."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ _MISSING = object()
 
 
 def captions_at(content: Any, name: str) -> list[Any] | Refusal:
-    """Return the values of a field, unchecked; None for an element of a list that lacks it.
+    """Return the unchecked values of a field, with None for each list element that lacks it.
 
     Args:
         content: parsed JSON.
-        name: e.g. `caption`; `meta.caption` of nested objects; `captions.text` where `captions` is a list
-            of objects. A field that has the whole name, dots included, comes first.
+        name: e.g. `caption`; `meta.caption` for nested objects; `captions.text` if `captions` is a list of
+            objects. A field whose literal name contains the dots takes precedence.
     """
     if isinstance(content, dict) and name in content:
         values = _walk(content[name], [])

@@ -1,9 +1,9 @@
-"""From names in an annotation file to records: finds the images, judges the captions.
+"""Turn the names in an annotation file into records: find the images and check the captions.
 
-Shared by every source whose images are files in a folder. The folder is listed once (one system
-call for some hundred names) instead of being asked for every name; only names that the listing
-lacks are looked up one by one. Links that are directly in the folder are the user's own, such as a linked
-train2014, and are followed; of those below, only links that stay inside.
+Shared by every source whose images are files in a folder. The folder is listed once (one system call per few
+hundred names) instead of querying each name; only names missing from the listing are looked up individually.
+Links directly in the folder, such as a linked train2014, are the user's own and are followed; deeper links
+are followed only if they stay inside the folder.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".ti
 
 
 class NamedCaption(NamedTuple):
-    """A caption as an annotation file has it. `where` names file and line, or file and index."""
+    """A caption as given in an annotation file. `where` is file and line, or file and index."""
 
     sample_id: str
     value: object
@@ -42,12 +42,12 @@ class NamedCaption(NamedTuple):
 
 @dataclass(kw_only=True)
 class NamedImage:
-    """An image as an annotation file names it.
+    """An image as given in an annotation file.
 
     Attributes:
-        names: file names below the image folder where it may lie, the file's own name first.
+        names: candidate file names below the image folder, the file's own name first.
         where: file and line, or file and index, of the first mention.
-        captions_lost: captions of it that were rejected already.
+        captions_lost: number of its captions already rejected.
     """
 
     image_id: str
@@ -58,7 +58,7 @@ class NamedImage:
 
 
 class Finder(Protocol):
-    """Finds an image by its names: a locator for `Source.read_image`, or why there is none."""
+    """Finds an image by its names: returns a locator for `Source.read_image`, or why there is none."""
 
     def find(self, names: Sequence[str]) -> str | Refusal: ...
 
@@ -67,10 +67,10 @@ class Finder(Protocol):
 
 
 class Located:
-    """Images whose place was read with their captions: the name is the locator already.
+    """Images whose location was read along with their captions, so that the name is already the locator.
 
     Args:
-        missing: why there is none, where the name is empty.
+        missing: the reason given if the name is empty.
     """
 
     def __init__(self, missing: str = "there is no image with the captions") -> None:
@@ -84,15 +84,15 @@ class Located:
 
 
 class ImageFolder:
-    """The folder of a source's images, on any filesystem pyarrow opens.
+    """The folder of a source's images, on any filesystem that pyarrow opens.
 
     Args:
         uri: the folder.
-        setting: what it is called on the command line.
+        setting: dotted name of the setting, for messages.
         follow_links: whether links below the folder's first level may lead out of it.
 
     Raises:
-        SettingError: there is no such folder; names `setting`.
+        SettingError: the folder does not exist; names `setting`.
     """
 
     def __init__(self, uri: str, setting: str, follow_links: bool = False) -> None:
@@ -102,7 +102,7 @@ class ImageFolder:
         if not self._storage.is_folder():
             raise SettingError(setting, uri, "an existing folder of images")
         self._follow_links = follow_links
-        # What an absolute path may begin with to be one of the folder's files.
+        # Prefixes of absolute paths that belong to the folder.
         self._roots = {self._storage.uri.rstrip("/"), self._storage.path().rstrip("/")}
         if isinstance(self._storage.filesystem, pafs.LocalFileSystem):
             self._roots.add(os.path.realpath(self._storage.path()))
@@ -111,7 +111,7 @@ class ImageFolder:
         return self._storage.read_bytes(locator)
 
     def relative(self, name: str) -> str | None:
-        """Return `name` without detours, relative to the folder; None if it leaves the folder."""
+        """Return `name` normalised and relative to the folder, or None if it leaves the folder."""
         plain = posixpath.normpath(name) if name.startswith("/") else name
         for root in self._roots:
             if plain.startswith(f"{root}/"):
@@ -123,7 +123,7 @@ class ImageFolder:
 
 
 class FolderListing:
-    """The names of all files below an image folder at one moment."""
+    """A snapshot of the names of all files below an image folder."""
 
     def __init__(self, folder: ImageFolder, storage: Storage, follow_links: bool) -> None:
         self._folder, self._follow_links = folder, follow_links
@@ -134,13 +134,13 @@ class FolderListing:
         self._found: set[str] = set()
 
     def images(self) -> list[str]:
-        """Files that are images by their suffix, sorted."""
+        """Return the files with an image suffix, sorted."""
         return sorted(n for n in self.files if n.lower().endswith(IMAGE_SUFFIXES))
 
     def find(self, names: Sequence[str]) -> str | Refusal:
-        """The first of `names` that exists, below the folder; else why none can be used.
+        """Return the first of `names` that exists, relative to the folder, or why none can be used.
 
-        The first name decides whether the row tries to leave the folder; the others are ours.
+        Only the first name is checked for leaving the folder; the others are our own variants.
         """
         if self._folder.relative(names[0]) is None:
             return Refusal(RejectReason.OUTSIDE_FOLDER, f"{names[0]!r} does not stay in the image folder")
@@ -176,20 +176,20 @@ class FolderListing:
 
 
 class AnnotatedFolder(Source):
-    """What sources share that have one annotation file a split and their images in a folder.
+    """Base class of sources with one annotation file per split and images in a folder.
 
     Args:
         config: the source's settings, with `images`.
         setting: dotted name of the setting that holds the files, e.g. `flickr8k.captions`.
         files: annotation file of each split.
-        expected: what such a file is called where there is none, e.g. `a TSV file`.
+        expected: what such a file is called in errors, e.g. `a TSV file`.
         follow_links: see ImageFolder.
 
     Raises:
-        SettingError: a folder or file that the settings name is not there.
+        SettingError: a folder or file named in the settings does not exist.
     """
 
-    # A folder may hold all splits' images, and the caption files one split.
+    # The folder may hold the images of all splits while the caption files cover one.
     spare = frozenset({RejectReason.IMAGE_WITHOUT_CAPTION})
 
     def __init__(
@@ -214,7 +214,7 @@ class AnnotatedFolder(Source):
 
 
 def normalise(name: str) -> str | None:
-    """`name` without detours, relative to the image folder; none if it leaves the folder."""
+    """Return `name` normalised and relative to the image folder, or None if it leaves the folder."""
     if name.startswith(("/", "\\")) or "://" in name or name[1:3] in (":/", ":\\"):
         return None
     plain = posixpath.normpath(name)
@@ -224,8 +224,8 @@ def normalise(name: str) -> str | None:
 def to_rows(images: Iterable[NamedImage], finder: Finder) -> Iterator[Record | Reject | Note]:
     """Every named image as one Record or image Reject; every caption in a Record or as a Reject.
 
-    An image belongs to the split that names it first: captions of it in another split are
-    rejected, so that no image is both trained on and evaluated on.
+    An image belongs to the split that names it first. Its captions in other splits are rejected, so that no
+    image is used for both training and evaluation.
     """
     seen: set[str] = set()
     for image in images:
@@ -272,32 +272,32 @@ def reject_caption(caption: NamedCaption, why: Refusal, image_id: str = "") -> R
 
 
 def require_annotations(uri: str, setting: str) -> None:
-    """Raises SettingError, naming `setting`, if there is no such file."""
+    """Raise SettingError, naming `setting`, if the file does not exist."""
     _locate(uri, setting)
 
 
 def read_annotations(uri: str, setting: str) -> bytes:
-    """The bytes of an annotation file.
+    """Return the bytes of an annotation file.
 
     Raises:
-        SettingError: there is no such file; names `setting`.
+        SettingError: the file does not exist; names `setting`.
     """
     storage, name = _locate(uri, setting)
     return storage.read_bytes(name)
 
 
 def load_json(data: bytes, path: str) -> Any:
-    """Parses an annotation file.
+    """Parse an annotation file.
 
     Raises:
-        DataError: it is no JSON; says at which line and column.
+        DataError: it is not valid JSON; states line and column.
     """
     try:
         return json.loads(data)
     except json.JSONDecodeError as error:
         where = f"{path}:{error.lineno}:{error.colno} (character {error.pos})"
         raise DataError(where, f"broken JSON ({error.msg})", "a whole JSON file") from error
-    except (ValueError, RecursionError) as error:  # not UTF-8, endless digits, endless nesting
+    except (ValueError, RecursionError) as error:  # not UTF-8, too many digits, too deeply nested
         raise DataError(
             path, f"unreadable JSON ({type(error).__name__}: {error})", "a whole JSON file"
         ) from error
@@ -321,7 +321,7 @@ def _no_caption(captions: int) -> Refusal:
 
 
 def _walk(root: str, targets: Mapping[str, str]) -> Iterator[str]:
-    """Yield the files below `root`, through the links that are directly in it but no others."""
+    """Yield the files below `root`, following only the links directly in it."""
     pending = ["", *(name for name, real in targets.items() if os.path.isdir(real))]
     while pending:
         folder = pending.pop()
@@ -335,10 +335,10 @@ def _walk(root: str, targets: Mapping[str, str]) -> Iterator[str]:
 
 
 def _link_targets(root: str) -> dict[str, str]:
-    """Return where the links that are directly in a folder lead.
+    """Return the targets of the links directly in a folder.
 
-    Those that lead nowhere are left out, and those to a folder that holds `root`, which would let in all of
-    it.
+    Broken links are left out, and so are links to a folder that contains `root`, which would admit everything
+    in that folder.
     """
     with os.scandir(root) as entries:
         links = {entry.name: os.path.realpath(entry.path) for entry in entries if entry.is_symlink()}
@@ -350,5 +350,5 @@ def _below(path: str, top: str) -> bool:
 
 
 def _loosely(name: str) -> str:
-    """Return a name as a reader would take it: without case, accents in one form."""
+    """Return a name in a form for lenient comparison: lower case, accents normalised."""
     return unicodedata.normalize("NFC", name).casefold()

@@ -1,8 +1,8 @@
 """NegCLIP's training files: tab-separated title, filepath and neg_caption, as pandas writes them.
 
-`neg_caption` holds a Python list as text; it is parsed as a literal, never evaluated. The negatives go beside
-the captions as the dataset `given`. The column neg_image (neighbours, as row numbers of the same file) is not
-read: `jobs/neighbours.py` finds them for any set of images.
+`neg_caption` holds a Python list as text; it is parsed as a literal and never evaluated. The negatives are
+stored with the captions as the dataset `given`. The column neg_image (neighbours, as row numbers of the same
+file) is not read: `jobs/neighbours.py` finds neighbours for any set of images.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ _ADJACENT = re.compile(r"""['"]\s*[rRbBuUfF]{0,2}['"]""")  # also inside a text;
 
 
 class NegclipTsvSource(AnnotatedFolder):
-    """image_id is `filepath`; sample_id is `<image_id>#<i>`, the i-th row that names the image.
+    """NegCLIP's data; image_id is `filepath`, sample_id `<image_id>#<i>` for the i-th row of the image.
 
     Raises:
-        SettingError: a folder or file that the settings name is not there.
+        SettingError: a folder or file named in the settings does not exist.
     """
 
     def __init__(self, config: NegclipTsvConfig, follow_links: bool = False) -> None:
@@ -72,7 +72,7 @@ class NegclipTsvSource(AnnotatedFolder):
     def _add(
         self, row: dict[str, str] | Refusal, split: str, where: str, images: dict[str, NamedImage]
     ) -> Reject | None:
-        """Enters one caption under its image, or says why it cannot be used."""
+        """Add one caption to its image, or return a Reject that says why it cannot be used."""
         if isinstance(row, Refusal):
             return reject_caption(NamedCaption("", "", split, where), row)
         path = row["filepath"].strip()
@@ -94,7 +94,7 @@ class NegclipTsvSource(AnnotatedFolder):
 
 
 def parse_tsv(data: bytes, path: str) -> Iterator[tuple[str, dict[str, str] | Refusal]]:
-    """Yield of each row after the header `file:line`, and its cells by column or why not.
+    """Yield `file:line` of each row after the header, with its cells by column or the reason for refusing it.
 
     Raises:
         DataError: the header lacks one of COLUMNS.
@@ -134,14 +134,14 @@ def _negatives(row: dict[str, str]) -> tuple[str, ...] | Refusal:
 
 
 def _strings(cell: str) -> int:
-    """Count the string tokens of a literal that Python parsed."""
+    """Return the number of string tokens in a valid Python literal."""
     tokens = tokenize.generate_tokens(io.StringIO(cell.strip()).readline)
     return sum(token.type == tokenize.STRING for token in tokens)
 
 
 def _literal(cell: str) -> Any:
     try:
-        with warnings.catch_warnings():  # Python warns of "\ " and the like, which is the row's text
+        with warnings.catch_warnings():  # Python warns about "\ " and the like, valid in a row's text
             warnings.simplefilter("ignore")
             return ast.literal_eval(cell.strip())
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError) as error:

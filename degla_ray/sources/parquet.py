@@ -1,10 +1,10 @@
-"""Parquet files of images and captions, with the columns named by settings.
+"""Parquet files of images and captions; settings name the columns.
 
-An image is bytes in its row, alone or in Hugging Face's struct<bytes, path>, or a file that its row
-names. Bytes are addressed by (file, row group, row), and Parquet leads to a row only past those before it
-in its group. A task takes its rows in order and so passes over each group once, a page or two in memory at
-a time (50 to 100 MB of 5,000 images in one group of 240 MB); all tasks together read every file
-`num_shards` times.
+An image is stored as bytes in its row, alone or in Hugging Face's struct<bytes, path>, or as a file whose
+path is in the row. Bytes are addressed by (file, row group, row), and Parquet reaches a row only by decoding
+the rows before it in the group. A task therefore takes its rows in order and reads each group once, a page
+or two in memory at a time (50 to 100 MB for 5,000 images in one group of 240 MB); all tasks together read
+every file `num_shards` times.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from degla_ray.sources.listing import (
 )
 from degla_ray.storage import ROW_GROUP_ROWS
 
-_BYTES = "bytes"  # field of Hugging Face's struct
+_BYTES = "bytes"  # field of Hugging Face's struct<bytes, path>
 _BUFFER_BYTES = 1 << 20
 _EMBEDDED = (
     "the bytes of images: embed them (Hugging Face: datasets.table.embed_table_storage before to_parquet), "
@@ -68,18 +68,18 @@ class _Group(NamedTuple):
 
 
 class _Reader:
-    """The cells of one column of a row group, in ascending order of rows."""
+    """Reads cells of one column of a row group, in ascending order of rows."""
 
     def __init__(self, uri: str, group: int, column: str) -> None:
         self.place = (uri, group)
         self.first = 0
-        # Otherwise Arrow reads the whole column of the group before it gives out a row.
+        # Without this, Arrow reads the group's whole column before returning the first row.
         self._file = pq.ParquetFile(open_file(uri), buffer_size=_BUFFER_BYTES, pre_buffer=False)
         self._batches = self._file.iter_batches(ROW_GROUP_ROWS, row_groups=[group], columns=[column])
         self._batch = pa.array([])
 
     def cell(self, row: int) -> Any:
-        """The cell of a row that is none of those before `first`."""
+        """Return the cell of a row that is not before `first`."""
         while row >= self.first + len(self._batch):
             self.first += len(self._batch)
             batch = next(self._batches, None)
@@ -90,12 +90,13 @@ class _Reader:
 
 
 class ParquetSource(Source):
-    """image_id is the column's, the image's path, or `<split>-<file>-<row>`; sample_id `<image_id>#<i>`.
+    """Parquet data; image_id is the column's value, the image's path, or `<split>-<file>-<row>`.
 
-    Rows of one image_id are one image. A row whose image is another one's is a reject.
+    sample_id is `<image_id>#<i>`. Rows with the same image_id are one image; a row that shows another image
+    under that id is rejected.
 
     Raises:
-        SettingError: no files, no column of a name, or a column of another type than it should have.
+        SettingError: no files are found, a named column is missing, or a column has the wrong type.
     """
 
     def __init__(self, config: ParquetConfig, follow_links: bool = False) -> None:
@@ -119,7 +120,7 @@ class ParquetSource(Source):
         return {**self.__dict__, "_reader": None}
 
     def identity(self) -> dict[str, Any]:
-        """Hashes the columns that the settings name, of images their paths but not their bytes."""
+        """Return the settings and a hash of the named columns (for images, of paths but not of bytes)."""
         hashes = {}
         for split, uris in self._files.items():
             digest = hashlib.sha256()
@@ -164,7 +165,7 @@ class ParquetSource(Source):
         if self._folder is not None:
             return self._folder.read(locator)
         uri, group, row = locator.rsplit(":", 2)
-        reader, self._reader = self._reader, None  # one that failed is not used again
+        reader, self._reader = self._reader, None  # a reader that failed is not reused
         try:
             if reader is None or reader.place != (uri, int(group)) or int(row) < reader.first:
                 reader = _Reader(uri, int(group), self._config.image_column)
@@ -239,9 +240,9 @@ class ParquetSource(Source):
                 )
 
     def _digests_of_repeated(self) -> dict[str, bytes | None]:
-        """Return the hash of each image, by its locator, whose image_id several rows have.
+        """Return the hash of each image whose image_id occurs in several rows, by the image's locator.
 
-        None stands for a row without bytes. Only those images are read, in the order of the rows.
+        None stands for a row without bytes. Only these images are read, in row order.
         """
         if not self._embedded or self._config.image_id_column is None:
             return {}
@@ -260,7 +261,7 @@ class ParquetSource(Source):
                     digests[locator] = hashlib.blake2b(self.read_image(locator), digest_size=16).digest()
                 except FileNotFoundError:
                     digests[locator] = None
-                except OSError as error:  # another image than any that can be read
+                except OSError as error:  # counts as different from every readable image
                     digests[locator] = f"{locator}: {error}".encode()
         self._reader = None
         return digests
@@ -289,7 +290,7 @@ class ParquetSource(Source):
     def _same(
         self, row: _Row, name: str, image: NamedImage, digests: dict[str, bytes | None]
     ) -> NamedImage | Refusal:
-        """Return `image` if the row shows it, or shows none; else why not."""
+        """Return `image` if the row shows it or has no image; else why not."""
         first = image.names[0]
         if self._embedded:
             own, earlier = digests.get(name), digests.get(first)
@@ -328,7 +329,7 @@ class ParquetSource(Source):
 
 
 def _line(error: Exception) -> str:
-    """Arrow's message without the line breaks that some have."""
+    """Return Arrow's message on a single line."""
     return " ".join(str(error).split())
 
 
@@ -352,7 +353,7 @@ def _require_bytes(uri: str, group: pq.RowGroupMetaData, columns: list[str]) -> 
 
 
 def _check_columns(config: ParquetConfig, schema: pa.Schema, uri: str) -> bool:
-    """Whether images are bytes in the file (or else paths)."""
+    """Return whether images are stored as bytes; if False, they are stored as paths."""
     image = _type_of(config.image_column, "image_column", schema, uri)
     embedded = _is_binary(image) or (
         pa.types.is_struct(image)
@@ -378,7 +379,7 @@ def _check_columns(config: ParquetConfig, schema: pa.Schema, uri: str) -> bool:
 
 
 def _all_without_bytes(file: pq.ParquetFile, column: str) -> bool:
-    """Whether every image is null, by the file's own statistics."""
+    """Return whether every image is null, according to the file's statistics."""
     rows = nulls = 0
     for number in range(file.num_row_groups):
         group = file.metadata.row_group(number)
@@ -415,7 +416,7 @@ def _is_list(kind: pa.DataType) -> bool:
 
 
 def _values(column: pa.ChunkedArray) -> list[Any]:
-    """The cells as Python values; text that is not UTF-8 as bytes, which every check refuses."""
+    """Return the cells as Python values; invalid UTF-8 stays bytes, which every check refuses."""
     try:
         return column.to_pylist()
     except UnicodeDecodeError:

@@ -1,8 +1,8 @@
-"""Stage `prepare`: a source becomes images + captions (+ rejects), written by Ray Data in shards.
+"""Stage `prepare`: turn a source into images, captions and rejects, written in shards by Ray Data.
 
-The driver lists the source's rows, which is cheap, and deals them to shards by a hash of the image's
-id; each pending shard is one row of a Ray dataset and one task. A rerun writes only shards without a
-receipt; on a finished folder it reads the manifest and the annotation files' hashes, and starts no Ray.
+The driver lists the source's rows, which is cheap, and assigns them to shards by a hash of the image id. Each
+pending shard is one row of a Ray dataset and one task. A rerun writes only shards without a receipt; on a
+finished folder it only compares the manifest with the annotation files' hashes and does not start Ray.
 """
 
 from __future__ import annotations
@@ -35,14 +35,15 @@ from degla_ray.stage import MANIFEST, StageFolder, shard_of
 from degla_ray.storage import Storage
 
 OUTPUT_VERSION = 1
-"""Raised when the same input would give other output: a folder of another version is not continued."""
+"""Raised whenever the same input would give different output; a folder of another version is not resumed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Listing:
-    """A source's rows before any image is opened; `images_in` and `captions_in` were counted apart.
+    """A source's rows, before any image is opened.
 
-    `notes` are for the console; `spare` is the source's.
+    `images_in` and `captions_in` are counted independently. `notes` are console messages; `spare` is the
+    source's.
     """
 
     records: list[Record]
@@ -54,20 +55,20 @@ class Listing:
 
 
 def prepare(config: PrepareConfig) -> dict[str, int]:
-    """Writes `images/`, `captions/` and `rejects/` to `config.output`.
+    """Write `images/`, `captions/` and `rejects/` to `config.output`.
 
-    Scenes also have `graphs/` and `tests/`; sources that bring negatives along, `given/`.
+    Scenes also write `graphs/` and `tests/`; sources with negatives also write `given/`.
 
     Returns:
         The manifest's counts: images_in, images_out, images_rejected, the same for captions, and
         `rejected.<image|caption>.<reason>`.
 
     Raises:
-        SettingError: a folder or file that the settings name is not there.
+        SettingError: a folder or file named in the settings does not exist.
         FingerprintMismatch: the output folder was made with other settings or other input.
-        LeaseHeld: another driver writes the output folder.
+        LeaseHeld: another driver is writing the output folder.
         TooManyRejects: more than `max_reject_fraction` of the rows was rejected.
-        DataError: rows in are not rows out plus rejects, or an annotation file is broken.
+        DataError: the counts do not add up to rows in = rows out + rejects, or an annotation file is broken.
     """
     source = open_source(config)
     if _storage(config.output).exists(MANIFEST):
@@ -103,9 +104,9 @@ def _prepare(config: PrepareConfig, source: Source) -> dict[str, int]:
 
 
 def list_rows(source: Source, limit: int | None) -> Listing:
-    """All rows of `source`, or those of `limit` images: the first of each split, in proportion.
+    """Return all rows of `source`, or those of `limit` images: the first of each split, in proportion.
 
-    With a limit, rows that belong to no chosen image count neither as in nor as rejected.
+    With a limit, rows of images that were not chosen count neither as input nor as rejected.
     """
     records: list[Record] = []
     rejects: list[Reject] = []
@@ -171,7 +172,7 @@ def _open_folder(config: PrepareConfig, source: Source) -> StageFolder:
 
 
 def _write_pending(config: PrepareConfig, folder: StageFolder, source: Source, listing: Listing) -> None:
-    """Writes every shard that has no receipt yet; stops early once too many rows are rejected."""
+    """Write every shard without a receipt; stop early if too many rows are rejected."""
     pending = folder.pending()
     if not pending:
         return
@@ -186,7 +187,7 @@ def _write_pending(config: PrepareConfig, folder: StageFolder, source: Source, l
         folder=folder, source=source, max_pixels=config.max_image_pixels, short_side=config.short_side
     )
     done = ShardResult(counts=Counter(folder.counts()))
-    if 0 in pending:  # the receipt of shard 0 counts the driver's rejects
+    if 0 in pending:  # the receipt of shard 0 includes the driver's rejects
         done.add_rejects(listing.rejects)
     blocks = [
         pa.table(
@@ -209,7 +210,7 @@ def _write_pending(config: PrepareConfig, folder: StageFolder, source: Source, l
 def _run(blocks: list[pa.Table], task: ShardTask, progress: Progress) -> Iterator[dict[str, Any]]:
     import ray.data
 
-    dataset = ray.data.from_arrow(blocks)  # one row a block: one shard a task
+    dataset = ray.data.from_arrow(blocks)  # one row per block, so one shard per task
     yield from dataset.map(_shard_row, fn_kwargs={"task": task, "progress": progress}).iter_rows()
 
 
@@ -220,10 +221,10 @@ def _shard_row(row: dict[str, Any], *, task: ShardTask, progress: Progress) -> d
 
 
 def _stop_at_too_many(config: PrepareConfig, listing: Listing, result: ShardResult) -> None:
-    """Raises TooManyRejects if the rejects known so far are too many for all rows.
+    """Raise TooManyRejects if the rejects known so far exceed the limit for all rows.
 
-    Images that nobody asked for (`Source.spare`) count neither here nor there, such as those of another
-    split in a folder of all of them.
+    Images that were not requested (`Source.spare`), such as another split's images in a shared folder, count
+    neither as rows nor as rejects.
     """
     spare = {f"rejected.{Unit.IMAGE}.{reason}" for reason in listing.spare}
     rows = listing.images_in + listing.captions_in - sum(result.counts[name] for name in spare)

@@ -1,7 +1,7 @@
-"""Progress of Ray tasks on the driver's console, while they run.
+"""Show the progress of Ray tasks on the driver's console while they run.
 
-A shard is one task, so Ray Data itself could only say "0 of 8" and then "8 of 8". Here tasks tell a
-small actor how many images are done (one message for 16), and a thread on the driver draws that.
+A shard is one task, so Ray Data itself would show "0 of 8" and then "8 of 8". Instead, tasks report finished
+images to a small actor (one message per 16 images), and a thread on the driver displays the total.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bar
 
 _POLL_SECONDS = 0.5
-_PLAIN_SECONDS = 10.0  # between lines where the console is a file
+_PLAIN_SECONDS = 10.0  # interval between lines if the output is not a terminal
 
 
 class _CountedImages:
@@ -34,7 +34,7 @@ _Counter: Any = ray.remote(num_cpus=0)(_CountedImages)
 
 
 class Reporter:
-    """What tasks call; it travels to them."""
+    """Callable with which tasks report finished images; it is sent to them."""
 
     def __init__(self, counter: Any) -> None:
         self._counter = counter
@@ -44,11 +44,11 @@ class Reporter:
 
 
 class ShardProgress:
-    """A progress bar over all tasks; on something that is no terminal, a line now and then.
+    """A progress bar over all tasks; periodic lines if the output is not a terminal.
 
     Args:
-        total: images in all.
-        title: what is being done.
+        total: total number of images.
+        title: text before the progress.
     """
 
     def __init__(self, total: int, title: str) -> None:
@@ -92,5 +92,5 @@ class ShardProgress:
             bar.update(task, completed=self._done())
 
     def _done(self) -> int:
-        # A task that Ray ran twice reports twice.
+        # A task that Ray ran twice also reports twice.
         return min(self._total, int(ray.get(self._counter.total.remote())))

@@ -1,8 +1,8 @@
-"""The members of a tar file, found again behind damage, and the bytes that could not be read.
+"""Walk the members of a tar file, resuming after damage, and report the unreadable parts.
 
-A damaged header costs what lies between it and the next good one, not the rest of the file: headers begin at
-multiples of 512 bytes and carry a checksum, so the next one is recognised. Looking for it takes about 10 µs
-a block, 20 s for 1 GB without a header.
+A damaged header costs only the data up to the next valid one: headers start at multiples of 512 bytes and
+carry a checksum, so the next one can be recognised. The search takes about 10 µs per block, or 20 s for 1 GB
+without a header.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-# Key and suffix of a file as WebDataset splits names; a hidden file is no part of a sample.
+# Key and suffix of a file, split as WebDataset does; hidden files belong to no sample.
 MEMBER_NAME = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]*)", re.DOTALL)
-_PADDING_BYTES = 1 << 16  # of zeros, that an end mark may have behind it: tar fills up a record
+_PADDING_BYTES = 1 << 16  # maximum zeros after an end mark: tar pads the file to a full record
 _COMPRESSED = {
     b"\x1f\x8b": "gzip",
     b"BZh": "bzip2",
@@ -27,7 +27,7 @@ _COMPRESSED = {
 
 
 class Gap(NamedTuple):
-    """Bytes `start` to `end` of a tar file that hold no readable member; `why` begins a sentence."""
+    """Bytes `start` to `end` of a tar file without a readable member; `why` is the start of a sentence."""
 
     start: int
     end: int
@@ -36,27 +36,27 @@ class Gap(NamedTuple):
 
 
 def compression(file: pa.NativeFile) -> str | None:
-    """Return the name of the compression that a file's first bytes announce, or None."""
+    """Return the name of the compression that the file's first bytes indicate, or None."""
     file.seek(0)
     head = file.read(8)
     return next((name for magic, name in _COMPRESSED.items() if head.startswith(magic)), None)
 
 
 def walk(file: pa.NativeFile) -> Iterator[tarfile.TarInfo | Gap]:
-    """Yield all members in order, and a Gap wherever bytes between them, or at the end, are no member.
+    """Yield all members in order, and a Gap for bytes between them or at the end that belong to no member.
 
-    A member whose data the end of the file cuts is part of the last gap. Tar files that were written one
-    behind the other are read as one.
+    A member whose data is cut off by the end of the file is part of the last gap. Concatenated tar files are
+    read as one.
     """
     total = file.size()
-    end = place = 0  # of the last good member's end, of the header that is looked for
+    end = place = 0  # end of the last valid member; position where a header is searched
     with tarfile.open(fileobj=io.BytesIO(bytes(2 * tarfile.BLOCKSIZE)), mode="r:", encoding="utf-8") as tar:
-        tar.fileobj = file  # opened empty: on a broken first header it would raise
+        tar.fileobj = file  # set after opening: with a broken first header, opening would raise
         while place + tarfile.BLOCKSIZE <= total:
             file.seek(place)
             try:
                 member = tarfile.TarInfo.fromtarfile(tar)
-            # Zeros, no header, a number that is none or larger than any file.
+            # Zeros, no header, or a size that is invalid or exceeds the file.
             except (tarfile.HeaderError, ValueError, OverflowError):
                 place += tarfile.BLOCKSIZE
                 continue
@@ -76,7 +76,7 @@ def members(file: pa.NativeFile) -> Iterator[tarfile.TarInfo]:
     """Yield all members in order.
 
     Raises:
-        tarfile.TarError: a part of the file is no member of it, or its end is missing.
+        tarfile.TarError: part of the file belongs to no member, or the end is missing.
     """
     for each in walk(file):
         if isinstance(each, Gap):
@@ -85,14 +85,14 @@ def members(file: pa.NativeFile) -> Iterator[tarfile.TarInfo]:
 
 
 def _gap(file: pa.NativeFile, start: int, end: int) -> Gap | None:
-    """Return what lies between two members; None if it is another tar file's end mark."""
+    """Return the gap between two members, or None if it is the end mark of a concatenated tar file."""
     if end - start <= _PADDING_BYTES and not _strip_zeros(file, start, end):
         return None
     return Gap(start, end, f"no header at byte {start}")
 
 
 def _tail(file: pa.NativeFile, end: int, total: int) -> Gap | None:
-    """Return what is wrong behind the last member; None if the file ends as tar files do."""
+    """Return what is wrong after the last member, or None if the file ends properly."""
     if total - end < tarfile.BLOCKSIZE:
         return Gap(end, total, f"unexpected end of data: no end mark at byte {end}", cut_off=True)
     head = min(total, end + tarfile.BLOCKSIZE)
@@ -106,7 +106,7 @@ def _tail(file: pa.NativeFile, end: int, total: int) -> Gap | None:
 
 
 def _strip_zeros(file: pa.NativeFile, start: int, end: int) -> bytes:
-    """Return up to `_PADDING_BYTES` from `start` without leading and trailing zeros."""
+    """Return up to `_PADDING_BYTES` bytes from `start`, without leading and trailing zeros."""
     file.seek(start)
     data: bytes = file.read(min(end - start, _PADDING_BYTES))
     return data.strip(b"\0")

@@ -1,9 +1,9 @@
-"""WebDataset's tar shards: files of one key are a sample (webdataset_shard.py says which).
+"""WebDataset's tar shards; files with the same key form a sample (see webdataset_shard.py).
 
-The driver walks each shard's headers once, skipping over the images, and reads the captions; a task then
-reads an image by its byte offset, so shards must not be compressed. Walking takes about 25 µs a file on a
-local disk. Of a damaged shard everything readable is used. What is lost is estimated, from the unread bytes
-or from the split's whole shards, and rejected image by image, so that it counts toward the limit.
+The driver walks each shard's headers once, skipping the images, and reads the captions. A task then reads an
+image by its byte offset, so shards must not be compressed. The walk takes about 25 µs per file on a local
+disk. Everything readable in a damaged shard is used. The number of lost images is estimated from the unread
+bytes or the split's intact shards; each is rejected, so that it counts toward the limit.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ _LINE_BREAK = re.compile(r"\r\n|\n|\r")
 
 
 class WebdatasetSource(Source):
-    """image_id is `<split>/<shard>/<key>`, as keys may begin anew in each shard; sample_id `<image_id>#<i>`.
+    """Tar shards; image_id is `<split>/<shard>/<key>`, as shards may reuse keys; sample_id `<image_id>#<i>`.
 
     Raises:
-        SettingError: a shard that the settings name is not there, or two of a split have one name.
+        SettingError: a shard named in the settings does not exist, or two shards of a split share a name.
     """
 
     spare = frozenset({RejectReason.FURTHER_IMAGE})
@@ -50,10 +50,10 @@ class WebdatasetSource(Source):
         self._suffixes = tuple(suffix.lower().lstrip(".") for suffix in config.image_suffixes)
         default = "txt" if config.json_field is None else "json"
         self._caption_suffix = (config.caption_suffix or default).lower().lstrip(".")
-        self._hashes: dict[str, str] = {}  # of shards read already: reading one twice takes as long
+        self._hashes: dict[str, str] = {}  # hashes of shards read so far, since reading a shard again is slow
 
     def identity(self) -> dict[str, Any]:
-        """Hashes the shards' tables of contents and the captions, not the images' bytes."""
+        """Return the settings and hashes of the shards' contents lists and captions, without image bytes."""
         hashes = {}
         for split, uris in self._shards.items():
             for uri in uris:
@@ -138,13 +138,13 @@ class WebdatasetSource(Source):
             )
 
     def _further_images(self, image_id: str, where: str, sample: Sample) -> Iterator[Reject | RowsRead]:
-        """Reject the images of a sample beside the one that counts as its own."""
+        """Reject the additional images of a sample."""
         own = [suffix for suffix in self._suffixes if suffix in sample.images]
         further = [*own[1:], *sample.further]
         if own:
             reason, detail = RejectReason.FURTHER_IMAGE, f"{own[0]} is the image of the sample"
         else:
-            # The sample itself is rejected for want of an image, and stands for the first of these.
+            # The sample itself is rejected for lack of an image and stands for the first of these.
             reason, detail = RejectReason.MISSING_IMAGE, "its suffix is not among webdataset.image_suffixes"
             further = further[1:]
         for suffix in further:
@@ -152,18 +152,18 @@ class WebdatasetSource(Source):
             yield _reject(Unit.IMAGE, f"{image_id}.{suffix}", reason, f"{where}.{suffix}: {detail}")
 
     def _captions(self, data: bytes | Refusal) -> list[Any] | Refusal:
-        """Return the captions of a sample as they are in its file, unchecked."""
+        """Return a sample's captions as stored in its file, unchecked."""
         if isinstance(data, Refusal):
             return data
         try:
             if self._config.json_field is None:
                 return self._lines(data.removeprefix(b"\xef\xbb\xbf").decode())
             return captions_at(json.loads(data), self._config.json_field)
-        except (ValueError, RecursionError) as error:  # not UTF-8, no JSON
+        except (ValueError, RecursionError) as error:  # invalid UTF-8 or JSON
             return Refusal(RejectReason.MALFORMED_ROW, f"{type(error).__name__}: {error}")
 
     def _lines(self, text: str) -> list[Any]:
-        """Return the captions of a text file: its lines that are not blank, or all of it."""
+        """Return the captions of a text file: its non-blank lines, or the whole text."""
         lines = [line for line in _LINE_BREAK.split(text) if line.strip()]
         return lines if self._config.caption_per_line and lines else [text]
 
@@ -179,7 +179,7 @@ def _stem(uri: str) -> str:
 
 
 def _lost_rows(uri: str, shard: Shard, lost: Lost, usual: int | None) -> Iterator[Reject | RowsRead | Note]:
-    """Reject the samples of an unreadable part, as many as it probably held."""
+    """Reject the samples of an unreadable part, using an estimate of their number."""
     base = posixpath.basename(uri)
     number = shard.images_lost(lost, usual)
     told = f"{base}: {lost.told(shard.size)}"

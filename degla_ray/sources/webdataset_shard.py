@@ -1,8 +1,8 @@
-"""One tar shard as samples: which of its files belong together, and what could not be read.
+"""Read one tar shard as samples: group its files by key and record what could not be read.
 
-A file whose name ends in a suffix that the settings name belongs to the key before that suffix, so that keys
-may hold dots (`IMG.0001.jpg`). Any other file, and an image without a caption of its own (`KEY.seg.png`),
-belongs to the sample whose key its name begins with.
+A file whose name ends in a configured suffix belongs to the key before that suffix, so keys may contain dots
+(`IMG.0001.jpg`). Any other file, and an image without a caption of its own (`KEY.seg.png`), belongs to the
+sample whose key is a prefix of its name.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ class Sample:
 
     Attributes:
         files: suffixes as found.
-        images: images by their suffix, one of `image_suffixes`.
-        further: longer suffixes of images that belong to it beside those, e.g. `seg.png`.
+        images: images by suffix, one of `image_suffixes`.
+        further: longer suffixes of additional images of the sample, e.g. `seg.png`.
         caption: the caption file's bytes, or why they are not used.
-        damage: what is unreadable next to it in the shard, where one of its files may have been.
+        damage: description of adjacent unreadable data that may have held one of the sample's files.
     """
 
     files: list[str] = field(default_factory=list)
@@ -57,7 +57,7 @@ class Sample:
 
 @dataclass(kw_only=True)
 class Lost:
-    """An unreadable part of a shard, and the keys of the members on its two sides."""
+    """An unreadable part of a shard, with the keys of the members before and after it."""
 
     gap: Gap
     near: list[str] = field(default_factory=list)
@@ -69,14 +69,14 @@ class Lost:
 
 @dataclass(kw_only=True)
 class Shard:
-    """What one tar file holds.
+    """The contents of one tar file.
 
     Attributes:
-        twice: names of files that came again, with what they would have been.
+        twice: names of repeated files, with the unit each would have been.
         strays: names of files that belong to no sample.
-        size: of the file in bytes.
-        bytes_read: of its members, with headers and padding.
-        digest: changes with the table of contents and the captions.
+        size: size of the file in bytes.
+        bytes_read: bytes of its readable members, including headers and padding.
+        digest: hash of the table of contents and the captions.
     """
 
     samples: dict[str, Sample] = field(default_factory=dict)
@@ -88,11 +88,11 @@ class Shard:
     digest: str = ""
 
     def images_lost(self, lost: Lost, usual: int | None) -> int:
-        """Estimate the images of an unreadable part, without those of incomplete samples beside it.
+        """Return an estimate of the images in an unreadable part, excluding incomplete samples next to it.
 
         Args:
             lost: one of `self.lost`.
-            usual: images of a whole shard; None takes a shard that was cut off for half of one.
+            usual: images in an intact shard; None assumes that a shard cut off early lost half of its images.
         """
         held = len(self.samples)
         share = (lost.gap.end - lost.gap.start) / max(1, self.bytes_read)
@@ -107,8 +107,8 @@ def read_shard(uri: str, image_suffixes: Sequence[str], caption_suffix: str) -> 
 
     Args:
         uri: the tar file.
-        image_suffixes: lower case, without a dot in front; may hold dots.
-        caption_suffix: likewise.
+        image_suffixes: lower case, without a leading dot; may contain dots.
+        caption_suffix: in the same form.
 
     Raises:
         DataError: the file cannot be opened, or is compressed.
@@ -150,7 +150,7 @@ def read_shard(uri: str, image_suffixes: Sequence[str], caption_suffix: str) -> 
 
 
 class _Reader:
-    """Enters members into a shard's samples; `gather` then places those of unknown suffixes."""
+    """Adds members to a shard's samples; `gather` then assigns those with unknown suffixes."""
 
     def __init__(self, shard: Shard, images: tuple[str, ...], caption: str) -> None:
         self._shard, self._images, self._caption = shard, images, caption
@@ -159,7 +159,7 @@ class _Reader:
         self.caption_read: bytes | None = None
 
     def add(self, member: tarfile.TarInfo, file: pa.NativeFile) -> str | None:
-        """Enter one member; return its key, or None where that is not known yet."""
+        """Add one member; return its key, or None if the key is not known yet."""
         self.caption_read = None
         if member.isdir():
             return None
@@ -196,7 +196,7 @@ class _Reader:
                 continue
             key = next((parent for parent in _parents(name) if parent in samples), match[1])
             samples.setdefault(key, Sample()).files.append(name[len(key) + 1 :])
-        for key in sorted(samples, key=lambda key: -key.count(".")):  # the innermost first
+        for key in sorted(samples, key=lambda key: -key.count(".")):  # innermost first
             sample = samples[key]
             parent = next((parent for parent in _parents(key) if parent in samples), None)
             if sample.caption is None and parent is not None:
@@ -207,7 +207,7 @@ class _Reader:
                 del samples[key]
 
     def _split(self, name: str) -> tuple[str, str]:
-        """Return key and suffix of a file of a known suffix; two empty texts for another."""
+        """Return key and suffix if the file has a known suffix, else two empty strings."""
         folder, slash, base = name.rpartition("/")
         for suffix in self._suffixes:
             stem = base[: -len(suffix) - 1]
@@ -217,7 +217,7 @@ class _Reader:
 
 
 def _parents(name: str) -> Iterator[str]:
-    """Yield what precedes each dot of a name's last part, the longest first."""
+    """Yield the prefixes before each dot in the name's last part, longest first."""
     folder, slash, base = name.rpartition("/")
     while "." in base[1:]:
         base = base.rpartition(".")[0]

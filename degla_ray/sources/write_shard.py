@@ -1,7 +1,7 @@
-"""One shard of `prepare`: what a Ray task does with its share of the records.
+"""Write one shard of `prepare` inside a Ray task.
 
-A task reads, checks and writes its images in groups of ROW_GROUP_ROWS, so it holds some 16 images
-at a time whatever the shard's size. It returns a receipt of counts, never the data.
+A task reads, checks and writes its images in groups of ROW_GROUP_ROWS, so it holds about 16 images in memory
+regardless of the shard's size. It returns a receipt of counts, never the data.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from degla_ray.sources.images import CheckedImage, check_and_convert
 from degla_ray.stage import StageFolder
 from degla_ray.storage import ROW_GROUP_ROWS
 
-Progress = Callable[[int], None]  # told how many images were done since it was last told
+Progress = Callable[[int], None]  # called with the number of images finished since the last call
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardTask:
-    """Everything a task needs besides its rows.
+    """Everything a task needs apart from its rows.
 
     Attributes:
-        max_pixels: limit of an image, checked before decoding.
-        short_side: pixels to scale down to; none keeps images as they are.
+        max_pixels: maximum pixels of an image, checked before decoding.
+        short_side: short side in pixels to scale down to; None keeps the size.
     """
 
     folder: StageFolder
@@ -40,7 +40,7 @@ class ShardTask:
 
 @dataclass(kw_only=True)
 class ShardResult:
-    """A shard's counts, by the names that stand in the manifest, and one example of each reason."""
+    """A shard's counts under their manifest names, and one example of each reject reason."""
 
     counts: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
@@ -55,14 +55,14 @@ class ShardResult:
 def write_shard(
     task: ShardTask, shard: int, records: list[Record], rejects: list[Reject], progress: Progress
 ) -> ShardResult:
-    """Writes the parts of one shard and, last of all, its receipt.
+    """Write the Parquet parts of one shard and, last, its receipt.
 
     Args:
         records: the images of this shard.
-        rejects: rows that the driver rejected and that are kept in this shard.
+        rejects: rows that the driver rejected and that are stored in this shard.
 
     Returns:
-        What this task itself wrote and lost: without `rejects`, which the receipt does count.
+        The rows that this task itself wrote and lost, without `rejects`; the receipt includes them.
     """
     kept: list[Record] = []
     lost: list[Reject] = []
@@ -117,7 +117,7 @@ def rejects_from_json(text: str) -> list[Reject]:
 def _images(
     task: ShardTask, records: list[Record], kept: list[Record], lost: list[Reject], progress: Progress
 ) -> Iterator[pa.Table]:
-    """Row groups of good images; fills `kept` and `lost` as it goes."""
+    """Yield row groups of valid images; append to `kept` and `lost` along the way."""
     for start in range(0, len(records), ROW_GROUP_ROWS):
         group = records[start : start + ROW_GROUP_ROWS]
         rows: list[tuple[Any, ...]] = []
@@ -138,7 +138,7 @@ def _load(task: ShardTask, locator: str) -> CheckedImage | Refusal:
         data = task.source.read_image(locator)
     except FileNotFoundError as error:
         return Refusal(RejectReason.MISSING_IMAGE, str(error))
-    except (OSError, ValueError) as error:  # no permission, a broken disk, a name the filesystem cannot hold
+    except (OSError, ValueError) as error:  # no permission, disk error, or a name the filesystem cannot hold
         return Refusal(RejectReason.UNREADABLE, f"{type(error).__name__}: {error}")
     return check_and_convert(data, task.max_pixels, task.short_side)
 

@@ -1,1 +1,1 @@
-"""Rendered scenes: images made here, of which everything true and false is known."""
+"""Rendered scenes: generated images with exactly known content."""

@@ -1,4 +1,4 @@
-"""True captions of a scene, worded as people word them: some tell everything, many tell only a part.
+"""Generate true captions of a scene in natural wording; some are complete, many mention only a part.
 
 About 20,000 captions a second. The words are in templates.yaml.
 """
@@ -12,10 +12,10 @@ import numpy as np
 from degla_ray.sources.scenes.wording import Mention, Sentence, pick, wording
 from degla_ray.sources.scenes.world import Relation, Scene, SceneObject, Sort, stated_relations
 
-_SOLID_IS_NAMED = 0.5  # people name a pattern, seldom its absence
+_SOLID_IS_NAMED = 0.5  # people mention a pattern, but seldom its absence
 _ATTEMPTS = 20
 
-# What is said of an object beside its shape; as often as it stands here.
+# Attributes mentioned of an object besides its shape, in proportion to how often they are listed here.
 _DETAILS: tuple[tuple[Sort, ...], ...] = (
     *[()] * 4,
     *[(Sort.COLOUR,)] * 8,
@@ -30,7 +30,7 @@ _EVERYTHING = tuple(Sort)
 
 
 def captions(scene: Scene, rng: np.random.Generator, count: int) -> list[str]:
-    """`count` captions, distinct as far as chance finds so many."""
+    """Return `count` captions, distinct if sampling finds enough of them."""
     found: list[str] = []
     for _ in range(count):
         for _ in range(_ATTEMPTS):
@@ -42,7 +42,7 @@ def captions(scene: Scene, rng: np.random.Generator, count: int) -> list[str]:
 
 
 def describe(scene: Scene, rng: np.random.Generator, mentions: int | None = None) -> Sentence:
-    """One true sentence that names `mentions` objects; by lot: mostly two, sometimes one, three or four."""
+    """Return a true sentence that names `mentions` objects; None draws one to four, mostly two."""
     available = len(scene.objects)
     if mentions is None:
         mentions = int(rng.choice([1, 2, 3, 4], p=[0.2, 0.55, 0.2, 0.05]))
@@ -63,7 +63,7 @@ def describe(scene: Scene, rng: np.random.Generator, mentions: int | None = None
 
 
 def describe_fully(scene: Scene, rng: np.random.Generator) -> Sentence:
-    """One sentence with every object and every attribute."""
+    """Return a sentence with every object and every attribute."""
     count = len(scene.objects)
     if count == 2 and rng.random() < 0.7:
         return describe_relation(scene, rng, _EVERYTHING)
@@ -78,7 +78,7 @@ def describe_fully(scene: Scene, rng: np.random.Generator) -> Sentence:
 def describe_relation(
     scene: Scene, rng: np.random.Generator, details: Sequence[Sort] | None = None
 ) -> Sentence:
-    """Two objects and where the one stands as seen from the other."""
+    """Return a sentence with two objects and their spatial relation."""
     a, relation, b = pick(rng, stated_relations(scene.objects))
     named = mention_all(scene, (a, b), rng, details)
     w = wording()
@@ -100,7 +100,7 @@ def describe_relation(
 def describe_two_relations(
     scene: Scene, rng: np.random.Generator, details: Sequence[Sort] | None = None
 ) -> Sentence | None:
-    """Three objects and two relations, or None where none can be stated."""
+    """Return a sentence with three objects and two relations, or None if none can be stated."""
     pairs = stated_relations(scene.objects)
     a, relation, b = pick(rng, pairs)
     further = [(c, r, d) for c, r, d in pairs if d in (a, b) and c not in (a, b)]
@@ -127,10 +127,10 @@ def list_sentence(named: tuple[Mention, ...], rng: np.random.Generator) -> Sente
 def mention_all(
     scene: Scene, order: Sequence[int], rng: np.random.Generator, details: Sequence[Sort] | None = None
 ) -> tuple[Mention, ...]:
-    """The objects `order` named with the same sorts of attribute, now and then with different ones.
+    """Return mentions of the objects `order`, usually with the same sorts of attribute for each.
 
-    With `details` None chance says which; else every one of `details` is named. Two objects of one shape
-    are always told apart by their colours.
+    With `details` None the sorts are drawn at random; otherwise all of `details` are named. Two objects of
+    the same shape are always distinguished by colour.
     """
     shapes = [scene.objects[i].shape for i in order]
     common = pick(rng, _DETAILS)
@@ -152,7 +152,7 @@ def mention_all(
 
 
 def fitting(scene: Scene, mention: Mention) -> list[SceneObject]:
-    """The scene's objects that the mention is true of."""
+    """Return the scene's objects that fit the mention."""
     words = wording().words
     return [
         thing
@@ -163,13 +163,13 @@ def fitting(scene: Scene, mention: Mention) -> list[SceneObject]:
 
 
 def _predicable(scene: Scene, named: tuple[Mention, ...]) -> bool:
-    """Whether "the circle is red" can be said of each: one or two attributes, and no second circle."""
+    """Return whether "the circle is red" works for each: one or two attributes, and no second circle."""
     shapes = [thing.shape for thing in scene.objects]
     return all(1 <= len(m.adjectives) <= 2 and shapes.count(m.noun) == 1 for m in named)
 
 
 def _on_both_sides(a: SceneObject, relation: Relation, b: SceneObject) -> bool:
-    """Whether the middle of the image lies between the two, so that one is "on the left"."""
+    """Return whether the objects are on opposite sides of the image's middle, as "on the left" requires."""
     if relation in (Relation.LEFT, Relation.RIGHT):
         return (a.x - 0.5) * (b.x - 0.5) < 0
     return (a.y - 0.5) * (b.y - 0.5) < 0
@@ -178,7 +178,7 @@ def _on_both_sides(a: SceneObject, relation: Relation, b: SceneObject) -> bool:
 def _opening(rng: np.random.Generator, template: str) -> str:
     openings = wording().openings
     opening = pick(rng, openings)
-    # "a circle on the left and a square on the right in the image" is nobody's English
+    # "a circle on the left and a square on the right in the image" is not idiomatic English
     while "{place" in template and not opening.endswith("{}"):
         opening = pick(rng, openings)
     return opening

@@ -1,6 +1,6 @@
-"""Foils in SugarCrepe's seven kinds: a true caption, and a fluent one that one change makes false.
+"""Generate foils of SugarCrepe's seven kinds: a true caption, and a fluent one that one edit makes false.
 
-Each pair is checked against the scene before it is given out. About 1,000 pairs a second.
+Each pair is checked against the scene before it is returned. About 1,000 pairs a second.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from degla_ray.sources.scenes.wording import Mention, Sentence, pick, wording
 from degla_ray.sources.scenes.world import SHAPES, VALUES, Relation, Scene, Sort
 
 _ATTEMPTS = 60
-_BARE_SWAPS = 0.5  # of swapped objects: without adjectives, so that nothing but the direction tells
+_BARE_SWAPS = 0.5  # share of object swaps without adjectives, so that only the direction differs
 
 
 class FoilKind(StrEnum):
@@ -31,12 +31,12 @@ class FoilKind(StrEnum):
 
 
 def pair(kind: FoilKind, scene: Scene, rng: np.random.Generator) -> tuple[str, str] | None:
-    """A caption that is true of the scene and a foil that is false, or None where chance found none.
+    """Return a caption that is true of the scene and a foil that is false, or None if sampling found none.
 
     Args:
         kind: what is changed.
-        scene: two objects or more.
-        rng: decides caption and change.
+        scene: a scene with at least two objects.
+        rng: determines caption and change.
     """
     for _ in range(_ATTEMPTS):
         made = _MAKERS[kind](scene, rng)
@@ -49,7 +49,7 @@ def pair(kind: FoilKind, scene: Scene, rng: np.random.Generator) -> tuple[str, s
 
 
 def _clear(sentence: Sentence) -> bool:
-    """No object is named as another is, and "the circle" can only be one of them."""
+    """Return whether every object is named differently and each "the circle" is unambiguous."""
     names = [mention.bare for mention in sentence.mentions]
     nouns = [mention.noun for mention in sentence.mentions]
     return len(set(names)) == len(names) and (len(sentence.relations) < 2 or len(set(nouns)) == len(nouns))
@@ -149,7 +149,7 @@ _MAKERS: dict[FoilKind, Callable[[Scene, np.random.Generator], tuple[Sentence, S
 def _with(
     sentence: Sentence, at: int, noun: str | None = None, sort: Sort | None = None, word: str = ""
 ) -> Sentence:
-    """`sentence` with another noun, or another adjective of one sort, in mention `at`."""
+    """Return `sentence` with another noun, or another adjective of one sort, in mention `at`."""
     mention = sentence.mentions[at]
     adjectives = mention.adjectives if sort is None else {**mention.adjectives, sort: word}
     changed = Mention(noun=noun or mention.noun, adjectives=adjectives)

@@ -1,6 +1,6 @@
-"""The order test: a caption against four shuffles of its words, as ARO's COCO-Order makes them.
+"""Generate the order test: a caption against four shuffles of its words, as in ARO's COCO-Order.
 
-The part of speech comes from the world's own words, so no tagger's version decides the test.
+Parts of speech come from the world's own words, so the test does not depend on a tagger's version.
 """
 
 from __future__ import annotations
@@ -14,18 +14,21 @@ from degla_ray.sources.scenes.wording import wording
 from degla_ray.sources.scenes.world import SHAPES
 
 MAX_WORDS = 30
-_FRAME_NOUNS = frozenset({"image", "drawing"})
+_FRAME_NOUNS = frozenset({"picture", "image", "drawing"})
 _DROPPED = re.compile(r'[.!"()*#:;~]')
 
 
 def normalise(caption: str) -> str:
-    """Lower case, without `.!"()*#:;~`, cut to 30 words (ARO's `pre_caption`)."""
+    """Return lower case text without `.!"()*#:;~`, cut to 30 words (ARO's `pre_caption`)."""
     return " ".join(_DROPPED.sub(" ", caption.lower()).split()[:MAX_WORDS])
 
 
 def shuffles(caption: str, rng: np.random.Generator) -> list[str]:
-    """Four shuffles of a normalised caption: nouns and adjectives each among themselves; all other words;
-    the order of its trigrams; the words inside each trigram."""
+    """Return four shuffles of a normalised caption.
+
+    They shuffle nouns and adjectives, each among themselves; all other words; the order of trigrams; and the
+    words within each trigram.
+    """
     words = caption.split(" ")
     adjectives = {w for values in wording().words.values() for ws in values.values() for w in ws}
     nouns = [i for i, word in enumerate(words) if word in SHAPES or word in _FRAME_NOUNS]
@@ -43,11 +46,11 @@ def shuffles(caption: str, rng: np.random.Generator) -> list[str]:
 def order_texts(
     caption: str, rng: np.random.Generator, is_wrong: Callable[[str], bool], attempts: int = 30
 ) -> list[str] | None:
-    """The caption and its four shuffles, all normalised and different, or None where there are none.
+    """Return the caption and its four shuffles, normalised and distinct, or None if there are none.
 
     Args:
-        caption: a true caption. One with a comma gives None: a comma between words would tell by itself.
-        is_wrong: whether a shuffle is good enough to be a foil.
+        caption: a true caption. One with a comma gives None, since a comma between words would be a giveaway.
+        is_wrong: whether a shuffle is acceptable as a foil.
     """
     true = normalise(caption)
     if "," in true:
@@ -60,7 +63,7 @@ def order_texts(
 
 
 def _permuted(words: Sequence[str], places: Sequence[int], rng: np.random.Generator) -> list[str]:
-    """`words` with those at `places` in a random order."""
+    """Return `words` with those at `places` in random order."""
     result = list(words)
     for place, source in zip(places, rng.permutation(len(places)), strict=True):
         result[place] = words[places[int(source)]]

@@ -1,6 +1,6 @@
-"""A scene as a PNG image: Pillow, drawn three times as large and averaged down.
+"""Render a scene as a PNG image with Pillow, drawn at three times the size and averaged down.
 
-About 1 ms for 64 pixels on one core. The same scene and size give the same bytes with the same Pillow.
+About 1 ms for 64 pixels on one core. The same scene, size and Pillow version give the same bytes.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
 from degla_ray.sources.scenes.world import Scene, SceneObject
 
-_FINER = 3  # supersampling
-_STRIPE = (0.085, 0.45)  # period in sides of the image, and the part of it that a stripe fills
-_DOT = (0.090, 0.32)  # distance of dots in sides of the image, and a dot's radius in that distance
+_FINER = 3  # supersampling factor
+_STRIPE = (0.085, 0.45)  # period as a fraction of the image's side; fraction of it that a stripe fills
+_DOT = (0.090, 0.32)  # spacing as a fraction of the image's side; dot radius as a fraction of the spacing
 
 _RGB = {
     "red": (214, 26, 32),
@@ -31,7 +31,7 @@ _RGB = {
 _LIGHT = frozenset({"yellow", "pink", "white"})
 _TONE = {"black": 0.88, "white": 0.25, "yellow": 0.42, "pink": 0.45}
 _DEFAULT_TONE = 0.76  # towards white; a light colour's is what is left of it
-_RIM = 0.009  # in sides of the image: what stays plain along the edge, so that the outline can be seen
+_RIM = 0.009  # plain margin along the edge, as a fraction of the image's side; keeps the outline visible
 
 
 def _star() -> list[tuple[float, float]]:
@@ -68,7 +68,7 @@ _HOLE = 0.46  # inner radius of a ring
 
 
 def render(scene: Scene, size: int) -> bytes:
-    """PNG bytes (RGB) of the scene, `size` pixels wide and high."""
+    """Return the scene as PNG bytes (RGB), `size` pixels wide and high."""
     side = size * _FINER
     image = _ground(scene, side)
     for thing in scene.objects:
@@ -127,7 +127,7 @@ def _tone(colour: str) -> tuple[int, int, int]:
 
 @lru_cache(maxsize=256)
 def _pattern(texture: str, box: int, side: int) -> Image.Image:
-    """Where the second tone goes: stripes at 45 degrees, or dots in a staggered grid around the centre."""
+    """Return the mask of the second tone: stripes at 45 degrees, or dots in a staggered centred grid."""
     pattern = Image.new("L", (box, box), 0)
     draw = ImageDraw.Draw(pattern)
     centre = (box - 1) / 2

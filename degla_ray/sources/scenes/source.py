@@ -1,8 +1,8 @@
-"""Source `scenes`: images and captions that are drawn by lot, and nothing to download.
+"""Source `scenes`: randomly generated images and captions; nothing to download.
 
-A scene is a function of (seed, split, number), so no task needs another's result: the driver draws the
-scenes for their captions, a task draws them again for their images. That costs 0.5 ms a scene twice
-and saves shipping anything.
+A scene is a function of (seed, split, number), so no task needs another's result. The driver generates the
+scenes for their captions, and a task generates them again for their images. This costs 0.5 ms per scene twice
+and avoids sending the scenes.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from degla_ray.sources.scenes.world import Scene, sample_scene, scene_rng, scene
 from degla_ray.storage import Storage
 
 TESTS_COMPLETE = "complete.json"
-"""Written into `tests/` after everything else: a job that was killed there writes them again."""
+"""Written to `tests/` last; if a job was killed before, the next run writes the test sets again."""
 
 
 class ScenesSource(Source):
-    """image_id is `scenes-<split>-<number>`, sample_id `<image_id>#<i>`."""
+    """Rendered scenes; image_id is `scenes-<split>-<number>`, sample_id `<image_id>#<i>`."""
 
     def __init__(self, config: ScenesConfig) -> None:
         self._config = config
 
     def identity(self) -> dict[str, Any]:
-        # Nobody can forget to raise a hash, as one does a version: the code and wording of this package
-        # (test sets included), and what they make here of the first scenes (Pillow draws too).
+        # Hashes instead of a version that someone could forget to raise: this package's code and wording
+        # (test sets included), and the output of the first scenes here (which depends on Pillow too).
         code, sample = hashlib.sha256(), hashlib.sha256()
         for path in sorted(Path(__file__).parent.glob("*.*")):
             if path.suffix in (".py", ".yaml"):
@@ -71,7 +71,7 @@ class ScenesSource(Source):
         return {"graphs": pa.table({"image_id": ids, "graph": graphs}, schema=SCENE_GRAPHS)}
 
     def write_extras(self, storage: Storage) -> None:
-        """Writes the test sets to `tests/`, unless they are there already or none are asked for."""
+        """Write the test sets to `tests/`, unless they are complete already or not requested."""
         if self._config.test_items == 0 or storage.exists("tests", TESTS_COMPLETE):
             return
         from degla_ray.sources.scenes.tests import write_test_sets

@@ -1,7 +1,7 @@
-"""The test sets that lie beside prepared scenes: composition, word order, zero-shot, retrieval.
+"""Write the test sets next to prepared scenes: composition, word order, zero-shot, retrieval.
 
-`test_items` scenes, apart from those trained on, give one item to every choice subset and one caption to
-retrieval; as many images of single objects are for zero-shot. 300 of each take about 2 s.
+`test_items` scenes, separate from the training scenes, give one item to every choice subset and one caption
+to retrieval. Zero-shot uses the same number of images of single objects. 300 of each take about 2 s.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from degla_ray.storage import ROW_GROUP_ROWS, Storage
 COMPOSITION, ORDER, ZERO_SHOT = "scenes", "scenes_order", "scenes_zeroshot"
 ZERO_SHOT_TEMPLATES = (
     "a {}",
-    "an image of a {}.",
+    "a picture of a {}.",
     "there is a {}.",
     "an image of a {}.",
     "you can see a {}.",
@@ -49,13 +49,13 @@ class _Tested:
 
     scene: Scene
     choices: dict[str, list[str]]  # subset -> texts, the true one first
-    caption: str  # tells everything
+    caption: str  # a complete description
 
 
 def write_test_sets(storage: Storage, config: ScenesConfig) -> dict[str, int]:
-    """Writes `tests/` into the prepared folder `storage`; nothing where `test_items` is 0.
+    """Write `tests/` into the prepared folder `storage`; write nothing if `test_items` is 0.
 
-    Beside what evaluation reads it holds `tests/graphs/`, the scenes themselves.
+    In addition to the data that evaluation reads, the folder holds `tests/graphs/`, the scenes themselves.
 
     Returns:
         Rows written: images, choices, classification, retrieval.
@@ -107,7 +107,7 @@ def write_test_sets(storage: Storage, config: ScenesConfig) -> dict[str, int]:
 
 
 def _tested_scenes(config: ScenesConfig) -> Iterator[_Tested]:
-    """`test_items` scenes for which every kind of item was found, none described by another's caption."""
+    """Yield `test_items` scenes with an item of every kind, none of which fits another's caption."""
     least = max(2, config.min_objects)
     counts = range(least, max(least, config.max_objects) + 1)
     taken: list[frozenset[tuple[str, ...]]] = []
@@ -146,7 +146,7 @@ def _items(scene: Scene, rng: np.random.Generator) -> _Tested | None:
 
 
 def _single_objects(config: ScenesConfig) -> Iterator[tuple[Scene, int]]:
-    """Images of one object and their labels; every class as often as another, give or take one."""
+    """Yield images of one object with their labels; class frequencies differ by at most one."""
     for index in range(config.test_items):
         rng = scene_rng(config.seed, "zero-shot", index)
         turn, place = divmod(index, len(CLASSES))

@@ -1,18 +1,18 @@
-"""Whether a caption is true of a scene, as far as anybody can say.
+"""Decide whether a caption is true of a scene.
 
-Understands every sentence that templates.yaml can give, and every one that comes of exchanging or replacing
-nouns, adjectives, relations or noun phrases in such a sentence. About 10,000 new captions a second; a
-caption that was seen before costs a lookup.
+Understands every sentence that templates.yaml can produce, and every sentence made from one by exchanging or
+replacing nouns, adjectives, relations or noun phrases. About 10,000 new captions a second; repeated captions
+are looked up in a cache.
 
-How it decides. A caption claims that there are objects, distinct ones for distinct mentions, with the
-attributes and in the relations that it names; it is true if some assignment of mentions to the scene's
-objects makes it so. "The square" after "a red square" is that square again. Where a judge could be of two
-minds the answer is None, as for a sentence that is not understood:
+How it decides: a caption claims that objects exist, a distinct one for each distinct mention, with the named
+attributes and relations. It is true if some assignment of mentions to the scene's objects satisfies it. "The
+square" after "a red square" refers to the same square. The answer is None if the sentence is not understood,
+or if it could be judged either way:
 
-* a relation between objects that differ by 0.05 to 0.15 of the side along its axis;
-* a word of others that may name what is there ("rectangle" of a square; templates.yaml lists them) if the
-  answer hangs on it. Words of others that name nothing here ("hexagon", "orange") make a caption false;
-  any word that is listed nowhere makes it None;
+* a relation between objects that differ by 0.05 to 0.15 of the image's side along its axis;
+* an outside word that may describe something in the scene ("rectangle" for a square; listed in
+  templates.yaml), if the answer depends on it. Outside words for things that never occur in scenes
+  ("hexagon", "orange") make a caption false; any unlisted word makes the answer None;
 * a sentence with two readings ("a circle and a star left of a square") that differ in truth.
 """
 
@@ -39,7 +39,7 @@ from degla_ray.sources.scenes.world import (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Term:
-    """What a word says of an object: surely true of `sure` values, perhaps of `maybe` values."""
+    """What a word says of an object: certainly true of `sure` values, possibly of `maybe` values."""
 
     sort: Sort | None  # None: the shape
     sure: frozenset[str]
@@ -52,7 +52,7 @@ class Term:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Claim:
-    """One reading of a caption: objects by what is said of each, and relations between them."""
+    """One reading of a caption: objects, each with its description, and the relations between them."""
 
     objects: tuple[tuple[Term, ...], ...]
     relations: tuple[tuple[int, Relation, int], ...]
@@ -60,7 +60,7 @@ class Claim:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Chunk:
-    """A piece of a sentence; `letter` is its class in the clause patterns."""
+    """A part of a sentence; `letter` is its class in the clause patterns."""
 
     letter: str
     terms: tuple[Term, ...] = ()
@@ -95,7 +95,7 @@ _Phrases = dict[tuple[str, ...], tuple[str, Relation | None]]
 
 @lru_cache(maxsize=1)
 def _vocabulary() -> tuple[_Phrases, int, Mapping[str, Term], Mapping[str, Term]]:
-    """Fixed phrases, the longest one's length, nouns and adjectives."""
+    """Return fixed phrases, the length of the longest, nouns and adjectives."""
     w = wording()
     phrases: _Phrases = {("there", "is"): ("E", None)}
     for letter, table in (("R", w.relation), ("I", w.near), ("P", w.place)):
@@ -116,7 +116,7 @@ def _vocabulary() -> tuple[_Phrases, int, Mapping[str, Term], Mapping[str, Term]
 
 
 def is_true(caption: str, scene: Scene) -> bool | None:
-    """Whether `caption` is true of `scene`; None where it is not understood or a matter of opinion."""
+    """Return whether `caption` is true of `scene`; None if it is not understood or a matter of opinion."""
     readings = parse(caption)
     if not readings:
         return None
@@ -125,7 +125,7 @@ def is_true(caption: str, scene: Scene) -> bool | None:
 
 
 def holds(claim: Claim, scene: Scene) -> bool | None:
-    """Whether one reading is true of `scene`; None where it is a matter of opinion."""
+    """Return whether one reading is true of `scene`; None if it is a matter of opinion."""
     if _satisfied(claim, scene, leniently=False):
         return True
     return None if _satisfied(claim, scene, leniently=True) else False
@@ -145,7 +145,7 @@ def _satisfied(claim: Claim, scene: Scene, leniently: bool) -> bool:
 
 @lru_cache(maxsize=20_000)
 def parse(caption: str) -> tuple[Claim, ...]:
-    """Every reading of a caption; none where it is not understood."""
+    """Return every reading of a caption; empty if it is not understood."""
     tokens = _TOKEN.findall(caption.strip().lower().rstrip("."))
     claims: dict[Claim, None] = {}
     for prefix, suffix in _frames():
@@ -162,14 +162,14 @@ def parse(caption: str) -> tuple[Claim, ...]:
 
 @lru_cache(maxsize=1)
 def _frames() -> list[tuple[list[str], list[str]]]:
-    """Openings as the tokens before and after "{}", the longest first."""
+    """Return openings as the tokens before and after "{}", longest first."""
     halves = [opening.split("{}") for opening in dict.fromkeys(wording().openings)]
     frames = [(before.split(), after.split()) for before, after in halves]
     return sorted(frames, key=lambda frame: -len(frame[0]) - len(frame[1]))
 
 
 def _chunks(tokens: list[str]) -> list[_Chunk] | None:
-    """The tokens as chunks, or None where a word fits nowhere."""
+    """Return the tokens as chunks, or None if a word fits nowhere."""
     phrases, longest, nouns, adjectives = _vocabulary()
     chunks: list[_Chunk] = []
     at = 0
@@ -202,7 +202,7 @@ def _chunks(tokens: list[str]) -> list[_Chunk] | None:
 
 
 def _readings(letters: str, start: int = 0) -> Iterator[list[tuple[str, int, int]]]:
-    """Every way to cut `letters` into clauses: (name, start, end) of each."""
+    """Yield every division of `letters` into clauses, as (name, start, end) of each clause."""
     for name, pattern in _PATTERNS:
         match = pattern.match(letters, start)
         if match is None:
@@ -215,7 +215,7 @@ def _readings(letters: str, start: int = 0) -> Iterator[list[tuple[str, int, int
 
 
 def _claims(reading: list[tuple[str, int, int]], chunks: list[_Chunk]) -> Iterator[Claim]:
-    """What a cut into clauses says; nothing where "the square" could be either of two."""
+    """Yield the claim of a division into clauses; nothing if "the square" is ambiguous."""
     objects: list[tuple[Term, ...]] = []
     relations: list[tuple[int, Relation, int]] = []
     for name, start, end in reading:
@@ -251,8 +251,11 @@ def _claims(reading: list[tuple[str, int, int]], chunks: list[_Chunk]) -> Iterat
 
 
 def _meant(chunk: _Chunk, earlier: list[tuple[Term, ...]], taken: list[int]) -> list[int]:
-    """The objects of earlier clauses that a definite noun phrase can take up: of the same shape, and with
-    nothing else said of any sort of attribute; rather those of which all of it was said before."""
+    """Return the earlier objects that a definite noun phrase can refer to.
+
+    They have the same shape and no conflicting attribute; objects with all of the phrase's attributes already
+    mentioned take precedence.
+    """
     possible = []
     for i, terms in enumerate(earlier):
         said = {term.sort: term for term in terms}

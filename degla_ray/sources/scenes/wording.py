@@ -1,4 +1,4 @@
-"""The words of scenes' captions: `templates.yaml` as an object, and captions as what they are made of."""
+"""The words of scene captions: `templates.yaml` as an object, and captions as structured sentences."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, kw_only=True)
 class Wording:
-    """`templates.yaml`."""
+    """The content of `templates.yaml`."""
 
     words: Mapping[Sort, Mapping[str, list[str]]]
     openings: list[str]
@@ -30,7 +30,7 @@ class Wording:
     near: Mapping[Relation, list[str]]
     place: Mapping[Relation, list[str]]
     foreign_nouns: Mapping[str, list[str]]
-    foreign_adjectives: Mapping[Sort | None, Mapping[str, list[str]]]  # None: they say a shape
+    foreign_adjectives: Mapping[Sort | None, Mapping[str, list[str]]]  # None: they describe a shape
 
 
 @lru_cache(maxsize=1)
@@ -55,13 +55,13 @@ def wording() -> Wording:
 
 
 def pick(rng: np.random.Generator, options: Sequence[_T]) -> _T:
-    """One of `options` (numpy's choice would turn them into an array)."""
+    """Return a random element of `options` (numpy's choice would convert them to an array)."""
     return options[int(rng.integers(len(options)))]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mention:
-    """An object as a caption names it.
+    """An object as named in a caption.
 
     Attributes:
         noun: the word for its shape.
@@ -73,7 +73,7 @@ class Mention:
 
     @property
     def bare(self) -> str:
-        """Without article; adjectives in the order of `Sort`, which is English's."""
+        """Return the mention without its article; adjectives follow the order of `Sort`, as in English."""
         return " ".join([*(self.adjectives[sort] for sort in Sort if sort in self.adjectives), self.noun])
 
     @property
@@ -83,15 +83,15 @@ class Mention:
 
 @dataclass(frozen=True, kw_only=True)
 class Sentence:
-    """A caption before it is words.
+    """A caption in structured form.
 
     Attributes:
-        template: with the slots that templates.yaml describes.
-        mentions: what {0}, {1} … name.
-        relations: (position of the one, relation, position of the other, which phrase) of the first and
-            second relation.
-        opening: None, or the opening that the template is set into.
-        formal: with a large first letter and a full stop.
+        template: contains the slots described in templates.yaml.
+        mentions: the objects for {0}, {1} …
+        relations: (first position, relation, second position, index of the phrase) of the first and second
+            relation.
+        opening: the opening around the template, or None.
+        formal: whether it starts with a capital and ends with a full stop.
     """
 
     template: str
@@ -124,7 +124,7 @@ class Sentence:
         return f"{text[0].upper()}{text[1:]}." if self.formal else text
 
     def _short(self, target: int) -> str:
-        """Mention `target` by its noun alone where no other has it."""
+        """Return the noun of mention `target` if it is unique, else the mention with its adjectives."""
         nouns = [mention.noun for mention in self.mentions]
         return nouns[target] if nouns.count(nouns[target]) == 1 else self.mentions[target].bare
 

@@ -1,7 +1,7 @@
-"""What a scene is: two to four coloured shapes on a plain ground, and how one is drawn by lot.
+"""The scene model: two to four coloured shapes on a plain background, and how scenes are sampled.
 
-Everything that captions, foils and the truth check say follows from a `Scene`. Lengths are fractions of
-the image's side, y grows downwards. One scene takes about 0.1 ms.
+Captions, foils and the truth check all derive from a `Scene`. Lengths are fractions of the image's side;
+y points down. Sampling a scene takes about 0.1 ms.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from degla_ray.config import ScenesConfig
 
 
 class Sort(StrEnum):
-    """The sorts of attribute an object has beside its shape."""
+    """The sorts of attribute of an object, besides its shape."""
 
     SIZE = "size"
     TEXTURE = "texture"
@@ -51,22 +51,22 @@ VALUES: dict[Sort, tuple[str, ...]] = {
 }
 CLASSES = tuple(f"{colour} {shape}" for colour in VALUES[Sort.COLOUR] for shape in SHAPES)
 
-HOLDS_FROM = 0.15  # a relation holds from this difference along its axis on ...
-FAILS_UP_TO = 0.05  # ... is clearly false up to this one, and is a matter of opinion in between
-_STATED_FROM = 0.22  # a caption states a relation only where this far apart along its axis ...
-_DOMINANT_BY = 0.10  # ... and at least so much less along the other
+HOLDS_FROM = 0.15  # a relation holds from this difference along its axis,
+FAILS_UP_TO = 0.05  # is clearly false up to this one, and is a matter of opinion in between
+_STATED_FROM = 0.22  # a caption states a relation only from this difference along its axis,
+_DOMINANT_BY = 0.10  # and only if the difference along the other axis is smaller by this much
 
 _RADII = {"small": (0.136, 0.146), "large": (0.208, 0.222)}
 _TEXTURE_WEIGHTS = (0.4, 0.3, 0.3)
-_SHARES = 0.35  # chance that an object has its shape or its colour in common with an earlier one
-_GAP = 0.03  # between the circles around two objects, and between those and the edge
-_GROUND = (145, 196)  # of a channel of the background, 0 to 255: white and black both stand out
-_GROUND_DRIFT = 18  # between the two ends of the background
+_SHARES = 0.35  # probability that an object shares its shape or colour with an earlier one
+_GAP = 0.03  # minimum distance between the objects' bounding circles, and between them and the edge
+_GROUND = (145, 196)  # range of a background channel, 0 to 255: both white and black stand out
+_GROUND_DRIFT = 18  # difference between the two ends of the background
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SceneObject:
-    """One object. `x`, `y`: centre; `radius`: of the circle around it; all in sides of the image."""
+    """One object: centre `x`, `y` and `radius` of its bounding circle, as fractions of the image's side."""
 
     shape: str
     colour: str
@@ -82,23 +82,23 @@ class SceneObject:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scene:
-    """Objects on a ground whose colour runs from `ground[0]` at the top to `ground[1]` at the bottom."""
+    """Objects on a background whose colour runs from `ground[0]` at the top to `ground[1]` at the bottom."""
 
     objects: tuple[SceneObject, ...]
     ground: tuple[tuple[int, int, int], tuple[int, int, int]]
 
 
 def scene_rng(seed: int, stream: str, index: int) -> np.random.Generator:
-    """Source of chance of one scene: `stream` ("train", "val", "tests" …) keeps sets apart."""
+    """Return a scene's random generator; `stream` ("train", "val", "tests" …) keeps sets independent."""
     key = int.from_bytes(hashlib.blake2b(stream.encode(), digest_size=8).digest(), "big")
     return np.random.default_rng([seed, key, index])
 
 
 def sample_scene(rng: np.random.Generator, config: ScenesConfig, num_objects: int | None = None) -> Scene:
-    """A scene of `num_objects` objects, or of between `min_objects` and `max_objects`.
+    """Return a scene of `num_objects` objects; None draws between `min_objects` and `max_objects`.
 
-    No two objects have both shape and colour in common, none overlap, and each stands in at least one
-    relation that a caption may state.
+    No two objects share both shape and colour, none overlap, and each is in at least one relation that a
+    caption may state.
     """
     count = num_objects or int(rng.integers(config.min_objects, config.max_objects + 1))
     while True:
@@ -127,7 +127,7 @@ def sample_scene(rng: np.random.Generator, config: ScenesConfig, num_objects: in
 
 
 def _kinds(rng: np.random.Generator, count: int) -> list[tuple[str, str]]:
-    """(shape, colour) of each object."""
+    """Return (shape, colour) of each object."""
     shapes = [SHAPES[int(i)] for i in rng.permutation(len(SHAPES))[:count]]
     colours = [VALUES[Sort.COLOUR][int(i)] for i in rng.permutation(len(VALUES[Sort.COLOUR]))[:count]]
     for i in range(1, count):
@@ -141,7 +141,7 @@ def _kinds(rng: np.random.Generator, count: int) -> list[tuple[str, str]]:
 
 
 def _places(rng: np.random.Generator, radii: list[float]) -> list[tuple[float, float]] | None:
-    """A place for each circle so that none overlap, or None where chance found none."""
+    """Return a place for each circle so that none overlap, or None if sampling found none."""
     places: list[tuple[float, float]] = []
     for i, radius in enumerate(radii):
         edge = radius + _GAP
@@ -165,7 +165,7 @@ def _ground(rng: np.random.Generator) -> tuple[tuple[int, int, int], tuple[int, 
 
 
 def difference(a: SceneObject, relation: Relation, b: SceneObject) -> float:
-    """How far `a` stands from `b` in the relation's direction; negative where it stands the other way."""
+    """Return how far `a` is from `b` in the relation's direction; negative if it is on the other side."""
     if relation is Relation.LEFT:
         return b.x - a.x
     if relation is Relation.RIGHT:
@@ -174,7 +174,7 @@ def difference(a: SceneObject, relation: Relation, b: SceneObject) -> float:
 
 
 def stated_relations(objects: tuple[SceneObject, ...]) -> list[tuple[int, Relation, int]]:
-    """Every (a, relation, b) that a caption may state: beyond doubt, along the dominant axis."""
+    """Return every (a, relation, b) that a caption may state: unambiguous, along the dominant axis."""
     stated = []
     for i, a in enumerate(objects):
         for j, b in enumerate(objects):
