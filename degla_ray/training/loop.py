@@ -207,7 +207,7 @@ class _Worker:
     def _report(self, metrics: dict[str, Any], name: str) -> None:
         """Report the checkpoint after `done` steps to Ray Train, and request its validation if it is due.
 
-        Every worker calls this, but only worker 0 passes checkpoint and validation (Ray refuses the latter alone).
+        Every worker calls this, but only worker 0 passes both (Ray refuses a validation alone).
         """
         due = self.rank == 0 and self.config.validation.due(self.done)
         if due:
