@@ -91,7 +91,7 @@ class StageFolder:
         return bool(self.manifest["complete"])
 
     def pending(self) -> list[int]:
-        """Return the shards without a receipt, ascending; a receipt is written after all parts of its shard."""
+        """Return the shards without a receipt, ascending; a receipt follows all parts of its shard."""
         done = set(self.storage.names("receipts"))
         return [s for s in range(self.num_shards) if f"{s:05d}.json" not in done]
 
