@@ -19,8 +19,8 @@ help:
 	@echo "make lint           formatting, style, types, spelling, import rules, cluster.yaml"
 	@echo "make install        only the environment in $(VENV)"
 	@echo "make install-vllm   vLLM for CPUs in $(VLLM_VENV), and small language models in models/"
-	@echo "make format         put the code into shape"
-	@echo "make constraints    renew constraints.txt from pyproject.toml"
+	@echo "make format         format the code"
+	@echo "make constraints    regenerate constraints.txt from pyproject.toml"
 
 install: $(INSTALLED)
 

@@ -45,7 +45,7 @@ set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 
 def _member(choices: type[StrEnum]) -> Callable[[str], StrEnum]:
-    """Reads a member by its value, as data files have it, not by its name."""
+    """Return a reader of members by their value, as in data files, not by their name."""
 
     def read(value: str) -> StrEnum:
         if value not in list(choices):
@@ -162,12 +162,12 @@ def _fields(config_class: type) -> set[str]:
 
 
 def from_settings(config_class: type[ConfigT], settings: Mapping[str, Any], section: str) -> ConfigT:
-    """The config that a mapping of settings describes, held to the same rules as a command line.
+    """Return the config that a mapping of settings describes, under the same rules as a command line.
 
     Args:
         config_class: what to build.
         settings: nested as in a YAML file; what is left out keeps its default.
-        section: where the mapping stands in the user's file, for messages.
+        section: path of the mapping in the user's file, for messages.
 
     Raises:
         DeglaError: as `parse`, the setting named with `section` before it.
@@ -278,7 +278,7 @@ def _store_lasts(uri: str) -> bool:
 
 
 def user_error(error: BaseException) -> DeglaError | None:
-    """The DeglaError behind an exception, looked for through Ray's wrappers; none if there is none.
+    """Return the DeglaError behind an exception, unwrapping Ray's errors; None if there is no such error.
 
     Ray wraps what a task raised (`RayTaskError.cause`), Ray Data and Ray Train wrap that again
     (`__cause__`; Train also as `worker_failures`, an exception for each rank). A wrapped error may itself
@@ -319,7 +319,7 @@ def _with_suggestion(message: str, names: Sequence[str]) -> str:
 
 
 def _plain(message: str) -> str:
-    """One line, in the reader's words rather than the parser's."""
+    """Return the message as one line, in the user's terms rather than the parser's."""
     message = " ".join(message.split())
     for pattern, replacement in _REWORDED:
         message = re.sub(pattern, replacement, message)

@@ -1,8 +1,8 @@
-"""Checks a cluster file without a cloud account: `python -m degla_ray.cluster_config cluster.yaml`.
+"""Check a cluster file without a cloud account: `python -m degla_ray.cluster_config cluster.yaml`.
 
-Ray's schema, the parameters of EC2's RunInstances for each node type (Ray's schema leaves them open), and
-this project's rules on access: no address range of the whole world, tokens on, the dashboard on loopback.
-What it cannot see is whether the account has such images, types and quotas. Takes 2 s, no network.
+Checks Ray's schema, each node type's parameters of EC2's RunInstances (which Ray's schema leaves open), and
+this project's rules on access: nothing open to every address, and token authentication. It cannot check
+whether the account has these images, instance types and quotas. Takes 2 s and needs no network.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _TOKEN_FILE = ".ray/auth_token"
 
 
 def check(path: str) -> None:
-    """Checks a cluster file.
+    """Check a cluster file.
 
     Args:
         path: YAML file as `ray up` takes it.
@@ -99,7 +99,7 @@ def _check_access(path: str, cluster: dict[str, Any]) -> None:
 
 
 def _strings(value: object, where: str) -> Iterator[tuple[str, str]]:
-    """Every string below `value`, with the dotted place where it stands."""
+    """Yield every string in `value` with its dotted path."""
     if isinstance(value, dict):
         for key, inner in value.items():
             yield from _strings(inner, f"{where}.{key}" if where else str(key))
@@ -111,7 +111,7 @@ def _strings(value: object, where: str) -> Iterator[tuple[str, str]]:
 
 
 def _copy(cluster: dict[str, Any]) -> dict[str, Any]:
-    """A copy without shared parts: YAML anchors share them, and Ray fills in what it is given."""
+    """Return a copy without shared parts: YAML anchors share objects, and Ray modifies its argument."""
     return yaml.safe_load(yaml.dump(cluster, Dumper=_NoAliases))
 
 
@@ -121,7 +121,7 @@ class _NoAliases(yaml.SafeDumper):
 
 
 def main() -> None:
-    """Checks the files named on the command line; exit status 2 and one line at the first fault."""
+    """Check the files named on the command line; print one line and exit with 2 at the first fault."""
     try:
         for path in sys.argv[1:]:
             check(path)

@@ -1,4 +1,4 @@
-"""Rows of a Ray Data pipeline, with an end to waiting for them: Ray Data itself waits for ever."""
+"""A timeout for the rows of a Ray Data pipeline; Ray Data itself waits for ever."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from degla_ray.errors import DeglaError
 Row = TypeVar("Row")
 
 AHEAD = 4
-"""Rows that may wait for their reader."""
+"""Rows buffered ahead of the reader."""
 STOP_S = 20.0
-"""In which an execution should have ended."""
+"""Seconds to wait for an execution to end."""
 
 
 def with_deadline(rows: Iterable[Row], seconds: float, stalled: Callable[[int], DeglaError]) -> Iterator[Row]:
-    """Passes rows on; where none comes for `seconds`, or the reader stops, the pipeline is ended.
+    """Yield the rows, and end the pipeline if no row arrives for `seconds` or the reader stops.
 
     Args:
-        rows: of one Ray Data execution that has not begun.
-        seconds: to wait for a row.
-        stalled: the error to raise then, given the number of rows that came.
+        rows: rows of one Ray Data execution that has not started.
+        seconds: time to wait for a row.
+        stalled: returns the error to raise after that time, given the number of rows received.
     """
     handed: queue.Queue[tuple[str, object]] = queue.Queue(maxsize=AHEAD)
     left = threading.Event()
@@ -68,10 +68,10 @@ def with_deadline(rows: Iterable[Row], seconds: float, stalled: Callable[[int], 
 
 
 def _stop_execution(puller: threading.Thread, others: set[threading.Thread]) -> None:
-    """Ends the Ray Data execution that began after `others` were running, and with it the puller.
+    """End the Ray Data execution that started after the threads `others`, and with it the puller.
 
-    Nothing public does: an execution that nobody reads any more goes on waiting for its actors, and starts
-    a Ray of its own once ours has ended. On a busy machine it may still be about to begin.
+    Ray has no public function for this: an execution without a reader goes on waiting for its actors, and
+    starts another Ray once ours has ended. On a busy machine the execution may not have started yet.
     """
     end = time.monotonic() + STOP_S
     while True:

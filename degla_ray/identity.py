@@ -15,7 +15,7 @@ from degla_ray.masking import masked
 
 
 def canonical(value: Any) -> Any:
-    """`value` as JSON types in one form only, for hashing.
+    """Return `value` as JSON types in a canonical form, for hashing.
 
     Raises:
         TypeError: for anything that has no canonical form (an object, a function, a NaN).
@@ -47,13 +47,13 @@ def canonical(value: Any) -> Any:
 
 
 def fingerprint(value: Any) -> str:
-    """16 hex digits that identify a canonical config; equal configs give equal fingerprints."""
+    """Return 16 hex digits that identify a config; equal configs give equal fingerprints."""
     text = json.dumps(canonical(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested config as dotted name -> leaf, for diffs and for MLflow params."""
+    """Flatten a nested config to {dotted name: leaf}, for diffs and MLflow params."""
     if isinstance(value, Mapping) and value:
         return {k: v for name, sub in value.items() for k, v in flatten(sub, f"{prefix}{name}.").items()}
     return {prefix[:-1]: value}

@@ -1,15 +1,15 @@
-"""One owner a folder: whoever writes a stage's folder holds its lease, and a second driver is refused.
+"""Leases: the driver that writes a stage's folder owns it, and a second driver is refused.
 
     with Lease(storage):
         ...  # write
 
-A driver puts a claim, `lease-TOKEN.json`, into the folder and then looks for others. Of two drivers that
-start at once, at least one sees the other's claim, so at most one becomes the owner; this needs no more of
-a store than that a listing shows what was written before it, which local disks, S3 and GCS keep. The owner
-touches its claim every HEARTBEAT_S. A claim is dead, and is taken over, as soon as its process is gone
-where that can be seen (the same machine), else when it was not touched for DEAD_AFTER_S. Ages are
-differences of the store's own time stamps, so clocks of hosts may differ. The cost: a claim, two listings
-and a deletion, some milliseconds on a local disk and about 0.5 s on S3.
+A driver writes a claim, `lease-TOKEN.json`, into the folder and then looks for other claims. Of two drivers
+that start at once, at least one sees the other's claim, so at most one becomes the owner. The store must only
+list every file written before the listing, which local disks, S3 and GCS guarantee. The owner touches its
+claim every HEARTBEAT_S. A claim is dead, and is taken over, when its process has ended (if on the same
+machine), else when it has not been touched for DEAD_AFTER_S. Ages are differences of the store's own time
+stamps, so clocks of hosts may differ. The cost is a claim, two listings and a deletion: some milliseconds on
+a local disk and about 0.5 s on S3.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Owner:
     owns: bool = False
 
     def dead(self, age: float) -> bool:
-        """Whether it has ended: seen for a process of this machine, else by its claim's age in seconds."""
+        """Return whether the owner has ended: by its process on this machine, else by its claim's age (s)."""
         if self.machine == _machine() != "":
             return _started(self.pid) != self.started
         return age > DEAD_AFTER_S
@@ -88,7 +88,7 @@ class LeaseHeld(DataError):
 
 
 class LeaseLost(DeglaError):
-    """This driver was taken for dead, and another one may write its folder by now."""
+    """An error of a driver that was taken for dead: another driver may already write its folder."""
 
 
 class Lease:
@@ -169,7 +169,7 @@ class Lease:
                 os.rmdir(self.storage.path())  # refused by the system unless it is empty
 
     def _rivals(self) -> dict[str, Owner]:
-        """The other living claims by name. Deletes dead ones."""
+        """Return the other living claims by name, and delete dead ones."""
         stamps = _stamps(self.storage)
         if self._name not in stamps:  # taken for dead while it asked
             self._claim(owns=False)
@@ -195,7 +195,7 @@ class Lease:
             return None  # given back in between
 
     def _beat(self) -> None:
-        """Touches the claim until the end. A store that is away is told of, and asked again."""
+        """Touch the claim until the lease ends; report an unreachable store and retry."""
         touched = time.monotonic()
         while not self._stop.wait(HEARTBEAT_S):
             try:
@@ -215,7 +215,7 @@ class Lease:
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)  # ends a blocking call too
 
     def _touch(self) -> bool:
-        """Renews the claim's time stamp; False where it was taken over."""
+        """Renew the claim's time stamp; return False if the claim was taken over."""
         others = [name for name in _stamps(self.storage) if name != self._name]
         owners = [owner for owner in map(self._read, others) if owner is not None and owner.owns]
         if owners or not self.storage.is_file(self._name):
@@ -228,7 +228,7 @@ class Lease:
 
 
 def owned(uri: str) -> AbstractContextManager[object]:
-    """The lease of a stage's folder; nothing for a finished one, which no stage writes again."""
+    """Return the lease of a stage's folder; a null context if it is finished and not written again."""
     return contextlib.nullcontext() if is_complete(uri) else Lease(Storage(uri))
 
 
@@ -237,7 +237,7 @@ def _is_local(storage: Storage) -> bool:
 
 
 def _stamps(storage: Storage) -> dict[str, float]:
-    """Time stamp of every claim of a folder, in seconds of the store's clock."""
+    """Return the time stamp of every claim in a folder, in seconds of the store's clock."""
     selector = pafs.FileSelector(storage.path(), allow_not_found=True)
     return {
         info.base_name: info.mtime.timestamp()
@@ -247,7 +247,7 @@ def _stamps(storage: Storage) -> dict[str, float]:
 
 
 def _machine() -> str:
-    """The boot of this machine and its process namespace; empty where the system does not tell."""
+    """Return this machine's boot id and process namespace; empty if the system does not provide them."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
@@ -256,7 +256,7 @@ def _machine() -> str:
 
 
 def _started(pid: int) -> str:
-    """When a process started, in clock ticks after boot; empty for one that has ended."""
+    """Return when a process started, in clock ticks after boot; empty if it has ended."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

@@ -2,8 +2,7 @@
 
 A URI may carry a password (`https://USER:PASSWORD@HOST`, `s3://KEY:SECRET@BUCKET`, `?api_key=…`). Everything
 that is written as JSON, hashed, logged to MLflow or printed goes through `masked`; only what is opened keeps
-the secret. Passwords are better
-given in the environment variables of the store.
+the secret. Passwords are better given in the store's environment variables.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ _QUERY = re.compile(
 
 
 def masked(text: str) -> str:
-    """`text` with the credentials of every URI in it replaced by `***`."""
+    """Return `text` with the credentials of every URI in it replaced by `***`."""
     if "://" not in text:
         return text
     return _QUERY.sub(rf"\1{MASK}", _USERINFO.sub(f"://{MASK}@", text))

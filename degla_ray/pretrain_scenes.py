@@ -1,4 +1,4 @@
-"""Makes `scenes-base`, the small model that the demo starts from: plain CLIP on scenes, from random weights.
+"""Train `scenes-base`, the small model that the demo starts from: plain CLIP on scenes, from random weights.
 
     python jobs/pretrain_scenes.py --config jobs/configs/pretrain_scenes.yaml
 
@@ -39,9 +39,9 @@ ARCHITECTURE = Path(__file__).parent / "model" / "configs" / "scenes-tiny.json"
 
 
 def pretrain_scenes(config: PretrainScenesConfig) -> str:
-    """Prepares, trains, evaluates, exports to `config.export`; returns that folder.
+    """Prepare, train, evaluate, export to `config.export` and return that folder.
 
-    Killed and called again, it continues; finished, it exports again in seconds.
+    A killed call continues when repeated; a finished one only exports again, in seconds.
     """
     if "://" in config.output:
         raise SettingError("output", config.output, "a local folder: open_clip opens the architecture there")
@@ -88,7 +88,7 @@ def pretrain_scenes(config: PretrainScenesConfig) -> str:
 
 
 def _architecture(config: PretrainScenesConfig, prepared: str) -> str:
-    """A copy of the tower's JSON beside a tokenizer made from the captions to train on."""
+    """Return a copy of the architecture's JSON, beside a tokenizer trained on the training captions."""
     folder = Path(config.output) / "architecture"
     target = folder / ARCHITECTURE.name
     if not target.exists() or target.read_bytes() != ARCHITECTURE.read_bytes():

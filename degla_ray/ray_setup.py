@@ -1,7 +1,7 @@
-"""Joins the Ray cluster a job runs in, or starts Ray on this machine.
+"""Join the Ray cluster that a job runs in, or start Ray on this machine.
 
-Every job calls `start` before it touches Ray. Which of the two happens is the only thing that differs
-between a laptop and a cluster. A Ray started here has a private temporary folder (a file left by a dead
+Every job calls `start` before it uses Ray. Which of the two happens is the only difference between a laptop
+and a cluster. A locally started Ray has a private temporary folder (a file left by a dead
 cluster in the shared one breaks later ones), a token made for this process (Ray listens on every network
 interface), and no dashboard: it starts in 3 s, and progress is on the console and in MLflow.
 
@@ -57,15 +57,15 @@ _lock: IO[str] | None = None
 
 
 def set_environment() -> None:
-    """Sets Ray's switches where the user has not; some are read at `import ray`, so jobs call this first."""
+    """Set Ray's variables unless the user has; some are read at `import ray`, so jobs call this first."""
     for name, value in _PROCESS_ENV.items():
         os.environ.setdefault(name, value)
 
 
 def start(config: RayConfig, *, include_dashboard: bool = False) -> None:
-    """Makes Ray ready: joins `config.address`, or the cluster of this submitted job, or starts one here.
+    """Join `config.address` or the cluster of this submitted job, else start Ray locally.
 
-    Starts and joins nothing if this process has a Ray already.
+    Does nothing if Ray is already initialised in this process.
 
     Args:
         config: where Ray runs.
@@ -93,17 +93,17 @@ def start(config: RayConfig, *, include_dashboard: bool = False) -> None:
 
 
 def in_submitted_job() -> bool:
-    """Whether `ray job submit` started this process, in a temporary copy of what was submitted."""
+    """Return whether `ray job submit` started this process, in a temporary copy of the submitted files."""
     return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
 
 
 def is_local() -> bool:
-    """Whether this process runs a Ray that `start` started, which cannot grow."""
+    """Return whether `start` started Ray in this process; a local Ray cannot grow."""
     return _temp_dir is not None
 
 
 def stop() -> None:
-    """Leaves the cluster; ends a Ray that `start` started and removes its temporary folder."""
+    """Leave the cluster, or end the Ray that `start` started and remove its temporary folder."""
     global _temp_dir, _lock
     import ray
 
@@ -134,7 +134,7 @@ def _join(address: str, *, in_job: bool) -> None:
 
 
 def _demand_token() -> None:
-    """Only this process and its children may talk to the Ray that it starts (unless the user chose else)."""
+    """Restrict the local Ray to this process and its children, unless the user set RAY_AUTH_MODE."""
     if "RAY_AUTH_MODE" in os.environ:
         return
     raylet: Any = importlib.import_module("ray._raylet")  # compiled, and its type stub lacks these names
@@ -182,10 +182,10 @@ def _start_local(config: RayConfig, include_dashboard: bool) -> None:
 
 
 def remove_abandoned(parent: Path) -> None:
-    """Removes the temporary folders of processes that were killed: those whose lock nobody holds.
+    """Remove the temporary folders of killed processes, recognised by a lock that nobody holds.
 
     Args:
-        parent: folder in which the temporary folders lie.
+        parent: folder that contains the temporary folders.
     """
     for lock in parent.glob(f"{_PREFIX}*/{_LOCK}"):
         try:
@@ -197,7 +197,7 @@ def remove_abandoned(parent: Path) -> None:
 
 
 def _configure_data() -> None:
-    """Ray Data's errors as they were raised; its warnings, but not its plans and progress bars."""
+    """Configure Ray Data to raise original errors and log warnings, without plans and progress bars."""
     import ray.data  # sets up its logging when it is imported
 
     context = ray.data.DataContext.get_current()
@@ -213,6 +213,6 @@ def _configure_data() -> None:
 
 
 def _python_path() -> str:
-    """Module path with which workers import this very degla_ray."""
+    """Return the PYTHONPATH with which workers import this copy of degla_ray."""
     rest = os.environ.get("PYTHONPATH")
     return f"{REPO_ROOT}{os.pathsep}{rest}" if rest else str(REPO_ROOT)

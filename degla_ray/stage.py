@@ -27,7 +27,7 @@ _ABSENT = "(absent)"
 
 
 def shard_of(key: str, num_shards: int) -> int:
-    """Shard number in [0, num_shards) of an id: a stable hash of its content."""
+    """Return the shard of an id in [0, num_shards), by a stable hash."""
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big") % num_shards
 
 
@@ -36,7 +36,7 @@ def part_name(shard: int, num_shards: int) -> str:
 
 
 def absolute_from(base: str, value: Any) -> Any:
-    """The way back of `relative_to`."""
+    """Make the relative paths that `relative_to` wrote absolute again."""
     if isinstance(value, Mapping):
         return {key: absolute_from(base, each) for key, each in value.items()}
     if isinstance(value, list | tuple):
@@ -91,7 +91,7 @@ class StageFolder:
         return bool(self.manifest["complete"])
 
     def pending(self) -> list[int]:
-        """Shards without a receipt, ascending. A shard's receipt is written after all its parts."""
+        """Return the shards without a receipt, ascending; a receipt follows all parts of its shard."""
         done = set(self.storage.names("receipts"))
         return [s for s in range(self.num_shards) if f"{s:05d}.json" not in done]
 
@@ -108,12 +108,12 @@ class StageFolder:
     def write_part_tables(
         self, dataset: str, shard: int, schema: pa.Schema, tables: Iterable[pa.Table], row_group_rows: int
     ) -> int:
-        """`write_part` from tables that come one by one; returns the number of rows."""
+        """Write a part from tables that arrive one by one, and return the number of rows."""
         name = part_name(shard, self.num_shards)
         return self.storage.write_tables(schema, tables, dataset, name, row_group_rows=row_group_rows)
 
     def counts(self) -> dict[str, int]:
-        """Sum of all receipts' counts. Half-written receipts, of a job that was killed, are not read."""
+        """Return the sum of all receipts' counts. Half-written receipts of a killed job are not read."""
         total: dict[str, int] = {}
         pending = set(self.pending())
         for shard in (s for s in range(self.num_shards) if s not in pending):
@@ -122,7 +122,7 @@ class StageFolder:
         return total
 
     def reopen(self, shards: Iterable[int]) -> None:
-        """Makes finished shards pending again; their parts stay until they are written anew."""
+        """Make finished shards pending again; their parts stay until they are rewritten."""
         for shard in (reopened := list(shards)):
             self.storage.delete_file("receipts", f"{shard:05d}.json")
         if reopened and self.complete:
@@ -130,7 +130,7 @@ class StageFolder:
             self.storage.write_json(self.manifest, MANIFEST)
 
     def finish(self, extra_counts: Mapping[str, int] | None = None) -> dict[str, int]:
-        """Marks the folder complete and stores the summed counts in the manifest."""
+        """Mark the folder complete, store the summed counts in the manifest and return them."""
         if self.pending():
             raise DataError(self.storage.uri, f"{len(self.pending())} shards without a receipt", "none")
         for name in self.storage.names_below():

@@ -1,10 +1,9 @@
-"""MLflow: runs found by content and place, never by a global "active run".
+"""MLflow tracking: runs are identified by fingerprint and folder, never by a global "active run".
 
-A run carries the tags `degla.fingerprint` and `degla.folder`; whoever asks for the same fingerprint and
-folder again (a restarted job, a resumed training) gets the same run, so a crash leaves no duplicate, and two
-folders of the same settings have two runs. Where tracking is off, `find_or_create_run` returns None and
-every other function given that None does nothing. Trade-off:
-importing MLflow takes about 2 s, so it is imported at first use only.
+A run carries the tags `degla.fingerprint` and `degla.folder`. A restarted job or a resumed training with the
+same fingerprint and folder gets the same run, so a crash leaves no duplicate, and two folders with the same
+settings have two runs. If tracking is off, `find_or_create_run` returns None, and every other function does
+nothing when given that None. Importing MLflow takes about 2 s, so it is imported on first use.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ NAME_LENGTH = 250
 
 
 def resolved(config: TrackingConfig) -> TrackingConfig:
-    """The config with an absolute sqlite path, for passing to a process with another working directory."""
+    """Return the config with an absolute SQLite path, for a process with another working directory."""
     path = _sqlite_path(config.uri)
     return config if path is None else dataclasses.replace(config, uri=f"sqlite:///{path}")
 
@@ -57,19 +56,19 @@ def find_or_create_run(
     tags: Mapping[str, str] | None = None,
     parent_run_id: str | None = None,
 ) -> str | None:
-    """The run of this fingerprint and folder, set running again, or a new one.
+    """Resume the run of this fingerprint and folder, or create it, and return its id.
 
     Args:
         config: where to log.
-        name: shown in MLflow's list; of a new run only.
-        fingerprint: of the settings; with `folder` and `parent_run_id` it identifies the run.
+        name: name of a new run, shown in MLflow.
+        fingerprint: fingerprint of the settings; with `folder` and `parent_run_id` it identifies the run.
         folder: URI of the folder that the run writes.
-        params: any nested config; logged as dotted names, cut to MLflow's lengths.
-        tags: further tags; logged also on a run that is found.
-        parent_run_id: the sweep that this run belongs to.
+        params: any nested config; logged under dotted names, truncated to MLflow's limits.
+        tags: further tags; also set on an existing run.
+        parent_run_id: run of the sweep that this run belongs to.
 
     Returns:
-        The run id; None where tracking is off.
+        The run id; None if tracking is off.
 
     Raises:
         SettingError: the store cannot be opened, or the experiment was deleted.
@@ -112,9 +111,10 @@ def running(
     tags: Mapping[str, str] | None = None,
     parent_run_id: str | None = None,
 ) -> Iterator[str | None]:
-    """`find_or_create_run`, and that run's end: FINISHED, KILLED where it was stopped, else FAILED.
+    """Find or create a run, and end it as FINISHED, KILLED (if the job was stopped) or FAILED.
 
-    What still runs below it ends with it: a sweep's trials are processes that are killed without a word.
+    If it does not finish, child runs that are still running end as KILLED too: a sweep's trials are killed
+    without a chance to end their own runs.
     """
     run_id = find_or_create_run(config, name, fingerprint, folder, params, tags, parent_run_id)
     try:
@@ -131,13 +131,13 @@ def running(
 def log_metrics(
     config: TrackingConfig, run_id: str | None, metrics: Mapping[str, float], step: int | None = None
 ) -> None:
-    """Logs one value a name. NaN and infinities are left out: no store draws them.
+    """Log one value per name, except NaN and infinities, which no store plots.
 
     Args:
         config: where to log.
         run_id: the run.
         metrics: name -> value.
-        step: global step of a curve; none for a run's one result, which is not logged a second time.
+        step: step of a curve; None for a single result, which is not logged again if unchanged.
     """
     if run_id is None:
         return
@@ -156,14 +156,14 @@ def log_metrics(
 
 
 def last_step(config: TrackingConfig, run_id: str | None, metric: str) -> int:
-    """The last step at which a run has a value of `metric`; 0 where it has none."""
+    """Return the last step at which a run has a value of `metric`; 0 if it has none."""
     if run_id is None:
         return 0
     return max((m.step for m in _client(config).get_metric_history(run_id, metric)), default=0)
 
 
 def set_tags(config: TrackingConfig, run_id: str | None, tags: Mapping[str, str]) -> None:
-    """Sets (overwrites) tags of a run."""
+    """Set tags of a run, overwriting existing values."""
     if run_id is None:
         return
     from mlflow.entities import RunTag
@@ -177,12 +177,12 @@ def set_tags(config: TrackingConfig, run_id: str | None, tags: Mapping[str, str]
 def log_dataset(
     config: TrackingConfig, run_id: str | None, name: str, digest: str, source: str, context: str
 ) -> None:
-    """Names a dataset as an input of a run, so that MLflow shows who made and who used it.
+    """Record a dataset as an input of a run, so that MLflow shows which runs made and used it.
 
     Args:
         config: where to log.
         run_id: the run.
-        name: shown.
+        name: name shown in MLflow.
         digest: fingerprint of the folder.
         source: URI of the folder.
         context: `training`, or `output` of the run that made it.
@@ -209,7 +209,7 @@ def log_files(
     names: Iterable[str],
     artifact_path: str | None = None,
 ) -> None:
-    """Uploads files of a folder on any filesystem, under their names in it."""
+    """Upload files of a folder on any filesystem, under their names in it."""
     if run_id is None:
         return
     with tempfile.TemporaryDirectory(prefix="degla-") as temporary:
@@ -223,9 +223,9 @@ def log_files(
 def log_table(
     config: TrackingConfig, run_id: str | None, name: str, columns: Mapping[str, Sequence[object]]
 ) -> None:
-    """Uploads columns of equal length as `NAME.json`, a table that MLflow's UI shows and `load_table` reads.
+    """Upload columns of equal length as `NAME.json`, a table that MLflow's UI shows and `load_table` reads.
 
-    In place of one of that name; MLflow's own function would append to it.
+    Replaces a table of that name, unlike MLflow's own function, which appends.
     """
     if run_id is None:
         return
@@ -238,13 +238,13 @@ def log_table(
 
 
 def finish(config: TrackingConfig, run_id: str | None, status: str = "FINISHED") -> None:
-    """Ends a run: `FINISHED`, `FAILED` or `KILLED`."""
+    """End a run with a status: `FINISHED`, `FAILED` or `KILLED`."""
     if run_id is not None:
         _client(config).set_terminated(run_id, status)
 
 
 def run_tags(config: TrackingConfig, run_id: str) -> dict[str, str]:
-    """All tags of a run.
+    """Return all tags of a run.
 
     Raises:
         DataError: the store has no such run.
@@ -258,13 +258,13 @@ def run_tags(config: TrackingConfig, run_id: str) -> dict[str, str]:
 
 
 def download_artifacts(config: TrackingConfig, run_id: str, path: str, target: str | Path) -> Path:
-    """Copies artifact folder `path` of a run below `target`; returns the local folder."""
+    """Download artifact folder `path` of a run into `target` and return the local folder."""
     Path(target).mkdir(parents=True, exist_ok=True)
     return Path(_client(config).download_artifacts(run_id, path, str(target)))
 
 
 def _running_below(config: TrackingConfig, run_id: str | None) -> list[str]:
-    """Runs of a sweep that nobody has ended."""
+    """Return the ids of a run's child runs that are still running."""
     if run_id is None:
         return []
     client = _client(config)
@@ -311,7 +311,7 @@ def _experiment(client: MlflowClient, config: TrackingConfig) -> str:
 
 
 def _log_params(client: MlflowClient, run_id: str, params: Mapping[str, Any], known: set[str]) -> None:
-    """Params are written once in MLflow: those that a found run already has stay as they are."""
+    """Log the params that are not `known`: MLflow params cannot be overwritten."""
     from mlflow.entities import Param
 
     flat = {_legal_name(k): _cut(v, PARAM_LENGTH) for k, v in flatten(canonical(params)).items()}
@@ -321,7 +321,7 @@ def _log_params(client: MlflowClient, run_id: str, params: Mapping[str, Any], kn
 
 
 def _legal_name(name: str) -> str:
-    """`name` within MLflow's alphabet; long names keep their distinguishing end."""
+    """Return `name` in MLflow's alphabet; long names keep their distinguishing end."""
     cleaned = re.sub(r"[^\w\-. /:]", "_", name)
     cleaned = "/".join(part for part in cleaned.split("/") if part not in ("", ".", ".."))
     return cleaned[-NAME_LENGTH:].lstrip("/") or "_"
@@ -333,7 +333,7 @@ def _cut(value: object, length: int) -> str:
 
 
 def _sqlite_path(uri: str) -> Path | None:
-    """Absolute file of a sqlite URI; None for any other store."""
+    """Return the absolute file path of a SQLite URI; None for any other store."""
     return (
         Path(uri.removeprefix("sqlite:///")).expanduser().absolute() if uri.startswith("sqlite:///") else None
     )

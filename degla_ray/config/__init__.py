@@ -1,8 +1,8 @@
-"""Every setting of every job, one dataclass a concern.
+"""Settings of all jobs, one dataclass per concern.
 
-jsonargparse turns these into YAML files, dotted command-line overrides and `--help`; the docstring
+jsonargparse derives YAML files, dotted command-line overrides and `--help` from them. The docstring
 under a field is its help text and states its unit. Impossible combinations raise at construction.
-Environment variables are read nowhere here.
+No environment variable is read here.
 """
 
 from degla_ray.config.chains import ChainConfig, PretrainScenesConfig, TuneConfig
@@ -59,7 +59,7 @@ JOBS: dict[str, type] = {
     "export_negclip_tsv": ExportNegclipTsvConfig,
     "pretrain_scenes": PretrainScenesConfig,
 }
-"""Settings of each job, in the order in which a project uses them."""
+"""Settings class of each job, in the order in which a project uses the jobs."""
 
 __all__ = [
     "ABLATIONS",

@@ -1,4 +1,4 @@
-"""Settings that every job has, and how an impossible combination is refused."""
+"""Settings shared by all jobs, and the check that rejects impossible combinations."""
 
 from __future__ import annotations
 
@@ -8,27 +8,28 @@ from degla_ray.errors import SettingError
 
 
 def require(ok: bool, setting: str, found: object, expected: str) -> None:
+    """Raise SettingError unless `ok`."""
     if not ok:
         raise SettingError(setting, found, expected)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RayConfig:
-    """Where Ray runs. Nothing else differs between a laptop and a cluster."""
+    """Where Ray runs: the only settings that differ between a laptop and a cluster."""
 
     address: str | None = None
-    """Address of a running cluster; none joins the one a submitted job runs in, else starts Ray here."""
+    """Address of a running cluster; null: join the cluster of the submitted job, else start Ray locally."""
     num_cpus: int | None = None
-    """Logical CPUs of a Ray started here; none means the machine's, but at least 8."""
+    """Logical CPUs of a locally started Ray; null: those of the machine, but at least 8."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrackingConfig:
-    """MLflow."""
+    """Settings of MLflow tracking."""
 
     enabled: bool = True
     """Log to MLflow."""
     uri: str = "sqlite:///runs/mlflow.db"
     """MLflow tracking URI."""
     experiment: str = "degla-ray"
-    """MLflow experiment, made if it does not exist."""
+    """MLflow experiment; created if it does not exist."""

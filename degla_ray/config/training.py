@@ -1,4 +1,4 @@
-"""Settings of `train`: model, objective, teacher, optimizer, data; and of `neighbours`, which it may use."""
+"""Settings of `train` (model, objective, teacher, optimizer, data) and of `neighbours`."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from degla_ray.config.shared import RayConfig, TrackingConfig, require
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Which open_clip model, and from which weights."""
+    """An open_clip model and its weights."""
 
     name: str = "scenes-base"
     """open_clip name, path of a JSON config or model folder, `hf-hub:ORG/REPO`, or `scenes-base`."""
     pretrained: str | None = None
-    """open_clip tag, checkpoint file or model folder; none: the folder's own weights, else random ones."""
+    """open_clip tag, checkpoint file or model folder; null: the folder's own weights, else random weights."""
     random_init: bool = False
-    """Random weights whatever the folder holds; all jobs but `train` refuse random weights without it."""
+    """Use random weights even if the folder has weights; only `train` accepts random weights without this."""
     resize_positions: bool = False
-    """Interpolate position embeddings of another image size or context length, as open_clip does."""
+    """Interpolate position embeddings if image size or context length differs, as open_clip does."""
     allow_activation_mismatch: bool = False
-    """Load weights made with QuickGELU into a GELU model, or the reverse, anyway."""
+    """Allow loading weights trained with QuickGELU into a GELU model, or the reverse."""
     mean: tuple[float, float, float] | None = None
-    """Mean that is taken from each colour (pixels are 0 to 1); None: what the weights state."""
+    """Mean subtracted from each channel (pixels are 0 to 1); null: the value stored with the weights."""
     std: tuple[float, float, float] | None = None
-    """Standard deviation that each colour is divided by; None: what the weights state."""
+    """Standard deviation that divides each channel; null: the value stored with the weights."""
     interpolation: Literal["bicubic", "bilinear"] | None = None
-    """Interpolation when images are resized; None: what the weights state."""
+    """Interpolation for resizing images; null: the value stored with the weights."""
     resize_mode: Literal["shortest", "squash", "longest"] | None = None
-    """Resize the shortest edge and crop, squash to the size, or resize the longest edge and pad; None: what
-    the weights state."""
+    """Resize the shortest edge and crop, squash to the size, or resize the longest edge and pad; null: the
+    value stored with the weights."""
 
     def __post_init__(self) -> None:
         require(self.std is None or min(self.std) > 0, "model.std", self.std, "numbers above 0")
@@ -44,12 +44,12 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "degla_frozen_teacher": {},  # TeacherConfig.kind, set by TrainConfig
     "degla_released": {"tgc_negatives": "released", "distill_reduction": "sum", "lambda_distill": 0.005},
 }
-"""Objectives that are `degla` but for these settings, which they fix."""
+"""Ablations of `degla`, each with the settings it fixes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig:
-    """What is minimised. The defaults are the published settings of each method."""
+    """The training loss. The defaults are the published settings of each method."""
 
     name: Literal[
         "clip",
@@ -62,25 +62,25 @@ class ObjectiveConfig:
         "degla_frozen_teacher",
         "degla_released",
     ] = "degla"
-    """`clip` has no negatives; `degla_...` are ablations, which fix the settings that they name."""
+    """`clip` uses no negatives; `degla_...` are ablations, which fix the settings that they name."""
     negatives_per_caption: int | None = None
-    """K: negatives drawn for a caption at each visit; none: 0 with clip, 1 with negclip, else 4."""
+    """K, negatives drawn each time a caption is visited; null: 0 for clip, 1 for negclip, else 4."""
     lambda_igc: float = 0.1
-    """Weight of image-grounded contrast (degla)."""
+    """Weight of the image-grounded contrast (degla)."""
     lambda_tgc: float = 0.1
-    """Weight of text-grounded contrast (degla)."""
+    """Weight of the text-grounded contrast (degla)."""
     lambda_distill: float = 1.28
-    """Weight of the distance to the teacher (degla, mean form; 1.28 = the released 0.005 * 256)."""
+    """Weight of self-distillation, the distance to the teacher (degla, mean; 1.28 = released 0.005 * 256)."""
     tgc_temperature: float = 10.0
-    """Inverse temperature of text-grounded contrast."""
+    """Inverse temperature of the text-grounded contrast."""
     tgc_negatives: Literal["own", "released"] = "own"
-    """Whose negatives text-grounded contrast sees: the caption's own (paper) or as the released code."""
+    """Negatives in the text-grounded contrast: the caption's own (paper), or those of the released code."""
     distill_reduction: Literal["mean", "sum"] = "mean"
-    """`mean` keeps its meaning at any batch size; `sum` is the released code's."""
+    """Reduction of the distillation loss: `mean` (independent of batch size) or `sum` (released code)."""
     focal_gamma: float = 0.0
-    """Focal exponent of image- and text-grounded contrast; 0 is plain cross-entropy (degla)."""
+    """Focal exponent of the image- and text-grounded contrasts; 0 is plain cross-entropy (degla)."""
     label_smoothing: float = 0.0
-    """Share of the target spread over caption and own negatives in both contrasts, 0 to 1 (degla)."""
+    """Share of the target (0 to 1) spread over the caption and its negatives in both contrasts (degla)."""
     lambda_cmr: float = 0.2
     """Weight of the cross-modal ranking hinge (ceclip)."""
     lambda_imc: float = 0.3
@@ -88,7 +88,7 @@ class ObjectiveConfig:
     cmr_threshold_max: float = 10.0
     """Largest adaptive margin of the hinge, in logits (ceclip)."""
     imc_target: Literal["paper", "released"] = "paper"
-    """What intra-modal contrast aims at: the pair, or the first negative as the released code (ceclip)."""
+    """Target of the intra-modal contrast: the pair, or the first negative as in released code (ceclip)."""
 
     def __post_init__(self) -> None:
         known = get_args(get_type_hints(ObjectiveConfig)["name"])
@@ -117,28 +117,28 @@ class ObjectiveConfig:
 
     @property
     def family(self) -> Literal["clip", "negclip", "ceclip", "degla"]:
-        """The method; ablations belong to `degla`."""
+        """Return the method; ablations belong to `degla`."""
         return "degla" if self.name in ABLATIONS else self.name  # type: ignore[return-value]
 
     @property
     def num_negatives(self) -> int:
-        """K. Not set at construction: a default that depends on `name` must stay open until that is known."""
+        """Return K. It is resolved here, not at construction, because its default depends on `name`."""
         if self.negatives_per_caption is not None:
             return self.negatives_per_caption
         return {"clip": 0, "negclip": 1}.get(self.name, 4)
 
     @property
     def wants_teacher(self) -> bool:
-        """Whether a term with a weight needs the teacher's features."""
+        """Return whether a term with non-zero weight needs teacher features."""
         return self.family == "degla" and bool(self.lambda_tgc or self.lambda_distill)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherConfig:
-    """The teacher that DeGLA holds its student to."""
+    """The teacher from which DeGLA's student is distilled."""
 
     kind: Literal["ema", "frozen", "none"] = "ema"
-    """`ema` follows the student; `frozen` stays at its starting weights; `none` where no term needs one."""
+    """`ema` averages the student's weights; `frozen` keeps the starting weights; `none`: no teacher."""
     decay: float = 0.9996
     """Decay per `reference_batch` samples (ema)."""
     reference_batch: int = 256
@@ -151,7 +151,7 @@ class TeacherConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW with linear warm-up and cosine to 0."""
+    """AdamW with linear warm-up, then cosine decay to 0."""
 
     lr: float = 1e-6
     """Peak learning rate."""
@@ -166,27 +166,27 @@ class OptimizerConfig:
     warmup_steps: int = 50
     """Steps of linear warm-up."""
     clip_grad_norm: float | None = None
-    """Largest global gradient norm; none does not clip."""
+    """Largest global gradient norm; null: no clipping."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdaptConfig:
-    """Which weights are trained, and how fast; the default is all alike."""
+    """Which weights are trained and at which learning rate; by default all, at the same rate."""
 
     freeze: Literal["none", "image", "text"] = "none"
-    """Tower whose weights stay."""
+    """Tower to freeze."""
     freeze_image_blocks: int = 0
-    """First blocks of the image tower that stay, with the embedding before them."""
+    """Number of first blocks of the image tower to freeze, together with its embedding."""
     freeze_text_blocks: int = 0
-    """First blocks of the text tower that stay, with the embedding before them."""
+    """Number of first blocks of the text tower to freeze, together with its embedding."""
     layer_decay: float = 1.0
-    """Factor of the learning rate from each block to the one below it; 1 is the same rate everywhere."""
+    """Learning-rate multiplier from each block to the one below it; 1 gives all blocks the same rate."""
     lora_rank: int = 0
-    """Rank of LoRA adapters on attention and MLPs; all else but logit_scale then stays. 0 trains in full."""
+    """Rank of LoRA adapters on attention and MLPs; all else but logit_scale is then frozen. 0: no LoRA."""
     lora_alpha: float | None = None
-    """An adapter's product counts alpha / rank times; none means alpha = rank."""
+    """LoRA alpha: adapters are scaled by alpha / rank; null: alpha = rank."""
     lora_rate: float = 10.0
-    """Factor of the learning rate for adapters."""
+    """Learning-rate multiplier of the LoRA adapters."""
 
     def __post_init__(self) -> None:
         for setting in ("freeze_image_blocks", "freeze_text_blocks", "lora_rank"):
@@ -197,56 +197,56 @@ class AdaptConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """What is trained on."""
+    """The training data and how it is loaded."""
 
     prepared: str
     """Folder that `prepare` wrote."""
     negatives: str | None = None
-    """Folder that `negatives` wrote; may be none only for objectives without negatives."""
+    """Folder that `negatives` wrote; may be null only for objectives without negatives."""
     neighbours: str | None = None
-    """Folder that `neighbours` wrote: adds a hard-negative image to each (objective negclip)."""
+    """Folder that `neighbours` wrote: adds a hard-negative image to each image (objective negclip)."""
     split: str = "train"
     """Split of the captions to train on."""
     crop_scale_min: float = 0.9
-    """RandomResizedCrop's smallest share of the image's area (0 to 1)."""
+    """Smallest share of the image's area that RandomResizedCrop keeps (0 to 1)."""
     decode_tasks: int = 2
-    """Ray Data tasks that decode for one worker at a time."""
+    """Ray actors that decode for each worker."""
     prefetch_batches: int = 4
     """Batches decoded ahead of each worker."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
-    """When a run's whole state is saved."""
+    """When checkpoints are saved and how many are kept."""
 
     every_steps: int | None = None
-    """Save every so many optimizer steps."""
+    """Save every N steps; null: not by steps."""
     every_minutes: float | None = 10.0
-    """Save every so many minutes."""
+    """Save every N minutes; null: not by time."""
     keep: int = 2
-    """Checkpoints kept."""
+    """Number of latest checkpoints to keep."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ValidationSettings:
-    """Evaluation while a run trains, by tasks beside its workers; it decides nothing of the result."""
+    """Evaluation during training, in tasks beside the workers; it does not affect the training result."""
 
     every_steps: int | None = None
-    """Save a checkpoint and evaluate it every so many optimizer steps; none: never."""
+    """Save a checkpoint and evaluate it every N steps; null: never."""
     suite: str | None = None
     """Folder of test sets; `prepare --source scenes` writes one at OUTPUT/tests."""
     prepared: str | None = None
-    """Folder that `prepare` wrote: adds retrieval over its captions of `split`."""
+    """Folder that `prepare` wrote: adds retrieval over the images and captions of `split`."""
     negatives: str | None = None
-    """Folder that `negatives` wrote for `prepared`: adds caption against own negative."""
+    """Folder that `negatives` wrote for `prepared`: adds each caption against its own negatives."""
     split: str = "val"
     """Split of `prepared` to evaluate on."""
     benchmarks: list[str] = field(default_factory=lambda: ["all"])
-    """Names of benchmarks to run, or [all] that there are files of."""
+    """Benchmarks to run; `[all]` runs every benchmark whose files are present."""
     num_actors: int = 1
-    """Ray Data actors that encode, a logical CPU each."""
+    """Ray Data actors that encode, with one logical CPU each."""
     timeout_minutes: float = 60.0
-    """An evaluation that takes longer, the wait for free CPUs included, is given up; training goes on."""
+    """Time limit of an evaluation in minutes, waiting for CPUs included; training continues after it."""
 
     def __post_init__(self) -> None:
         require(
@@ -272,19 +272,19 @@ class ValidationSettings:
         require(self.timeout_minutes > 0, "validation.timeout_minutes", self.timeout_minutes, "more than 0")
 
     def due(self, step: int) -> bool:
-        """Whether the checkpoint after `step` steps is evaluated."""
+        """Return whether the checkpoint after `step` steps is to be evaluated."""
         return self.every_steps is not None and step > 0 and step % self.every_steps == 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Job `train`."""
+    """Settings of job `train`."""
 
     name: str
-    """Name of the run; its folder also carries the config's fingerprint."""
+    """Name of the run; the config's fingerprint is appended to it to name the run's folder."""
     data: DataConfig
     output: str = "runs/train"
-    """Folder of the runs, any URI pyarrow opens."""
+    """Parent folder of the runs: a path or any URI that pyarrow opens."""
     model: ModelConfig = field(default_factory=ModelConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
@@ -295,25 +295,25 @@ class TrainConfig:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     ray: RayConfig = field(default_factory=RayConfig)
     global_batch_size: int = 256
-    """Samples of one optimizer step over all workers."""
+    """Samples per step, summed over all workers."""
     epochs: float = 5.0
-    """Passes over the split; ignored where `max_steps` is set."""
+    """Passes over the split; ignored if `max_steps` is set."""
     max_steps: int | None = None
-    """Optimizer steps of the whole run, schedule included."""
+    """Steps of the whole run; also the length of the learning-rate schedule; null: `epochs` decides."""
     accumulation_steps: int = 1
-    """Pieces that a worker's rows of a step go through the model in: less memory, the same gradients."""
+    """Micro-batches into which a worker's share of a step is split: less memory, the same gradients."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Autocast type; losses are always fp32."""
+    """Autocast dtype; losses are always computed in fp32."""
     seed: int = 42
-    """Seed of initialisation, order, augmentation and drawing of negatives."""
+    """Seed of initialisation, data order, augmentation and the drawing of negatives."""
     num_workers: int = 1
-    """Ray Train workers (world_size)."""
+    """Number of Ray Train workers (world size)."""
     cpus_per_worker: float = 1.0
-    """Logical CPUs reserved for a worker."""
+    """Logical CPUs reserved for each worker."""
     use_gpu: bool = False
-    """One GPU for each worker (nccl) instead of CPU (gloo)."""
+    """Train on one GPU per worker (NCCL) instead of CPUs (Gloo)."""
     resume: Literal["auto", "never"] = "auto"
-    """`auto` continues a run of the same name and config; `never` refuses if there is one."""
+    """`auto` continues a run of the same name and config; `never` is an error if such a run exists."""
 
     def __post_init__(self) -> None:
         require(self.num_workers >= 1, "num_workers", self.num_workers, "at least 1")
@@ -361,24 +361,24 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class NeighboursConfig:
-    """Job `neighbours`: each image's nearest other ones, as NegCLIP's hard-negative images."""
+    """Settings of job `neighbours`: find each image's nearest other images (NegCLIP's hard negatives)."""
 
     prepared: str
     """Folder that `prepare` wrote."""
     output: str
-    """Folder to write, any URI pyarrow opens."""
+    """Folder to write: a path or any URI that pyarrow opens."""
     model: ModelConfig
-    """What decides which images are near."""
+    """Model whose image features measure similarity."""
     split: str = "train"
     """Split whose images are compared."""
     count: int = 3
-    """Neighbours of each image."""
+    """Number of neighbours per image."""
     num_actors: int = 2
     """Ray Data actors that encode."""
     cpus_per_actor: float = 1.0
-    """Logical CPUs of an actor."""
+    """Logical CPUs reserved for each actor."""
     use_gpu: bool = False
-    """One GPU for each actor."""
+    """Run each actor on one GPU."""
     batch_size: int = 128
     """Images encoded at a time."""
     ray: RayConfig = field(default_factory=RayConfig)

@@ -1,1 +1,1 @@
-"""Batches by step number: order, samples, decoding."""
+"""The loader: data order, samples in memory, and decoding of batches by step."""

@@ -1,11 +1,11 @@
-"""From row numbers to a worker's batch: fetch by address, decode, crop, tokenise. No Ray in here.
+"""Building a worker's batch from row numbers: fetch by address, decode, crop, tokenise. Does not import Ray.
 
-Images leave as uint8: the trainer makes floats of them, so four times fewer bytes travel. A row group of
-16 images is the least that Parquet lets one read; the groups read last stay in memory (up to 256 MiB a
-process), so a data set that fits is read from disk once, and a larger one reads up to 16 times the bytes
-it needs.
+Images are passed on as uint8 and converted to float by the trainer, which transfers a quarter of the bytes.
+The smallest unit that Parquet reads is a row group of 16 images. The latest groups are cached (up to 256 MiB
+per process): a data set that fits is read from disk once, and a larger one reads up to 16 times the bytes it
+needs.
 
-Shape suffixes: B a worker's rows, H W pixels, C colours, L tokens, K negatives.
+Shape suffixes: B a worker's rows, H W pixels, C channels, L tokens, K negatives.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ _RATIO_LOG = (math.log(3 / 4), math.log(4 / 3))
 
 @dataclass(frozen=True, kw_only=True)
 class BatchSpec:
-    """What decides a worker's batches, besides the samples.
+    """Everything that determines a worker's batches, except the samples.
 
     Attributes:
-        order: of the global batches.
-        rank: of the worker.
-        world_size: workers.
-        negatives: K; 0 for an objective without.
+        order: order of the global batches.
+        rank: rank of the worker.
+        world_size: number of workers.
+        negatives: K; 0 for an objective without negatives.
         size: (height, width) of an image in pixels.
         interpolation: PIL's name, e.g. `bicubic`.
         crop_scale_min: smallest share of the image's area that a crop keeps.
@@ -60,19 +60,22 @@ class BatchSpec:
 
 
 class BatchReader:
-    """Makes the local batch of any step; holds open files and the row groups read last."""
+    """A reader of the local batch of any step; it keeps files open and caches the latest row groups."""
 
     def __init__(self, samples: Samples, spec: BatchSpec) -> None:
         self.samples, self.spec = samples, spec
         self._reader = ImageReader(samples)
 
     def read(self, step: int) -> dict[str, NDArray[Any]]:
-        """images uint8 [B, H, W, C], tokens int32 [B, L], negatives int32 [B, K, L], mask bool [B, K].
+        """Return the local batch of a step as arrays by name.
 
-        With hard-negative images, B is twice the worker's rows: behind these, a neighbour of each.
+        With hard-negative images, B is twice the worker's rows: first the rows, then a neighbour of each.
+
+        Returns:
+            images uint8 [B, H, W, C], tokens int32 [B, L], negatives int32 [B, K, L], mask bool [B, K].
 
         Raises:
-            DataError: an image cannot be decoded; names its image_id.
+            DataError: an image cannot be decoded; the error names its image_id.
         """
         spec = self.spec
         visits = spec.order.batch(step, spec.rank, spec.world_size)
@@ -109,7 +112,7 @@ class BatchReader:
 
 
 def with_hard_negatives(visits: Visits, samples: Samples, seed: int) -> Visits:
-    """The visits, and behind them one for each: a caption of a neighbour of its image, both drawn."""
+    """Append to the visits one for each: a random caption of a random neighbour of its image."""
     which_B, caption_B = uniforms(seed, "neighbour", visits, 2).T
     neighbours_BM = samples.neighbour[samples.image[visits.row_B]]
     image_B = neighbours_BM[np.arange(len(which_B)), (which_B * neighbours_BM.shape[1]).astype(np.int64)]
@@ -121,7 +124,7 @@ def with_hard_negatives(visits: Visits, samples: Samples, seed: int) -> Visits:
 
 
 class ImageReader:
-    """Images by number; at most `cache_bytes` of encoded ones stay in memory."""
+    """A reader of images by number that caches at most `cache_bytes` of encoded images."""
 
     def __init__(self, samples: Samples, cache_bytes: int = CACHE_BYTES) -> None:
         self.samples, self.cache_bytes = samples, cache_bytes
@@ -131,10 +134,10 @@ class ImageReader:
         self._bytes = 0
 
     def open(self, number: int) -> Image.Image:
-        """The image as RGB.
+        """Return the image as RGB.
 
         Raises:
-            DataError: it cannot be decoded.
+            DataError: the image cannot be decoded.
         """
         part, group, row = (int(x) for x in self.samples.address[number])
         data = self._group(part, group)[row].as_py()
@@ -166,13 +169,13 @@ class ImageReader:
 def crop_box(
     width: int, height: int, uniform_U: NDArray[np.float64], scale_min: float
 ) -> tuple[int, int, int, int]:
-    """RandomResizedCrop's rectangle (left, top, width, height), by torchvision's procedure.
+    """Return RandomResizedCrop's rectangle (left, top, width, height), by torchvision's procedure.
 
     Args:
-        width: of the image, in pixels.
-        height: of the image, in pixels.
-        uniform_U: 22 numbers in [0, 1) that decide it.
-        scale_min: smallest share of the area; the largest is 1. The aspect ratio lies in 3/4 to 4/3.
+        width: width of the image in pixels.
+        height: height of the image in pixels.
+        uniform_U: 22 numbers in [0, 1) that determine the rectangle.
+        scale_min: smallest share of the area; the largest is 1. The aspect ratio is between 3/4 and 4/3.
     """
     for scale_u, ratio_u in uniform_U[: 2 * _TRIES].reshape(_TRIES, 2):
         area = width * height * (scale_min + (1.0 - scale_min) * scale_u)
@@ -182,7 +185,7 @@ def crop_box(
             top = int(uniform_U[-2] * (height - h + 1))
             left = int(uniform_U[-1] * (width - w + 1))
             return left, top, w, h
-    # the middle, as wide as the ratio's bounds allow
+    # fallback: a centre crop, as large as the bounds of the ratio allow
     ratio = width / height
     w = round(height * 4 / 3) if ratio > 4 / 3 else width
     h = round(width / (3 / 4)) if ratio < 3 / 4 else height

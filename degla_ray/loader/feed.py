@@ -1,14 +1,13 @@
-"""Feeds one worker its batches in order, decoded outside its process.
+"""The loader of one worker: batches in order, decoded outside the worker's process.
 
-`decode_tasks` Ray actors a worker (on CPU nodes, where there are some) make whole local batches; step s
-goes to actor s mod n, at most `prefetch_batches` are under way, and they are taken in order. That window
-is the back-pressure. An actor that dies is started again and its batches are made again: a batch is a
-function of its step number.
+Each worker has `decode_tasks` Ray actors (on CPU nodes, if there are any), which build whole local batches.
+Step s goes to actor s mod n, at most `prefetch_batches` are in flight, and they are consumed in order; this
+window is the back-pressure. An actor that dies is restarted and its batches are rebuilt, because a batch is a
+function of its step.
 
-Why not Ray Data here: tried with one batch a block and the order preserved, it fed the same batches, but
-took 5 to 10 s to its first batch (this: 0.3 s plus the actors' imports) and 7 to 12 ms of the trainer's
-own CPU a step (this: under 3 ms), and the pipelines of several workers share the cluster's CPUs without
-knowing of each other.
+Why not Ray Data: with one batch per block and the order preserved it yielded the same batches, but took 5 to
+10 s to the first batch (here: 0.3 s plus the actors' imports) and 7 to 12 ms of the trainer's CPU time per
+step (here: under 3 ms), and the pipelines of several workers compete for the cluster's CPUs.
 """
 
 from __future__ import annotations
@@ -31,21 +30,21 @@ from degla_ray.loader.decode import BatchReader, BatchSpec
 from degla_ray.loader.tokens import Compared, compare
 
 DECODER_CPUS = 0.5
-"""Logical CPUs of a decoder. It waits for its trainer most of the time where training is the slower one."""
+"""Logical CPUs of a decoder, which mostly waits for its trainer when training is the bottleneck."""
 DEADLINE_S = 600.0
-"""A batch that takes longer than this, in seconds, ends the run."""
+"""Seconds to wait for a batch before the run fails."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LocalBatch:
-    """A worker's part of a global batch, on the CPU.
+    """A worker's share of a global batch, on the CPU.
 
     Attributes:
         step: number of the global batch.
         images_BHWC: uint8.
         tokens_BL: int32.
-        negatives_BKL: int32; zeros where there is none.
-        mask_BK: bool, which negatives exist.
+        negatives_BKL: int32; zeros for missing negatives.
+        mask_BK: bool; True for valid negatives.
     """
 
     step: int
@@ -56,10 +55,10 @@ class LocalBatch:
 
 
 class Decoder:
-    """A BatchReader as an actor, made at its first call: one that was started again is then whole too."""
+    """An actor around a BatchReader, created on the first call so that a restarted actor needs no setup."""
 
     def __init__(self) -> None:
-        import open_clip  # noqa: F401  # seconds, spent while the trainers start; the tokenizer needs it
+        import open_clip  # noqa: F401  # for the tokenizer; takes seconds, spent while the trainers start
 
         torch.set_num_threads(1)
         self._arguments: list[Any] | None = None
@@ -67,8 +66,8 @@ class Decoder:
         self._tokenizer: Callable[..., Any] | None = None
 
     def read(self, samples_and_spec: list[Any], step: int) -> dict[str, NDArray[Any]]:
-        """The local batch of a step; the first argument holds references, the same at every call of a run."""
-        if self._reader is None or samples_and_spec != self._arguments:  # other ones after a restart
+        """Return the local batch of a step; the first argument holds references to Samples and BatchSpec."""
+        if self._reader is None or samples_and_spec != self._arguments:  # they change when workers restart
             self._arguments, self._reader = samples_and_spec, BatchReader(*ray.get(samples_and_spec))
         return self._reader.read(step)
 
@@ -82,7 +81,7 @@ class Decoder:
 
 
 def start_decoders(num_workers: int, each: int) -> list[list[Any]]:
-    """Actors for every worker, started by the driver: they are ready sooner and outlive a lost worker."""
+    """Start every worker's decoders from the driver: they are ready sooner and outlive a lost worker."""
     actor = ray.remote(Decoder).options(
         num_cpus=DECODER_CPUS, max_restarts=-1, max_task_retries=-1, scheduling_strategy="SPREAD"
     )
@@ -95,19 +94,19 @@ def end_decoders(decoders: list[list[Any]]) -> None:
 
 
 class Feed:
-    """Iterates over the local batches of steps [first, last).
+    """An iterable over the local batches of steps [first, last).
 
     Args:
         samples_ref: reference to the Samples.
-        spec: what else decides the batches.
-        first: step to begin with.
-        last: step to end before.
+        spec: everything else that determines the batches.
+        first: first step.
+        last: step before which to end.
         decoders: this worker's actors.
-        prefetch: batches under way at a time, at least one for each decoder.
+        prefetch: maximum batches in flight; raised to one per decoder.
 
     Attributes:
-        wait_s: seconds that the worker waited for a batch, the first not counted.
-        first_wait_s: seconds until the first batch.
+        wait_s: seconds that the worker waited for batches, except the first.
+        first_wait_s: seconds that the worker waited for the first batch.
     """
 
     def __init__(

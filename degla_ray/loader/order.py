@@ -1,16 +1,16 @@
-"""Which rows are visited when: pure functions of a seed, the same on any number of workers.
+"""The order of the data: pure functions of a seed, independent of the number of workers.
 
-Every row is one (image, caption) pair. Epoch e visits all rows in a permutation made from (seed, e)
-alone; the epochs are laid end to end, and global batch g is visits [g*B, (g+1)*B) of that line. So an
-epoch's last rows share a batch with the next epoch's first ones: no row is dropped, and no batch is
-short. Worker r of W takes the r-th contiguous piece of each global batch, so the order inside the global
-batch does not depend on W either. Resuming at step s is starting at batch s: there is no state to save.
+Every row is one (image, caption) pair. Epoch e visits all rows in a permutation that depends only on
+(seed, e). The epochs are concatenated, and global batch g is visits [g*B, (g+1)*B) of the sequence. An
+epoch's last rows thus share a batch with the next epoch's first rows: no row is dropped, and no batch is
+short. Worker r of W takes the r-th contiguous share of each global batch, so the order within the global
+batch does not depend on W either. Resuming at step s means starting at batch s; there is no state to save.
 
 All choices (order, drawn negatives, crops) come from a SplitMix64 hash of (seed, purpose, epoch, row),
-not from a library's random generator, so they are the same under every version of numpy. Trade-off: an
-epoch's order costs one argsort of the rows (about 1 s for 10 M) in every process that asks for it.
+not from a library's random generator, so they are the same with every version of numpy. Trade-off: an
+epoch's order costs one argsort of the rows (about 1 s for 10 M) in every process that needs it.
 
-Shape suffixes: B rows asked for, K negatives drawn, M most negatives of a row, N all rows.
+Shape suffixes: B requested rows, K drawn negatives, M maximum negatives of a row, N all rows.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True, kw_only=True)
 class Visits:
-    """Visits in order.
+    """A sequence of visits to rows.
 
     Attributes:
-        epoch_B: epoch that the visit belongs to, int64.
-        row_B: row number that is visited, int64.
+        epoch_B: int64, epoch of each visit.
+        row_B: int64, row number of each visit.
     """
 
     epoch_B: Ints
@@ -41,10 +41,10 @@ class Visits:
 
 @dataclass(frozen=True, kw_only=True)
 class BatchOrder:
-    """The line of all global batches.
+    """The sequence of all global batches.
 
     Attributes:
-        seed: decides every epoch's permutation.
+        seed: seed of every epoch's permutation.
         num_rows: rows of the split.
         batch_size: samples of a global batch.
     """
@@ -54,7 +54,7 @@ class BatchOrder:
     batch_size: int
 
     def batch(self, step: int, rank: int = 0, world_size: int = 1) -> Visits:
-        """A worker's piece of global batch `step` (0-based); with the defaults, the whole batch.
+        """Return a worker's share of global batch `step` (0-based); by default, the whole batch.
 
         Raises:
             ValueError: the batch does not divide among the workers.
@@ -74,33 +74,33 @@ class BatchOrder:
         return Visits(epoch_B=epoch_B, row_B=row_B)
 
     def begins_epoch(self, step: int) -> bool:
-        """Whether an epoch's first row is visited in global batch `step`."""
+        """Return whether global batch `step` contains the first visit of an epoch."""
         return -step * self.batch_size % self.num_rows < self.batch_size
 
     def steps(self, epochs: float) -> int:
-        """Global batches that visit every row at least `epochs` times (rounded up, at least 1)."""
+        """Return the number of global batches in `epochs` passes over the rows (rounded up, at least 1)."""
         return max(1, math.ceil(epochs * self.num_rows / self.batch_size))
 
 
 @lru_cache(maxsize=2)  # a batch spans two epochs at most, unless the split is smaller than the batch
 def permutation(seed: int, epoch: int, num_rows: int) -> Ints:
-    """Row numbers in the order of an epoch, read-only int64 [N]."""
+    """Return the row numbers in the order of an epoch, read-only int64 [N]."""
     order_N = np.argsort(_hash(seed, "order", epoch, np.arange(num_rows)), kind="stable")
     order_N.setflags(write=False)
     return order_N
 
 
 def draw_negatives(seed: int, visits: Visits, count_B: Ints, k: int) -> tuple[Ints, NDArray[np.bool_]]:
-    """K of each row's negatives, drawn without repetition.
+    """Draw K of each row's negatives without replacement.
 
     Args:
-        seed: of the run.
-        visits: which rows, in which epochs; the draw depends on both.
-        count_B: how many negatives each row has, M at most.
-        k: how many to draw.
+        seed: seed of the run.
+        visits: rows and their epochs; the draw depends on both.
+        count_B: number of negatives of each row, at most M.
+        k: number of negatives to draw per row.
 
     Returns:
-        index_BK: position of each drawn negative among its row's, 0 where there is none.
+        index_BK: position of each drawn negative among its row's negatives, 0 if missing.
         mask_BK: False where a row has fewer than K negatives.
     """
     most = max(int(count_B.max(initial=0)), k)
@@ -114,28 +114,28 @@ def draw_negatives(seed: int, visits: Visits, count_B: Ints, k: int) -> tuple[In
 
 
 def uniforms(seed: int, purpose: str, visits: Visits, count: int) -> NDArray[np.float64]:
-    """[B, count] numbers in [0, 1), a function of (seed, purpose, epoch, row) alone."""
+    """Return [B, count] numbers in [0, 1), a function of (seed, purpose, epoch, row) only."""
     drawn = _hash(seed, purpose, visits.epoch_B[:, None], visits.row_B[:, None], np.arange(count))
     return (drawn >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:
-    """Seed of a worker's torch generators at one step (a model with dropout): 63 bits."""
+    """Return a 63-bit seed for a worker's torch generators at one step (for dropout)."""
     return int(_hash(seed, "torch", step, rank).item()) >> 1
 
 
 def _hash(seed: int, purpose: str, *parts: Ints | int) -> NDArray[np.uint64]:
-    """64 well-mixed bits for each element of the broadcast `parts`."""
+    """Return a 64-bit hash for each element of the broadcast `parts`."""
     start = int.from_bytes(hashlib.blake2b(f"{seed}/{purpose}".encode(), digest_size=8).digest(), "big")
     mixed = np.array(start, dtype=np.uint64)
     for part in parts:
-        # at least 1-d: arrays, unlike numpy's scalars, wrap around without a warning
+        # at least 1-d, because arrays, unlike numpy's scalars, wrap around without a warning
         mixed = _splitmix64(np.atleast_1d(mixed ^ np.asarray(part).astype(np.uint64)))
     return mixed
 
 
 def _splitmix64(state: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """The output function of SplitMix64 (Steele, Lea, Flood 2014) at state + its increment."""
+    """Return the output of SplitMix64 (Steele, Lea, Flood 2014) for `state` plus the increment."""
     z = state + np.uint64(0x9E3779B97F4A7C15)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

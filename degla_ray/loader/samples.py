@@ -1,9 +1,9 @@
-"""What is trained on, in memory and addressable by row number; the images stay on disk.
+"""The training samples in memory, addressable by row number; the images stay on disk.
 
-Row r is the r-th caption of the split in the order of `sample_id`, whatever shards it lay in. Captions and
+Row r is the r-th caption of the split in the order of `sample_id`, independent of shards. Captions and
 negatives are Arrow arrays, so one copy in Ray's object store serves every process of a node without
-being unpickled: 414k captions with ten negatives each take about 0.3 GB. Of the images there is only an
-address (part, row group, row in the group), found by reading the `image_id` column once.
+unpickling: 414k captions with ten negatives each take about 0.3 GB. Images are represented by their address
+(part, row group, row in the group), found by reading the `image_id` column once.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ class Samples:
         image: [N] int64, index into the images.
         image_id: [I] large_string.
         address: [I, 3] int32: part, row group, row in the row group.
-        negative: [G] large_string, those of row r at `first_negative[r]:first_negative[r + 1]`.
+        negative: [G] large_string; row r's negatives are `first_negative[r]:first_negative[r + 1]`.
         first_negative: [N + 1] int64.
-        neighbour: [I, M] int64, each image's neighbours as indices into the images, -1 where there is
-            none; M = 0 without hard-negative images.
-        row_of: [N] int64, the rows ordered by image: those of image i at `first_row[i]:first_row[i + 1]`.
+        neighbour: [I, M] int64, each image's neighbours as indices into the images, -1 for none; M = 0
+            without hard-negative images.
+        row_of: [N] int64, rows ordered by image; image i's rows are `first_row[i]:first_row[i + 1]`.
         first_row: [I + 1] int64.
     """
 
@@ -60,11 +60,11 @@ class Samples:
 
 
 def load_samples(config: DataConfig, *, with_negatives: bool) -> Samples:
-    """Reads captions, negatives and the images' addresses; images are not read.
+    """Load captions, negatives and the addresses of the images; the images themselves are not read.
 
     Raises:
-        DataError: an input folder is not what it should be, a caption's image is missing, or there are
-            no negatives for this split.
+        DataError: an input folder is missing, unfinished or of another stage, a caption's image is missing,
+            or there are no negatives for this split.
         SettingError: the split does not exist.
     """
     storage, _ = read_complete(config.prepared, "prepare")
@@ -118,7 +118,7 @@ def _image_addresses(storage: Storage) -> tuple[pa.LargeStringArray, NDArray[np.
 def _negatives(
     config: DataConfig, sample_id: pa.LargeStringArray
 ) -> tuple[pa.LargeStringArray, NDArray[np.int64]]:
-    """Each row's negatives, in an order that does not depend on how they lay in parts."""
+    """Return each row's negatives, in an order that does not depend on the shards."""
     assert config.negatives is not None  # TrainConfig demands it of objectives with negatives
     storage, _ = read_complete(config.negatives, "negatives")
     table = storage.read_dataset("negatives", NEGATIVES, ["sample_id", "kind", "negative"])
@@ -163,5 +163,5 @@ def _none(rows: int) -> tuple[pa.LargeStringArray, NDArray[np.int64]]:
 
 
 def _large(column: pa.ChunkedArray) -> pa.LargeStringArray:
-    """One contiguous array with 64-bit offsets: a `string` array ends at 2 GB of text."""
+    """Return one contiguous array with 64-bit offsets: a `string` array is limited to 2 GB of text."""
     return pa.concat_arrays(column.cast(pa.large_string()).chunks or [pa.array([], pa.large_string())])

@@ -1,9 +1,9 @@
-"""What the model's tokenizer leaves of captions and negatives, looked at before training.
+"""Removal, before training, of negatives that the model's tokenizer cannot distinguish.
 
-A tokenizer cuts a text at the model's context length, and may lower-case it. A negative whose tokens equal
-its caption's would push the caption away from itself, so it is dropped; of a caption's negatives that share
-their tokens, the first stays. What is dropped is listed in the run's folder (`rejects/`), and counted in
-`tokens.json`. The decoders tokenise, about 10,000 texts a second each: 200 s for 2 M negatives on one.
+A tokenizer truncates a text at the model's context length, and may lower-case it. A negative with the same
+tokens as its caption would push the caption away from itself, so it is dropped; of a caption's negatives with
+equal tokens, the first is kept. Dropped negatives are listed in the run's folder (`rejects/`) and counted in
+`tokens.json`. Each decoder tokenises about 10,000 texts per second: 200 s for 2 M negatives on one.
 
 Shape suffixes: R rows (captions), G their negatives, L tokens.
 """
@@ -30,18 +30,18 @@ from degla_ray.storage import Storage
 
 COUNTS, REJECTS_FOLDER = "tokens.json", "rejects"
 CHUNK_ROWS = 2000
-"""Captions that a decoder compares at a time, with their negatives."""
+"""Captions (with their negatives) that a decoder compares per call."""
 _REASONS = {1: RejectReason.SAME_AS_CAPTION, 2: RejectReason.DUPLICATE_NEGATIVE}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Compared:
-    """What tokenising found of some rows.
+    """The result of comparing some rows after tokenisation.
 
     Attributes:
         length: the model's context length, in tokens.
-        cut: captions that are longer.
-        fault_G: uint8: 0, or 1 for the caption's tokens, 2 for those of an earlier negative.
+        cut: number of captions that are longer.
+        fault_G: uint8; 1: same tokens as the caption, 2: same tokens as an earlier negative, else 0.
     """
 
     length: int
@@ -51,15 +51,15 @@ class Compared:
 
 @dataclass(frozen=True, kw_only=True)
 class Counts:
-    """What the tokenizer of a run's model left of its captions and negatives.
+    """Counts of truncated captions and dropped negatives of a run.
 
     Attributes:
         length: the model's context length, in tokens.
-        captions: of the split.
-        captions_cut: those that are longer than `length`.
-        negatives: before any was dropped.
-        same_as_caption: negatives dropped for having their caption's tokens.
-        duplicate_negative: negatives dropped for having the tokens of another one of their caption.
+        captions: captions of the split.
+        captions_cut: captions longer than `length`.
+        negatives: negatives before any was dropped.
+        same_as_caption: negatives dropped because their tokens equal their caption's.
+        duplicate_negative: negatives dropped because their tokens equal an earlier negative's.
     """
 
     length: int
@@ -105,12 +105,12 @@ def compare(samples: Samples, tokenizer: Callable[..., Any], first: int, last: i
 def settle(
     run: Storage, samples: Samples, model: ModelConfig, decoders: list[list[Any]]
 ) -> tuple[Samples, Counts]:
-    """Return the samples without the negatives that the model cannot tell apart, and what was counted.
+    """Return the samples without the negatives that the model cannot tell apart, and the counts.
 
     Args:
-        run: the run's folder, which gets `tokens.json` and `rejects/`.
-        samples: of the split.
-        model: whose tokenizer decides.
+        run: the run's folder, to which `tokens.json` and `rejects/` are written.
+        samples: samples of the split.
+        model: model whose tokenizer is used.
         decoders: actors that tokenise.
 
     Raises:
@@ -150,7 +150,7 @@ def settle(
 
 
 def _cut(tokenizer: Callable[..., Any], texts: list[str], tokens_RL: NDArray[Any]) -> NDArray[np.bool_]:
-    """Whether one more token of context shows more of a text: another token, or its end further on."""
+    """Return whether each text is truncated: one more token of context would show more of it."""
     length = tokens_RL.shape[1]
     longer = np.asarray(tokenizer([*texts, ""], context_length=length + 1))
     padding = longer[-1, -1]

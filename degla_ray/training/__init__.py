@@ -1,1 +1,1 @@
-"""Training: batch order and resume, one worker's loop, Ray Train around it."""
+"""Training: checkpoints, the loop of one worker, and the Ray Train driver."""

@@ -1,15 +1,15 @@
-"""A checkpoint is everything that a run needs to go on: written whole or not at all, nothing pickled.
+"""Checkpoints: everything a run needs to resume, written completely or not at all, without pickle.
 
     checkpoint_000000120/
       student.safetensors  teacher.safetensors  optimizer.safetensors   (`exp_avg/<parameter>` ...)
       state.json           step, samples, applied steps, scaler, order, RNG, config, versions, activation
-      trace.jsonl          one line a step so far
+      trace.jsonl          one line per step so far
       complete.json        written last: each file's size and CRC-32
 
-A folder without `complete.json`, or whose files have other sizes, is not a checkpoint: a killed run leaves
-such folders, and so does Ray's deletion of an old one. That is why looking through the run folder is
-safe here, and finds also what Ray Train's own record missed because it was killed before it looked.
-Trade-off: each file is made in memory before it is written (0.6 GB for ViT-B/32's weights).
+A folder without `complete.json`, or with files of other sizes than recorded there, is not a checkpoint: a
+killed run leaves such folders, and so does Ray's deletion of an old one. Listing the run's folder is
+therefore safe, and it also finds checkpoints that Ray Train was killed before recording.
+Trade-off: each file is built in memory before it is written (0.6 GB for ViT-B/32's weights).
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(kw_only=True)
 class Parts:
-    """What a checkpoint is made of and restored into.
+    """The training state that a checkpoint saves and restores.
 
     Attributes:
         student: the open_clip model itself, not a wrapper.
-        teacher: none where the objective needs none.
-        optimizer: over the student's parameters.
-        scaler: of fp16; disabled otherwise.
+        teacher: None if the objective needs no teacher.
+        optimizer: optimizer of the student's parameters.
+        scaler: gradient scaler for fp16; disabled otherwise.
     """
 
     student: nn.Module
@@ -62,14 +62,14 @@ def folder_name(step: int) -> str:
 
 
 def save(run: Storage, step: int, parts: Parts, state: dict[str, Any], trace: list[str]) -> str:
-    """Writes the checkpoint after `step` steps into the run's folder; returns its name.
+    """Write the checkpoint after `step` steps into the run's folder and return its name.
 
     Args:
         run: the run's folder.
         step: steps done.
-        parts: what to save.
-        state: JSON: everything else.
-        trace: a line of JSON a step.
+        parts: the training state to save.
+        state: everything else, as JSON.
+        trace: one line of JSON per step.
     """
     name = folder_name(step)
     _delete(run, name)  # what a killed run may have left
@@ -89,19 +89,19 @@ def save(run: Storage, step: int, parts: Parts, state: dict[str, Any], trace: li
 
 
 def complete(run: Storage) -> dict[int, str]:
-    """Steps done -> folder of every whole checkpoint of a run, ascending."""
+    """Return the complete checkpoints of a run as {steps done: folder}, ascending."""
     return {
         step: name for step, name in _received(run).items() if _damaged(run, name, bytes_too=False) is None
     }
 
 
 def latest(run: Storage) -> int:
-    """Return the steps of the latest checkpoint that holds the very bytes written; 0 where there is none yet.
+    """Return the step of the latest checkpoint whose checksums match; 0 if there is no checkpoint yet.
 
-    A later one that does not is named in a warning: the run goes on from the one before.
+    A warning names each later, damaged checkpoint; the run resumes from the one before it.
 
     Raises:
-        DataError: there are checkpoints, and none is what was written.
+        DataError: all existing checkpoints are damaged.
     """
     damaged = None
     for step, name in reversed(_received(run).items()):
@@ -119,10 +119,10 @@ def latest(run: Storage) -> int:
 
 
 def load(run: Storage, name: str, parts: Parts) -> tuple[dict[str, Any], list[str]]:
-    """Restores `parts` in place; returns state.json and the trace.
+    """Restore `parts` in place and return state.json and the trace.
 
     Raises:
-        DataError: a file does not hold what was written.
+        DataError: a file is missing or its checksum does not match.
     """
     receipt = run.read_json(name, COMPLETE)
     state = json.loads(_checked(run, name, STATE, receipt))
@@ -137,21 +137,21 @@ def load(run: Storage, name: str, parts: Parts) -> tuple[dict[str, Any], list[st
 
 
 def load_student(run: Storage, name: str, student: nn.Module) -> None:
-    """Restores the student's weights only; it has the adapters that the run's student has.
+    """Restore only the student's weights; `student` must have the same adapters as the run's student.
 
     Raises:
-        DataError: the file does not hold what was written.
+        DataError: the file is missing or its checksum does not match.
     """
     receipt = run.read_json(name, COMPLETE)
     student.load_state_dict(safetensors.torch.load(_checked(run, name, STUDENT, receipt)), strict=True)
 
 
 def tidy(run: Storage) -> int | None:
-    """Makes a run's folder fit to go on after a kill; returns the steps of its latest whole checkpoint.
+    """Clean up a run's folder so that it can resume after a kill; return the step of its latest checkpoint.
 
-    Deletes half-written and half-deleted checkpoints, later ones whose bytes changed, whole ones that nobody
-    refers to but the latest, and Ray Train's record where it is broken or names a checkpoint that is gone
-    (Ray writes it in place, and refuses to start from such a one).
+    Deletes incomplete checkpoints, damaged ones later than the one to resume from, and complete ones that
+    Ray Train's record does not name (except the latest). Also deletes that record if it is broken or names
+    a missing checkpoint: Ray writes it in place, and refuses to start from such a record.
     """
     step = latest(run)
     whole = {s: name for s, name in complete(run).items() if s <= step}
@@ -183,18 +183,18 @@ def _size(run: Storage, *parts: str) -> int | None:
 
 
 def _received(run: Storage) -> dict[int, str]:
-    """Steps done -> folder of every checkpoint that was finished once, ascending."""
+    """Return the checkpoints that have a `complete.json` as {steps done: folder}, ascending."""
     names = [name for name in _folders(run) if _FOLDER.fullmatch(name) and run.exists(name, COMPLETE)]
     return {int(name.rpartition("_")[2]): name for name in sorted(names)}
 
 
 def _damaged(run: Storage, name: str, bytes_too: bool = True) -> str | None:
-    """The first file of a finished checkpoint that is not what was written; None where all are.
+    """Return the path of the first damaged file of a finished checkpoint; None if all are intact.
 
     Args:
         run: the run's folder.
-        name: of the checkpoint.
-        bytes_too: read the files; else their sizes are compared only.
+        name: name of the checkpoint.
+        bytes_too: also read the files and compare checksums, not only sizes.
     """
     try:
         receipt = {f: (e["bytes"], e["crc32"]) for f, e in run.read_json(name, COMPLETE).items()}
@@ -212,7 +212,7 @@ def _delete(run: Storage, name: str) -> None:
 
 
 def _recorded(run: Storage) -> set[str] | None:
-    """Names of the checkpoints that Ray Train's record holds; None where it cannot be read."""
+    """Return the names of the checkpoints in Ray Train's record; None if it cannot be read."""
     if not run.exists(RAY_SNAPSHOT):
         return set()
     try:
@@ -233,7 +233,7 @@ def _checked(run: Storage, name: str, file: str, receipt: dict[str, Any]) -> byt
 
 
 def _stored(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    # a copy each: safetensors refuses tensors that share memory
+    # copied, because safetensors refuses tensors that share memory
     return {name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}
 
 
@@ -256,6 +256,6 @@ def _restore_optimizer(student: nn.Module, optimizer: torch.optim.Optimizer, fla
 
 
 def _names(student: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
-    """Parameter names in the order in which the optimizer numbers them."""
+    """Return the parameter names in the order in which the optimizer numbers them."""
     name = {id(parameter): name for name, parameter in student.named_parameters()}
     return [name[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]

@@ -1,12 +1,12 @@
-"""One step's gradients: both towers forward, the objective, backward; whole, or in pieces.
+"""Gradients of one step: both towers forward, the objective, backward; in one batch or in micro-batches.
 
-In pieces (`accumulation_steps`), features are cached as in GradCache (arXiv 2101.06983): all pieces go
-through the towers without a graph, the objective is computed once on the features of the whole batch and
-gives their gradients, and each piece goes through the towers again to carry them on. So m pieces have
-exactly the gradients of one batch, of `logit_scale` too, at one piece's memory and one more forward pass
-(a third more time).
+With micro-batches (`accumulation_steps`), features are cached as in GradCache (arXiv 2101.06983). All
+micro-batches pass through the towers without a graph; the objective is computed once on the features of the
+whole batch; then each micro-batch passes through the towers again to backpropagate the feature gradients.
+The result equals the gradients of one batch, `logit_scale` included, with the memory of one micro-batch and
+one more forward pass (a third more time).
 
-Shape suffixes: B own rows, K negatives, V negatives that exist, L tokens, X = B + V texts, H W C pixels.
+Shape suffixes: B own rows, K negatives, V valid negatives, L tokens, X = B + V texts, H W C pixels.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ class _Towers(nn.Module):
 def freeze_unreached(student: nn.Module, loaded: LoadedModel) -> list[str]:
     """Freeze the parameters that no loss reaches, such as CoCa's caption decoder, and return their names.
 
-    DistributedDataParallel waits for a gradient of each parameter that is trained. One backward pass over a
-    blank image tells which get one; in eval mode, so that it changes no buffer.
+    DistributedDataParallel waits for a gradient of every trainable parameter. One backward pass over a blank
+    image shows which parameters get one. It runs in eval mode, so that it changes no buffer.
     """
     training, device = student.training, next(student.parameters()).device
     image_BCHW = torch.zeros(1, 3, *loaded.preprocess_cfg["size"], device=device)
@@ -67,15 +67,15 @@ def freeze_unreached(student: nn.Module, loaded: LoadedModel) -> list[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class _Piece:
-    """Rows that go through the towers at once."""
+    """A micro-batch: rows that pass through the towers at once."""
 
     images_BCHW: Tensor
     tokens_XL: Tensor
-    """Captions, then those negatives that exist."""
+    """Captions, then the valid negatives."""
     mask_BK: Tensor
 
     def rows(self, txt_XD: Tensor) -> tuple[Tensor, Tensor]:
-        """txt_BD and neg_BKD."""
+        """Split text features into txt_BD and neg_BKD (zeros for missing negatives)."""
         B, K = self.mask_BK.shape
         neg_BKD = txt_XD.new_zeros(B, K, txt_XD.shape[1])
         neg_BKD[self.mask_BK] = txt_XD[B:]
@@ -83,10 +83,10 @@ class _Piece:
 
 
 class Gradients:
-    """Computes them into the student's parameters.
+    """Gradient computation for one worker.
 
     Attributes:
-        state: what the objective carries to the next step.
+        state: the objective's state, carried from step to step.
     """
 
     def __init__(
@@ -105,15 +105,15 @@ class Gradients:
         self._mean_C11, self._std_C11 = mean[:, None, None] * 255.0, std[:, None, None] * 255.0
 
     def compute(self, batch: LocalBatch, scaler: torch.amp.GradScaler, seed: int) -> dict[str, Tensor]:
-        """Adds the gradients of a step to the parameters'.
+        """Accumulate the gradients of a step in the student's parameters.
 
         Args:
             batch: this worker's rows.
-            scaler: the loss is scaled by it before the backward pass.
-            seed: of torch's generators, for a model with dropout; a piece is the same each time.
+            scaler: scales the loss before the backward pass.
+            seed: seed of torch's generators, so that both passes of a micro-batch have the same dropout.
 
         Returns:
-            The objective's terms of own rows, and `logit_scale`, without gradient.
+            The objective's terms over this worker's rows, and `logit_scale`, detached.
         """
         pieces = [self._piece(p) for p in _split(batch, self.config.accumulation_steps)]
         compute = self._whole if len(pieces) == 1 else self._in_pieces
@@ -148,7 +148,7 @@ class Gradients:
         for i, piece in enumerate(pieces):
             own = slice(first, first := first + len(piece.mask_BK))
             last = i == len(pieces) - 1
-            # Workers' gradients are averaged once, with the last piece.
+            # Gradients are averaged over the workers only once, with the last micro-batch.
             quiet = not last and isinstance(self._towers, DistributedDataParallel)
             with self._towers.no_sync() if quiet else nullcontext():  # type: ignore[operator]
                 student, _, *found = self._forward(self._towers, piece, seed + i, teach=False)
@@ -167,7 +167,7 @@ class Gradients:
     def _forward(
         self, towers: nn.Module, piece: _Piece, seed: int, teach: bool = True
     ) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor, Tensor | None]:
-        """Features of the student, those of the teacher, logit_scale and logit_bias."""
+        """Return the student's features, the teacher's features, logit_scale and logit_bias."""
         torch.manual_seed(seed)
         dtype = _AUTOCAST.get(self.config.precision)
         with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):

@@ -1,6 +1,6 @@
-"""What the driver tells the workers of a run, and the names of the files that they leave for it.
+"""The data that the driver passes to the workers, and the names of the files they write for it.
 
-Imports neither torch nor open_clip, so that a driver that only waits starts seconds sooner.
+This module imports neither torch nor open_clip, which saves the driver seconds at start-up.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from degla_ray.config import TrainConfig
 from degla_ray.loader.order import BatchOrder
 
 PULSE_S = 1.0
-"""Seconds between two meetings of the workers, about."""
+"""Approximate log interval in seconds."""
 REPORT_S = 5.0
-"""Seconds between two reports to Ray Train and writings of the trace, about."""
+"""Approximate seconds between reports to Ray Train, and between writes of the trace."""
 PROGRESS, ERROR = "progress.json", "error.json"
 EXPORT_STUDENT, EXPORT_TEACHER = "export_student", "export_teacher"
 TRACE = "trace.jsonl"
@@ -22,17 +22,17 @@ TRACE = "trace.jsonl"
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What every worker is told.
+    """Arguments of every worker.
 
     Attributes:
-        config: of the run; paths in it are absolute.
-        fingerprint: of the run.
-        run_folder: URI.
+        config: the run's config, with absolute paths.
+        fingerprint: fingerprint of the run.
+        run_folder: URI of the run's folder.
         samples: reference to the Samples in Ray's object store.
-        decoders: each worker's actors.
-        order: of the global batches.
-        total_steps: of the whole run.
-        versions: of the libraries, for the record.
+        decoders: decoder actors of each worker, by rank.
+        order: order of the global batches.
+        total_steps: steps of the whole run.
+        versions: library versions, recorded in checkpoints.
     """
 
     config: TrainConfig

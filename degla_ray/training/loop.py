@@ -1,9 +1,10 @@
-"""One worker of a training run: what Ray Train starts `num_workers` times.
+"""The training loop of one worker; Ray Train starts `num_workers` of them.
 
-Every worker takes its contiguous piece of each global batch; `gradients.py` computes its gradients and
-DistributedDataParallel averages them, which objectives/gather.py makes the single-process ones. About once
-a second all workers meet at a pulse: loss terms are averaged there (not every step, so a GPU is not waited
-for), and worker 0 decides for all whether to save and when to meet next.
+Every worker takes its contiguous share of each global batch. `gradients.py` computes the gradients and
+DistributedDataParallel averages them; objectives/gather.py makes the average equal the single-process
+gradients. The workers synchronise once per log interval, about a second: loss terms are averaged there
+rather than at every step, so that no step waits for the GPU, and worker 0 decides for all whether to save
+and when the next interval ends.
 """
 
 from __future__ import annotations
@@ -51,16 +52,16 @@ from degla_ray.training.optimizer import build_optimizer, clamp_logit_scale, lea
 from degla_ray.training.speed import SpeedMeter
 
 MAX_SKIPPED = 25
-"""Steps in a row that fp16's scaler may skip. Each halves its scale, from 65,536 to 0.002 by then."""
+"""Consecutive steps that fp16's scaler may skip. Each halves its scale: 25 take it from 65,536 to 0.002."""
 
 
 def train_worker(arguments: dict[str, Any]) -> None:
-    """Trains from the latest checkpoint, or the start, to the end; worker 0 exports the models.
+    """Train from the latest checkpoint, or from the start, to the end; worker 0 then exports the models.
 
-    A DeglaError is left in the run's folder as `error.json`, where the driver finds it. It would come again
-    after a restart, so a worker group that was started again after one ends at once.
+    A DeglaError is written to the run's folder as `error.json` for the driver. It would recur after a
+    restart, so a restarted worker group that finds this file ends at once.
     """
-    # Ray 2.60 tells of every report at INFO, through a logger that is named after the file.
+    # Ray 2.60 logs every report at INFO, through a logger that is named after the file.
     logging.getLogger(ray_context.__file__).setLevel(logging.WARNING)
     job: Job = arguments["job"]
     run = Storage(job.run_folder)
@@ -71,7 +72,7 @@ def train_worker(arguments: dict[str, Any]) -> None:
     except DeglaError as error:
         run.write_json({"message": str(error)}, ERROR)
         if ray.train.get_context().get_world_size() > 1:
-            raise  # the others may wait for this one: only Ray Train can end them
+            raise  # the other workers may wait for this one: only Ray Train can end them
 
 
 class _Worker:
@@ -94,10 +95,10 @@ class _Worker:
             optimizer=build_optimizer(student, self.config.optimizer, self.config.adapt, device=self.device),
             scaler=torch.amp.GradScaler(self.device.type, enabled=self.config.precision == "fp16"),
         )
-        self.done = 0  # steps: batches visited
-        self.applied = 0  # optimizer steps: fewer where the scaler skipped some
-        self.skipped = 0  # the latest steps, in a row, that the scaler skipped
-        self.trace: list[str] = []  # JSON; a float's repr brings back the same float
+        self.done = 0  # steps: batches consumed
+        self.applied = 0  # optimizer steps: fewer than steps if the scaler skipped some
+        self.skipped = 0  # consecutive latest steps that the scaler skipped
+        self.trace: list[str] = []  # JSON lines; a float's repr round-trips exactly
         objective_state = self._restore()
         self.gradients = Gradients(student, self.parts.teacher, self.config, self.loaded.preprocess_cfg)
         self.gradients.state = objective_state
@@ -132,14 +133,14 @@ class _Worker:
             self._export()
 
     def _step(self, batch: LocalBatch) -> dict[str, Tensor | float]:
-        """One optimizer step; returns this worker's loss terms and what else the trace holds."""
+        """Run one step and return this worker's row of the trace: loss terms and learning rate."""
         config, parts = self.config, self.parts
         lr = learning_rate(config.optimizer, self.applied, self.job.total_steps)
         set_learning_rate(parts.optimizer, lr)
         parts.optimizer.zero_grad(set_to_none=True)
         if self.job.order.begins_epoch(batch.step):
             self.gradients.state = {}
-        # Seeded anew at every step: dropout, where a model has some, is then the same in a resumed run.
+        # Reseeded at every step, so that dropout (if the model has any) is the same in a resumed run.
         terms = self.gradients.compute(batch, parts.scaler, step_seed(config.seed, batch.step, self.rank))
         if config.optimizer.clip_grad_norm is not None:
             parts.scaler.unscale_(parts.optimizer)
@@ -154,7 +155,10 @@ class _Worker:
         return {**terms, "lr": lr}
 
     def _optimizer_step(self) -> bool:
-        """False where the scaler found infinite gradients (on all workers alike) and skipped the step."""
+        """Apply the gradients; return False if the scaler skipped the step because some were not finite.
+
+        The result is the same on all workers.
+        """
         scaler = self.parts.scaler
         before = scaler.get_scale()
         scaler.step(self.parts.optimizer)
@@ -162,8 +166,8 @@ class _Worker:
         return scaler.get_scale() >= before
 
     def _restore(self) -> State:
-        """Goes back to the latest checkpoint, if any; returns the objective's state."""
-        # worker 0's view counts: on some filesystems a listing lags
+        """Restore the latest checkpoint, if any, and return the objective's state."""
+        # Worker 0's listing decides: on some filesystems listings lag.
         steps = self.broadcast([checkpoint.latest(self.run) if self.rank == 0 else 0])[0]
         if steps == 0:
             return {}
@@ -176,8 +180,8 @@ class _Worker:
         self.done, self.applied = state["step"], state["applied"]
         known = ray.train.get_checkpoint()
         if known is None or Path(known.path).name < name:
-            # Saved, but Ray Train was killed before it wrote that down. (A later one whose bytes changed
-            # stays in its record until it is written anew.)
+            # Saved, but Ray Train was killed before recording it. (A later, damaged checkpoint stays in
+            # Ray Train's record until it is rewritten.)
             self._report({"step": steps}, name)
         return {k: torch.tensor(v, device=self.device) for k, v in state["objective_state"].items()}
 
@@ -201,9 +205,9 @@ class _Worker:
         self._report(metrics, name)
 
     def _report(self, metrics: dict[str, Any], name: str) -> None:
-        """Tells Ray Train of the checkpoint after `done` steps, and has it evaluated where that is due.
+        """Report the checkpoint after `done` steps to Ray Train, and request its validation if it is due.
 
-        Every worker calls this; checkpoint and validation come from worker 0 (Ray refuses one alone).
+        Every worker calls this, but only worker 0 passes both (Ray refuses a validation alone).
         """
         due = self.rank == 0 and self.config.validation.due(self.done)
         if due:
@@ -212,7 +216,7 @@ class _Worker:
             metrics,
             checkpoint=self._handle(name),
             checkpoint_dir_name=name,
-            # The checkpoint lies where it belongs already.
+            # The checkpoint is already in its final place.
             checkpoint_upload_mode=ray.train.CheckpointUploadMode.NO_UPLOAD,
             validation=due,
         )
@@ -225,7 +229,7 @@ class _Worker:
         return ray.train.Checkpoint(path, filesystem=storage.storage_filesystem)
 
     def broadcast(self, numbers: list[int]) -> list[int]:
-        """Worker 0's numbers, on every worker."""
+        """Return worker 0's numbers on every worker."""
         if self.world_size == 1:
             return numbers
         tensor = torch.tensor(numbers, dtype=torch.int64, device=self.device)
@@ -252,10 +256,10 @@ class _Worker:
 
 
 class _Pulse:
-    """The workers' meetings: trace, progress, checkpoints, reports.
+    """The work at the end of each log interval: trace, progress, checkpoints, reports.
 
     Attributes:
-        next: steps done at the next meeting, the same on all workers.
+        next: step at which the log interval ends, the same on all workers.
     """
 
     def __init__(self, worker: _Worker) -> None:
@@ -317,7 +321,7 @@ class _Pulse:
         self._met = time.monotonic()
 
     def _average(self) -> list[dict[str, float]]:
-        """The rows since the last meeting, averaged over the workers, as plain numbers."""
+        """Return the rows of this log interval, averaged over the workers, as plain numbers."""
         worker = self.worker
         names = [k for k, v in self._rows[0].items() if isinstance(v, Tensor)]
         stacked = torch.stack([torch.stack([row[k] for k in names]) for row in self._rows]).double()  # type: ignore[misc]
@@ -334,7 +338,7 @@ class _Pulse:
                     worker.config.optimizer.lr,
                     f"a lower one: the loss of step {number} is not finite ({_terms(rows[-1])})",
                 )
-        # The very first skip is how the scaler finds its scale.
+        # A single skip at the start is normal: the scaler searches for its scale.
         nothing_learned = worker.applied == 0 and worker.done == worker.job.total_steps and worker.skipped > 1
         if worker.skipped >= MAX_SKIPPED or nothing_learned:
             raise SettingError(

@@ -1,7 +1,6 @@
-"""AdamW in groups, linear warm-up then cosine to 0, and the bound on logit_scale.
+"""AdamW parameter groups, the learning-rate schedule, and the bound on logit_scale.
 
-The learning rate is a function of the step number, not a scheduler with a state: a resumed run asks for
-its step and gets the same rate.
+The learning rate is a function of the step, not a stateful scheduler, so a resumed run gets the same rate.
 """
 
 from __future__ import annotations
@@ -20,10 +19,10 @@ MAX_LOGIT_SCALE = math.log(100.0)
 def build_optimizer(
     model: nn.Module, config: OptimizerConfig, adapt: AdaptConfig | None = None, *, device: torch.device
 ) -> torch.optim.AdamW:
-    """AdamW over all trainable parameters; those with fewer than 2 dimensions get no weight decay.
+    """Return AdamW over all trainable parameters; those with fewer than 2 dimensions get no weight decay.
 
-    One group for each weight decay (first those that decay) and factor of the learning rate, `lr_factor`.
-    Within a group the order is that of `model.named_parameters()`.
+    There is one group per pair of weight decay and learning-rate multiplier (`lr_factor`), groups with
+    weight decay first. Within a group, parameters are in the order of `model.named_parameters()`.
     """
     groups = [
         {
@@ -43,9 +42,9 @@ def build_optimizer(
 
 
 def learning_rate(config: OptimizerConfig, step: int, total_steps: int) -> float:
-    """Rate of 0-based `step`: linear up over `warmup_steps`, then half a cosine down to 0.
+    """Return the learning rate of 0-based `step`: linear warm-up over `warmup_steps`, then cosine decay to 0.
 
-    Same values as open_clip's `cosine_lr`.
+    Matches open_clip's `cosine_lr`.
     """
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps
@@ -60,14 +59,14 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 @torch.no_grad()
 def clamp_logit_scale(model: nn.Module) -> None:
-    """Keeps the parameter within [0, ln 100], as CLIP does after every step."""
+    """Clamp logit_scale to [0, ln 100], as CLIP does after every step."""
     model.logit_scale.clamp_(0.0, MAX_LOGIT_SCALE)  # type: ignore[operator]
 
 
 def _groups(
     model: nn.Module, adapt: AdaptConfig | None
 ) -> list[tuple[tuple[bool, float], list[tuple[str, nn.Parameter]]]]:
-    """((whether it decays, factor of the rate), its parameters by name), the decaying ones first."""
+    """Return ((has weight decay, rate multiplier), named parameters) per group, decaying groups first."""
     factors = rate_factors(model, adapt or AdaptConfig())
     groups: dict[tuple[bool, float], list[tuple[str, nn.Parameter]]] = {}
     for name, parameter in model.named_parameters():

@@ -1,9 +1,9 @@
-"""What a person sees while a run goes on, and what MLflow gets: read from the run's folder by the driver.
+"""Progress of a run on the console and in MLflow, read by the driver from the run's folder.
 
 Worker 0 writes `progress.json` once a second and `trace.jsonl` every few seconds; a thread of the driver
-reads them. So progress needs no further process and no report (a barrier for all workers), and works on
-any filesystem the run's folder may lie on. In a terminal a line is kept up to date in place; elsewhere a
-line is printed every ten seconds.
+reads them. Progress therefore needs no extra process and no report (a barrier for all workers), and works
+on any filesystem. A terminal shows one line that is updated in place; elsewhere a line is printed every ten
+seconds.
 """
 
 from __future__ import annotations
@@ -31,26 +31,26 @@ from degla_ray.training.validation import Validation, read_all, set_logged
 POLL_S = 1.0
 LINE_S = 10.0
 VALIDATION_S = 2.0
-"""Seconds between two looks for validations that ended."""
+"""Seconds between checks for validations that ended."""
 BEHIND = 2
-"""Validations that may wait before the console says so."""
+"""Number of waiting validations above which the console reports a queue."""
 SILENCE_S = 300.0
-"""Seconds without a new step after which the console says so, every time again."""
+"""Seconds without a new step after which the console reports it, each time."""
 POINTS = 250
-"""Points of a curve in MLflow, at most (each costs 7 ms); they lie at fixed steps, also in a resumed run."""
+"""Maximum points of a curve in MLflow (each costs 7 ms), at fixed steps, also in a resumed run."""
 log = logging.getLogger(__name__)
 
 
 class Monitor:
-    """Shows a run's progress and logs it while the `with` block lasts.
+    """A monitor that shows and logs a run's progress during its `with` block.
 
     Args:
         run: the run's folder.
-        name: of the run, for the console.
-        total_steps: of the run.
-        config: of MLflow.
-        run_id: MLflow's; none where tracking is off.
-        done: steps of a run that goes on, whose curves are in MLflow already.
+        name: name of the run, shown on the console.
+        total_steps: steps of the whole run.
+        config: MLflow settings.
+        run_id: MLflow run; None if tracking is off.
+        done: steps done before a resume, whose curves are already in MLflow.
     """
 
     def __init__(
@@ -68,14 +68,14 @@ class Monitor:
         self._stop = threading.Event()
         self._broken_off = False
         self._thread = threading.Thread(target=self._watch, name="training-progress", daemon=True)
-        # Points between the last checkpoint and a kill are there already: those steps are trained again, with
+        # Points between the last checkpoint and a kill are already in MLflow: those steps are repeated with
         # the same losses.
         self._logged = max(done, tracking.last_step(config, run_id, "train/loss"))
         self._shown_at = self._moved_at = self._logged_at = time.monotonic()
         self._last: dict[str, Any] = {}
         self._shown: dict[str, Any] = {}
         self._validations_at = time.monotonic()
-        # those that ended, by step; those of earlier on are not told of again
+        # Ended validations by step; those from before a resume are not printed again.
         self._validations = {v.step: v for v in read_all(run) if v.state != "waiting"}
         self._waiting: list[int] = []
         self._told_of_wait = False
@@ -99,19 +99,19 @@ class Monitor:
         try:
             while not self._stop.wait(POLL_S):
                 self._look_safely(live)
-            if not self._broken_off:  # a job that is stopped has 3 s to end its MLflow run
+            if not self._broken_off:  # a stopped job has only 3 s to end its MLflow run
                 self._look_safely(live, last=True)
         finally:
             if live is not None:
                 live.stop()
 
     def _look_safely(self, live: Live | None, last: bool = False) -> None:
-        """Look, and tell of an exception: without this, one would end the thread and nobody would know."""
+        """Update the display and log exceptions, which would otherwise end the thread silently."""
         try:
             self._look(live, last)
         except Exception as error:
             told = f"{type(error).__name__}: {error}"
-            if told != self._failure:  # by the logger: the console may be what failed
+            if told != self._failure:  # logged, because the console itself may have failed
                 log.warning("%s: progress cannot be shown (%s); training goes on", self.name, told)
             self._failure = told
 
@@ -140,7 +140,7 @@ class Monitor:
             try:
                 self._log(progress)
                 self._log_validations()
-            except Exception as error:  # the store being away must not end a training run
+            except Exception as error:  # an unreachable store must not end a training run
                 self.console.print(f"{self.name}: MLflow: {error}", markup=False)
 
     def _show(self, progress: dict[str, Any], live: Live | None, now: float, last: bool) -> None:
@@ -160,7 +160,7 @@ class Monitor:
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def _look_at_validations(self, trained: bool) -> None:
-        """Tells of validations that ended since the last look, of many that wait, of a wait at the end."""
+        """Print newly ended validations, a growing queue of validations, and the wait for them at the end."""
         waiting: list[int] = []
         for validation in read_all(self.run, besides=set(self._validations)):
             if validation.state == "waiting":
@@ -184,14 +184,14 @@ class Monitor:
         for step, validation in self._validations.items():
             if validation.state == "done" and not validation.logged:
                 known = tracking.last_step(self.config, self.run_id, f"validation/{validation.headline}")
-                if known < step:  # else logged, and killed before that was written down
+                if known < step:  # else it was logged, but the run was killed before recording that
                     metrics = {f"validation/{k}": v for k, v in validation.metrics.items()}
                     tracking.log_metrics(self.config, self.run_id, metrics, step)
                 set_logged(self.run, validation)
                 self._validations[step] = dataclasses.replace(validation, logged=True)
 
     def _log(self, progress: dict[str, Any]) -> None:
-        """Exact values at every n-th step, and the speed of the moment at the last of them."""
+        """Log exact values at every n-th step, and the current speed at the last of these steps."""
         if not self.run.exists(TRACE) or not progress:
             return
         rows = [json.loads(line) for line in self.run.read_bytes(TRACE).splitlines()]
@@ -214,7 +214,7 @@ class Monitor:
 
 
 def describe(name: str, progress: dict[str, Any], validation: Validation | None = None) -> str:
-    """One line: where a run is, how fast, every loss term, and the latest validation."""
+    """Return one line with a run's step, speed, loss terms and latest validation."""
     terms = dict(progress["terms"])
     lr, scale = terms.pop("lr"), terms.pop("logit_scale")
     shown = " ".join(f"{k} {v:.4f}" for k, v in terms.items())
@@ -232,7 +232,7 @@ def describe(name: str, progress: dict[str, Any], validation: Validation | None 
 
 
 def describe_frozen(names: list[str]) -> str:
-    """One line: which parts of the model stay as they are."""
+    """Return one line that names the frozen parts of the model with their numbers of parameters."""
     parts: dict[str, int] = {}
     for name in names:
         part = name.partition(".")[0]

@@ -1,4 +1,4 @@
-"""How fast a run goes by the clock on the wall, and what its time is spent on. Pure arithmetic."""
+"""Wall-clock speed of a run, and the share of its time spent training. Pure arithmetic."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from collections import deque
 from dataclasses import dataclass
 
 WINDOW_S = 600.0
-"""Seconds that a rate is averaged over: as long as from one checkpoint to the next by default."""
+"""Averaging window in seconds; equals the default interval between checkpoints."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Speed:
-    """Of the last ten minutes.
+    """Average speed over the last ten minutes.
 
     Attributes:
-        step_s: seconds a step, everything included.
+        step_s: seconds per step, everything included.
         training_share: of that time, the share (0 to 1) that was neither waiting for data nor spent at log
             intervals (trace, progress, checkpoints, reports).
     """
@@ -24,10 +24,10 @@ class Speed:
 
 
 class SpeedMeter:
-    """Averages over a sliding window; the first interval, with a run's start-up in it, counts only itself.
+    """A speed meter with a sliding window; the first interval, which includes start-up, is left out later.
 
     Args:
-        now: time in seconds when the first step begins, of any clock.
+        now: time in seconds, by any clock, when the first step begins.
     """
 
     def __init__(self, now: float) -> None:
@@ -39,8 +39,8 @@ class SpeedMeter:
 
         Args:
             now: time in seconds.
-            steps: since the meter was made.
-            besides_s: seconds since then in which no training was done.
+            steps: steps since the meter was created.
+            besides_s: seconds since then not spent training.
         """
         while len(self._seen) > 1 and self._seen[1][0] <= now - WINDOW_S:
             self._seen.popleft()

@@ -1,9 +1,9 @@
-"""The driver of a training run: what is trained, where its state lies, and Ray Train around it.
+"""The driver of a training run: identity, run folder, and Ray Train.
 
-A run's folder is `<output>/<name>-<fingerprint>`, where the fingerprint is that of everything that decides
-the result (data, model weights, objective, schedule, seed), and of nothing else: the number of workers,
-the cadence of checkpoints and the place of MLflow may change when a run goes on. So `train` with the same
-settings continues a run that was ended in any way, and returns at once where it is finished.
+A run's folder is `<output>/<name>-<fingerprint>`. The fingerprint covers exactly what determines the result
+(data, model weights, objective, schedule, seed). The number of workers, the interval of checkpoints and the
+MLflow store may therefore change when a run resumes. `train` with the same settings resumes a run however
+it ended, and returns at once if it is finished.
 """
 
 from __future__ import annotations
@@ -50,23 +50,23 @@ from degla_ray.training.progress import Monitor
 
 CONFIG, RESULT = "config.json", "result.json"
 RESULT_VERSION = 1
-"""Part of a run's identity. Raise it when the same settings would give another result: when a loss, the order
-of batches, augmentation, the drawing of negatives or the optimizer's arithmetic changes."""
+"""Part of a run's identity. Increase it when the same settings would give another result: when a loss, the
+order of batches, augmentation, the drawing of negatives or the optimizer's arithmetic changes."""
 MAX_FAILURES = 2
-"""Times that Ray Train starts lost workers again before it gives up."""
+"""Times that Ray Train restarts lost workers before it gives up."""
 _LIBRARIES = ("torch", "open_clip_torch", "ray", "numpy", "pillow", "pyarrow")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainResult:
-    """Where everything of a finished run lies.
+    """The outputs of a finished run.
 
     Attributes:
-        run_folder: URI.
+        run_folder: URI of the run's folder.
         export_student: URI of a folder that `degla_ray.model.load` opens.
-        export_teacher: the same of the EMA teacher; none where the objective has no teacher.
+        export_teacher: the same for the EMA teacher; None if there is no EMA teacher.
         steps: steps done.
-        mlflow_run_id: none where tracking is off.
+        mlflow_run_id: None if tracking is off.
         trace_path: URI of the loss trace, JSON lines.
     """
 
@@ -81,17 +81,17 @@ class TrainResult:
 def train(
     config: TrainConfig, *, callbacks: Sequence[UserCallback] = (), parent_run_id: str | None = None
 ) -> TrainResult:
-    """Trains, or continues, or returns the result of a finished run with the same settings.
+    """Train or resume a run and return its result; a finished run with the same settings is not repeated.
 
     Args:
-        config: of the run.
-        callbacks: of Ray Train, e.g. the one that reports to Ray Tune.
+        config: the run's config.
+        callbacks: Ray Train callbacks, e.g. the one that reports to Ray Tune.
         parent_run_id: MLflow run of the sweep that this run belongs to.
 
     Raises:
-        SettingError: a setting that cannot work; a run that exists though `resume` is `never`; too few
-            CPUs; a loss that is not finite.
-        DataError: an input that cannot be used.
+        SettingError: a setting cannot work, the run exists although `resume` is `never`, there are too few
+            CPUs, or the loss is not finite.
+        DataError: an input cannot be used.
         LeaseHeld: another driver trains in this folder.
     """
     check_model(config.model)
@@ -104,7 +104,7 @@ def train(
         raise SettingError("resume", "never", f"auto, or another name: {run.uri} exists")
     if not run.exists(RESULT):
         with Lease(run):
-            if not run.exists(RESULT):  # by the driver that just gave the folder back
+            if not run.exists(RESULT):  # the previous owner may just have finished it
                 return _train(config, identity, run, callbacks, parent_run_id)
     print(f"{name}: finished already")
     return read_result(run)
@@ -177,7 +177,7 @@ def _train(
         )
         with Monitor(run, name, total_steps, config.tracking, run_id, done or 0):
             _fit(config, name, job, callbacks, run)
-        # The small files only: weights stay in the run's folder, which the run's tag names.
+        # Only the small files: weights stay in the run's folder, which a tag of the MLflow run names.
         tracking.log_files(config.tracking, run_id, run, (CONFIG, TRACE))
     run.write_json(
         {
@@ -193,7 +193,7 @@ def _train(
 
 
 def read_result(run: Storage) -> TrainResult:
-    """The result of a finished run. Its file names places within the folder, which may be moved or copied."""
+    """Return the result of a finished run. Its file holds relative paths, so the folder may be moved."""
     found = run.read_json(RESULT)
     for name in ("export_student", "export_teacher", "trace_path"):
         found[name] = found[name] and f"{run.uri}/{found[name]}"
@@ -201,10 +201,10 @@ def read_result(run: Storage) -> TrainResult:
 
 
 def run_identity(config: TrainConfig) -> dict[str, Any]:
-    """Everything that decides a run's result, as JSON; its fingerprint names the run's folder.
+    """Return everything that determines a run's result, as JSON; its fingerprint is in the folder's name.
 
     Raises:
-        DataError: a folder of inputs is missing, unfinished or of another stage.
+        DataError: an input folder is missing, unfinished or the output of another stage.
     """
     _, prepared = read_complete(config.data.prepared, "prepare")
     data = {
@@ -245,7 +245,7 @@ def _model_identity(config: ModelConfig) -> dict[str, Any]:
 
 
 def _digests(source: Path) -> dict[str, str]:
-    """Of a file, or of all files of a folder; none where there is neither."""
+    """Return the SHA-256 by name of a file, or of all files of a folder; empty if `source` is missing."""
     files = [source] if source.is_file() else sorted(p for p in source.glob("*") if p.is_file())
     digests = {}
     for file in files:
@@ -255,7 +255,7 @@ def _digests(source: Path) -> dict[str, str]:
 
 
 def absolute(config: TrainConfig) -> TrainConfig:
-    """Workers run in another working directory: local paths are made absolute."""
+    """Return the config with absolute local paths, because workers run in another working directory."""
 
     def folder(value: str | None) -> str | None:
         return None if value is None else Storage(value).uri
@@ -283,7 +283,7 @@ def absolute(config: TrainConfig) -> TrainConfig:
 
 
 def cpus(config: TrainConfig) -> float:
-    """Logical CPUs of a run: its workers, their decoders, and a validation."""
+    """Return the logical CPUs of a run: workers, decoders and one validation."""
     return config.num_workers * _cpus_of_a_worker(config) + validation.cpus(config.validation)
 
 
@@ -292,10 +292,13 @@ def _cpus_of_a_worker(config: TrainConfig) -> float:
 
 
 def _require_cpus(config: TrainConfig) -> None:
-    """Decoders need CPUs besides those that the workers hold, or the run would wait for ever.
+    """Check that the CPUs suffice: without CPUs for its decoders a run would wait for ever.
 
-    A validation without CPUs would wait until its time is over. A Ray started here has what it has; another
-    cluster may still grow, so there it is only said.
+    A validation without CPUs would wait until its timeout. A local Ray cannot grow, so there this raises;
+    another cluster may grow, so there it only prints a line.
+
+    Raises:
+        SettingError: the local Ray has too few CPUs.
     """
     each, there = _cpus_of_a_worker(config), ray.cluster_resources().get("CPU", 0.0)
     if cpus(config) <= there:
@@ -318,10 +321,10 @@ def _require_cpus(config: TrainConfig) -> None:
 
 
 class _Trainer(TorchTrainer):
-    """Without Ray 2.60's PlacementGroupCleaner where it cannot work.
+    """A TorchTrainer without Ray 2.60's PlacementGroupCleaner if there is no dashboard.
 
-    It asks the dashboard every second whether the run still lives; where there is no dashboard it
-    prints a warning every second instead, and what it would clean goes with the driver anyway.
+    The cleaner asks the dashboard every second whether the run is alive; without a dashboard it prints a
+    warning every second. The placement groups that it would remove end with the driver anyway.
     """
 
     def _create_default_callbacks(self) -> list[Any]:
@@ -365,8 +368,8 @@ def _fit(config: TrainConfig, name: str, job: Job, callbacks: Sequence[UserCallb
 def _validation(config: TrainConfig, run: Storage) -> ValidationConfig | None:
     if config.validation.every_steps is None:
         return None
-    # It only waits for a task of its own. An exception that Ray Train does not expect, such as the loss of
-    # its process, would end the run: it may be started again for ever.
+    # The function only waits for a task of its own. Losing its process raises an exception that Ray Train
+    # does not expect and would end the run, so retries are unlimited.
     return ValidationConfig(
         fn=partial(validation.validate, config=config, run_folder=run.uri),
         ray_remote_kwargs={"num_cpus": 0, "max_retries": -1, "scheduling_strategy": "SPREAD"},
@@ -374,6 +377,6 @@ def _validation(config: TrainConfig, run: Storage) -> ValidationConfig | None:
 
 
 def _work(arguments: dict[str, Any]) -> None:
-    from degla_ray.training.loop import train_worker  # open_clip: seconds that the driver need not spend
+    from degla_ray.training.loop import train_worker  # imports open_clip, which takes the driver seconds
 
     train_worker(arguments)

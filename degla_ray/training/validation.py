@@ -1,13 +1,13 @@
-"""Evaluation while a run trains: every n-th checkpoint is scored by tasks beside the workers.
+"""Evaluation during training: every n-th checkpoint is scored by tasks beside the workers.
 
-Worker 0 asks (`ask`, and `ray.train.report(validation=True)`); Ray Train's controller then calls `validate`
-as a task, one checkpoint at a time in the order of steps, and keeps a checkpoint from deletion until its
-turn is over. That call only waits: the evaluation is a task of its own, because whatever else than an
-exception ends the call (a kill for its memory, say) ends the whole run in Ray 2.60. The wait costs one
-more idle process.
+Worker 0 requests it (`ask`, and `ray.train.report(validation=True)`). Ray Train's controller then calls
+`validate` as a task, one checkpoint at a time in step order, and keeps a checkpoint until its validation has
+ended. `validate` only waits; the evaluation is a separate task, because in Ray 2.60 anything but an exception
+that ends `validate`, such as an out-of-memory kill, ends the whole run. The waiting costs one more idle
+process.
 
     <run>/evaluations/step-000000120.json    waiting, done (with metrics) or failed (with the reason)
-    <run>/evaluations/step-000000120/        a folder as `jobs/evaluate.py` writes it, for `compare` too
+    <run>/evaluations/step-000000120/        a folder as written by `jobs/evaluate.py`; `compare` reads it too
 """
 
 from __future__ import annotations
@@ -37,21 +37,21 @@ if TYPE_CHECKING:
 EVALUATIONS = "evaluations"
 COMPOSITION = "composition"
 TASK_CPUS = 0.5
-"""Logical CPUs of the task that scores. It waits for its encoding actors most of the time."""
+"""Logical CPUs of the evaluation task, which mostly waits for its encoding actors."""
 _FILE = re.compile(r"step-(\d{9})\.json")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Validation:
-    """What became of one.
+    """The state of one validation.
 
     Attributes:
-        step: steps of training done.
-        metrics: average, or benchmark/subset, -> accuracy, 0 to 1.
-        headline: the metric that stands for all: composition, else the first average.
-        seconds: from its turn to its end.
-        error: why it failed.
-        logged: whether MLflow has the metrics.
+        step: training steps done at the checkpoint.
+        metrics: accuracy (0 to 1) by name of an average or benchmark/subset.
+        headline: name of the metric to show: composition, else the first average.
+        seconds: duration, without the time in the queue.
+        error: reason of a failure.
+        logged: whether the metrics are in MLflow.
     """
 
     step: int
@@ -67,12 +67,16 @@ class Validation:
 
 
 def cpus(settings: ValidationSettings) -> float:
-    """Logical CPUs of a validation, beside the run's workers and decoders."""
+    """Return the logical CPUs of a validation, in addition to those of workers and decoders."""
     return 0.0 if settings.every_steps is None else TASK_CPUS + settings.num_actors
 
 
 def check(config: TrainConfig) -> None:
-    """Raises now what every validation would fail with: no such test sets, no such benchmark."""
+    """Check the settings before training, so that validations do not all fail later.
+
+    Raises:
+        SettingError: e.g. a test set or benchmark does not exist.
+    """
     if config.validation.every_steps is None:
         return
     from degla_ray.evaluation.run import check as check_evaluation  # torch: seconds
@@ -84,14 +88,14 @@ def check(config: TrainConfig) -> None:
 
 
 def ask(run: Storage, step: int) -> None:
-    """Writes down that the checkpoint of that step waits for its validation, unless it had it already."""
+    """Record that the checkpoint of `step` waits for validation, unless it is waiting or done already."""
     known = _read(run, step)
     if known is None or known.state == "failed":
         _write(run, Validation(step=step, state="waiting"))
 
 
 def read_all(run: Storage, besides: set[int] | None = None) -> Iterator[Validation]:
-    """Every validation of a run but those of some steps, ascending."""
+    """Yield the validations of a run in step order, except those of the steps in `besides`."""
     for name in run.names(EVALUATIONS):
         found = _FILE.fullmatch(name)
         if found and int(found[1]) not in (besides or set()):
@@ -105,14 +109,14 @@ def set_logged(run: Storage, validation: Validation) -> None:
 
 
 def tidy(run: Storage, steps: set[int]) -> list[int]:
-    """Takes back what waits for a checkpoint that is gone; returns the steps.
+    """Delete waiting validations whose checkpoint no longer exists; return their steps.
 
-    A kill within two seconds of a save leaves a checkpoint that Ray Train has not heard of, and only the
-    latest of those is reported again.
+    A kill within two seconds of a save leaves a checkpoint unknown to Ray Train, and only the latest such
+    checkpoint is reported again.
 
     Args:
         run: the run's folder.
-        steps: of the checkpoints that are there.
+        steps: steps of the existing checkpoints.
     """
     lost = [v.step for v in read_all(run) if v.state == "waiting" and v.step not in steps]
     for step in lost:
@@ -121,23 +125,25 @@ def tidy(run: Storage, steps: set[int]) -> list[int]:
 
 
 def validate(checkpoint: ray.train.Checkpoint, *, config: TrainConfig, run_folder: str) -> dict[str, float]:
-    """Has a checkpoint evaluated and writes down what came of it; raises nothing. Called by Ray Train.
+    """Evaluate a checkpoint in a task and record the result; a failure is recorded, not raised.
+
+    Called by Ray Train.
 
     Args:
-        checkpoint: in the run's folder.
-        config: of the run.
-        run_folder: URI.
+        checkpoint: checkpoint in the run's folder.
+        config: the run's config.
+        run_folder: URI of the run's folder.
 
     Returns:
-        The metrics, for Ray Train's record; {} where it failed.
+        The metrics, for Ray Train's record; {} after a failure.
     """
     run, name = Storage(run_folder), Path(checkpoint.path).name
     step = int(name.rpartition("_")[2])
     known = _read(run, step)
-    if known is not None and known.state == "done":  # the run was killed before Ray Train wrote it down
+    if known is not None and known.state == "done":  # the run was killed before Ray Train recorded it
         return _for_ray(known)
     started = time.monotonic()
-    # SPREAD also leads out of the placement group of a sweep's trial, which has no room for it.
+    # SPREAD also escapes the placement group of a sweep's trial, which has no CPUs left for this task.
     options = {"num_cpus": TASK_CPUS, "max_retries": 0, "scheduling_strategy": "SPREAD"}
     task = ray.remote(_evaluate).options(**options).remote(config, run_folder, name, step)
     limit = config.validation.timeout_minutes
@@ -145,7 +151,7 @@ def validate(checkpoint: ray.train.Checkpoint, *, config: TrainConfig, run_folde
     try:
         result = ray.get(task, timeout=60 * limit)
     except GetTimeoutError:
-        ray.cancel(task, force=True)  # its actors end with it
+        ray.cancel(task, force=True)  # this ends its actors too
         result = dataclasses.replace(
             result, error=f"not done after {limit:g} minutes (validation.timeout_minutes)"
         )
@@ -162,7 +168,7 @@ def _evaluate(config: TrainConfig, run_folder: str, checkpoint_name: str, step: 
     from degla_ray.evaluation.run import evaluate
 
     loaded = _load(config, run_folder, checkpoint_name)
-    with contextlib.redirect_stdout(io.StringIO()):  # its tables: this console is that of the training
+    with contextlib.redirect_stdout(io.StringIO()):  # hide its tables: the console shows the training
         summary = evaluate(_evaluate_config(config, run_folder, step), loaded)
     metrics = summary.metrics()
     averages = [s.name for s in summary.averages if s.name in metrics]
@@ -171,7 +177,7 @@ def _evaluate(config: TrainConfig, run_folder: str, checkpoint_name: str, step: 
 
 
 def _load(config: TrainConfig, run_folder: str, checkpoint_name: str) -> LoadedModel:
-    """The student of a checkpoint, as the run would export it."""
+    """Return the student of a checkpoint, as the run would export it."""
     from degla_ray.model.adapt import adapt, merged
     from degla_ray.model.build import build
     from degla_ray.training.checkpoint import load_student
@@ -185,7 +191,7 @@ def _load(config: TrainConfig, run_folder: str, checkpoint_name: str) -> LoadedM
 def _evaluate_config(config: TrainConfig, run_folder: str, step: int) -> EvaluateConfig:
     settings, label = config.validation, f"{config.name} step {step}"
     return EvaluateConfig(
-        model=ModelConfig(name=label),  # there is no file of it but the checkpoint's
+        model=ModelConfig(name=label),  # only a label: the weights come from the checkpoint
         output=f"{run_folder}/{EVALUATIONS}/{_name(step)}",
         suite=settings.suite,
         prepared=settings.prepared,
@@ -205,7 +211,7 @@ def _for_ray(validation: Validation) -> dict[str, float]:
 
 
 def _reason(error: Exception) -> str:
-    """One line: of an error in a task, what was raised there and not Ray's whole traceback."""
+    """Return one line that describes an error: for an error in a task its cause, without Ray's traceback."""
     cause = error.cause if isinstance(error, RayTaskError) else error
     text = str(cause) if isinstance(cause, DeglaError) else f"{type(cause).__name__}: {cause}"
     return next((line for line in text.splitlines() if line.strip()), type(error).__name__)
