@@ -55,7 +55,7 @@ _HUGGINGFACE_README = """\
 For equal pixels and tokens, the features equal open_clip's to 1e-5. Two preparation steps differ:
 
 - Pixels: transformers rounds half of a crop's margin down, open_clip to the nearest even number. If the
-  margin has remainder 3 modulo 4 (one image size in four), the crops are one pixel apart.
+  margin leaves remainder 3 when divided by 4 (one image size in four), the crops are one pixel apart.
 - Tokens: open_clip first turns curly quotes, HTML entities (`&amp;`) and ligatures into plain characters.
   This tokenizer does not: clean such captions beforehand.
 

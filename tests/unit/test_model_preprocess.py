@@ -243,7 +243,7 @@ def test_export_huggingface_keeps_resize_mode_interpolation_and_norm_eps(resize_
 def test_export_huggingface_crops_a_pixel_aside_where_its_readme_says_so(margin, aside, tmp_path):
     loaded = build(ModelConfig(name=write_config(tmp_path / "config")))
     export_huggingface(loaded, str(tmp_path / "hf"))
-    assert "remainder of 3 when divided by 4" in (tmp_path / "hf" / "README.md").read_text()
+    assert "remainder 3 when divided by 4" in (tmp_path / "hf" / "README.md").read_text()
     processor = CLIPImageProcessor.from_pretrained(tmp_path / "hf")
     image = Image.effect_noise((32 + margin, 32), 90).convert("RGB")
     ours_CHW = eval_transform(loaded.preprocess_cfg)(image)
