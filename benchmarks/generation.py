@@ -110,7 +110,7 @@ def pipeline(options: argparse.Namespace, questions: list[dict[str, Any]], promp
     from degla_ray import ray_setup
     from degla_ray.config import GenerationConfig, NegativesConfig, RayConfig, VLLMConfig
     from degla_ray.negatives.llm.engines import COMPLETERS
-    from degla_ray.negatives.llm.generation import Job, ask
+    from degla_ray.negatives.llm.generation import GenerationJob, ask
     from degla_ray.negatives.llm.pool import engine_pool
     from degla_ray.negatives.llm.prompting import prompt_sha
 
@@ -122,7 +122,7 @@ def pipeline(options: argparse.Namespace, questions: list[dict[str, Any]], promp
         generation=GenerationConfig(attempts=1),
     )
     ray_setup.start(RayConfig())
-    job = Job(config=config, prompts=prompts, prompt_sha=prompt_sha(prompts), model="benchmark")
+    job = GenerationJob(config=config, prompts=prompts, prompt_sha=prompt_sha(prompts), model="benchmark")
     actors = COMPLETERS["vllm"].actors(config, prompts)
     try:
         with engine_pool(actors, config.generation.stall_s) as engines:

@@ -87,15 +87,19 @@ def _interpolate(config: InterpolateConfig) -> None:
 
 def _export(config: ExportConfig) -> None:
     from degla_ray.model.build import build_with_weights
-    from degla_ray.model.export import export, export_huggingface, said_besides
+    from degla_ray.model.export import export, export_huggingface, export_metadata
     from degla_ray.model.pyfunc import save_pyfunc
-    from degla_ray.model.source import Kind, find_model
+    from degla_ray.model.source import SourceKind, find_model
 
     write = {"open_clip": export, "huggingface": export_huggingface, "mlflow": save_pyfunc}[config.format]
     loaded = build_with_weights(config.model)
     own = config.model.pretrained is None and not loaded.is_random
     source = find_model(config.model.name)
-    write(loaded, config.output, said_besides(source.where) if own and source.kind is Kind.FOLDER else None)
+    write(
+        loaded,
+        config.output,
+        export_metadata(source.where) if own and source.kind is SourceKind.FOLDER else None,
+    )
     print(f"{config.format}{' of RANDOM WEIGHTS' if loaded.is_random else ''}: {config.output}")
 
 

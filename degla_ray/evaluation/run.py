@@ -45,7 +45,7 @@ from degla_ray.evaluation.summary import (
 from degla_ray.lease import owned
 from degla_ray.model.build import build_with_weights
 from degla_ray.model.loaded import LoadedModel
-from degla_ray.model.source import Kind, check_model, find_model
+from degla_ray.model.source import SourceKind, check_model, find_model
 from degla_ray.schema import CAPTIONS, ITEMS, NEGATIVES
 from degla_ray.stage import StageFolder, read_complete
 from degla_ray.storage import Storage
@@ -261,7 +261,7 @@ def _load_model(config: EvaluateConfig) -> LoadedModel:
 
 def _folder_of(config: EvaluateConfig) -> str | None:
     source = find_model(config.model.name)
-    return source.where if source.kind in (Kind.FOLDER, Kind.CONFIG) else None
+    return source.where if source.kind in (SourceKind.FOLDER, SourceKind.CONFIG) else None
 
 
 def _finished(storage: Storage, label: str) -> Summary:

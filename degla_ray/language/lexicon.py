@@ -49,7 +49,7 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class WordGroup:
     """A semantic field.
 
     Attributes:
@@ -113,11 +113,11 @@ class Lexicon:
 
     def _read(
         self, section: dict[str, Any], entries: dict[str, list[Entry]], *, is_noun: bool
-    ) -> dict[str, Group]:
-        groups: dict[str, Group] = {}
+    ) -> dict[str, WordGroup]:
+        groups: dict[str, WordGroup] = {}
         for name, group in section.items():
             lines = [[w.strip() for w in str(line).split(",")] for line in group["words"]]
-            groups[name] = Group(
+            groups[name] = WordGroup(
                 name=name,
                 lines=tuple(line[0] for line in lines),
                 wider_becomes=group.get("wider_becomes", ""),
@@ -136,7 +136,7 @@ class Lexicon:
                 entries.setdefault(word, []).append(Entry(word, word, name, True, is_noun))
         return groups
 
-    def group(self, entry: Entry) -> Group:
+    def group(self, entry: Entry) -> WordGroup:
         return (self._noun_groups if entry.is_noun else self._adjective_groups)[entry.group]
 
     def noun(self, text: str) -> tuple[Entry, Number] | None:
@@ -218,7 +218,7 @@ class Lexicon:
         return own, self._known(other, other.lines, vocabulary) if other else []
 
     @staticmethod
-    def _known(group: Group, lines: Sequence[str], vocabulary: frozenset[str] | None) -> list[str]:
+    def _known(group: WordGroup, lines: Sequence[str], vocabulary: frozenset[str] | None) -> list[str]:
         if vocabulary is None:
             return list(lines)
         found = (

@@ -43,8 +43,8 @@ from degla_ray.model.files import (
 from degla_ray.model.hub import hub_folder
 from degla_ray.model.loaded import RANDOM, LoadedModel
 from degla_ray.model.source import (
-    Kind,
-    Source,
+    ModelSource,
+    SourceKind,
     check_model,
     find_model,
     find_weights,
@@ -124,7 +124,7 @@ def build(config: ModelConfig) -> LoadedModel:
         tokenizer = _tokenizer(arch, config.name)
         if config.random_init or (pretrained is None and arch.weights is None):
             model, source = _create(arch, config.name, stack), RANDOM
-        elif pretrained is not None and pretrained.kind is Kind.TAG:
+        elif pretrained is not None and pretrained.kind is SourceKind.TAG:
             model, source = _from_tag(config, arch, pretrained.where)
         else:
             model, source = _from_file(config, arch, pretrained, stack)
@@ -149,14 +149,14 @@ def build_tokenizer(config: ModelConfig) -> Callable[..., Tensor]:
         return _tokenizer(_architecture(find_model(config.name), config.name, stack), config.name)
 
 
-def _architecture(source: Source, name: str, stack: ExitStack) -> _Architecture:
-    if source.kind is Kind.OPEN_CLIP:
+def _architecture(source: ModelSource, name: str, stack: ExitStack) -> _Architecture:
+    if source.kind is SourceKind.OPEN_CLIP:
         model_cfg = open_clip.get_model_config(source.where)
         refuse_code_in_config(name, model_cfg, None)  # ./roberta-base comes before the Hub's
         return _Architecture(model_cfg=model_cfg, preprocess_cfg={}, registry_name=source.where)
-    if source.kind is Kind.CONFIG:
+    if source.kind is SourceKind.CONFIG:
         return _json_architecture(_local(source.where, stack))
-    folder = hub_folder(source.where) if source.kind is Kind.HUB else _local(source.where, stack)
+    folder = hub_folder(source.where) if source.kind is SourceKind.HUB else _local(source.where, stack)
     config = open_folder(folder, name)
     if config.name == huggingface.CONFIG_FILE:
         arch = _Architecture(
@@ -192,7 +192,7 @@ def _create(arch: _Architecture, name: str, stack: ExitStack) -> nn.Module:
 
 
 def _from_file(
-    config: ModelConfig, arch: _Architecture, pretrained: Source | None, stack: ExitStack
+    config: ModelConfig, arch: _Architecture, pretrained: ModelSource | None, stack: ExitStack
 ) -> tuple[nn.Module, str]:
     path = arch.weights if pretrained is None else _local(pretrained.where, stack)
     assert path is not None
@@ -283,7 +283,7 @@ def _local(uri: str, stack: ExitStack) -> Path:
 
 
 def _decide_preprocessing(
-    config: ModelConfig, arch: _Architecture, pretrained: Source | None
+    config: ModelConfig, arch: _Architecture, pretrained: ModelSource | None
 ) -> dict[str, Any]:
     """Return the preprocessing known before the model is built; the model determines `size`."""
     processor = None
@@ -292,7 +292,7 @@ def _decide_preprocessing(
     decided = preprocess.decide(
         config,
         arch.preprocess_cfg,
-        from_file=pretrained is not None and pretrained.kind is not Kind.TAG,
+        from_file=pretrained is not None and pretrained.kind is not SourceKind.TAG,
         registry_name=arch.registry_name,
         processor=processor,
     )

@@ -126,7 +126,7 @@ def export_huggingface(model: LoadedModel, folder: str, extra: dict[str, Any] | 
     storage.write_bytes(config, huggingface.CONFIG_FILE)  # last, as above
 
 
-def said_besides(folder: str) -> dict[str, Any]:
+def export_metadata(folder: str) -> dict[str, Any]:
     """Return the metadata of an exported folder's `degla.json` to pass as `extra` to the next export.
 
     Fields that every export writes itself are left out; without a `degla.json` the result is {}.

@@ -26,7 +26,7 @@ _MODEL = Path(__file__).parent
 PACKAGED = {path.stem: path for path in sorted((_MODEL / "configs").glob("*.json"))}
 
 
-class Kind(StrEnum):
+class SourceKind(StrEnum):
     """Kind of source that a model's name or its weights' name refers to."""
 
     OPEN_CLIP = "open_clip name"
@@ -38,7 +38,7 @@ class Kind(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class ModelSource:
     """Model or weights that a name refers to.
 
     Attributes:
@@ -46,17 +46,19 @@ class Source:
         where: absolute path or URI; open_clip's name or tag; `ORG/REPO` or `ORG/REPO@REVISION` on the Hub.
     """
 
-    kind: Kind
+    kind: SourceKind
     where: str
 
     @property
     def path(self) -> Path | None:
         """Local path; None for a URI or a name."""
-        is_local = self.kind in (Kind.CONFIG, Kind.FOLDER, Kind.FILE) and "://" not in self.where
+        is_local = (
+            self.kind in (SourceKind.CONFIG, SourceKind.FOLDER, SourceKind.FILE) and "://" not in self.where
+        )
         return Path(self.where) if is_local else None
 
 
-def find_model(name: str, setting: str = "model.name") -> Source:
+def find_model(name: str, setting: str = "model.name") -> ModelSource:
     """Return the source that a model's name refers to.
 
     Names of this package and of open_clip take precedence over paths, but must match exactly: `./ViT-B-32` is
@@ -73,20 +75,20 @@ def find_model(name: str, setting: str = "model.name") -> Source:
         repository = name.removeprefix(HUB)
         if repository.partition("@")[0].count("/") != 1:
             raise SettingError(setting, name, f"{HUB}ORGANISATION/REPOSITORY, optionally with @REVISION")
-        return Source(kind=Kind.HUB, where=repository)
+        return ModelSource(kind=SourceKind.HUB, where=repository)
     if name.startswith(LOCAL_FOLDER):
         return _place(name.removeprefix(LOCAL_FOLDER), name, setting)
     if name == SCENES_BASE:
-        return Source(kind=Kind.FOLDER, where=str(_MODEL / "pretrained" / "scenes_base"))
+        return ModelSource(kind=SourceKind.FOLDER, where=str(_MODEL / "pretrained" / "scenes_base"))
     if name in PACKAGED:
-        return Source(kind=Kind.CONFIG, where=str(PACKAGED[name]))
+        return ModelSource(kind=SourceKind.CONFIG, where=str(PACKAGED[name]))
     registered = name.replace("/", "-")  # as open_clip reads ViT-B/32
     if registered in _open_clip_names():
-        return Source(kind=Kind.OPEN_CLIP, where=registered)
+        return ModelSource(kind=SourceKind.OPEN_CLIP, where=registered)
     return _place(name, name, setting)
 
 
-def find_weights(config: ModelConfig, setting: str = "model.pretrained") -> Source | None:
+def find_weights(config: ModelConfig, setting: str = "model.pretrained") -> ModelSource | None:
     """Return the source that `config.pretrained` refers to; None if it is not set.
 
     Raises:
@@ -103,17 +105,19 @@ def find_weights(config: ModelConfig, setting: str = "model.pretrained") -> Sour
         or value.startswith(("~", "."))
         or value.endswith(model_files.WEIGHT_SUFFIXES)
     )
-    tags = _tags(model.where) if model.kind is Kind.OPEN_CLIP and not is_path else []
+    tags = _tags(model.where) if model.kind is SourceKind.OPEN_CLIP and not is_path else []
     if value in tags:
-        return Source(kind=Kind.TAG, where=value)
+        return ModelSource(kind=SourceKind.TAG, where=value)
     if "://" in place:
         is_file = place.endswith(model_files.WEIGHT_SUFFIXES)
-        return Source(kind=Kind.FILE if is_file else Kind.FOLDER, where=place)
+        return ModelSource(kind=SourceKind.FILE if is_file else SourceKind.FOLDER, where=place)
     path = Path(place).expanduser()
     if path.exists():
-        return Source(kind=Kind.FOLDER if path.is_dir() else Kind.FILE, where=str(path.absolute()))
+        return ModelSource(
+            kind=SourceKind.FOLDER if path.is_dir() else SourceKind.FILE, where=str(path.absolute())
+        )
     expected = f"a file or folder that exists{_near(path.name, _beside(path))}"
-    if model.kind is Kind.OPEN_CLIP and not is_path:
+    if model.kind is SourceKind.OPEN_CLIP and not is_path:
         expected += f", or a tag of {model.where}{_near(value, tags)}: {', '.join(tags) or 'it has none'}"
     elif not is_path:
         expected += f": {config.name!r} has no tags of its own"
@@ -126,7 +130,10 @@ def starts_random(config: ModelConfig) -> bool:
     Raises:
         SettingError: nothing has that name.
     """
-    has_weights = config.pretrained is not None or find_model(config.name).kind in (Kind.FOLDER, Kind.HUB)
+    has_weights = config.pretrained is not None or find_model(config.name).kind in (
+        SourceKind.FOLDER,
+        SourceKind.HUB,
+    )
     return config.random_init or not has_weights
 
 
@@ -181,9 +188,9 @@ def check_model(config: ModelConfig, section: str = "model", *, needs_weights: b
     _check_files(source, wants_weights=weights is None and not config.random_init)
     if weights is not None and weights.path is not None:
         model_files.check_weights(
-            model_files.weights_in(weights.path) if weights.kind is Kind.FOLDER else weights.path
+            model_files.weights_in(weights.path) if weights.kind is SourceKind.FOLDER else weights.path
         )
-    if weights is not None and source.kind is Kind.OPEN_CLIP and not config.allow_activation_mismatch:
+    if weights is not None and source.kind is SourceKind.OPEN_CLIP and not config.allow_activation_mismatch:
         _check_activation(source.where, weights, str(config.pretrained))
     if needs_weights and starts_random(config):
         refuse_random(config, f"this {source.kind} has none", section)
@@ -205,43 +212,43 @@ def open_folder(folder: Path, name: str) -> Path:
     return path
 
 
-def _check_activation(name: str, weights: Source, called: str) -> None:
+def _check_activation(name: str, weights: ModelSource, called: str) -> None:
     import open_clip  # takes 4 s, so only if an open_clip name is combined with weights
 
     from degla_ray.model import activation
 
     built = activation.of_config(open_clip.get_model_config(name))
-    if weights.kind is Kind.TAG:
+    if weights.kind is SourceKind.TAG:
         activation.require_tag(name=name, built=built, tag=weights.where)
     elif (path := weights.path) is not None:
         file = model_files.weights_in(path) if path.is_dir() else path
         activation.require_file(name=name, built=built, path=file, source=called, registered=name)
 
 
-def _check_files(source: Source, *, wants_weights: bool) -> None:
+def _check_files(source: ModelSource, *, wants_weights: bool) -> None:
     path = source.path
     if path is None:
         return
-    config = open_folder(path, str(path)) if source.kind is Kind.FOLDER else path
-    if config.name != model_files.CLIP_MODEL_CONFIG or source.kind is Kind.CONFIG:
+    config = open_folder(path, str(path)) if source.kind is SourceKind.FOLDER else path
+    if config.name != model_files.CLIP_MODEL_CONFIG or source.kind is SourceKind.CONFIG:
         model_files.read_open_clip_config(config)
-    if source.kind is Kind.FOLDER and wants_weights:
+    if source.kind is SourceKind.FOLDER and wants_weights:
         model_files.check_weights(model_files.weights_in(path))
 
 
-def _place(place: str, name: str, setting: str) -> Source:
+def _place(place: str, name: str, setting: str) -> ModelSource:
     """Return the source of a folder or JSON file, given its path or URI."""
     if "://" in place:
         parent, _, file = place.rpartition("/")
         is_config = file.endswith(".json")
         if not (Storage(parent).exists(file) if is_config else Storage(place).exists()):
             raise SettingError(setting, name, "a JSON config or a folder that exists")
-        return Source(kind=Kind.CONFIG if is_config else Kind.FOLDER, where=place)
+        return ModelSource(kind=SourceKind.CONFIG if is_config else SourceKind.FOLDER, where=place)
     path = Path(place).expanduser()
     if path.is_dir() and place:
-        return Source(kind=Kind.FOLDER, where=str(path.absolute()))
+        return ModelSource(kind=SourceKind.FOLDER, where=str(path.absolute()))
     if path.is_file() and path.suffix == ".json":
-        return Source(kind=Kind.CONFIG, where=str(path.absolute()))
+        return ModelSource(kind=SourceKind.CONFIG, where=str(path.absolute()))
     if path.is_file():
         raise SettingError(
             setting,

@@ -28,7 +28,7 @@ from degla_ray.negatives.given import read_given, write_given
 from degla_ray.negatives.llm.engines import COMPLETERS, ENGINES
 from degla_ray.negatives.llm.estimate import estimate
 from degla_ray.negatives.llm.failures import require_accepted, tell_failures
-from degla_ray.negatives.llm.generation import Job, generate_pending, reopen
+from degla_ray.negatives.llm.generation import GenerationJob, generate_pending, reopen
 from degla_ray.negatives.llm.preflight import check_resources, preflight
 from degla_ray.negatives.llm.prompting import Prompts, load_prompts, prompt_sha
 from degla_ray.negatives.proposals import ORDER
@@ -137,9 +137,9 @@ def _prompts(config: NegativesConfig, kinds: tuple[Kind, ...]) -> Prompts:
     return load_prompts(kinds, asked.shots, config.seed, joint=asked.prompting == "joint")
 
 
-def _job(config: NegativesConfig, prompts: Prompts) -> Job:
+def _job(config: NegativesConfig, prompts: Prompts) -> GenerationJob:
     model = COMPLETERS[config.engine].model(config)
-    return Job(config=config, prompts=prompts, prompt_sha=prompt_sha(prompts), model=model)
+    return GenerationJob(config=config, prompts=prompts, prompt_sha=prompt_sha(prompts), model=model)
 
 
 def _engine_identity(config: NegativesConfig, prompts: Prompts) -> dict[str, Any]:

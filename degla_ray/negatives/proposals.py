@@ -76,7 +76,7 @@ class Engine(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reject:
+class RejectedProposal:
     """A candidate that failed a check."""
 
     kind: Kind
@@ -96,7 +96,7 @@ class Selection:
     """
 
     accepted: dict[Kind, list[str]] = field(default_factory=dict)
-    rejects: list[Reject] = field(default_factory=list)
+    rejects: list[RejectedProposal] = field(default_factory=list)
     seen: frozenset[str] = frozenset()
     unread: RejectReason | None = None
 
@@ -124,7 +124,7 @@ class Selection:
                 failure = ("veto", vetoed) if vetoed is not None else None
             if failure is not None:
                 self.rejects.append(
-                    Reject(kind=kind, text=text, reason=failure[1], detail=f"check {failure[0]}")
+                    RejectedProposal(kind=kind, text=text, reason=failure[1], detail=f"check {failure[0]}")
                 )
                 continue
             accepted.append(text)

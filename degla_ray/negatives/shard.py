@@ -45,7 +45,7 @@ class ShardTask:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Caption:
+class ImageCaption:
     """A caption with its image's other captions and scene graph (JSON); the graph is None if unknown."""
 
     sample_id: str
@@ -64,7 +64,7 @@ def vocabulary(texts: Sequence[str]) -> frozenset[str]:
 
 def captions_of(
     shard: int, num_shards: int, captions: pa.Table, graphs: Mapping[str, str], by: str = "sample_id"
-) -> list[Caption]:
+) -> list[ImageCaption]:
     """Return the captions of one shard, sorted by sample_id.
 
     Args:
@@ -82,7 +82,7 @@ def captions_of(
         by_image.setdefault(image_id, []).append(text)
     rows = zip(*(mine[name].to_pylist() for name in ("sample_id", "image_id", "caption")), strict=True)
     return [
-        Caption(
+        ImageCaption(
             sample_id=sample_id,
             text=text,
             siblings=tuple(sorted({t for t in by_image[image_id] if t != text})),
@@ -92,10 +92,12 @@ def captions_of(
     ]
 
 
-def write_shard(task: ShardTask, engine: Engine, shard: int, captions: Sequence[Caption]) -> dict[str, int]:
+def write_shard(
+    task: ShardTask, engine: Engine, shard: int, captions: Sequence[ImageCaption]
+) -> dict[str, int]:
     """Generate, check and write one shard; return the counts of its receipt."""
     counts: Counter[str] = Counter(captions=len(captions))
-    groups: dict[tuple[str, tuple[str, ...], str | None], list[Caption]] = {}
+    groups: dict[tuple[str, tuple[str, ...], str | None], list[ImageCaption]] = {}
     for caption in captions:  # captions that are equal in every respect are generated once
         groups.setdefault((caption.text, caption.siblings, caption.graph), []).append(caption)
     selections: dict[str, Selection] = {}
@@ -114,7 +116,7 @@ def write_shard(task: ShardTask, engine: Engine, shard: int, captions: Sequence[
 
 
 def _generate(
-    task: ShardTask, engine: Engine, captions: Sequence[Caption], counts: Counter[str]
+    task: ShardTask, engine: Engine, captions: Sequence[ImageCaption], counts: Counter[str]
 ) -> list[Selection]:
     english = [is_english(c.text, task.english) for c in captions]
     requests = [
@@ -152,7 +154,7 @@ def scene_veto(graph: str, counts: Counter[str]) -> Veto:
 
 
 def _tables(
-    engine: Engine, captions: Sequence[Caption], selections: Mapping[str, Selection]
+    engine: Engine, captions: Sequence[ImageCaption], selections: Mapping[str, Selection]
 ) -> tuple[pa.Table, pa.Table]:
     rows, rejects = [], []
     for caption in captions:

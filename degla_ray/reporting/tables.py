@@ -173,7 +173,7 @@ def _columns_in(columns: Sequence[T], needs: Callable[[T], int], width: int) -> 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class TableRow:
     """Row of a published model or of a compared one."""
 
     label: str
@@ -187,7 +187,7 @@ class AmongPublished:
     """The compared models together with published ones."""
 
     table: PublishedTable
-    rows: tuple[Row, ...]
+    rows: tuple[TableRow, ...]
 
     @property
     def notes(self) -> list[str]:
@@ -208,7 +208,7 @@ def among_published(comparison: Comparison) -> list[AmongPublished]:
     for table in published_tables().values():
         names = [row.model for row in table.rows]
         rows = [
-            Row(
+            TableRow(
                 label=row.model if names.count(row.model) == 1 else f"{row.model}, {row.protocol.split()[0]}",
                 values=tuple(
                     percent(None if n not in row.values else row.values[n] / 100) for n in table.columns
@@ -225,7 +225,7 @@ def among_published(comparison: Comparison) -> list[AmongPublished]:
             scores = [summary.score(name) for name in table.columns]
             has_any = has_any or any(s is not None and s.value is not None for s in scores)
             rows.append(
-                Row(
+                TableRow(
                     label=label + mark,
                     values=tuple(value_text(score) for score in scores),
                     protocol=_protocol(summary, scores),

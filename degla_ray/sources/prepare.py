@@ -22,9 +22,9 @@ from degla_ray.schema import RejectReason
 from degla_ray.sources import open_source
 from degla_ray.sources.base import STAGE, Note, Record, Reject, Source, Unit
 from degla_ray.sources.write_shard import (
+    PrepareTask,
     Progress,
     ShardResult,
-    ShardTask,
     records_from_json,
     records_to_json,
     rejects_from_json,
@@ -183,7 +183,7 @@ def _write_pending(config: PrepareConfig, folder: StageFolder, source: Source, l
     shards: defaultdict[int, list[Record]] = defaultdict(list)
     for record in listing.records:
         shards[shard_of(record.image_id, folder.num_shards)].append(record)
-    task = ShardTask(
+    task = PrepareTask(
         folder=folder, source=source, max_pixels=config.max_image_pixels, short_side=config.short_side
     )
     done = ShardResult(counts=Counter(folder.counts()))
@@ -207,14 +207,14 @@ def _write_pending(config: PrepareConfig, folder: StageFolder, source: Source, l
             _stop_at_too_many(config, listing, done)
 
 
-def _run(blocks: list[pa.Table], task: ShardTask, progress: Progress) -> Iterator[dict[str, Any]]:
+def _run(blocks: list[pa.Table], task: PrepareTask, progress: Progress) -> Iterator[dict[str, Any]]:
     import ray.data
 
     dataset = ray.data.from_arrow(blocks)  # one row per block, so one shard per task
     yield from dataset.map(_shard_row, fn_kwargs={"task": task, "progress": progress}).iter_rows()
 
 
-def _shard_row(row: dict[str, Any], *, task: ShardTask, progress: Progress) -> dict[str, Any]:
+def _shard_row(row: dict[str, Any], *, task: PrepareTask, progress: Progress) -> dict[str, Any]:
     records, rejects = records_from_json(row["records"]), rejects_from_json(row["rejects"])
     result = write_shard(task, int(row["shard"]), records, rejects, progress)
     return {"counts": json.dumps(result.counts), "examples": json.dumps(result.examples)}

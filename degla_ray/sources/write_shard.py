@@ -24,7 +24,7 @@ Progress = Callable[[int], None]  # called with the number of images finished si
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShardTask:
+class PrepareTask:
     """Everything a task needs apart from its rows.
 
     Attributes:
@@ -53,7 +53,7 @@ class ShardResult:
 
 
 def write_shard(
-    task: ShardTask, shard: int, records: list[Record], rejects: list[Reject], progress: Progress
+    task: PrepareTask, shard: int, records: list[Record], rejects: list[Reject], progress: Progress
 ) -> ShardResult:
     """Write the Parquet parts of one shard and, last, its receipt.
 
@@ -115,7 +115,7 @@ def rejects_from_json(text: str) -> list[Reject]:
 
 
 def _images(
-    task: ShardTask, records: list[Record], kept: list[Record], lost: list[Reject], progress: Progress
+    task: PrepareTask, records: list[Record], kept: list[Record], lost: list[Reject], progress: Progress
 ) -> Iterator[pa.Table]:
     """Yield row groups of valid images; append to `kept` and `lost` along the way."""
     for start in range(0, len(records), ROW_GROUP_ROWS):
@@ -133,7 +133,7 @@ def _images(
             yield _table(rows, IMAGES)
 
 
-def _load(task: ShardTask, locator: str) -> CheckedImage | Refusal:
+def _load(task: PrepareTask, locator: str) -> CheckedImage | Refusal:
     try:
         data = task.source.read_image(locator)
     except FileNotFoundError as error:

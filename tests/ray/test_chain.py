@@ -81,6 +81,7 @@ def test_chain_unknown_benchmark_is_told_of_before_the_training(repo, tmp_path):
     assert not (tmp_path / "seed0" / "train").exists()
 
 
+@pytest.mark.slow
 def test_chain_flickr8k_recipe_runs_twenty_steps_from_random_weights(repo, real_data, tmp_path):
     settings = recipe(repo, "flickr8k", tmp_path)
     folder = real_data / "flickr8k"

@@ -14,7 +14,14 @@ from degla_ray.errors import DataError, SettingError
 from degla_ray.model import load
 from degla_ray.model.build import DEGLA_FILE, build, build_with_weights
 from degla_ray.model.export import export
-from degla_ray.model.source import Kind, check_model, find_model, find_weights, in_any_folder, starts_random
+from degla_ray.model.source import (
+    SourceKind,
+    check_model,
+    find_model,
+    find_weights,
+    in_any_folder,
+    starts_random,
+)
 from degla_ray.training.trainer import _model_identity
 from degla_ray.tuning.sweep import tune
 
@@ -60,11 +67,11 @@ def test_find_model_whole_names_come_before_what_is_in_the_working_directory(tmp
     for name in ("ViT-B-32", "scenes-base", "flickr-small", "runs"):
         (tmp_path / name).mkdir()
     (tmp_path / "own.json").write_text("{}")
-    assert find_model("ViT-B-32").kind is find_model("ViT-B/32").kind is Kind.OPEN_CLIP
+    assert find_model("ViT-B-32").kind is find_model("ViT-B/32").kind is SourceKind.OPEN_CLIP
     assert find_model("scenes-base").where.endswith("scenes_base")
-    assert find_model("flickr-small").kind is Kind.CONFIG
+    assert find_model("flickr-small").kind is SourceKind.CONFIG
     for name in ("./ViT-B-32", "local-dir:ViT-B-32", "./flickr-small", "runs", "flickr-small/"):
-        assert find_model(name).kind is Kind.FOLDER, name
+        assert find_model(name).kind is SourceKind.FOLDER, name
     assert find_model("own.json").where == str(tmp_path / "own.json")
     assert find_model("hf-hub:timm/ViT@main").where == "timm/ViT@main"
 
@@ -74,9 +81,9 @@ def test_find_weights_a_tag_comes_before_a_folder_of_its_name(tmp_path, monkeypa
     (tmp_path / "openai").mkdir()
     (tmp_path / "mine").mkdir()
     quick = "ViT-B-32-quickgelu"
-    assert find_weights(ModelConfig(name=quick, pretrained="openai")).kind is Kind.TAG
-    assert find_weights(ModelConfig(name=quick, pretrained="./openai")).kind is Kind.FOLDER
-    assert find_weights(ModelConfig(name=quick, pretrained="mine")).kind is Kind.FOLDER
+    assert find_weights(ModelConfig(name=quick, pretrained="openai")).kind is SourceKind.TAG
+    assert find_weights(ModelConfig(name=quick, pretrained="./openai")).kind is SourceKind.FOLDER
+    assert find_weights(ModelConfig(name=quick, pretrained="mine")).kind is SourceKind.FOLDER
     config = in_any_folder(ModelConfig(name=quick, pretrained="openai"))
     assert (config.name, config.pretrained) == (quick, "openai")
 

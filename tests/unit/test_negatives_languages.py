@@ -8,7 +8,7 @@ import pytest
 
 from degla_ray.language.identify import describe, is_english, survey
 from degla_ray.negatives.rules import RuleEngine
-from degla_ray.negatives.shard import Caption, ShardTask, write_shard
+from degla_ray.negatives.shard import ImageCaption, ShardTask, write_shard
 from degla_ray.schema import NEGATIVES, REJECTS, Kind
 from degla_ray.stage import StageFolder
 
@@ -44,7 +44,7 @@ def test_write_shard_caption_of_another_language_is_a_reject_and_not_applicable(
     kinds = (Kind.REPLACE_NOUNS, Kind.RESHUFFLE)
     task = ShardTask(folder=folder, kinds=kinds, per_kind=1, seed=0, english=english)
     captions = [
-        Caption(sample_id=f"{i}", text=text, siblings=(), graph=None)
+        ImageCaption(sample_id=f"{i}", text=text, siblings=(), graph=None)
         for i, text in enumerate([ENGLISH[0], *OTHERS])
     ]
     counts = write_shard(task, RuleEngine(), 0, captions)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from degla_ray.negatives.llm.ledger import Book, Entry, Ledger, State, may_retry, text_key
+from degla_ray.negatives.llm.ledger import Ledger, State, StateRow, StateTable, may_retry, text_key
 from degla_ray.schema import ATTEMPTS, Kind, RejectReason
 from degla_ray.stage import StageFolder, shard_of
 
@@ -26,7 +26,7 @@ def row(key="a", kind="swap_nouns", attempt=0, state="ok", text="a cat bites a d
 
 @pytest.fixture
 def book():
-    return Book(["a", "b"], KINDS, per_kind=1, attempts=2)
+    return StateTable(["a", "b"], KINDS, per_kind=1, attempts=2)
 
 
 def asked(book):
@@ -62,7 +62,7 @@ def test_book_asks_no_more_where_the_kind_cannot_be(book):
 
 
 def test_book_wants_as_many_as_per_kind_says():
-    book = Book(["a"], KINDS[:1], per_kind=2, attempts=2)
+    book = StateTable(["a"], KINDS[:1], per_kind=2, attempts=2)
     book.add([row()])
     assert asked(book) == [("a", "swap_nouns", 1)]
     book.add([row(attempt=1, text="a dog bites a bone")])
@@ -71,7 +71,7 @@ def test_book_wants_as_many_as_per_kind_says():
 
 @pytest.mark.parametrize("late_first", [False, True])
 def test_book_keeps_the_earlier_kind_of_two_equal_negatives_whichever_came_first(late_first):
-    book = Book(["a"], KINDS, per_kind=1, attempts=2)
+    book = StateTable(["a"], KINDS, per_kind=1, attempts=2)
     rows = [row(), row(kind="reshuffle", text="A cat bites the dog!")]
     book.add(reversed(rows) if late_first else rows)
     assert asked(book) == [("a", "reshuffle", 1)]
@@ -91,7 +91,7 @@ def test_book_keeps_the_earlier_kind_of_two_equal_negatives_whichever_came_first
     ],
 )
 def test_may_retry_errors_and_the_named_reasons(rows, reasons, again):
-    assert may_retry(Entry(allowed=1, rows=rows), reasons) is again
+    assert may_retry(StateRow(allowed=1, rows=rows), reasons) is again
 
 
 def test_book_retry_allows_as_many_attempts_more(book):
@@ -105,8 +105,8 @@ def test_book_retry_allows_as_many_attempts_more(book):
 
 
 def test_entry_state_is_the_best_then_the_last():
-    assert Entry(allowed=2, rows=[row(), row(state="error")]).state() is State.OK
-    assert Entry(allowed=2, rows=[row(state="error"), row(state="rejected")]).state() is State.REJECTED
+    assert StateRow(allowed=2, rows=[row(), row(state="error")]).state() is State.OK
+    assert StateRow(allowed=2, rows=[row(state="error"), row(state="rejected")]).state() is State.REJECTED
 
 
 @pytest.fixture

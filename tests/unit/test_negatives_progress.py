@@ -9,7 +9,7 @@ import pytest
 
 from degla_ray.config import NegativesConfig
 from degla_ray.negatives.llm.engine_clock import EngineClock
-from degla_ray.negatives.llm.ledger import Book
+from degla_ray.negatives.llm.ledger import StateTable
 from degla_ray.negatives.llm.progress import Progress
 from degla_ray.schema import Kind
 
@@ -21,14 +21,14 @@ def answer(key: str, kind: Kind, state: str, attempt: int = 0) -> dict[str, Any]
     return row | {"text": f"{attempt}", "prompt_tokens": 10, "completion_tokens": 1, "cached_tokens": 0}
 
 
-def add(progress: Progress, book: Book, *rows: dict[str, Any]) -> None:
+def add(progress: Progress, book: StateTable, *rows: dict[str, Any]) -> None:
     book.add(rows)
     progress.add(rows)
 
 
 def test_progress_counts_questions_and_not_their_answers(capsys: pytest.CaptureFixture[str]) -> None:
     config = NegativesConfig(prepared="", output="", engine="scripted")
-    first = Book(["a", "b"], KINDS, per_kind=2, attempts=3)
+    first = StateTable(["a", "b"], KINDS, per_kind=2, attempts=3)
     with Progress(config, wanted=8, clock=EngineClock(0)) as progress:
         progress.begin(first)
         add(progress, first, answer("a", KINDS[0], "ok"), answer("b", KINDS[0], "not_applicable"))
@@ -38,7 +38,7 @@ def test_progress_counts_questions_and_not_their_answers(capsys: pytest.CaptureF
         add(progress, first, *(answer("a", KINDS[1], "rejected", n) for n in range(1, 6)))
         add(progress, first, *(answer("b", KINDS[1], "ok", n) for n in range(2)))
         assert progress.settled == 4, "also what ends without a negative"
-        second = Book(["c", "d"], KINDS, per_kind=2, attempts=3)
+        second = StateTable(["c", "d"], KINDS, per_kind=2, attempts=3)
         progress.begin(second)
         assert progress.settled == 4
         add(progress, second, *(answer(key, kind, "ok", n) for key in "cd" for kind in KINDS for n in (0, 1)))
@@ -48,7 +48,7 @@ def test_progress_counts_questions_and_not_their_answers(capsys: pytest.CaptureF
 
 def test_progress_remaining_time_follows_from_what_this_run_settled() -> None:
     config = NegativesConfig(prepared="", output="", engine="scripted")
-    book = Book("abcde", [KINDS[0]], per_kind=1, attempts=1)
+    book = StateTable("abcde", [KINDS[0]], per_kind=1, attempts=1)
     book.add([answer("a", KINDS[0], "ok")])  # by an earlier run
     progress = Progress(config, wanted=5, clock=EngineClock(0))
     assert progress.remaining_s is None

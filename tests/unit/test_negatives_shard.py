@@ -15,7 +15,7 @@ from degla_ray.errors import DataError
 from degla_ray.negatives.pipeline import generate
 from degla_ray.negatives.proposals import ORDER, Proposal, Request
 from degla_ray.negatives.rules import RuleEngine
-from degla_ray.negatives.shard import Caption, ShardTask, captions_of, vocabulary, write_shard
+from degla_ray.negatives.shard import ImageCaption, ShardTask, captions_of, vocabulary, write_shard
 from degla_ray.schema import NEGATIVES, REJECTS, Kind, RejectReason
 from degla_ray.sources.scenes.captions import captions as scene_captions
 from degla_ray.sources.scenes.truth import is_true
@@ -45,8 +45,8 @@ def task(folder: Path, per_kind: int = 2) -> ShardTask:
     return ShardTask(folder=stage, kinds=ORDER, per_kind=per_kind, seed=0)
 
 
-def caption(sample_id: str, text: str, *siblings: str, graph: str | None = None) -> Caption:
-    return Caption(sample_id=sample_id, text=text, siblings=siblings, graph=graph)
+def caption(sample_id: str, text: str, *siblings: str, graph: str | None = None) -> ImageCaption:
+    return ImageCaption(sample_id=sample_id, text=text, siblings=siblings, graph=graph)
 
 
 def tables(folder: Path) -> tuple[pa.Table, pa.Table]:

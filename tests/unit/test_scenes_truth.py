@@ -15,7 +15,7 @@ from degla_ray.config import ScenesConfig
 from degla_ray.language import lexicon as lexicon_module
 from degla_ray.sources.scenes.captions import captions, describe, describe_fully, describe_relation
 from degla_ray.sources.scenes.truth import is_true, parse
-from degla_ray.sources.scenes.wording import Mention, Sentence, wording
+from degla_ray.sources.scenes.wording import Mention, SceneSentence, wording
 from degla_ray.sources.scenes.world import SHAPES, Relation, Scene, SceneObject, Sort, sample_scene, scene_rng
 
 FRUGAL = settings(max_examples=150, deadline=None)
@@ -234,7 +234,7 @@ def test_parse_understands_every_template_with_every_opening_and_relation_word()
                 relations = ((0, relation, 1, which), (2, relation, 0, which)) if "{that}" in template else (
                     ((0, relation, 1, which),) if re.search("relation|near|place", template) else ()
                 )  # fmt: skip
-                sentence = Sentence(
+                sentence = SceneSentence(
                     template=template, mentions=named[:count], relations=relations, opening=opening
                 )
                 readings = parse(sentence.text)

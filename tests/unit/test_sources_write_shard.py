@@ -13,7 +13,7 @@ import pytest
 from degla_ray.schema import CAPTIONS, GIVEN, IMAGES, REJECTS, SCENE_GRAPHS, RejectReason
 from degla_ray.sources.base import Caption, Record, Refusal, Reject, Source, Unit, check_caption, given_table
 from degla_ray.sources.write_shard import (
-    ShardTask,
+    PrepareTask,
     records_from_json,
     records_to_json,
     rejects_from_json,
@@ -58,7 +58,7 @@ def record(image_id: str, locator: str = "good", captions: int = 2) -> Record:
 def run(folder: Path, records: list[Record], rejects: list[Reject]) -> tuple[StageFolder, list[int]]:
     stage = StageFolder(str(folder), "prepare", {}, 1)
     told: list[int] = []
-    task = ShardTask(folder=stage, source=DiskSource(), max_pixels=10_000, short_side=None)
+    task = PrepareTask(folder=stage, source=DiskSource(), max_pixels=10_000, short_side=None)
     write_shard(task, 0, records, rejects, told.append)
     return stage, told
 
@@ -116,7 +116,7 @@ def test_write_shard_without_records_writes_empty_parts(tmp_path: Path) -> None:
 
 def test_write_shard_that_dies_leaves_no_receipt(tmp_path: Path) -> None:
     stage = StageFolder(str(tmp_path), "prepare", {}, 1)
-    task = ShardTask(folder=stage, source=DiskSource(), max_pixels=10_000, short_side=None)
+    task = PrepareTask(folder=stage, source=DiskSource(), max_pixels=10_000, short_side=None)
 
     def die(images: int) -> None:
         raise KeyboardInterrupt

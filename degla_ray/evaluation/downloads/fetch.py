@@ -33,7 +33,7 @@ from degla_ray.evaluation.downloads.unpack import python_list, unpack
 RECORD = "fetched.json"
 
 
-class State(StrEnum):
+class FetchState(StrEnum):
     """Outcome of an item."""
 
     THERE = "there"
@@ -47,7 +47,7 @@ class Outcome:
     """Row of an item in the final table."""
 
     item: Item
-    state: State
+    state: FetchState
     note: str = ""
 
 
@@ -73,14 +73,14 @@ class Fetcher:
         target = self.output / item.to
         try:
             if target.is_file() or (target.is_dir() and any(target.iterdir())):
-                return Outcome(item=item, state=State.THERE, note=self._check(item, target))
+                return Outcome(item=item, state=FetchState.THERE, note=self._check(item, target))
             if item.form is not None:
-                return Outcome(item=item, state=State.BY_HAND, note=f"{item.by_hand} {item.form}")
+                return Outcome(item=item, state=FetchState.BY_HAND, note=f"{item.by_hand} {item.form}")
             target.parent.mkdir(parents=True, exist_ok=True)
             note = self._torchvision(item, target) if item.torchvision else self._url(item, target, on_bytes)
         except (DataError, OSError, requests.RequestException) as error:
-            return Outcome(item=item, state=State.FAILED, note=" ".join(str(error).split()))
-        return Outcome(item=item, state=State.FETCHED, note=note)
+            return Outcome(item=item, state=FetchState.FAILED, note=" ".join(str(error).split()))
+        return Outcome(item=item, state=FetchState.FETCHED, note=note)
 
     def _check(self, item: Item, target: Path) -> str:
         """Raise an error if a file was changed after it was fetched; return a note if it cannot be
@@ -179,7 +179,7 @@ def fetch_benchmarks(config: FetchConfig, console: Console | None = None) -> boo
             outcomes.append(fetcher.fetch(item, _bar(progress, task)))
             progress.remove_task(task)
     _show(console, outcomes, fetcher)
-    return all(outcome.state != State.FAILED for outcome in outcomes)
+    return all(outcome.state != FetchState.FAILED for outcome in outcomes)
 
 
 def _bar(progress: Progress, task: TaskID) -> OnBytes:

@@ -12,12 +12,12 @@ from rich.table import Table
 
 from degla_ray.negatives.llm.engines import COMPLETERS, Actors
 from degla_ray.negatives.llm.failures import Refusals, tell
-from degla_ray.negatives.llm.generation import Job, ask, block_size, question
+from degla_ray.negatives.llm.generation import GenerationJob, ask, block_size, question
 from degla_ray.negatives.llm.ledger import Row, text_key
 from degla_ray.negatives.llm.pool import engine_pool
 
 
-def estimate(job: Job, captions: Sequence[str]) -> None:
+def estimate(job: GenerationJob, captions: Sequence[str]) -> None:
     """Send one attempt for a sample of captions and print the estimate for all; write no files.
 
     The rate is that of one engine, without its start. The expected number of attempts per negative follows
@@ -45,7 +45,9 @@ def _answers(rows: Sequence[Row]) -> int:
     return sum(row["state"] != "not_applicable" for row in rows)
 
 
-def _print(job: Job, actors: Actors, rows: Sequence[Row], rate: float, *, texts: int, asked: int) -> None:
+def _print(
+    job: GenerationJob, actors: Actors, rows: Sequence[Row], rate: float, *, texts: int, asked: int
+) -> None:
     config = job.config
     attempts = config.generation.attempts * config.per_kind
     table = Table(title=f"{texts:,} different captions, from {asked:,} of them")

@@ -30,11 +30,11 @@ from degla_ray.negatives.llm.failures import Refusals, Refused
 from degla_ray.negatives.llm.ledger import (
     CLOSED,
     OPEN,
-    Book,
-    Entry,
     Ledger,
     Row,
     State,
+    StateRow,
+    StateTable,
     may_retry,
     table,
     text_key,
@@ -44,7 +44,7 @@ from degla_ray.negatives.llm.progress import Progress
 from degla_ray.negatives.llm.prompting import Prompts
 from degla_ray.negatives.llm.quality import Gate, seed_of
 from degla_ray.negatives.proposals import Veto, no_veto
-from degla_ray.negatives.shard import STAGE, Caption, captions_of, scene_veto, to_table, vocabulary
+from degla_ray.negatives.shard import STAGE, ImageCaption, captions_of, scene_veto, to_table, vocabulary
 from degla_ray.schema import NEGATIVES, REJECTS, Kind, RejectReason
 from degla_ray.stage import MANIFEST, StageFolder, shard_of
 
@@ -55,7 +55,7 @@ BLOCK = 128
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class GenerationJob:
     """Settings and prompts shared by all requests of a run.
 
     Attributes:
@@ -78,13 +78,15 @@ class _Window:
     """Shards and their captions, grouped by `text_key`."""
 
     shards: list[int]
-    captions: dict[str, list[Caption]] = field(default_factory=dict)
+    captions: dict[str, list[ImageCaption]] = field(default_factory=dict)
 
     def text(self, key: str) -> str:
         return self.captions[key][0].text
 
 
-def generate_pending(job: Job, folder: StageFolder, captions: pa.Table, graphs: dict[str, str]) -> bool:
+def generate_pending(
+    job: GenerationJob, folder: StageFolder, captions: pa.Table, graphs: dict[str, str]
+) -> bool:
     """Generate the pending shards; return False if `max_gpu_hours` ended the run before all were done."""
     ledger, pending = Ledger(folder), folder.pending()
     actors = COMPLETERS[job.config.engine].actors(job.config, job.prompts)
@@ -102,14 +104,14 @@ def generate_pending(job: Job, folder: StageFolder, captions: pa.Table, graphs: 
     ):
         refusals = Refusals(job.config.engine, block_size(job.config))
         for window in _windows(by_key, graphs, pending, folder.num_shards):
-            book = Book(window.captions, job.kinds, job.config.per_kind, job.config.generation.attempts)
+            book = StateTable(window.captions, job.kinds, job.config.per_kind, job.config.generation.attempts)
             known = [row for row in ledger.read(window.shards) if (row["key"], row["kind"]) in book.entries]
             book.add(known)
             if job.config.generation.retry_failed:
                 book.retry(job.config.generation.retry_reasons)
             progress.begin(book)
 
-            def keep(rows: list[Row], book: Book = book) -> None:
+            def keep(rows: list[Row], book: StateTable = book) -> None:
                 if rows:
                     book.add(rows)
                     ledger.append(rows)
@@ -163,7 +165,7 @@ def reopen(folder: StageFolder, reasons: Sequence[RejectReason]) -> None:
 
 
 def ask(
-    job: Job, engines: Sequence[Any], questions: list[dict[str, Any]], words: frozenset[str] | None
+    job: GenerationJob, engines: Sequence[Any], questions: list[dict[str, Any]], words: frozenset[str] | None
 ) -> Iterator[list[Row]]:
     """Yield the ledger's rows for the requests, block by block as they are answered.
 
@@ -226,7 +228,7 @@ def block_size(config: NegativesConfig) -> int:
     return min(BLOCK, config.openai.concurrency) if config.engine == "openai" else BLOCK
 
 
-def _blocks(job: Job, questions: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+def _blocks(job: GenerationJob, questions: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
     """Yield the requests in blocks; a joint request is never split between two blocks."""
     block = block_size(job.config)
     if job.config.generation.prompting == "joint":
@@ -294,12 +296,16 @@ def _windows(
         yield window
 
 
-def _questions(job: Job, window: _Window, work: Sequence[tuple[str, str, int, bool]]) -> list[dict[str, Any]]:
+def _questions(
+    job: GenerationJob, window: _Window, work: Sequence[tuple[str, str, int, bool]]
+) -> list[dict[str, Any]]:
     seed = job.config.seed
     return [question(seed, window.text(key), kind, attempt, last=last) for key, kind, attempt, last in work]
 
 
-def _close(job: Job, folder: StageFolder, ledger: Ledger, window: _Window, book: Book) -> None:
+def _close(
+    job: GenerationJob, folder: StageFolder, ledger: Ledger, window: _Window, book: StateTable
+) -> None:
     """Write the window's shards from its settled entries: the ledger's rows, the parts, then the receipts."""
     parts: dict[int, list[str]] = {shard: [] for shard in window.shards}
     for key in window.captions:
@@ -329,11 +335,11 @@ def _close(job: Job, folder: StageFolder, ledger: Ledger, window: _Window, book:
 
 
 def _settle(
-    job: Job,
-    caption: Caption,
+    job: GenerationJob,
+    caption: ImageCaption,
     veto: Veto,
     kind: Kind,
-    entry: Entry,
+    entry: StateRow,
     to: tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]],
     counts: Counter[str],
 ) -> None:
@@ -362,7 +368,7 @@ def _settle(
     counts[f"captions.{kind}.{state.value}"] += 1
 
 
-def _reject(caption: Caption, row: Row) -> tuple[Any, ...]:
+def _reject(caption: ImageCaption, row: Row) -> tuple[Any, ...]:
     return (STAGE, caption.sample_id, row["kind"], row["text"], row["reason"], row["detail"])
 
 

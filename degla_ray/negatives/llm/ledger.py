@@ -46,7 +46,7 @@ def text_key(caption: str) -> str:
 
 
 @dataclass(kw_only=True)
-class Entry:
+class StateRow:
     """State-table row of one (caption, kind) pair.
 
     Attributes:
@@ -65,13 +65,13 @@ class Entry:
         return State.OK if State.OK in states else states[-1]
 
 
-def may_retry(entry: Entry, reasons: Sequence[RejectReason]) -> bool:
+def may_retry(entry: StateRow, reasons: Sequence[RejectReason]) -> bool:
     """Return whether the entry ended in an error, or was last rejected for one of `reasons`."""
     state = entry.state()
     return state is State.ERROR or (state is State.REJECTED and entry.rows[-1]["reason"] in reasons)
 
 
-class Book:
+class StateTable:
     """State table of one window of shards, with an entry per (caption, kind) pair.
 
     Args:
@@ -84,7 +84,7 @@ class Book:
     def __init__(self, keys: Iterable[str], kinds: Sequence[Kind], per_kind: int, attempts: int) -> None:
         self._per_kind, self._attempts = per_kind, attempts
         self.entries = {
-            (key, kind.value): Entry(allowed=per_kind * attempts) for kind in kinds for key in keys
+            (key, kind.value): StateRow(allowed=per_kind * attempts) for kind in kinds for key in keys
         }
 
     def add(self, rows: Iterable[Row]) -> None:
@@ -142,7 +142,7 @@ class Book:
         """Return the number of entries that need no further requests."""
         return sum(self._done(entry) for entry in self.entries.values())
 
-    def _done(self, entry: Entry) -> bool:
+    def _done(self, entry: StateRow) -> bool:
         states = [row["state"] for row in entry.rows]
         return (
             State.NOT_APPLICABLE in states
@@ -179,14 +179,14 @@ class Ledger:
         distinct = {(r["key"], r["kind"], r["attempt"], r["state"], r["text"]): r for r in rows}
         return sorted(distinct.values(), key=lambda row: (row["key"], row["kind"], row["attempt"]))
 
-    def settled(self, shard: int) -> list[Entry]:
+    def settled(self, shard: int) -> list[StateRow]:
         """Return the entries of a finished shard; [] if it was written without a language model."""
         name = part_name(shard, self._folder.num_shards)
         if not self._folder.storage.is_file(CLOSED, name):
             return []
-        entries: dict[tuple[str, str], Entry] = {}
+        entries: dict[tuple[str, str], StateRow] = {}
         for row in self._folder.storage.open_parquet(CLOSED, name).read().to_pylist():
-            entries.setdefault((row["key"], row["kind"]), Entry(allowed=0)).rows.append(row)
+            entries.setdefault((row["key"], row["kind"]), StateRow(allowed=0)).rows.append(row)
         return list(entries.values())
 
     def close(self, shards: Mapping[int, Sequence[Row]]) -> None:

@@ -10,7 +10,7 @@ from types import TracebackType
 
 from degla_ray.config import NegativesConfig
 from degla_ray.negatives.llm.engine_clock import EngineClock
-from degla_ray.negatives.llm.ledger import Book, Row, State
+from degla_ray.negatives.llm.ledger import Row, State, StateTable
 
 REPORT_S = 10.0
 
@@ -27,7 +27,7 @@ class Progress:
     def __init__(self, config: NegativesConfig, wanted: int, clock: EngineClock) -> None:
         self._limit_h = config.generation.max_gpu_hours
         self._wanted, self._clock = wanted, clock
-        self._book: Book | None = None
+        self._book: StateTable | None = None
         self._closed = self._found = 0
         self._last_error = ""
         self._counts: Counter[str] = Counter()
@@ -80,7 +80,7 @@ class Progress:
             return None
         return (time.monotonic() - self._asking_since) * (self._wanted - self.settled) / newly
 
-    def begin(self, book: Book) -> None:
+    def begin(self, book: StateTable) -> None:
         """Start the next window; entries already settled in its book come from an earlier run."""
         self._closed = self.settled
         self._book = book

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from degla_ray.sources.scenes.wording import Mention, Sentence, pick, wording
+from degla_ray.sources.scenes.wording import Mention, SceneSentence, pick, wording
 from degla_ray.sources.scenes.world import Relation, Scene, SceneObject, Sort, stated_relations
 
 _SOLID_IS_NAMED = 0.5  # people mention a pattern, but seldom its absence
@@ -41,7 +41,7 @@ def captions(scene: Scene, rng: np.random.Generator, count: int) -> list[str]:
     return found
 
 
-def describe(scene: Scene, rng: np.random.Generator, mentions: int | None = None) -> Sentence:
+def describe(scene: Scene, rng: np.random.Generator, mentions: int | None = None) -> SceneSentence:
     """Return a true sentence that names `mentions` objects; None draws one to four, mostly two."""
     available = len(scene.objects)
     if mentions is None:
@@ -58,11 +58,11 @@ def describe(scene: Scene, rng: np.random.Generator, mentions: int | None = None
     named = mention_all(scene, order, rng)
     if mentions <= 2 and _predicable(scene, named) and rng.random() < 0.3:
         key = "one" if mentions == 1 else "two"
-        return Sentence(template=pick(rng, wording().sentences[key]), mentions=named)
+        return SceneSentence(template=pick(rng, wording().sentences[key]), mentions=named)
     return list_sentence(named, rng)
 
 
-def describe_fully(scene: Scene, rng: np.random.Generator) -> Sentence:
+def describe_fully(scene: Scene, rng: np.random.Generator) -> SceneSentence:
     """Return a sentence with every object and every attribute."""
     count = len(scene.objects)
     if count == 2 and rng.random() < 0.7:
@@ -77,7 +77,7 @@ def describe_fully(scene: Scene, rng: np.random.Generator) -> Sentence:
 
 def describe_relation(
     scene: Scene, rng: np.random.Generator, details: Sequence[Sort] | None = None
-) -> Sentence:
+) -> SceneSentence:
     """Return a sentence with two objects and their spatial relation."""
     a, relation, b = pick(rng, stated_relations(scene.objects))
     named = mention_all(scene, (a, b), rng, details)
@@ -88,7 +88,7 @@ def describe_relation(
     templates = w.sentences["relation"] if whole else w.phrases["relation"]
     fit = [t for t in templates if (clear or "{the" not in t) and (sides or "{place" not in t)]
     template = pick(rng, fit)
-    return Sentence(
+    return SceneSentence(
         template=template,
         mentions=named,
         relations=((0, relation, 1, int(rng.integers(64))),),
@@ -99,7 +99,7 @@ def describe_relation(
 
 def describe_two_relations(
     scene: Scene, rng: np.random.Generator, details: Sequence[Sort] | None = None
-) -> Sentence | None:
+) -> SceneSentence | None:
     """Return a sentence with three objects and two relations, or None if none can be stated."""
     pairs = stated_relations(scene.objects)
     a, relation, b = pick(rng, pairs)
@@ -107,7 +107,7 @@ def describe_two_relations(
     if not further:
         return None
     c, relation2, d = pick(rng, further)
-    return Sentence(
+    return SceneSentence(
         template=pick(rng, wording().sentences["two_relations"]),
         mentions=mention_all(scene, (a, b, c), rng, details),
         relations=(
@@ -117,9 +117,9 @@ def describe_two_relations(
     )
 
 
-def list_sentence(named: tuple[Mention, ...], rng: np.random.Generator) -> Sentence:
+def list_sentence(named: tuple[Mention, ...], rng: np.random.Generator) -> SceneSentence:
     template = "{0}" if len(named) == 1 else pick(rng, wording().phrases[f"list{len(named)}"])
-    return Sentence(
+    return SceneSentence(
         template=template, mentions=named, opening=_opening(rng, template), formal=rng.random() < 0.5
     )
 

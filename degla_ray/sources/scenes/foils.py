@@ -13,7 +13,7 @@ import numpy as np
 
 from degla_ray.sources.scenes.captions import describe, describe_relation, list_sentence
 from degla_ray.sources.scenes.truth import is_true
-from degla_ray.sources.scenes.wording import Mention, Sentence, pick, wording
+from degla_ray.sources.scenes.wording import Mention, SceneSentence, pick, wording
 from degla_ray.sources.scenes.world import SHAPES, VALUES, Relation, Scene, Sort
 
 _ATTEMPTS = 60
@@ -48,21 +48,21 @@ def pair(kind: FoilKind, scene: Scene, rng: np.random.Generator) -> tuple[str, s
     return None
 
 
-def _clear(sentence: Sentence) -> bool:
+def _clear(sentence: SceneSentence) -> bool:
     """Return whether every object is named differently and each "the circle" is unambiguous."""
     names = [mention.bare for mention in sentence.mentions]
     nouns = [mention.noun for mention in sentence.mentions]
     return len(set(names)) == len(names) and (len(sentence.relations) < 2 or len(set(nouns)) == len(nouns))
 
 
-def _replace_obj(scene: Scene, rng: np.random.Generator) -> tuple[Sentence, Sentence] | None:
+def _replace_obj(scene: Scene, rng: np.random.Generator) -> tuple[SceneSentence, SceneSentence] | None:
     sentence = describe(scene, rng)
     taken = {mention.noun for mention in sentence.mentions}
     noun = pick(rng, [shape for shape in SHAPES if shape not in taken])
     return sentence, _with(sentence, _any(sentence, rng), noun=noun)
 
 
-def _replace_att(scene: Scene, rng: np.random.Generator) -> tuple[Sentence, Sentence] | None:
+def _replace_att(scene: Scene, rng: np.random.Generator) -> tuple[SceneSentence, SceneSentence] | None:
     sentence = describe(scene, rng)
     at = _any(sentence, rng)
     named = list(sentence.mentions[at].adjectives)
@@ -72,7 +72,7 @@ def _replace_att(scene: Scene, rng: np.random.Generator) -> tuple[Sentence, Sent
     return sentence, _with(sentence, at, sort=sort, word=_word(sort, rng))
 
 
-def _replace_rel(scene: Scene, rng: np.random.Generator) -> tuple[Sentence, Sentence] | None:
+def _replace_rel(scene: Scene, rng: np.random.Generator) -> tuple[SceneSentence, SceneSentence] | None:
     sentence = describe(scene, rng, mentions=int(rng.integers(2, 4)))
     if not sentence.relations:
         return None
@@ -84,7 +84,7 @@ def _replace_rel(scene: Scene, rng: np.random.Generator) -> tuple[Sentence, Sent
     return sentence, replace(sentence, relations=tuple(relations))
 
 
-def _swap_obj(scene: Scene, rng: np.random.Generator) -> tuple[Sentence, Sentence] | None:
+def _swap_obj(scene: Scene, rng: np.random.Generator) -> tuple[SceneSentence, SceneSentence] | None:
     if rng.random() < _BARE_SWAPS:
         sentence = describe_relation(scene, rng, details=())
     else:
@@ -94,7 +94,7 @@ def _swap_obj(scene: Scene, rng: np.random.Generator) -> tuple[Sentence, Sentenc
     return sentence, _with(_with(sentence, a, noun=nouns[1]), b, noun=nouns[0])
 
 
-def _swap_att(scene: Scene, rng: np.random.Generator) -> tuple[Sentence, Sentence] | None:
+def _swap_att(scene: Scene, rng: np.random.Generator) -> tuple[SceneSentence, SceneSentence] | None:
     sentence = describe(scene, rng, mentions=int(rng.integers(2, 4)))
     a, b = _two(sentence, rng)
     first, second = (sentence.mentions[i].adjectives for i in (a, b))
@@ -105,7 +105,7 @@ def _swap_att(scene: Scene, rng: np.random.Generator) -> tuple[Sentence, Sentenc
     return sentence, _with(_with(sentence, a, sort=sort, word=second[sort]), b, sort=sort, word=first[sort])
 
 
-def _add_obj(scene: Scene, rng: np.random.Generator) -> tuple[Sentence, Sentence] | None:
+def _add_obj(scene: Scene, rng: np.random.Generator) -> tuple[SceneSentence, SceneSentence] | None:
     sentence = describe(scene, rng, mentions=int(rng.integers(1, 3)))
     absent = [shape for shape in SHAPES if shape not in {thing.shape for thing in scene.objects}]
     sorts = pick(rng, sentence.mentions).adjectives
@@ -125,7 +125,7 @@ def _add_obj(scene: Scene, rng: np.random.Generator) -> tuple[Sentence, Sentence
     return None
 
 
-def _add_att(scene: Scene, rng: np.random.Generator) -> tuple[Sentence, Sentence] | None:
+def _add_att(scene: Scene, rng: np.random.Generator) -> tuple[SceneSentence, SceneSentence] | None:
     sentence = describe(scene, rng)
     at = _any(sentence, rng)
     missing = [sort for sort in Sort if sort not in sentence.mentions[at].adjectives]
@@ -135,7 +135,9 @@ def _add_att(scene: Scene, rng: np.random.Generator) -> tuple[Sentence, Sentence
     return sentence, _with(sentence, at, sort=sort, word=_word(sort, rng))
 
 
-_MAKERS: dict[FoilKind, Callable[[Scene, np.random.Generator], tuple[Sentence, Sentence] | None]] = {
+_MAKERS: dict[
+    FoilKind, Callable[[Scene, np.random.Generator], tuple[SceneSentence, SceneSentence] | None]
+] = {
     FoilKind.REPLACE_OBJ: _replace_obj,
     FoilKind.REPLACE_ATT: _replace_att,
     FoilKind.REPLACE_REL: _replace_rel,
@@ -147,8 +149,8 @@ _MAKERS: dict[FoilKind, Callable[[Scene, np.random.Generator], tuple[Sentence, S
 
 
 def _with(
-    sentence: Sentence, at: int, noun: str | None = None, sort: Sort | None = None, word: str = ""
-) -> Sentence:
+    sentence: SceneSentence, at: int, noun: str | None = None, sort: Sort | None = None, word: str = ""
+) -> SceneSentence:
     """Return `sentence` with another noun, or another adjective of one sort, in mention `at`."""
     mention = sentence.mentions[at]
     adjectives = mention.adjectives if sort is None else {**mention.adjectives, sort: word}
@@ -156,11 +158,11 @@ def _with(
     return replace(sentence, mentions=(*sentence.mentions[:at], changed, *sentence.mentions[at + 1 :]))
 
 
-def _any(sentence: Sentence, rng: np.random.Generator) -> int:
+def _any(sentence: SceneSentence, rng: np.random.Generator) -> int:
     return int(rng.integers(len(sentence.mentions)))
 
 
-def _two(sentence: Sentence, rng: np.random.Generator) -> tuple[int, int]:
+def _two(sentence: SceneSentence, rng: np.random.Generator) -> tuple[int, int]:
     first, second = rng.permutation(len(sentence.mentions))[:2].tolist()
     return first, second
 

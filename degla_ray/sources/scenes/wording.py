@@ -82,7 +82,7 @@ class Mention:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sentence:
+class SceneSentence:
     """A caption in structured form.
 
     Attributes:
