@@ -287,7 +287,8 @@ def test_images_parquet_each_wanted_one_is_in_one_batch(folder: Path) -> None:
     assert missing == {"none": "not in the images dataset"}
     assert max(len(batch.ids) for batch in batches) == 4
     for batch in batches:
-        assert source.read(batch) == [ImageFile(data=png(int(i.removeprefix("img-")))) for i in batch.ids]
+        expected = [ImageFile(data=png(int(i.removeprefix("img-"))), prepared=True) for i in batch.ids]
+        assert source.read(batch) == expected
 
 
 def test_encode_second_time_reads_features_of_the_same_content_from_the_cache(

@@ -22,6 +22,7 @@ from degla_ray.config import GenerationConfig, NegativesConfig, PrepareConfig, S
 from degla_ray.errors import DeglaError, FingerprintMismatch, SettingError
 from degla_ray.negatives.llm.ledger import text_key
 from degla_ray.negatives.pipeline import generate
+from degla_ray.reporting.generation import publish
 from degla_ray.schema import ATTEMPTS, CAPTIONS, NEGATIVES, REJECTS, SCENE_GRAPHS, Kind
 from degla_ray.sources.prepare import prepare
 from degla_ray.sources.scenes.truth import is_true
@@ -57,7 +58,7 @@ def config_of(prepared: str, output: Path, **generation: Any) -> NegativesConfig
 def finished(prepared: str, tmp_path_factory: pytest.TempPathFactory) -> NegativesConfig:
     folder = tmp_path_factory.mktemp("generated")
     config = config_of(prepared, folder / "out")
-    generate(replace(config, tracking=TrackingConfig(uri=f"sqlite:///{folder}/mlflow.db")))
+    generate(replace(config, tracking=TrackingConfig(uri=f"sqlite:///{folder}/mlflow.db")), publish)
     return config
 
 
