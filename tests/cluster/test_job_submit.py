@@ -74,7 +74,7 @@ def test_job_submit_train_two_steps_exports_a_model(
     [result] = output.glob("submitted-*/result.json")
     made = json.loads(result.read_text())
     assert made["steps"] == 2
-    assert Path(made["export_student"], "open_clip_model.safetensors").stat().st_size > 0
+    assert (result.parent / made["export_student"] / "open_clip_model.safetensors").stat().st_size > 0
 
 
 def test_job_submit_wrong_setting_fails_with_its_one_line(ray_head: Head, repo: Path, tmp_path: Path) -> None:
