@@ -20,9 +20,9 @@ from torch import Tensor
 
 from degla_ray.config import ModelConfig
 from degla_ray.errors import DataError, SettingError
+from degla_ray.model.files import OPEN_CLIP_CONFIG
 from degla_ray.storage import Storage
 
-CONFIG_FILE = "open_clip_config.json"
 RESAMPLE = {"bilinear": 2, "bicubic": 3}
 """PIL's numbers for the interpolations that open_clip supports."""
 _OPENAI = {
@@ -175,9 +175,9 @@ def _beside(pretrained: str) -> dict[str, Any] | None:
     elif not file.startswith("open_clip_"):
         return None
     storage = Storage(folder or ".")
-    if not storage.exists(CONFIG_FILE):
+    if not storage.exists(OPEN_CLIP_CONFIG):
         return None
-    stated = storage.read_json(CONFIG_FILE).get("preprocess_cfg")
+    stated = storage.read_json(OPEN_CLIP_CONFIG).get("preprocess_cfg")
     return dict(stated) if stated else None
 
 
