@@ -1,10 +1,10 @@
-"""The command line of every job: a config dataclass in, one function called.
+"""Parse the command line of a job into its config dataclass, and run the job.
 
-`--config FILE.yaml`, dotted overrides, `--help`, `--print_config` come from jsonargparse. A wrong
-setting, a missing file or bad data ends the job with one line on stderr and exit status 2, also where it
-was found in a Ray worker; an interrupt (Ctrl-C) ends it with 130. Anything else is a fault of ours and
-keeps its traceback. Jobs import this and `config` only and the rest inside the function they pass, so
-that `--help` answers in 0.5 s instead of the 10 s that importing torch, Ray and MLflow takes.
+`--config FILE.yaml`, dotted overrides, `--help` and `--print_config` come from jsonargparse. An invalid
+setting, a missing file or bad data ends the job with one line on stderr and exit status 2, even if a Ray
+worker found it; an interrupt (Ctrl-C) ends it with 130. Any other exception is a bug and keeps its traceback.
+Importing torch, Ray and MLflow takes 10 s. Jobs therefore import only this module and `config`, and the rest
+inside the function that they pass, so that `--help` answers in 0.5 s.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 
 def _member(choices: type[StrEnum]) -> Callable[[str], StrEnum]:
-    """Return a reader of members by their value, as in data files, not by their name."""
+    """Return a function that finds an enum member by its value, as in data files, not by its name."""
 
     def read(value: str) -> StrEnum:
         if value not in list(choices):
@@ -60,7 +60,7 @@ for _choices in (Kind, RejectReason):
 
 
 class _Parser(ArgumentParser):
-    """A parser whose errors are one line: what is wrong, and the setting that was probably meant."""
+    """A parser with one-line errors, which suggest the setting that was probably meant."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         raise DeglaError(_with_suggestion(_plain(message), list(settings(self)))) from ex
@@ -95,7 +95,8 @@ def parse(
     """Return the config that a command line (default: sys.argv) and its YAML files describe.
 
     Raises:
-        DeglaError: unknown setting, wrong type, missing or malformed file, or impossible combination.
+        DeglaError: a setting is unknown or of the wrong type, settings contradict each other, or a file is
+            missing or malformed.
     """
     parser = build_parser(config_class, description, first)
     words = sys.argv[1:] if argv is None else list(argv)
@@ -136,7 +137,7 @@ def _lists_joined(parser: ArgumentParser, words: Sequence[str]) -> list[str]:
 
 
 def _require_own_config(config_class: type, words: Sequence[str], error: DeglaError) -> None:
-    """Name the job that a refused `--config` file belongs to, if it is another one's.
+    """Raise an error that names the right job if a refused `--config` file belongs to another job.
 
     Raises:
         DeglaError: every setting in the file belongs to another job, and not all belong to this one.
@@ -146,7 +147,7 @@ def _require_own_config(config_class: type, words: Sequence[str], error: DeglaEr
         try:
             content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, yaml.YAMLError):
-            return  # the error that is known already says so
+            return  # `error` already reports an unreadable file
         if not isinstance(content, dict) or content.keys() <= _fields(config_class):
             continue
         for job, other in JOBS.items():
@@ -166,11 +167,11 @@ def from_settings(config_class: type[ConfigT], settings: Mapping[str, Any], sect
 
     Args:
         config_class: what to build.
-        settings: nested as in a YAML file; what is left out keeps its default.
+        settings: nested as in a YAML file; missing settings keep their defaults.
         section: path of the mapping in the user's file, for messages.
 
     Raises:
-        DeglaError: as `parse`, the setting named with `section` before it.
+        DeglaError: as in `parse`, with `section` before the setting's name.
     """
     parser = _Parser(prog=section)
     parser.add_class_arguments(config_class, None)
@@ -183,10 +184,10 @@ def from_settings(config_class: type[ConfigT], settings: Mapping[str, Any], sect
 
 
 def _require_kept(given: Namespace, config: object) -> None:
-    """Refuse a setting that another one overrides, such as `objective.name` of an ablation.
+    """Refuse a given setting that another one overrides, such as `objective.name` in an ablation.
 
-    A config replaces its own defaults where another setting fixes them, and cannot tell a default from the
-    same value that a user wrote: that is known only here.
+    A config overwrites defaults that another setting fixes. It cannot tell a default from an equal value that
+    the user gave; only the parser can.
     """
     for setting, value in vars(given.as_flat()).items():
         if setting.split(".")[-2:-1] not in (["objective"], ["teacher"]):  # the groups that ablations fix
@@ -205,14 +206,14 @@ def run(
     argv: Sequence[str] | None = None,
     first: Sequence[str] = (),
 ) -> None:
-    """Parse, call `job(config)` and return; a DeglaError becomes one line and exit status 2."""
+    """Parse the command line and call `job(config)`; a DeglaError becomes one line and exit status 2."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(line_buffering=True)  # progress is seen through pipes and job logs too
+        sys.stdout.reconfigure(line_buffering=True)  # so that pipes and job logs show progress at once
     if not isinstance(sys.stdout, MaskedStream):
         sys.stdout, sys.stderr = MaskedStream(sys.stdout), MaskedStream(sys.stderr)
     ray_setup.set_environment()
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _exit)  # so that leases and MLflow runs are given back
+        signal.signal(signal.SIGTERM, _exit)  # so that leases are released and MLflow runs ended
     try:
         config = parse(config_class, description, argv, first)
         if ray_setup.in_submitted_job():
@@ -225,7 +226,7 @@ def run(
         cause = user_error(error)
         if cause is None:
             raise
-        # Ray Data appends advice on retries to a message that comes from a worker.
+        # Ray Data appends advice on retries to a worker's message.
         print(f"error: {str(cause).splitlines()[0]}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
 
@@ -236,14 +237,14 @@ def _exit(signum: int, frame: object) -> NoReturn:
 
 
 def refuse_temporary(config: object, prefix: str = "") -> None:
-    """Refuses outputs with a relative path: a submitted job runs in a copy of the repository that is deleted.
+    """Refuse relative output paths: a submitted job runs in a temporary copy of the repository.
 
     Args:
         config: a config, or a section of one.
         prefix: dotted name of the section, with a dot at the end.
 
     Raises:
-        SettingError: the first such setting.
+        SettingError: an output's path is relative; names the first.
     """
     entries = config if isinstance(config, Mapping) else vars(config)
     for name, value in entries.items():
@@ -260,7 +261,7 @@ def refuse_temporary(config: object, prefix: str = "") -> None:
 
 
 _OUTPUTS = ("output", "export", "cache")
-"""Names of settings that are folders to write."""
+"""Names of settings that hold output folders."""
 
 
 def _lasting(path: str) -> bool:
@@ -268,7 +269,7 @@ def _lasting(path: str) -> bool:
 
 
 def _store_lasts(uri: str) -> bool:
-    """Whether an MLflow URI names the same store in every working directory."""
+    """Return whether an MLflow URI names the same store in every working directory."""
     scheme, colon, rest = uri.partition(":")
     if not colon or uri.startswith("databricks"):
         return uri.startswith("databricks") or _lasting(uri)
@@ -280,9 +281,9 @@ def _store_lasts(uri: str) -> bool:
 def user_error(error: BaseException) -> DeglaError | None:
     """Return the DeglaError behind an exception, unwrapping Ray's errors; None if there is no such error.
 
-    Ray wraps what a task raised (`RayTaskError.cause`), Ray Data and Ray Train wrap that again
-    (`__cause__`; Train also as `worker_failures`, an exception for each rank). A wrapped error may itself
-    claim to be a DeglaError, but then carries the worker's traceback as its message, so causes come first.
+    Ray wraps an exception of a task (`RayTaskError.cause`). Ray Data and Ray Train wrap it again
+    (`__cause__`; Train also in `worker_failures`, one exception per rank). A wrapper may be an instance of
+    DeglaError too, but its message is the worker's traceback, so the innermost DeglaError is returned.
     """
     waiting: list[BaseException] = [error]
     seen: list[BaseException] = []
@@ -303,7 +304,7 @@ def user_error(error: BaseException) -> DeglaError | None:
 
 
 def _with_suggestion(message: str, names: Sequence[str]) -> str:
-    """Add the setting that was probably meant to a message on one that does not exist."""
+    """Add the setting that was probably meant to a message about an unknown setting."""
     if group := re.match(r"(?:--)?([\w.]+): .*Unable to load config [\"'](.*?)[\"']", message):
         if f"{group[1]}.name" in names:
             return f"{group[1]}: a group of settings; did you mean --{group[1]}.name {group[2]}?"
@@ -345,4 +346,4 @@ _REWORDED = (
     (r"^Unexpected config:.*", "config: the file holds no settings; expected lines such as `seed: 42`"),
     (r'in "<unicode string>", ', ""),
 )
-"""Pattern, replacement: jsonargparse 4.53's messages in this project's words."""
+"""(pattern, replacement) pairs that reword the messages of jsonargparse 4.53."""

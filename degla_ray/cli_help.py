@@ -1,4 +1,4 @@
-"""Write a job's `--help`: the settings that people set first, then one group at a time.
+"""Format a job's `--help`: the settings to set first, then a list of groups.
 
 `--help` fits a screen; `--help GROUP` shows the settings of one group and `--help all` shows every one.
 """
@@ -13,14 +13,14 @@ from enum import Enum
 from typing import Any
 
 GENERAL = "general"
-"""Group of the settings whose names have no dot."""
+"""Name of the group of settings without a dot in their names."""
 ALL = "all"
 _INDENT, _WIDTH = 34, 100
 _OURS = ("help", "config", "print_config", "print_shtab")
 
 
 class HelpAction(argparse.Action):
-    """Print help and end: `--help`, `--help GROUP` or `--help all`."""
+    """Option that prints help and exits: `--help`, `--help GROUP` or `--help all`."""
 
     def __init__(self, option_strings: Sequence[str], dest: str, first: Sequence[str] = (), **kwargs: Any):
         super().__init__(option_strings, dest, nargs="?", default=argparse.SUPPRESS, help=kwargs.get("help"))
@@ -41,7 +41,7 @@ class HelpAction(argparse.Action):
 
 
 def settings(parser: argparse.ArgumentParser) -> dict[str, argparse.Action]:
-    """Return every setting of a parser by its dotted name; headings of groups are left out."""
+    """Return every setting of a parser by its dotted name, without the groups' headings."""
     return {
         action.dest: action
         for action in parser._actions
@@ -87,7 +87,7 @@ def _help(
 
 def _lines(action: argparse.Action) -> Iterator[str]:
     hint = getattr(action, "_typehint", str)
-    # jsonargparse clears `action.required` while it parses, so the type has to tell
+    # jsonargparse clears `action.required` during parsing, so the type decides
     required = action.default is None and type(None) not in typing.get_args(hint)
     note = "required" if required else f"default: {_value(action.default)}"
     return _two_columns(f"--{action.dest} {_type(hint)}", f"{action.help} ({note})")

@@ -1,4 +1,4 @@
-"""Errors a user can act on. Each names the setting or file, what was found and what would be right."""
+"""Errors that a user can correct: each names the setting or file, what was found and what was expected."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from degla_ray.masking import masked
 
 
 class DeglaError(Exception):
-    """Base of every error that a job prints as one line (no traceback)."""
+    """Base class of the errors that a job prints as one line, without a traceback."""
 
     def __init__(self, message: str) -> None:
         super().__init__(masked(message))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # An exception is unpickled by calling it with its message; those below take more than that, and
-        # have to come home from Ray's workers.
+        # Python unpickles an exception by calling its class with the message alone. The subclasses take other
+        # arguments, so they would not survive the way from a Ray worker to the driver.
         return _restore, (type(self), self.args, vars(self))
 
 
@@ -29,12 +29,12 @@ def _restore(
 
 
 class SettingError(DeglaError):
-    """A setting whose value cannot work.
+    """A setting with an unusable value.
 
     Attributes:
         setting: dotted name as on the command line, e.g. `model.checkpoint`.
-        found: what was found there.
-        expected: what would be right.
+        found: the value found.
+        expected: description of a valid value.
     """
 
     def __init__(self, setting: str, found: object, expected: str) -> None:
@@ -43,12 +43,12 @@ class SettingError(DeglaError):
 
 
 class DataError(DeglaError):
-    """A file or dataset that cannot be used.
+    """An unusable file or dataset.
 
     Attributes:
-        where: file, folder or dataset, with a line or row number where there is one.
-        found: what was found there.
-        expected: what would be right.
+        where: file, folder or dataset, with a line or row number if known.
+        found: description of what was found.
+        expected: description of what would be valid.
     """
 
     def __init__(self, where: str, found: object, expected: str) -> None:
@@ -57,10 +57,10 @@ class DataError(DeglaError):
 
 
 class FingerprintMismatch(DataError):
-    """An output folder that another configuration made.
+    """An output folder created with another configuration.
 
     Attributes:
-        fields: dotted setting -> (value in the folder, value asked for).
+        fields: dotted setting -> (value in the folder, requested value).
     """
 
     def __init__(self, where: str, fields: dict[str, tuple[object, object]]) -> None:
@@ -72,4 +72,4 @@ class FingerprintMismatch(DataError):
 
 
 class TooManyRejects(DataError):
-    """More rows were rejected than `max_reject_fraction` allows."""
+    """A run that rejected more rows than `max_reject_fraction` allows."""

@@ -35,7 +35,7 @@ from degla_ray.stage import MANIFEST, StageFolder, shard_of
 from degla_ray.storage import Storage
 
 OUTPUT_VERSION = 1
-"""Raised whenever the same input would give different output; a folder of another version is not resumed."""
+"""Increase when the same input gives different output; a folder of another version is not resumed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +68,7 @@ def prepare(config: PrepareConfig) -> dict[str, int]:
         FingerprintMismatch: the output folder was made with other settings or other input.
         LeaseHeld: another driver is writing the output folder.
         TooManyRejects: more than `max_reject_fraction` of the rows was rejected.
-        DataError: the counts do not add up to rows in = rows out + rejects, or an annotation file is broken.
+        DataError: the rows read do not equal rows written plus rejects, or an annotation file is broken.
     """
     source = open_source(config)
     if _storage(config.output).exists(MANIFEST):

@@ -34,7 +34,7 @@ _Counter: Any = ray.remote(num_cpus=0)(_CountedImages)
 
 
 class Reporter:
-    """Callable with which tasks report finished images; it is sent to them."""
+    """Callable sent to the tasks, which report finished images by calling it."""
 
     def __init__(self, counter: Any) -> None:
         self._counter = counter
@@ -92,5 +92,5 @@ class ShardProgress:
             bar.update(task, completed=self._done())
 
     def _done(self) -> int:
-        # A task that Ray ran twice also reports twice.
+        # A task that Ray runs twice also reports twice.
         return min(self._total, int(ray.get(self._counter.total.remote())))

@@ -25,7 +25,7 @@ Progress = Callable[[int], None]  # called with the number of images finished si
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareTask:
-    """Everything a task needs apart from its rows.
+    """Settings of a task: everything that it needs apart from its rows.
 
     Attributes:
         max_pixels: maximum pixels of an image, checked before decoding.
@@ -62,7 +62,7 @@ def write_shard(
         rejects: rows that the driver rejected and that are stored in this shard.
 
     Returns:
-        The rows that this task itself wrote and lost, without `rejects`; the receipt includes them.
+        Counts of the rows that this task wrote and rejected. `rejects` are only in the receipt.
     """
     kept: list[Record] = []
     lost: list[Reject] = []

@@ -71,7 +71,7 @@ class ScenesSource(Source):
         return {"graphs": pa.table({"image_id": ids, "graph": graphs}, schema=SCENE_GRAPHS)}
 
     def write_extras(self, storage: Storage) -> None:
-        """Write the test sets to `tests/`, unless they are complete already or not requested."""
+        """Write the test sets to `tests/`, unless they are complete or not requested."""
         if self._config.test_items == 0 or storage.exists("tests", TESTS_COMPLETE):
             return
         from degla_ray.sources.scenes.tests import write_test_sets
