@@ -1,5 +1,5 @@
-# One .venv, pinned by constraints.txt; every target sets itself up. `make demo` and `make test` are all
-# that a newcomer needs. Where packages come from is pip's own configuration, never written here.
+# Every target first installs what it needs into one .venv, pinned by constraints.txt. A newcomer needs only
+# `make demo` and `make test`. The package index comes from pip's own configuration.
 
 SHELL := bash
 VENV := .venv
@@ -13,12 +13,12 @@ VLLM_INSTALLED := $(VLLM_VENV)/.installed
 .PHONY: help install install-vllm demo test test-full lint format constraints clean
 
 help:
-	@echo "make demo           the whole chain in miniature on data it makes itself"
-	@echo "make test           the quick tests"
-	@echo "make test-full      every test; those whose hardware or rights are missing are skipped"
-	@echo "make lint           formatting, style, types, spelling, import rules, cluster.yaml"
-	@echo "make install        only the environment in $(VENV)"
-	@echo "make install-vllm   vLLM for CPUs in $(VLLM_VENV), and small language models in models/"
+	@echo "make demo           run the whole chain in miniature on generated data"
+	@echo "make test           run the quick tests"
+	@echo "make test-full      run every test; skip those without the required hardware or rights"
+	@echo "make lint           check formatting, style, types, spelling, import rules, cluster.yaml"
+	@echo "make install        create the environment in $(VENV) only"
+	@echo "make install-vllm   install vLLM for CPUs in $(VLLM_VENV) and small language models in models/"
 	@echo "make format         format the code"
 	@echo "make constraints    regenerate constraints.txt from pyproject.toml"
 
@@ -41,8 +41,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --no-input -c constraints.txt -e '.[dev]'
 	@touch $@
 
-# vLLM for CPUs pins a torch of its own, hence an environment of its own. What it brings of torchvision and
-# its like does not load beside that torch and breaks imports of transformers.
+# vLLM for CPUs pins its own torch, so it has a separate environment. The torchvision (and similar packages) that
+# it installs does not load with that torch and breaks imports of transformers.
 install-vllm: $(VLLM_INSTALLED)
 
 $(VLLM_INSTALLED): $(INSTALLED) constraints-vllm.txt
@@ -75,7 +75,7 @@ format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# In an environment of its own, so that nothing tried out in .venv slips in.
+# A separate environment, so that packages installed by hand in .venv are not included.
 constraints:
 	@set -euo pipefail; fresh=$$(mktemp -d); trap 'rm -rf "$$fresh"' EXIT; \
 	python=$(BIN)/python; [ -x "$$python" ] || python=python3; \

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Measure how often the quality checks are right, by check, on candidates that were labelled by hand.
+"""Measure the precision of each quality check on candidates labelled by hand.
 
     python benchmarks/calibrate_checks.py --half held_out
 
@@ -34,7 +34,7 @@ TRUE_NEGATIVES = ("good", "wrong_edit")
 
 @dataclass(frozen=True, kw_only=True)
 class Judged:
-    """Labelled candidate and the reason for which the quality checks reject it; None if they accept it."""
+    """A labelled candidate, and the reason why the quality checks reject it (None if they accept it)."""
 
     source: str
     kind: str
@@ -93,7 +93,7 @@ def _by_rules(rules: RuleEngine, row: dict[str, Any]) -> str | None:
 
 
 def by_source(found: list[Judged]) -> Table:
-    """Return a table of accepted candidates and their quality, with a row per source and one for all."""
+    """Return a table of accepted candidates and their quality: one row per source and one for all."""
     table = Table(title=f"{len(found)} labelled candidates")
     for heading in ("source", "candidates", "good", "accepted", "accepted: true negatives", "good: rejected"):
         table.add_column(heading, justify="left" if heading == "source" else "right")

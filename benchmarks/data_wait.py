@@ -86,7 +86,7 @@ def _compare(sides: dict[str, Batches], options: argparse.Namespace) -> None:
 
 
 def _run(batches: Batches, steps: int, step_s: float) -> tuple[float, float]:
-    """Return (seconds per batch, seconds of them spent waiting), without the first batch, which starts up."""
+    """Return (seconds per batch, seconds of waiting per batch), excluding the first batch (start-up)."""
     following = batches(steps + 1)
     next(following)
     started, waited = time.perf_counter(), 0.0
@@ -102,7 +102,7 @@ def _run(batches: Batches, steps: int, step_s: float) -> tuple[float, float]:
 
 
 def _feed(root: Path, options: argparse.Namespace) -> Batches:
-    """Return the trainer's own loader: prepared Parquet files, decoded by Ray actors."""
+    """Return the trainer's own loader, which reads prepared Parquet files and decodes in Ray actors."""
     source = Flickr8kConfig(images=str(root / "jpeg"), captions={"train": str(root / "captions.txt")})
     prepared = str(root / "prepared")
     prepare(PrepareConfig(source="flickr8k", output=prepared, flickr8k=source))

@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--role", choices=["vllm", "transformers"], help=argparse.SUPPRESS)
     parser.add_argument("--prompts", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.role:  # in vLLM's interpreter, which has no degla_ray
+    if options.role:  # runs in vLLM's interpreter, where degla_ray is not installed
         prompts = json.loads(options.prompts.read_text(encoding="utf-8"))
         answer = bare_vllm if options.role == "vllm" else bare_transformers
         print(json.dumps(answer(options.model, prompts)))
@@ -189,7 +189,7 @@ def _tokens(model: str, chats: list[dict[str, Any]]) -> list[list[int]]:
 
     from transformers import AutoTokenizer
 
-    # loaded from its path, as this interpreter has no degla_ray
+    # loaded by path: degla_ray is not installed here
     actor = runpy.run_path(str(REPO / "degla_ray" / "negatives" / "llm" / "vllm_actor.py"))
     tokenizer = AutoTokenizer.from_pretrained(model)
     return [actor["prompt_tokens"](tokenizer, chat["turns"]) for chat in chats]

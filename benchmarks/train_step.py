@@ -4,7 +4,7 @@
     python benchmarks/train_step.py --batch 16 --steps 5
 
 Both train the same ViT-B-32-quickgelu from the same random weights on the same batch with K = 4 negatives,
-and their losses must agree before anything is timed. The reference computes 77 tokens of every text and
+and their losses must agree before the steps are timed. The reference computes 77 tokens of every text and
 N x N(1+K) logits with masks for both contrasts, and updates the teacher parameter by parameter. Ours is the
 trainer's own step. Times are medians of alternating steps in one process; memory is the peak (resident on a
 CPU, allocated on a GPU) of a separate process for each. Both use the allocator settings that the trainer sets

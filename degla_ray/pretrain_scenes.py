@@ -2,8 +2,8 @@
 
     python jobs/pretrain_scenes.py --config jobs/configs/pretrain_scenes.yaml
 
-The model is meant to have CLIP's weakness: it recognises shapes and colours (zero-shot, retrieval) but is
-near chance if only relation or word order differs. There are two reasons. Most captions describe only a part of
+The model is meant to have CLIP's weakness. It recognises shapes and colours (zero-shot, retrieval), but is
+near chance if only relation or word order differs. There are two reasons. Most captions describe only part of
 the scene, so they seldom require either. The image tower also averages over positions during training; the
 exported model keeps the positions (model/towers.py).
 """

@@ -4,7 +4,7 @@
     python jobs/evaluate.py --model.name runs/train/RUN/export_student \
         --suite runs/scenes/tests --output runs/evaluate/degla
 
-Each distinct image and text is encoded once. A finished evaluation returns at once (docs/evaluation.md).
+Each distinct image and text is encoded once. A finished evaluation is not repeated (docs/evaluation.md).
 """
 
 from _start import main

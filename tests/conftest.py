@@ -1,4 +1,4 @@
-"""Shared by all tests: where things are, and which tests this machine cannot run."""
+"""Paths for all tests, and the rules that skip tests this machine cannot run."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def s3_bucket(s3_server: str) -> str:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skips, with the reason, what needs hardware or rights that are not here."""
+    """Skip each test whose hardware or rights are missing, and give the reason."""
     for marker, reason in (("gpu", _why_no_gpu), ("network_namespace", _why_no_network_namespace)):
         marked = [item for item in items if item.get_closest_marker(marker)]
         why = reason() if marked else None

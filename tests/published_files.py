@@ -1,4 +1,4 @@
-"""What the tests of the published benchmarks share: annotation files made up, features that tie, tables."""
+"""Shared fixtures of the published benchmarks' tests: generated annotation files, tied features, tables."""
 
 from __future__ import annotations
 

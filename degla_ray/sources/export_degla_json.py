@@ -24,7 +24,7 @@ from degla_ray.storage import Storage
 
 
 class Released(NamedTuple):
-    """Entries of the released file, and the number of captions omitted because they have too few negatives."""
+    """Entries of the released file, and the number of captions omitted for having too few negatives."""
 
     entries: list[dict[str, Any]]
     left_out: int

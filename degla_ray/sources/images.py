@@ -73,7 +73,7 @@ def _check(
     orientation = _orientation(image)
     width, height = image.size if orientation < 5 else image.size[::-1]
     target = _target(width, height, short_side)
-    sixteen_bit_png = image.format == "PNG" and data[24] == 16  # Pillow reports mode RGB with 8 bits per channel
+    sixteen_bit_png = image.format == "PNG" and data[24] == 16  # Pillow says RGB, 8 bits per channel
     if target is not None and image.format in ("JPEG", "MPO"):
         box = target if orientation < 5 else target[::-1]
         image.draft(None, (2 * box[0], 2 * box[1]))  # the decoder downscales by up to 8

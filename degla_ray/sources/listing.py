@@ -138,7 +138,7 @@ class FolderListing:
         return sorted(n for n in self.files if n.lower().endswith(IMAGE_SUFFIXES))
 
     def find(self, names: Sequence[str]) -> str | Refusal:
-        """Return the first of `names` that exists, relative to the folder, or the reason why none can be used.
+        """Return the first of `names` that exists, relative to the folder, or why none can be used.
 
         Only the first name is checked for leaving the folder; the others are our own variants.
         """

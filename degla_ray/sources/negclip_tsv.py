@@ -40,7 +40,7 @@ from degla_ray.sources.listing import (
 )
 
 COLUMNS = ("title", "filepath", "neg_caption")
-_ADJACENT = re.compile(r"""['"]\s*[rRbBuUfF]{0,2}['"]""")  # may also occur inside a text; only then are tokens counted
+_ADJACENT = re.compile(r"""['"]\s*[rRbBuUfF]{0,2}['"]""")  # also inside a text; only then tokens are counted
 
 
 class NegclipTsvSource(AnnotatedFolder):

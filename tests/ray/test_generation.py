@@ -1,4 +1,4 @@
-"""Generation with a language model's faults, on a local Ray: nothing is lost, and nothing is asked twice."""
+"""Generation with a faulty language model on a local Ray: no request is lost or sent twice."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def finished(prepared: str, tmp_path_factory: pytest.TempPathFactory) -> Negativ
 
 
 def rows(output: str, dataset: str, schema: Any) -> list[dict[str, Any]]:
-    """Rows without what a clock decides."""
+    """Return the rows without measured times."""
     found = Storage(output).read_dataset(dataset, schema).to_pylist()
     return [{k: v for k, v in row.items() if k != "seconds"} for row in found]
 

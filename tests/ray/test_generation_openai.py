@@ -1,4 +1,4 @@
-"""Generation over a server that speaks OpenAI's API: what it refuses, sends wrong or never sends."""
+"""Generation over a server that speaks OpenAI's API: refused requests, invalid answers and missing ones."""
 
 from __future__ import annotations
 

@@ -129,7 +129,7 @@ def test_generate_vllm_engine_killed_is_replaced_and_nothing_is_lost(
 
 
 def kill_engine_core(ledger: Path, killed: list[int], deadline_s: float = 300.0) -> None:
-    """Kills the process in which vLLM computes, a child of its actor, when it has answered something."""
+    """Kill the process that runs vLLM (a child of its actor) after its first answers."""
     end = time.monotonic() + deadline_s
     while time.monotonic() < end and not killed:
         if not list(ledger.glob("*.parquet")):

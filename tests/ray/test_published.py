@@ -1,4 +1,4 @@
-"""The published benchmarks end to end: made-up files, and (slow) all official ones with stand-in images."""
+"""The published benchmarks end to end: generated files and (slow) the official ones with substitute images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ray as every job starts it, and errors on their way home from its workers."""
+"""Ray as every job starts it, and errors that its workers send to the driver."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Everything that a chain writes goes to the store that is named, and no secret of its URI does."""
+"""A chain writes everything to the named store, and the secrets in the store's URI nowhere."""
 
 from __future__ import annotations
 

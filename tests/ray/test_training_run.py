@@ -1,4 +1,4 @@
-"""Whole training runs on a local Ray: any number of workers, continued, refused, and what they leave."""
+"""Whole training runs on a local Ray: several workers, resume, refusals and output files."""
 
 from __future__ import annotations
 

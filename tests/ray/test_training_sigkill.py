@@ -1,4 +1,4 @@
-"""SIGKILL of a whole training job, Ray included, at a random step: what follows is as if nothing was."""
+"""SIGKILL of a whole training job, Ray included, at a random step: the resumed run gives the same result."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def compare(whole: TrainResult, other: TrainResult, tolerance: float) -> None:
 
 
 def kill_job(folder: Path, temp: Path, repo: Path, kill_at: int) -> Path:
-    """Starts jobs/train.py in a session of its own and kills all of it; returns the run's folder."""
+    """Start jobs/train.py in its own session, kill the whole session and return the run's folder."""
     arguments = {
         "name": "tiny",
         "output": folder / "killed",

@@ -1,4 +1,4 @@
-"""Evaluation during training: its metrics, what it leaves, and that the training does not notice it."""
+"""Evaluation during training: its metrics and files, and training that is not affected by it."""
 
 from __future__ import annotations
 
