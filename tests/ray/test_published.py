@@ -1,4 +1,4 @@
-"""The published benchmarks end to end: generated files and (slow) the official ones with substitute images."""
+"""The published benchmarks end to end: generated files and (slow) the official ones with stand-in images."""
 
 from __future__ import annotations
 
