@@ -51,7 +51,7 @@ class Server:
 
 @contextmanager
 def openai_server(answer: Callable[[dict[str, Any], Server], Reply]) -> Iterator[Server]:
-    """Run a server that answers every chat request with `answer(request, server)` and lists the model `small`."""
+    """Serve `answer(request, server)` for every chat request, and list the model `small`."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
