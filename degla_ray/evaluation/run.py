@@ -37,8 +37,8 @@ from degla_ray.evaluation.summary import (
     SUMMARY,
     Summary,
     has_random_weights,
-    headline,
     read_summary,
+    scores_line,
     summarise,
     write_summary,
 )
@@ -130,7 +130,7 @@ def _evaluate(
             truncated,
         )
         write_summary(folder.storage, summary)  # covers the benchmarks scored so far
-        console.print(f"  {headline(summary, benchmark)}", markup=False, highlight=False)
+        console.print(f"  {scores_line(summary, benchmark)}", markup=False, highlight=False)
     _track(config, summary, identity)
     for number, benchmark in enumerate(tests.benchmarks):
         own = [s for s in summary.subsets if s.name.startswith(f"{benchmark.name}/")]

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from degla_ray.config import ModelConfig
 from degla_ray.errors import DataError, SettingError
-from degla_ray.model.files import OPEN_CLIP_CONFIG
+from degla_ray.model.files import OPEN_CLIP_CONFIG, WEIGHT_SUFFIXES
 from degla_ray.storage import Storage
 
 RESAMPLE = {"bilinear": 2, "bicubic": 3}
@@ -31,7 +31,6 @@ _OPENAI = {
     "interpolation": "bicubic",
     "resize_mode": "shortest",
 }
-_WEIGHTS = (".pt", ".pth", ".bin", ".safetensors")
 _RESIZE_MODES = ("shortest", "squash", "longest")
 _SHOWN_TAGS = 3
 _PROCESSORS = ("CLIPImageProcessor", "SiglipImageProcessor", "ViTImageProcessor")
@@ -170,7 +169,7 @@ def _of_tag(name: str, tag: str) -> dict[str, Any]:
 def _beside(pretrained: str) -> dict[str, Any] | None:
     """Return the preprocess config in the folder of open_clip's own weights; None for any other file."""
     folder, _, file = pretrained.rpartition("/")
-    if not file.endswith(_WEIGHTS):
+    if not file.endswith(WEIGHT_SUFFIXES):
         folder = pretrained
     elif not file.startswith("open_clip_"):
         return None

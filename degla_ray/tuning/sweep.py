@@ -38,6 +38,7 @@ from degla_ray.evaluation.summary import Summary
 from degla_ray.identity import canonical, fingerprint
 from degla_ray.lease import Lease, LeaseHeld
 from degla_ray.model.source import check_model, find_model
+from degla_ray.number_formats import percent
 from degla_ray.storage import Storage
 from degla_ray.training.trainer import absolute, cpus, run_identity, train
 
@@ -318,8 +319,8 @@ def _report(
     table.add_row(
         "base",
         *("" for _ in names),
-        _percent(_accuracy(base, COMPOSITION)),
-        _percent(_accuracy(base, ZERO_SHOT)),
+        _accuracy_text(_accuracy(base, COMPOSITION)),
+        _accuracy_text(_accuracy(base, ZERO_SHOT)),
     )
     for trial in trials:
         drawn = [
@@ -330,8 +331,8 @@ def _report(
         table.add_row(
             mark,
             *drawn,
-            _percent(trial.composition),
-            _percent(trial.zero_shot),
+            _accuracy_text(trial.composition),
+            _accuracy_text(trial.zero_shot),
             trial.error or (trial.run_id or "")[:8],
         )
     console.print(table)
@@ -360,5 +361,5 @@ def headings(names: Sequence[str]) -> list[str]:
     return [word.replace(".", ".\n").replace("_", "_\n") for word in short]
 
 
-def _percent(accuracy: float | None) -> str:
-    return "failed" if accuracy is None else f"{100 * accuracy:.1f} %"
+def _accuracy_text(accuracy: float | None) -> str:
+    return "failed" if accuracy is None else f"{percent(accuracy)} %"

@@ -19,8 +19,9 @@ from degla_ray.evaluation.benchmarks.valse import AVERAGES as VALSE_AVERAGES
 from degla_ray.evaluation.benchmarks.zero_shot import ZERO_SHOT_ELEVEN
 from degla_ray.evaluation.comparison import Comparison, means_of, set_side_by_side
 from degla_ray.evaluation.summary import ZERO_SHOT, Summary, summarise
+from degla_ray.reporting.comparison_page import comparison_page
 from degla_ray.reporting.markdown import markdown
-from degla_ray.reporting.tables import console_tables, html
+from degla_ray.reporting.tables import console_tables
 from degla_ray.schema import CHOICE_ITEMS
 
 Counts = Mapping[str, tuple[int, int]]  # subset -> items that the first model has right, the second
@@ -143,7 +144,7 @@ def test_comparison_corrects_for_the_comparisons_of_a_table_and_the_note_counts_
     with console.capture() as capture:
         console.print(*console_tables(comparison, 200))
     pages = {
-        "html": html(comparison, {}, {}, {}),
+        "html": comparison_page(comparison, {}, {}, {}),
         "md": markdown(comparison, [], {}),
         "console": capture.get(),
     }
@@ -159,7 +160,7 @@ def test_comparison_difference_without_a_star_has_no_colour() -> None:
     cells = [comparison.cell(model, name) for model in (1, 2) for name in comparison.names]
     assert {bool(cell.stars) for cell in cells} == {True, False}
     assert all(bool(cell.trend) == bool(cell.stars) for cell in cells)
-    page = html(comparison, {}, {}, {})
+    page = comparison_page(comparison, {}, {}, {})
     shown = re.findall(r'class="delta (\w*)" title="[^"]*">([^<]*)<', page)
     assert shown
     assert all(bool(colour) == ("*" in text) for colour, text in shown)

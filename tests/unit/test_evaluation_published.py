@@ -325,7 +325,7 @@ def test_retention_takes_the_composition_that_all_models_have(tmp_path: Path) ->
         summary(["sugarcrepe", "valse", "zeroshot", "vg", "coco", "flickr30k"]),
         summary(["sugarcrepe", "valse", "zeroshot"]),
     )
-    svg = plots.retention(set_side_by_side([full, no_aro], means))
+    svg = plots.retention_plot(set_side_by_side([full, no_aro], means))
     assert svg is not None
     drawn = text_of(svg)
     assert "composition: mean of SugarCrepe and VALSE" in drawn
@@ -333,9 +333,9 @@ def test_retention_takes_the_composition_that_all_models_have(tmp_path: Path) ->
     assert "Structure-CLIP" in drawn
     sets = [b for b in whole if b.name in ("sugarcrepe", "zeroshot_dtd", "zeroshot_pets")]
     two = summarise(base, sets, [b.score(known) for b in sets], {}, bootstrap_samples=50)
-    drawn = text_of(plots.retention(set_side_by_side([full, two], means)) or "")
+    drawn = text_of(plots.retention_plot(set_side_by_side([full, two], means)) or "")
     assert "mean of pets, dtd" in drawn
-    assert plots.retention(set_side_by_side([full, summary(["zeroshot"])], means)) is None
+    assert plots.retention_plot(set_side_by_side([full, summary(["zeroshot"])], means)) is None
 
 
 def text_of(svg: str) -> str:
