@@ -11,7 +11,6 @@ decoded. The model travels through Ray's object store, so its files need not be 
 from __future__ import annotations
 
 import hashlib
-import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,18 +18,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from degla_ray import ray_setup
 from degla_ray.deadline import with_deadline
 from degla_ray.encoding.feature_cache import FeatureCache, image_digest, text_digest
 from degla_ray.encoding.features import image_key
 from degla_ray.encoding.images import ImageBatch, ImageFile, ImageSource
 from degla_ray.encoding.needs import Encoded, Needs, Work
-from degla_ray.errors import DataError, SettingError
+from degla_ray.errors import DataError, SettingError, one_line
 from degla_ray.identity import canonical, fingerprint
 
 if TYPE_CHECKING:
     from degla_ray.model.loaded import LoadedModel
 
-NO_PIXELS = b""
+NO_FEATURES = b""
+STALL_S = 1200.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +43,7 @@ class Pool:
     use_gpu: bool
     batch_size: int
     """Images or texts per batch."""
-    stall_seconds: float
+    stall_seconds: float = STALL_S
     """Seconds without a finished batch after which encoding fails."""
 
 
@@ -184,17 +185,7 @@ def _run(
 
     if not batches:
         return
-    total = ray.cluster_resources()
-    if pool.use_gpu and total.get("GPU", 0) < 1:
-        raise SettingError("use_gpu", True, "a cluster with a GPU, or use_gpu=false")
-    fitting = int(
-        min(total.get("CPU", 0) / pool.cpus_per_actor, total["GPU"] if pool.use_gpu else sys.maxsize)
-    )
-    if fitting < 1:
-        raise SettingError(
-            "cpus_per_actor", pool.cpus_per_actor, f"at most the cluster's {total.get('CPU', 0):g} CPUs"
-        )
-    actors = min(pool.num_actors, fitting, len(batches))
+    actors = min(_fitting_actors(pool, ray.cluster_resources()), len(batches))
     known = cache.digests() if cache is not None else np.array([], dtype="S32")
     results = (
         ray.data.from_items(batches, override_num_blocks=len(batches))
@@ -217,6 +208,19 @@ def _run(
     yield from with_deadline(results.iter_rows(), pool.stall_seconds, stalled)
 
 
+def _fitting_actors(pool: Pool, total: Mapping[str, float]) -> int:
+    """Return how many of the pool's actors fit a cluster with these resources, at least one.
+
+    Raises:
+        SettingError: the cluster cannot host a single actor.
+    """
+    if pool.use_gpu and total.get("GPU", 0) < 1:
+        raise SettingError("use_gpu", True, "a cluster with a GPU, or use_gpu=false")
+    ray_setup.require_cpus("cpus_per_actor", pool.cpus_per_actor, each=pool.cpus_per_actor)
+    fitting = [pool.num_actors, int(total["CPU"] / pool.cpus_per_actor)]
+    return min(*fitting, int(total["GPU"])) if pool.use_gpu else min(fitting)
+
+
 class _Decoder:
     """Reads and preprocesses those images of a batch that are not cached; passes texts through."""
 
@@ -234,9 +238,7 @@ class _Decoder:
         if not row["source"]:
             digests = [text_digest(text) for text in row["ids"]]
             return {**row, **found, "ids": list(row["ids"]), "digests": digests, "pixels": b"", "shape": []}
-        from degla_ray.model.preprocess import (
-            eval_transform,  # open_clip: seconds that the driver need not spend
-        )
+        from degla_ray.model.preprocess import eval_transform  # imports open_clip, which takes seconds
 
         transform, known = eval_transform(self.preprocess_cfg), ray.get(self.known_ref)
         batch = ImageBatch(ids=list(row["ids"]), where=row["where"])
@@ -255,7 +257,7 @@ class _Decoder:
                 found["digests"].append(digest)
             except Exception as error:  # Pillow raises a dozen types; the image is recorded as failed
                 found["failed"].append(image_id)
-                found["reasons"].append(f"{type(error).__name__}: {error}".splitlines()[0])
+                found["reasons"].append(one_line(error))
         stacked = np.stack(pixels) if pixels else np.zeros((0,), dtype=np.float32)
         return {**row, **found, "pixels": stacked.tobytes(), "shape": list(stacked.shape)}
 
@@ -283,7 +285,7 @@ class _Encoder:
         from degla_ray.model.encode import encode_image, encode_text
 
         torch, names = _torch(), list(row["ids"])
-        features, truncated = NO_PIXELS, []
+        features, truncated = NO_FEATURES, []
         with torch.inference_mode():
             if not row["source"]:
                 tokens_BL = self.tokenizer(names)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from degla_ray.encoding.images import ImageBatch, ImageFile
-from degla_ray.errors import DataError
+from degla_ray.errors import DataError, one_line
 from degla_ray.sources.tar_walk import MEMBER_NAME, members
 from degla_ray.storage import Storage
 
@@ -109,8 +109,7 @@ def _walk(storage: Storage, shard: str) -> dict[str, TarSample]:
                 if suffix == "cls":
                     labels[key] = file.read_at(member.size, member.offset_data)
     except (tarfile.TarError, ValueError, OverflowError, OSError, pa.ArrowException) as error:
-        found = f"{type(error).__name__}: {error}"
-        raise DataError(where, found, "a whole, uncompressed tar file") from error
+        raise DataError(where, one_line(error), "a whole, uncompressed tar file") from error
     samples = {}
     for key, own in places.items():
         image = next((own[suffix] for suffix in SUFFIXES if suffix in own), None)

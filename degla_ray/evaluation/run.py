@@ -16,7 +16,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 from rich.console import Console
-from rich.progress import Progress
 
 from degla_ray import ray_setup, tracking
 from degla_ray.config import EvaluateConfig
@@ -46,6 +45,7 @@ from degla_ray.lease import owned
 from degla_ray.model.build import build_with_weights
 from degla_ray.model.loaded import LoadedModel
 from degla_ray.model.source import SourceKind, check_model, find_model
+from degla_ray.progress_bars import ProgressBars
 from degla_ray.schema import CAPTIONS, ITEMS, NEGATIVES
 from degla_ray.stage import StageFolder, read_complete
 from degla_ray.storage import Storage
@@ -178,15 +178,16 @@ def _encoded(
         batch_size=config.batch_size,
         stall_seconds=60 * config.stall_minutes,
     )
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        tasks = [progress.add_task(b.name, total=None) for b in tests.benchmarks]
+    with ProgressBars("images and texts", console) as bars:
+        for benchmark in tests.benchmarks:  # show all from the start, although the first ones come first
+            bars.update(benchmark.name, 0, None)
         yield from encoding.encode(
             loaded,
             tests.sources,
             needs,
             pool,
             cache,
-            lambda number, done, total: progress.update(tasks[number], completed=done, total=total),
+            lambda number, done, total: bars.update(tests.benchmarks[number].name, done, total),
         )
 
 

@@ -24,7 +24,7 @@ from open_clip.tokenizer import HFTokenizer
 from torch import Tensor, nn
 
 from degla_ray.config import ModelConfig
-from degla_ray.errors import DataError, SettingError
+from degla_ray.errors import DataError, SettingError, one_line
 from degla_ray.model import activation as guard
 from degla_ray.model import (
     huggingface,
@@ -254,9 +254,8 @@ def _tokenizer(arch: _Architecture, name: str) -> Callable[..., Tensor]:
             **(text_cfg.get("tokenizer_kwargs") or {}),
         )
     except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
-        reason = " ".join(str(error).split())[:200]
         raise DataError(
-            name, f"no tokenizer {hf_name!r} ({reason})", "a folder with the tokenizer's files"
+            name, f"no tokenizer {hf_name!r} ({one_line(error)})", "a folder with the tokenizer's files"
         ) from error
     tokens, size = len(tokenizer.tokenizer), text_cfg.get("vocab_size", 49408)
     if tokens > size:

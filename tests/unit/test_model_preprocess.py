@@ -9,6 +9,7 @@ import torch
 import transformers
 from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
 from PIL import Image
+from safetensors.torch import load_file
 from tiny_models import CAPTIONS, write_config
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
@@ -96,7 +97,10 @@ def test_build_settings_decide_and_the_export_keeps_them(tmp_path):
 def test_build_file_beside_its_config_takes_that_configs_preprocessing(tmp_path):
     name = write_config(tmp_path / "config")
     export(build(ModelConfig(name=name, resize_mode="squash", mean=(0.5,) * 3)), str(tmp_path / "v1.2"))
-    for pretrained in (tmp_path / "v1.2" / WEIGHTS_FILE, tmp_path / "v1.2"):
+    weights = tmp_path / "v1.2" / WEIGHTS_FILE
+    index = weights.with_name(f"{weights.name}.index.json")
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(load_file(weights), weights.name)}))
+    for pretrained in (weights, index, tmp_path / "v1.2"):
         loaded = build(ModelConfig(name=name, pretrained=str(pretrained)))
         assert (loaded.preprocess_cfg["resize_mode"], loaded.preprocess_cfg["mean"]) == ("squash", (0.5,) * 3)
         given = build(ModelConfig(name=name, pretrained=str(pretrained), resize_mode="shortest"))

@@ -26,7 +26,7 @@ import pyarrow as pa
 from PIL import Image
 
 from degla_ray.encoding.images import FileImages, ImageBatch, ImageFile, ImageSource
-from degla_ray.errors import DataError, SettingError
+from degla_ray.errors import DataError, SettingError, one_line
 from degla_ray.evaluation.benchmarks.base import Benchmark
 from degla_ray.evaluation.benchmarks.classification import MEAN_PER_CLASS, TOP1, TOP5, Classification, Scores
 from degla_ray.schema import CLASS_ITEMS
@@ -258,7 +258,7 @@ def _open(root: str, name: str) -> Any:
     try:
         return getattr(torchvision.datasets, spec.loader)(os.path.join(root, spec.folder), **spec.options)
     except Exception as error:  # torchvision, scipy and pickle raise a dozen types over broken files
-        raise DataError(where, f"{type(error).__name__}: {error}", expected) from error
+        raise DataError(where, one_line(error), expected) from error
 
 
 def _files(dataset: Any) -> list[tuple[str, int]] | None:

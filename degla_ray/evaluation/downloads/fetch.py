@@ -8,6 +8,7 @@ Archives are deleted once unpacked, so a rerun cannot verify images again (COCO'
 from __future__ import annotations
 
 import datetime
+import functools
 import json
 import os
 import shutil
@@ -21,14 +22,14 @@ import requests
 from rich.console import Console
 from rich.filesize import decimal
 from rich.markup import escape
-from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TransferSpeedColumn
 from rich.table import Table
 
 from degla_ray.config import FetchConfig
-from degla_ray.errors import DataError, SettingError
+from degla_ray.errors import DataError, SettingError, one_line
 from degla_ray.evaluation.downloads.catalogue import CATALOGUE, Item, read_catalogue, select
 from degla_ray.evaluation.downloads.download import OnBytes, download, open_session, verify
 from degla_ray.evaluation.downloads.unpack import python_list, unpack
+from degla_ray.progress_bars import BYTES, ProgressBars
 
 RECORD = "fetched.json"
 
@@ -79,7 +80,7 @@ class Fetcher:
             target.parent.mkdir(parents=True, exist_ok=True)
             note = self._torchvision(item, target) if item.torchvision else self._url(item, target, on_bytes)
         except (DataError, OSError, requests.RequestException) as error:
-            return Outcome(item=item, state=FetchState.FAILED, note=" ".join(str(error).split()))
+            return Outcome(item=item, state=FetchState.FAILED, note=one_line(error))
         return Outcome(item=item, state=FetchState.FETCHED, note=note)
 
     def _check(self, item: Item, target: Path) -> str:
@@ -171,19 +172,14 @@ def fetch_benchmarks(config: FetchConfig, console: Console | None = None) -> boo
     output = Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
     fetcher = Fetcher(output, datetime.date.today().isoformat())
-    columns = ("{task.description}", BarColumn(), DownloadColumn(), TransferSpeedColumn())
     outcomes = []
-    with Progress(*columns, console=console, transient=True) as progress:
+    with ProgressBars(BYTES, console) as bars:
         for item in items:
-            task = progress.add_task(escape(item.name), total=item.bytes)
-            outcomes.append(fetcher.fetch(item, _bar(progress, task)))
-            progress.remove_task(task)
+            bars.update(item.name, 0, item.bytes)
+            outcomes.append(fetcher.fetch(item, functools.partial(bars.update, item.name)))
+            bars.remove(item.name)
     _show(console, outcomes, fetcher)
     return all(outcome.state != FetchState.FAILED for outcome in outcomes)
-
-
-def _bar(progress: Progress, task: TaskID) -> OnBytes:
-    return lambda done, total: progress.update(task, completed=done, total=total)
 
 
 def _show(console: Console, outcomes: Sequence[Outcome], fetcher: Fetcher) -> None:
