@@ -22,7 +22,7 @@ from degla_ray import ray_setup
 from degla_ray.deadline import with_deadline
 from degla_ray.encoding.feature_cache import FeatureCache, image_digest, text_digest
 from degla_ray.encoding.features import image_key
-from degla_ray.encoding.images import ImageBatch, ImageFile, ImageSource
+from degla_ray.encoding.images import ImageBatch, ImageSource, StoredImage
 from degla_ray.encoding.needs import Encoded, Needs, Work
 from degla_ray.errors import DataError, SettingError, one_line
 from degla_ray.identity import canonical, fingerprint
@@ -243,16 +243,16 @@ class _Decoder:
         transform, known = eval_transform(self.preprocess_cfg), ray.get(self.known_ref)
         batch = ImageBatch(ids=list(row["ids"]), where=row["where"])
         pixels = []
-        for image_id, image_file in zip(batch.ids, self.sources[row["source"]].read(batch), strict=True):
+        for image_id, stored in zip(batch.ids, self.sources[row["source"]].read(batch), strict=True):
             try:
-                if isinstance(image_file, Exception):
-                    raise image_file
-                digest = image_digest(image_file.content)
+                if isinstance(stored, Exception):
+                    raise stored
+                digest = image_digest(stored.content)
                 if _holds(known, digest):
                     found["known"].append(image_id)
                     found["known_digests"].append(digest)
                     continue
-                pixels.append(_decode(image_file, transform))
+                pixels.append(_decode(stored, transform))
                 found["ids"].append(image_id)
                 found["digests"].append(digest)
             except Exception as error:  # Pillow raises a dozen types; the image is recorded as failed
@@ -312,8 +312,8 @@ class _Encoder:
         return [bool(last != padding) for last in longer_BL[1:, -1]]
 
 
-def _decode(image_file: ImageFile, transform: Any) -> np.ndarray:
-    with image_file.open() as image:
+def _decode(stored: StoredImage, transform: Any) -> np.ndarray:
+    with stored.open() as image:
         array: np.ndarray = transform(image).numpy()
     if not np.isfinite(array).all():
         raise ValueError("not finite after preprocessing")

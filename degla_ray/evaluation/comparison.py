@@ -65,7 +65,7 @@ class Cell:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Group:
+class ScoreGroup:
     """Scores shown in one table: those of one benchmark or of a family of small benchmarks."""
 
     title: str
@@ -84,7 +84,7 @@ class Comparison:
     summaries: tuple[Summary, ...]
     averages: tuple[str, ...]
     """Averages shown at the top of the report, if any model has them."""
-    groups: tuple[Group, ...]
+    groups: tuple[ScoreGroup, ...]
     """Subsets and averages within one benchmark, by benchmark."""
     cells: Mapping[tuple[int, str], Cell]
     """(model number, name) -> result."""
@@ -180,7 +180,7 @@ def _family(benchmark: str) -> str:
     return SCENES_FAMILY if benchmark.startswith("scenes") else benchmark
 
 
-def _groups(subsets: Sequence[str], averages: Sequence[str]) -> tuple[Group, ...]:
+def _groups(subsets: Sequence[str], averages: Sequence[str]) -> tuple[ScoreGroup, ...]:
     by_family: dict[str, list[str]] = {}
     for name in subsets:
         by_family.setdefault(_family(name.partition("/")[0]), []).append(name)
@@ -194,7 +194,7 @@ def _groups(subsets: Sequence[str], averages: Sequence[str]) -> tuple[Group, ...
         benchmarks = {name.partition("/")[0] for name in names}
         short = benchmarks == {title}
         headings = [name.partition("/")[2] if short else name.removeprefix(PREFIX) for name in names]
-        groups.append(Group(title=title, names=(*names, *own), headings=(*headings, *own)))
+        groups.append(ScoreGroup(title=title, names=(*names, *own), headings=(*headings, *own)))
     return tuple(groups)
 
 

@@ -107,14 +107,31 @@ def _evaluate(
         },
         inputs=tests.inputs,
         fingerprint=folder.fingerprint,
-        sources={name: images.spec(source) for name, source in tests.sources.items()},
+        sources={name: images.source_spec(source) for name, source in tests.sources.items()},
     )
+    summary = _score_all(config, tests, loaded, folder, summary)
+    _track(config, summary, identity)
+    for number, benchmark in enumerate(tests.benchmarks):
+        own = [s for s in summary.subsets if s.name.startswith(f"{benchmark.name}/")]
+        n, lost = sum(s.n for s in own), sum(s.missing for s in own)
+        folder.write_receipt(number, {"items": n + lost, "scored": n, "missing": lost})
+    folder.finish()
+    if config.cache is None:
+        folder.storage.delete_folder(OWN_CACHE)
+    _print(summary)
+    return summary
+
+
+def _score_all(
+    config: EvaluateConfig, tests: _Tests, loaded: LoadedModel, folder: StageFolder, summary: Summary
+) -> Summary:
+    """Encode and score all benchmarks, write each one's scores and items, and return the whole summary."""
     own_cache = f"{config.output.rstrip('/')}/{OWN_CACHE}"
-    cache = FeatureCache(config.cache or own_cache, identity["model"])
+    cache = FeatureCache(config.cache or own_cache, summary.model["identity"])
     scored: dict[int, Scored] = {}
     missing: dict[str, str] = {}
     truncated: dict[str, int] = {}
-    for number, encoded in _encoded(config, tests, loaded, cache, label):
+    for number, encoded in _encoded(config, tests, loaded, cache, summary.label):
         benchmark = tests.benchmarks[number]
         scored[number] = benchmark.score(encoded.features)
         folder.write_part("scores", number, scored[number].scores)
@@ -131,19 +148,10 @@ def _evaluate(
         )
         write_summary(folder.storage, summary)  # covers the benchmarks scored so far
         console.print(f"  {scores_line(summary, benchmark)}", markup=False, highlight=False)
-    _track(config, summary, identity)
-    for number, benchmark in enumerate(tests.benchmarks):
-        own = [s for s in summary.subsets if s.name.startswith(f"{benchmark.name}/")]
-        n, lost = sum(s.n for s in own), sum(s.missing for s in own)
-        folder.write_receipt(number, {"items": n + lost, "scored": n, "missing": lost})
-    folder.finish()
-    if config.cache is None:
-        folder.storage.delete_folder(OWN_CACHE)
-    _print(summary)
     return summary
 
 
-def check(config: EvaluateConfig) -> None:
+def check_tests(config: EvaluateConfig) -> None:
     """Raise what `evaluate` would raise about test sets and benchmark names, without encoding anything."""
     _tests(config)
 
@@ -205,9 +213,9 @@ def _tests(config: EvaluateConfig) -> _Tests:
     sources: dict[str, ImageSource] = {}
     inputs: dict[str, Any] = {"suite": None, "prepared": None, "negatives": None, "split": None}
     if config.suite is not None:
-        benchmarks += suite.load(config.suite)
+        benchmarks += suite.load_suite(config.suite)
         sources[suite.SOURCE] = ParquetImages(Storage(config.suite).uri)
-        inputs["suite"] = suite.identity(config.suite)
+        inputs["suite"] = suite.suite_identity(config.suite)
     if config.prepared is not None:
         storage, manifest = read_complete(config.prepared, "prepare")
         captions = _split(storage, config)
@@ -220,7 +228,7 @@ def _tests(config: EvaluateConfig) -> _Tests:
             benchmarks.append(own_negatives(captions, table, PREPARED, config.negatives))
             inputs["negatives"] = manifest["fingerprint"]
     if config.published.given:
-        found = published.load(config.published, config.benchmarks)
+        found = published.load_published(config.published, config.benchmarks)
         benchmarks += found.benchmarks
         sources |= found.sources
         inputs["published"] = {name: found.identity[name] for name in sorted(found.identity)}

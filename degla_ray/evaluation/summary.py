@@ -78,7 +78,7 @@ class Summary:
     fingerprint: str
     """Fingerprint of the evaluation folder."""
     sources: Mapping[str, Any] = field(default_factory=dict)
-    """Image sources, for reports that show images: source name -> `images.spec`."""
+    """Image sources, for reports that show images: source name -> `images.source_spec`."""
     partial: bool = False
     """Whether any item is missing."""
     subsets: tuple[Score, ...] = ()

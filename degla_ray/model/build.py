@@ -288,7 +288,7 @@ def _decide_preprocessing(
     processor = None
     if arch.image_processor is not None:
         processor = (arch.image_processor, arch.model_cfg["vision_cfg"]["image_size"])
-    decided = preprocess.decide(
+    decided = preprocess.decide_preprocessing(
         config,
         arch.preprocess_cfg,
         from_file=pretrained is not None and pretrained.kind is not SourceKind.TAG,

@@ -39,7 +39,7 @@ _NOT_PIXELS = ("feature_extractor_type", "processor_class", "data_format")
 _MADE_INTO_SIZE = ("default_to_square", "use_square_size")  # transformers turns them into `size`
 
 
-def decide(
+def decide_preprocessing(
     config: ModelConfig,
     stated: Mapping[str, Any],
     *,

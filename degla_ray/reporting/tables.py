@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from degla_ray.evaluation.comparison import Cell, Comparison, Group, title
+from degla_ray.evaluation.comparison import Cell, Comparison, ScoreGroup, title
 from degla_ray.evaluation.summary import Summary
 from degla_ray.number_formats import points
 from degla_ray.reporting.among_published import AmongPublished, among_published
@@ -66,7 +66,7 @@ def console_tables(comparison: Comparison, width: int) -> list[Table | Text]:
     return [*tables, *(_rich_group(comparison, group, width) for group in comparison.groups)]
 
 
-def _rich_group(comparison: Comparison, group: Group, width: int) -> Table:
+def _rich_group(comparison: Comparison, group: ScoreGroup, width: int) -> Table:
     intervals = width >= SUBSET_WIDTH + CELL_WIDTH * len(comparison.labels)
     note = escape(comparisons_text(comparison, group.names))
     table = Table(title=escape(group.title), title_style="bold", caption=note or None)

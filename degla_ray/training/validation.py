@@ -79,10 +79,10 @@ def check(config: TrainConfig) -> None:
     """
     if config.validation.every_steps is None:
         return
-    from degla_ray.evaluation.run import check as check_evaluation  # torch: seconds
+    from degla_ray.evaluation.run import check_tests  # torch: seconds
 
     try:
-        check_evaluation(_evaluate_config(config, "", 0))
+        check_tests(_evaluate_config(config, "", 0))
     except SettingError as error:
         raise SettingError(f"validation.{error.setting}", error.found, error.expected) from error
 

@@ -12,8 +12,8 @@ from rich.console import Console
 
 from degla_ray.encoding.features import FeatureTable
 from degla_ray.evaluation.benchmarks.aro import ARO
-from degla_ray.evaluation.benchmarks.base import Rule, Scored, scores_table
-from degla_ray.evaluation.benchmarks.choice import Choice
+from degla_ray.evaluation.benchmarks.base import Rule, Scored, ScoredItems, scores_table
+from degla_ray.evaluation.benchmarks.choice import Choice, ChoiceProtocol
 from degla_ray.evaluation.benchmarks.sugarcrepe import AVERAGES, SUGARCREPE
 from degla_ray.evaluation.benchmarks.valse import AVERAGES as VALSE_AVERAGES
 from degla_ray.evaluation.benchmarks.zero_shot import ZERO_SHOT_ELEVEN
@@ -66,7 +66,11 @@ def drawn(fixed: Fixed, grouped: Sequence[str] = (), models: int = 3) -> tuple[F
     for _ in range(models):
         skill = {s: rng.uniform(0.4, 0.8) for s in fixed.subsets}
         right = rng.random(len(rows)) < [skill[s] for s in subsets]
-        tables.append(scores_table(fixed.name, subsets, ids, images, shown, right, groups))
+        tables.append(
+            scores_table(
+                fixed.name, ScoredItems(subsets=subsets, ids=ids, images=images, groups=groups), shown, right
+            )
+        )
     return fixed, tables
 
 
@@ -111,7 +115,7 @@ def uneven() -> Comparison:
     tables = [
         pa.concat_tables(
             scores_table(
-                SUGARCREPE, [s] * len(own), own, own, np.ones((len(own), 2)),
+                SUGARCREPE, ScoredItems(subsets=[s] * len(own), ids=own, images=own), np.ones((len(own), 2)),
                 np.arange(len(own)) < counts[s][model],
             )
             for s, own in ids.items()
@@ -182,7 +186,7 @@ def test_choice_items_of_one_image_s_parts_have_one_image_in_their_scores() -> N
         for i in range(4)
     ]
     items = pa.Table.from_pylist([dict(zip(CHOICE_ITEMS.names, r, strict=True)) for r in rows], CHOICE_ITEMS)
-    benchmark = Choice("b", items, Rule.STRICT, None)
+    benchmark = Choice("b", items, ChoiceProtocol(rule=Rule.STRICT))
     row_of = {key: i for i, key in enumerate(sorted(benchmark.image_keys()))}
     features = FeatureTable(
         img_ND=np.eye(4, dtype=np.float32),

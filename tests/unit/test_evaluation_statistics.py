@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest, bootstrap
 
-from degla_ray.evaluation.benchmarks.base import Scored, scores_table
+from degla_ray.evaluation.benchmarks.base import Scored, ScoredItems, scores_table
 from degla_ray.evaluation.benchmarks.suite import SCENES_SUBSETS
 from degla_ray.evaluation.statistics import Mean, difference, holm, interval, mean_of
 from degla_ray.evaluation.summary import Summary, summarise
@@ -216,9 +216,11 @@ def summary_of(
         tables = [
             scores_table(
                 name,
-                [s] * n,
-                [f"{i}" for i in range(n)],
-                [f"{s}{i}" for i in range(n)],
+                ScoredItems(
+                    subsets=[s] * n,
+                    ids=[f"{i}" for i in range(n)],
+                    images=[f"{s}{i}" for i in range(n)],
+                ),
                 np.ones((n, 2)),
                 np.arange(n) < right,
             )

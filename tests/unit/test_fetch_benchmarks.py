@@ -21,7 +21,7 @@ from rich.console import Console
 
 from degla_ray.config import FetchConfig
 from degla_ray.errors import DataError, DeglaError, SettingError
-from degla_ray.evaluation.downloads.catalogue import CATALOGUE, Item, read_catalogue, select
+from degla_ray.evaluation.downloads.catalogue import CATALOGUE, CatalogueItem, needed_items, read_catalogue
 from degla_ray.evaluation.downloads.download import CHUNK, RETRY
 from degla_ray.evaluation.downloads.fetch import RECORD, fetch_benchmarks
 from degla_ray.evaluation.downloads.unpack import python_list, unpack
@@ -155,7 +155,7 @@ def job(tmp_path: Path, site: Site, monkeypatch: pytest.MonkeyPatch) -> Job:
 
 
 @pytest.fixture(scope="module")
-def shipped() -> list[Item]:
+def shipped() -> list[CatalogueItem]:
     return read_catalogue(CATALOGUE)
 
 
@@ -470,9 +470,9 @@ def test_fetch_torchvision_set_is_moved_when_it_is_whole(job: Job, monkeypatch: 
     assert [path.name for path in (job.output / "zeroshot").iterdir()] == ["fake"]
 
 
-def test_select_unknown_benchmark_names_those_there_are(shipped: list[Item]) -> None:
+def test_select_unknown_benchmark_names_those_there_are(shipped: list[CatalogueItem]) -> None:
     with pytest.raises(SettingError, match=r"sugarcrepes.*expected all, or some of .*sugarcrepe"):
-        select(shipped, ["sugarcrepes"], images=True)
+        needed_items(shipped, ["sugarcrepes"], images=True)
 
 
 @pytest.mark.parametrize(
@@ -496,7 +496,7 @@ def test_catalogue_of_two_items_of_one_name_is_refused(job: Job) -> None:
         job.run({"name": "a", "url": job.url("a", BODY)}, {"name": "a", "url": job.url("b", BODY)})
 
 
-def test_catalogue_shipped_is_complete(shipped: list[Item]) -> None:
+def test_catalogue_shipped_is_complete(shipped: list[CatalogueItem]) -> None:
     for item in shipped:
         assert item.licence, item.name
         assert item.benchmarks, item.name
@@ -517,7 +517,7 @@ def test_catalogue_shipped_is_complete(shipped: list[Item]) -> None:
     }
 
 
-def test_catalogue_shipped_checksums_have_the_right_length(shipped: list[Item]) -> None:
+def test_catalogue_shipped_checksums_have_the_right_length(shipped: list[CatalogueItem]) -> None:
     lengths = {"sha256": 64, "md5": 32, "sha1": 40}
     for item in shipped:
         for kind, value in item.checksums.items():

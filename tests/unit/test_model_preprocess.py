@@ -18,7 +18,7 @@ from degla_ray.errors import DataError, SettingError
 from degla_ray.model import encode_image, encode_text, load
 from degla_ray.model.build import WEIGHTS_FILE, build
 from degla_ray.model.export import export, export_huggingface
-from degla_ray.model.preprocess import decide, eval_transform
+from degla_ray.model.preprocess import decide_preprocessing, eval_transform
 
 FIELDS = ("mean", "std", "interpolation", "resize_mode")
 TAGGED = [name for name in open_clip.list_models() if list_pretrained_tags_by_model(name)]
@@ -40,7 +40,7 @@ def test_decide_checkpoint_under_an_open_clip_name_gets_the_values_of_all_its_ta
     for name in TAGGED:
         config = ModelConfig(name=name, pretrained="weights.pt")
         try:
-            found = decide(config, {}, from_file=True, registry_name=name)
+            found = decide_preprocessing(config, {}, from_file=True, registry_name=name)
         except SettingError:
             stopped.append(name)
             continue
@@ -54,14 +54,16 @@ def test_decide_checkpoint_under_an_open_clip_name_gets_the_values_of_all_its_ta
 def test_decide_tags_that_differ_names_the_settings_and_takes_them():
     config = ModelConfig(name="ViT-H-14", pretrained="weights.pt")
     with pytest.raises(SettingError, match=r"model.resize_mode: .*--model.resize_mode squash \(as dfn5b\)"):
-        decide(config, {}, from_file=True, registry_name="ViT-H-14")
+        decide_preprocessing(config, {}, from_file=True, registry_name="ViT-H-14")
     given = dataclasses.replace(config, resize_mode="squash")
-    assert decide(given, {}, from_file=True, registry_name="ViT-H-14") == of_tag("ViT-H-14", "dfn5b")
+    assert decide_preprocessing(given, {}, from_file=True, registry_name="ViT-H-14") == of_tag(
+        "ViT-H-14", "dfn5b"
+    )
     large = ModelConfig(name="ViT-L-14", pretrained="weights.pt", mean=OPENAI["mean"])
     with pytest.raises(SettingError, match=r"^model.std: .*\[0.5, 0.5, 0.5\]' \(as laion2b_s32b_b82k\)"):
-        decide(large, {}, from_file=True, registry_name="ViT-L-14")
+        decide_preprocessing(large, {}, from_file=True, registry_name="ViT-L-14")
     large = dataclasses.replace(large, std=OPENAI["std"])
-    assert decide(large, {}, from_file=True, registry_name="ViT-L-14") == OPENAI
+    assert decide_preprocessing(large, {}, from_file=True, registry_name="ViT-L-14") == OPENAI
 
 
 @pytest.mark.slow

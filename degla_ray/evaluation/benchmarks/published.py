@@ -76,7 +76,7 @@ class Published:
     absent: list[str] = field(default_factory=list)
 
 
-def load(config: PublishedConfig, names: Sequence[str]) -> Published:
+def load_published(config: PublishedConfig, names: Sequence[str]) -> Published:
     """Load the named benchmarks; [all] loads every benchmark whose files are present.
 
     Raises:
@@ -106,7 +106,7 @@ def load(config: PublishedConfig, names: Sequence[str]) -> Published:
     return found
 
 
-def identity(benchmark: Benchmark) -> str:
+def benchmark_identity(benchmark: Benchmark) -> str:
     """Return a hash of a benchmark's items and of how they are scored."""
     digest = hashlib.blake2b(digest_size=8)
     digest.update(repr((benchmark.name, benchmark.protocol, list(benchmark.subsets))).encode())
@@ -134,7 +134,7 @@ def _add(
     if benchmark.name in found.identity:
         raise DataError(benchmark.name, "two benchmarks of this name", "another name for one of the folders")
     found.benchmarks.append(benchmark)
-    found.identity[benchmark.name] = identity(benchmark)
+    found.identity[benchmark.name] = benchmark_identity(benchmark)
     for collection in sorted({key.partition(":")[0] for key in benchmark.image_keys()}):
         folder = config.images.get(collection, f"{config.data}/{IMAGES}/{collection}")
         found.sources[collection] = source or FileImages(folder)

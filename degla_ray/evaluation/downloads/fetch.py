@@ -26,8 +26,8 @@ from rich.table import Table
 
 from degla_ray.config import FetchConfig
 from degla_ray.errors import DataError, SettingError, one_line
-from degla_ray.evaluation.downloads.catalogue import CATALOGUE, Item, read_catalogue, select
-from degla_ray.evaluation.downloads.download import OnBytes, download, open_session, verify
+from degla_ray.evaluation.downloads.catalogue import CATALOGUE, CatalogueItem, needed_items, read_catalogue
+from degla_ray.evaluation.downloads.download import OnBytes, RemoteFile, download, open_session, verify
 from degla_ray.evaluation.downloads.unpack import python_list, unpack
 from degla_ray.progress_bars import BYTES, ProgressBars
 
@@ -37,7 +37,7 @@ RECORD = "fetched.json"
 class FetchState(StrEnum):
     """Outcome of an item."""
 
-    THERE = "there"
+    PRESENT = "present"
     FETCHED = "fetched"
     FAILED = "failed"
     BY_HAND = "by hand"
@@ -47,7 +47,7 @@ class FetchState(StrEnum):
 class Outcome:
     """Row of an item in the final table."""
 
-    item: Item
+    item: CatalogueItem
     state: FetchState
     note: str = ""
 
@@ -69,12 +69,12 @@ class Fetcher:
             except ValueError as error:
                 raise DataError(str(path), error, "JSON as written by this job, or no such file") from error
 
-    def fetch(self, item: Item, on_bytes: OnBytes) -> Outcome:
+    def fetch(self, item: CatalogueItem, on_bytes: OnBytes) -> Outcome:
         """Fetch an item unless it is present; an error becomes the item's outcome."""
         target = self.output / item.to
         try:
             if target.is_file() or (target.is_dir() and any(target.iterdir())):
-                return Outcome(item=item, state=FetchState.THERE, note=self._check(item, target))
+                return Outcome(item=item, state=FetchState.PRESENT, note=self._check(item, target))
             if item.form is not None:
                 return Outcome(item=item, state=FetchState.BY_HAND, note=f"{item.by_hand} {item.form}")
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -83,7 +83,7 @@ class Fetcher:
             return Outcome(item=item, state=FetchState.FAILED, note=one_line(error))
         return Outcome(item=item, state=FetchState.FETCHED, note=note)
 
-    def _check(self, item: Item, target: Path) -> str:
+    def _check(self, item: CatalogueItem, target: Path) -> str:
         """Raise an error if a file was changed after it was fetched; return a note if it cannot be
         verified."""
         if target.is_dir() or item.form is not None or item.extract is not None:
@@ -97,7 +97,7 @@ class Fetcher:
             raise DataError(error.where, error.found, right) from error
         return "" if expected else "not fetched by this job, and no checksum is published"
 
-    def _url(self, item: Item, target: Path, on_bytes: OnBytes) -> str:
+    def _url(self, item: CatalogueItem, target: Path, on_bytes: OnBytes) -> str:
         assert item.url is not None
         checksums, whole = item.checksums, item.unpack == "none" and item.extract is None
         source = target if whole else target.with_name(f"{target.name}.download")
@@ -106,10 +106,13 @@ class Fetcher:
         if source.exists():  # an earlier run was interrupted while unpacking
             sha256 = verify(source, checksums, item.bytes)
         else:
-            room = 1 if item.unpack == "none" else 2
-            sha256 = download(
-                self.session, item.url, source, on_bytes, expected=checksums, size=item.bytes, room=room
+            file = RemoteFile(
+                url=item.url,
+                checksums=checksums,
+                size=item.bytes,
+                room=1 if item.unpack == "none" else 2,  # the archive and what is unpacked from it
             )
+            sha256 = download(self.session, file, source, on_bytes)
         size = source.stat().st_size
         if not checksums and recorded is not None and sha256 != recorded:
             source.unlink()
@@ -132,7 +135,7 @@ class Fetcher:
             source.unlink()
         return "" if checksums else f"no checksum is published; SHA-256 {sha256} recorded"
 
-    def _torchvision(self, item: Item, target: Path) -> str:
+    def _torchvision(self, item: CatalogueItem, target: Path) -> str:
         import torchvision.datasets  # takes 3 s, so only if needed
 
         root = target.with_name(f"{target.name}.download")
@@ -147,7 +150,7 @@ class Fetcher:
         self._record(item, {"torchvision": item.torchvision})
         return ""
 
-    def _record(self, item: Item, what: Mapping[str, Any]) -> None:
+    def _record(self, item: CatalogueItem, what: Mapping[str, Any]) -> None:
         self.records[item.name] = {**what, "to": item.to, "date": self.today}
         _write(self.output / RECORD, json.dumps(self.records, indent=1, sort_keys=True) + "\n")
 
@@ -168,7 +171,7 @@ def fetch_benchmarks(config: FetchConfig, console: Console | None = None) -> boo
         raise SettingError("output", config.output, "a local folder, where downloads can resume")
     console = console or Console()
     catalogue = read_catalogue(Path(config.catalogue or CATALOGUE))
-    items = select(catalogue, config.benchmarks, images=config.images)
+    items = needed_items(catalogue, config.benchmarks, images=config.images)
     output = Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
     fetcher = Fetcher(output, datetime.date.today().isoformat())
