@@ -93,10 +93,10 @@ def encode(
     """
     work = Work(needs, on_progress)
     if cache is not None:
-        for text in list(work.unseen_texts()):
+        for text in list(work.pending_texts()):
             digest = text_digest(text)
             if (feature := cache.get(digest)) is not None:
-                work.have_text(text, feature, cut=digest in cache.truncated)
+                work.add_text(text, feature, truncated=digest in cache.truncated)
     batches = _batches(sources, work, pool.batch_size)
     yield from work.finished()
     try:
@@ -124,7 +124,7 @@ def _batches(sources: Mapping[str, ImageSource], work: Work, batch_size: int) ->
     """Return work rows for all images and uncached texts, in the order in which benchmarks need them."""
     rows: list[tuple[tuple[int, int], dict[str, Any]]] = []
     by_source: dict[str, set[str]] = defaultdict(set)
-    for what, key in list(work.users):
+    for what, key in list(work.needed_by):
         if what == "key":
             source, _, image_id = key.partition(":")
             by_source[source].add(image_id)
@@ -135,13 +135,13 @@ def _batches(sources: Mapping[str, ImageSource], work: Work, batch_size: int) ->
         else:
             batches, absent = sources[source].batches(wanted, batch_size)
         for image_id, reason in absent.items():
-            work.have_not(image_key(source, image_id), reason)
+            work.add_missing(image_key(source, image_id), reason)
         for batch in batches:
-            first = min(work.first_user("key", image_key(source, i)) for i in batch.ids)
+            first = min(work.first_needed_by("key", image_key(source, i)) for i in batch.ids)
             rows.append(((first, 0), {"source": source, "ids": batch.ids, "where": batch.where}))
     by_user: dict[int, list[str]] = defaultdict(list)
-    for text in work.unseen_texts():
-        by_user[work.first_user("text", text)].append(text)
+    for text in work.pending_texts():
+        by_user[work.first_needed_by("text", text)].append(text)
     for number, texts in by_user.items():
         ordered = sorted(texts, key=lambda text: (len(text), text))
         rows += [
@@ -159,17 +159,17 @@ def _take(row: Mapping[str, Any], work: Work, cache: FeatureCache | None, model:
     cut = list(row["truncated"]) or [False] * len(names)
     for name, digest, feature, is_cut in zip(names, row["digests"], rows, cut, strict=True):
         if row["source"]:
-            work.have_image(image_key(row["source"], name), feature)
+            work.add_image(image_key(row["source"], name), feature)
         else:
-            work.have_text(name, feature, cut=bool(is_cut))
+            work.add_text(name, feature, truncated=bool(is_cut))
         if cache is not None:
             cache.add(digest, feature, bool(is_cut))
     for name, digest in zip(row["known"], row["known_digests"], strict=True):
         feature = cache.get(digest) if cache is not None else None
         assert feature is not None  # "known" means that the cache has it
-        work.have_image(image_key(row["source"], name), feature)
+        work.add_image(image_key(row["source"], name), feature)
     for name, reason in zip(row["failed"], row["reasons"], strict=True):
-        work.have_not(image_key(row["source"], name), reason)
+        work.add_missing(image_key(row["source"], name), reason)
 
 
 def _run(

@@ -128,7 +128,7 @@ class ParquetImages:
         return batches, dict.fromkeys(sorted(unseen), NOT_IN_DATASET)
 
     def read(self, batch: ImageBatch) -> list[StoredImage | Exception]:
-        """Read only the row groups that contain the batch, whose rows ascend."""
+        """Read only the row groups that contain the batch; its rows are in ascending order."""
         part, rows = json.loads(batch.where)
         by_group: dict[int, list[int]] = defaultdict(list)
         found: list[bytes | None] = []

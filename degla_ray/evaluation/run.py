@@ -118,7 +118,7 @@ def _evaluate(
     folder.finish()
     if config.cache is None:
         folder.storage.delete_folder(OWN_CACHE)
-    _print(summary)
+    _print_counts(summary)
     return summary
 
 
@@ -303,7 +303,7 @@ def _track(config: EvaluateConfig, summary: Summary, identity: dict[str, Any]) -
         tracking.log_files(config.tracking, run_id, storage, [SUMMARY, *parts], ARTIFACTS)
 
 
-def _print(summary: Summary) -> None:
+def _print_counts(summary: Summary) -> None:
     if has_random_weights(summary):
         console.print("[bold red]random weights[/]: nothing was loaded, because model.random_init is set")
     n, missing = sum(s.n for s in summary.subsets), sum(s.missing for s in summary.subsets)

@@ -22,6 +22,7 @@ from degla_ray.evaluation.benchmarks.base import Benchmark, Scored
 from degla_ray.evaluation.benchmarks.negatives import NAME as NEGATIVES
 from degla_ray.evaluation.benchmarks.zero_shot import ZERO_SHOT_ELEVEN
 from degla_ray.evaluation.statistics import Mean, interval, mean_of
+from degla_ray.model.source import RANDOM
 from degla_ray.number_formats import percent
 from degla_ray.stage import absolute_from, read_complete
 from degla_ray.storage import Storage, relative_to
@@ -268,4 +269,4 @@ def scores_line(summary: Summary, benchmark: Benchmark) -> str:
 
 def has_random_weights(summary: Summary) -> bool:
     """Return whether the model was untrained, which an evaluation allows only with `model.random_init`."""
-    return summary.model.get("source") == "random"
+    return summary.model.get("source") == RANDOM

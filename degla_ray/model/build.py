@@ -41,8 +41,9 @@ from degla_ray.model.files import (
     weights_in,
 )
 from degla_ray.model.hub import hub_folder
-from degla_ray.model.loaded import RANDOM, LoadedModel
+from degla_ray.model.loaded import LoadedModel
 from degla_ray.model.source import (
+    RANDOM,
     ModelSource,
     SourceKind,
     check_model,
@@ -152,7 +153,7 @@ def build_tokenizer(config: ModelConfig) -> Callable[..., Tensor]:
 def _architecture(source: ModelSource, name: str, stack: ExitStack) -> _Architecture:
     if source.kind is SourceKind.OPEN_CLIP:
         model_cfg = open_clip.get_model_config(source.where)
-        refuse_code_in_config(name, model_cfg, None)  # ./roberta-base comes before the Hub's
+        refuse_code_in_config(name, model_cfg, None)  # a folder ./roberta-base precedes the Hub's
         return _Architecture(model_cfg=model_cfg, preprocess_cfg={}, registry_name=source.where)
     if source.kind is SourceKind.CONFIG:
         return _json_architecture(_local(source.where, stack))
@@ -218,8 +219,8 @@ def _from_file(
 def _is_random_export(folder: Path) -> bool:
     """Return whether `folder` is an export of a model with random, untrained weights."""
     path = folder / DEGLA_FILE
-    said = read_json(path, "what `export` wrote") if path.is_file() else {}
-    return said.get("source") == RANDOM and "steps" not in said
+    metadata = read_json(path, "what `export` wrote") if path.is_file() else {}
+    return metadata.get("source") == RANDOM and "steps" not in metadata
 
 
 def _from_tag(config: ModelConfig, arch: _Architecture, tag: str) -> tuple[nn.Module, str]:
@@ -284,7 +285,7 @@ def _local(uri: str, stack: ExitStack) -> Path:
 def _decide_preprocessing(
     config: ModelConfig, arch: _Architecture, pretrained: ModelSource | None
 ) -> dict[str, Any]:
-    """Return the preprocessing known before the model is built; the model determines `size`."""
+    """Return the preprocessing known before the model is built: all but `size`, which the model decides."""
     processor = None
     if arch.image_processor is not None:
         processor = (arch.image_processor, arch.model_cfg["vision_cfg"]["image_size"])

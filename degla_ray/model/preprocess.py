@@ -185,15 +185,15 @@ def _resize_mode(processor: Any, image_size: int) -> tuple[str | None, str]:
     size, square = processor.size, (image_size, image_size)
     crop = processor.crop_size if processor.do_center_crop else None
     cut = (crop.height, crop.width) if crop else None
-    said = f"size {dict(size)}" + (f", then crop_size {dict(crop)}" if crop else ", then no do_center_crop")
-    said += f", for a model of {image_size} x {image_size} pixels"
+    stated = f"size {dict(size)}" + (f", then crop_size {dict(crop)}" if crop else ", then no do_center_crop")
+    stated += f", for a model of {image_size} x {image_size} pixels"
     if not processor.do_resize:
-        return None, f"do_resize false, {said}"
+        return None, f"do_resize false, {stated}"
     if (size.height, size.width) == square and cut in (None, square):
         return "squash", ""
     if (size.shortest_edge, size.longest_edge) == (image_size, None) and cut == square:
         return "shortest", ""
-    return None, said
+    return None, stated
 
 
 def _interpolation(resample: Any) -> tuple[str | None, str]:

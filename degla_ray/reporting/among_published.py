@@ -9,7 +9,7 @@ from degla_ray.evaluation.comparison import Comparison
 from degla_ray.evaluation.summary import Score, Summary
 from degla_ray.number_formats import percent
 from degla_ray.reporting.published_rows import PublishedTable, published_tables
-from degla_ray.reporting.texts import marks, value_text
+from degla_ray.reporting.texts import label_suffixes, value_text
 
 PUBLISHED = "published"
 
@@ -34,13 +34,13 @@ class AmongPublished:
     @property
     def notes(self) -> list[str]:
         """Note on the table, then each protocol with the models that it applies to."""
-        told: dict[str, list[str]] = {}
+        models: dict[str, list[str]] = {}
         for row in self.rows:
-            told.setdefault(row.protocol, []).append(row.label)
-        told.pop(PUBLISHED, None)
+            models.setdefault(row.protocol, []).append(row.label)
+        models.pop(PUBLISHED, None)
         return [
             self.table.note,
-            *(f"{', '.join(of)}: {protocol}" for protocol, of in told.items() if protocol),
+            *(f"{', '.join(of)}: {protocol}" for protocol, of in models.items() if protocol),
         ]
 
 
@@ -62,7 +62,7 @@ def among_published(comparison: Comparison) -> list[AmongPublished]:
         ]
         has_any = False
         for summary, label, mark in zip(
-            comparison.summaries, comparison.labels, marks(comparison), strict=True
+            comparison.summaries, comparison.labels, label_suffixes(comparison), strict=True
         ):
             scores = [summary.score(name) for name in table.columns]
             has_any = has_any or any(s is not None and s.value is not None for s in scores)

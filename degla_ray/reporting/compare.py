@@ -74,7 +74,7 @@ def compare(config: CompareConfig) -> str:
 
 
 def _compare(config: CompareConfig, output: Storage) -> str:
-    found = [_read(entry, config) for entry in config.evaluations]
+    found = [_read_evaluation(entry, config) for entry in config.evaluations]
     comparison = set_side_by_side([e.summary for e in found], [e.means for e in found])
     drawn = _plots(comparison)
     disagreements = {
@@ -105,7 +105,7 @@ def _compare(config: CompareConfig, output: Storage) -> str:
     return output.uri
 
 
-def _read(entry: str, config: CompareConfig) -> _Evaluation:
+def _read_evaluation(entry: str, config: CompareConfig) -> _Evaluation:
     """Return the evaluation behind an entry: a folder, an MLflow run, or a model, which is evaluated now."""
     storage = Storage(entry)
     if RUN_ID.fullmatch(entry) and not storage.exists(MANIFEST):

@@ -14,7 +14,7 @@ from degla_ray.reporting.texts import (
     comparisons_text,
     findings,
     footnotes,
-    marks,
+    label_suffixes,
 )
 
 
@@ -40,7 +40,7 @@ def comparison_page(
         footnotes=footnotes(comparison),
         published=among_published(comparison),
         plots=plots,
-        marks=marks(comparison),
+        suffixes=label_suffixes(comparison),
         models=list(enumerate(comparison.labels)),
         disagreements=disagreements,
         disagreements_note=DISAGREEMENTS,

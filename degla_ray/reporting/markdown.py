@@ -16,8 +16,8 @@ from degla_ray.reporting.texts import (
     findings,
     footnotes,
     interval_text,
+    label_suffix,
     margin_text,
-    mark,
     value_text,
 )
 
@@ -85,7 +85,7 @@ def _md_row(*cells: str) -> str:
 
 
 def _md_label(comparison: Comparison, model: int) -> str:
-    return literal(comparison.labels[model]) + mark(comparison, model)
+    return literal(comparison.labels[model]) + label_suffix(comparison, model)
 
 
 def literal(text: str) -> str:

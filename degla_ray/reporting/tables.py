@@ -14,7 +14,7 @@ from degla_ray.evaluation.comparison import Cell, Comparison, ScoreGroup, title
 from degla_ray.evaluation.summary import Summary
 from degla_ray.number_formats import points
 from degla_ray.reporting.among_published import AmongPublished, among_published
-from degla_ray.reporting.texts import comparisons_text, interval_text, mark, value_text
+from degla_ray.reporting.texts import comparisons_text, interval_text, label_suffix, value_text
 
 T = TypeVar("T")
 SUBSET_WIDTH, CELL_WIDTH = 28, 30  # column widths of the console's subset table with intervals
@@ -56,7 +56,7 @@ def console_tables(comparison: Comparison, width: int) -> list[Table | Text]:
             head.add_column(title(name), justify="right")
         for model, label in enumerate(comparison.labels):
             row = [_rich_cell(comparison.cell(model, name)) for name in names]
-            head.add_row(escape(label) + mark(comparison, model), *row)
+            head.add_row(escape(label) + label_suffix(comparison, model), *row)
         heads.append(head)
     if heads:
         heads[-1].caption = escape(comparisons_text(comparison, comparison.averages)) or None
@@ -73,7 +73,7 @@ def _rich_group(comparison: Comparison, group: ScoreGroup, width: int) -> Table:
     table.add_column("subset", no_wrap=True)
     models = range(len(comparison.labels))
     for model in models:
-        table.add_column(escape(comparison.labels[model]) + mark(comparison, model), justify="right")
+        table.add_column(escape(comparison.labels[model]) + label_suffix(comparison, model), justify="right")
     for number, (name, heading) in enumerate(zip(group.names, group.headings, strict=True)):
         cells = [_rich_cell(comparison.cell(model, name), "  ", intervals) for model in models]
         following = group.names[number + 1 : number + 2]
@@ -111,7 +111,7 @@ def _rich_published(among: AmongPublished, width: int) -> list[Table | Text]:
 
 
 def _columns_in(columns: Sequence[T], needs: Callable[[T], int], width: int) -> list[list[T]]:
-    """Return the columns in runs that fit the width, at least one column in each."""
+    """Split the columns into runs that fit the width, with at least one column each."""
     runs: list[list[T]] = []
     left = 0
     for column in columns:

@@ -92,12 +92,12 @@ def comparisons_text(comparison: Comparison, names: Sequence[str]) -> str:
     return f"{tests}; stars by Holm-corrected p." if count else ""
 
 
-def mark(comparison: Comparison, model: int) -> str:
+def label_suffix(comparison: Comparison, model: int) -> str:
     """Return the suffix of a model's label: random weights, or other test sets than the first model's."""
     random = RANDOM_WEIGHTS if has_random_weights(comparison.summaries[model]) else ""
     return random + ("" if comparison.same_inputs[model] else " ‡")
 
 
-def marks(comparison: Comparison) -> list[str]:
+def label_suffixes(comparison: Comparison) -> list[str]:
     """Return the suffix of each model's label."""
-    return [mark(comparison, model) for model in range(len(comparison.labels))]
+    return [label_suffix(comparison, model) for model in range(len(comparison.labels))]

@@ -93,8 +93,8 @@ def tune(config: TuneConfig) -> Trial:
             elif name == "objective.name":
                 ObjectiveConfig(name=value)
     config = _absolute(config)
-    mark = fingerprint({**_identity(config), "space": Path(config.space).read_text(encoding="utf-8")})
-    sweep = Storage(f"{config.train.output}/sweep-{config.train.name}-{mark}")
+    identity = fingerprint({**_identity(config), "space": Path(config.space).read_text(encoding="utf-8")})
+    sweep = Storage(f"{config.train.output}/sweep-{config.train.name}-{identity}")
     ray_setup.start(config.train.ray)
     # Trials that held every CPU would wait for ever for CPUs to decode on.
     at_once = config.max_concurrent_trials
@@ -103,7 +103,12 @@ def tune(config: TuneConfig) -> Trial:
     )
     track = config.train.tracking
     tracked = tracking.running(
-        track, f"sweep-{config.train.name}", mark, sweep.uri, params=canonical(config), tags={"stage": "tune"}
+        track,
+        f"sweep-{config.train.name}",
+        identity,
+        sweep.uri,
+        params=canonical(config),
+        tags={"stage": "tune"},
     )
     with Lease(sweep), tracked as parent:
         base = evaluate(_evaluation(config, config.train.model, f"{sweep.uri}/base", "base"))

@@ -24,7 +24,7 @@ from degla_ray.errors import DataError, DeglaError, SettingError
 from degla_ray.evaluation.downloads.catalogue import CATALOGUE, CatalogueItem, needed_items, read_catalogue
 from degla_ray.evaluation.downloads.download import CHUNK, RETRY
 from degla_ray.evaluation.downloads.fetch import RECORD, fetch_benchmarks
-from degla_ray.evaluation.downloads.unpack import python_list, unpack
+from degla_ray.evaluation.downloads.unpack import python_list, unpack_archive
 
 BODY = bytes(range(256)) * 4096  # 1 MiB
 HALFWAY = 4 * CHUNK
@@ -364,7 +364,7 @@ def test_unpack_tar_strips_and_leaves_links_out(tmp_path: Path) -> None:
             member.type = tarfile.SYMTYPE if link else tarfile.REGTYPE
             member.linkname = link
             archive.addfile(member, io.BytesIO(b"one"))
-    unpack(tmp_path / "t.tar.gz", "tar", tmp_path / "out", "val")
+    unpack_archive(tmp_path / "t.tar.gz", "tar", tmp_path / "out", "val")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["1.jpg"]
 
 
@@ -372,7 +372,7 @@ def test_unpack_what_is_no_archive_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "z").write_bytes(b"no archive")
     for kind in ("zip", "tar"):
         with pytest.raises(DataError, match=r"expected a (zip|tar) archive"):
-            unpack(tmp_path / "z", kind, tmp_path / "out", "")
+            unpack_archive(tmp_path / "z", kind, tmp_path / "out", "")
     assert not (tmp_path / "out").exists()
 
 

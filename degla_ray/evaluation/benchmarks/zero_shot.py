@@ -108,7 +108,7 @@ SETS = {
         official=MEAN_PER_CLASS,
         options=_TEST,
         prompts="flowers",
-        reworded=1,  # "ball moss" is "air plant"
+        reworded=1,  # "ball moss" is called "air plant"
     ),
     "sun397": TorchvisionSet(
         loader="SUN397",

@@ -28,7 +28,7 @@ from degla_ray.config import FetchConfig
 from degla_ray.errors import DataError, SettingError, one_line
 from degla_ray.evaluation.downloads.catalogue import CATALOGUE, CatalogueItem, needed_items, read_catalogue
 from degla_ray.evaluation.downloads.download import OnBytes, RemoteFile, download, open_session, verify
-from degla_ray.evaluation.downloads.unpack import python_list, unpack
+from degla_ray.evaluation.downloads.unpack import python_list, unpack_archive
 from degla_ray.progress_bars import BYTES, ProgressBars
 
 RECORD = "fetched.json"
@@ -123,7 +123,7 @@ class Fetcher:
             )
         try:
             if item.unpack != "none":
-                unpack(source, item.unpack, target, item.strip)
+                unpack_archive(source, item.unpack, target, item.strip)
             elif item.extract is not None:
                 values = python_list(source, item.extract.partition(":")[2])
                 _write(target, json.dumps(values, indent=0))
