@@ -171,7 +171,7 @@ def _no_rests(output: Path) -> bool:
     return not [path for path in output.rglob("*") if path.suffix in (".part", ".download", ".unpacking")]
 
 
-def test_fetch_file_fresh_is_there_and_recorded(job: Job) -> None:
+def test_fetch_file_fresh_is_present_and_recorded(job: Job) -> None:
     sha256 = hashlib.sha256(BODY).hexdigest()
     ok, printed = job.run({"name": "a.json", "url": job.url("a", BODY), "bytes": len(BODY), "sha256": sha256})
     assert ok
@@ -188,7 +188,7 @@ def test_fetch_again_asks_nothing(job: Job) -> None:
     ok, printed = job.run(item)
     assert ok
     assert len(job.site.requests) == 1
-    assert " there " in printed
+    assert " present " in printed
 
 
 def test_fetch_dropped_connection_goes_on_where_it_broke(job: Job) -> None:
@@ -430,7 +430,7 @@ def test_fetch_form_is_listed_and_not_tried(job: Job) -> None:
     (job.output / "images/w").mkdir(parents=True)
     assert " by hand " in job.run(item)[1]
     (job.output / "images/w/1.png").write_bytes(b"1")
-    assert " there " in job.run(item)[1]
+    assert " present " in job.run(item)[1]
 
 
 def test_fetch_without_images_takes_annotations_only(job: Job) -> None:
