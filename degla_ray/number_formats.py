@@ -17,7 +17,7 @@ def percent(fraction: float | None, *, digits: int = 1, partial: bool = False) -
     return f"{number}†" if partial else number
 
 
-def interval(low: float | None, high: float | None) -> str:
+def percent_interval(low: float | None, high: float | None) -> str:
     """Return an interval of fractions in percent, e.g. `81.0–85.6`; an empty string for None."""
     return "" if low is None or high is None else f"{percent(low)}–{percent(high)}"
 

@@ -185,13 +185,13 @@ def _box(text: str) -> tuple[int, int, int, int] | None:
 
 
 def source_spec(source: ImageSource) -> dict[str, Any]:
-    """Return a source as JSON, from which `open_source` restores it."""
+    """Return a source as JSON, from which `source_from_spec` restores it."""
     assert dataclasses.is_dataclass(source)  # every source is one
     assert not isinstance(source, type)
     return {"kind": f"{type(source).__module__}:{type(source).__name__}", **dataclasses.asdict(source)}
 
 
-def open_source(spec: Mapping[str, Any]) -> ImageSource:
+def source_from_spec(spec: Mapping[str, Any]) -> ImageSource:
     """Return the source that a `source_spec` describes."""
     fields = dict(spec)
     module, _, name = fields.pop("kind").partition(":")

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from degla_ray.evaluation.comparison import Comparison
 from degla_ray.reporting.among_published import among_published
-from degla_ray.reporting.pages import render
+from degla_ray.reporting.pages import render_page
 from degla_ray.reporting.texts import (
     DISAGREEMENTS,
     Disagreements,
@@ -32,7 +32,7 @@ def comparison_page(
         disagreements: disagreements of each model but the first.
         images: `SOURCE:ID` -> data URI; an image without one is shown by its key.
     """
-    return render(
+    return render_page(
         "comparison.html",
         comparison=comparison,
         note=functools.partial(comparisons_text, comparison),

@@ -21,7 +21,7 @@ from degla_ray.negatives.blind import blind_accuracy
 from degla_ray.negatives.llm.ledger import State
 from degla_ray.negatives.proposals import ORDER
 from degla_ray.number_formats import MISSING, percent
-from degla_ray.reporting.pages import render
+from degla_ray.reporting.pages import render_page
 from degla_ray.schema import CAPTIONS, NEGATIVES, Kind
 from degla_ray.stage import StageFolder
 from degla_ray.storage import Storage
@@ -213,7 +213,9 @@ def generation_page(report: Report, samples: dict[str, list[tuple[str, str]]]) -
         report: the numbers.
         samples: kind -> (caption, negative).
     """
-    return render("generation.html", report=report, totals=report.metrics(), samples=samples, states=STATES)
+    return render_page(
+        "generation.html", report=report, totals=report.metrics(), samples=samples, states=STATES
+    )
 
 
 def pairs_by_kind(captions: pa.Table, negatives: pa.Table) -> dict[str, list[tuple[str, str]]]:

@@ -14,7 +14,7 @@ from degla_ray.reporting.texts import interval_text, margin_text, test_text, val
 TEMPLATES = Path(__file__).parent / "templates"
 
 
-def render(template: str, **values: object) -> str:
+def render_page(template: str, **values: object) -> str:
     """Return the page of a template in `templates/`, as HTML without external resources.
 
     Args:

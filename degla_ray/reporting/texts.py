@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from degla_ray.evaluation.comparison import Cell, Comparison, title
 from degla_ray.evaluation.summary import Score, has_random_weights
-from degla_ray.number_formats import interval, percent, points, signed
+from degla_ray.number_formats import percent, percent_interval, points, signed
 from degla_ray.reporting.disagreements import Disagreement
 
 Disagreements = Mapping[int, Sequence[Disagreement]]  # model number -> items, the largest difference first
@@ -40,7 +40,7 @@ def value_text(score: Score | None) -> str:
 
 def interval_text(score: Score | None) -> str:
     """Return the interval of a score, e.g. `81.0–85.6`; an empty string without one."""
-    return "" if score is None else interval(score.low, score.high)
+    return "" if score is None else percent_interval(score.low, score.high)
 
 
 def margin_text(margin: float) -> str:
@@ -86,7 +86,7 @@ def footnotes(comparison: Comparison) -> list[str]:
 
 
 def comparisons_text(comparison: Comparison, names: Sequence[str]) -> str:
-    """Return the note under a table of those scores; an empty string if nothing is compared."""
+    """Return the number of tests in a table of these scores as a note; an empty string if there are none."""
     count = comparison.comparisons(names)
     tests = f"{count:,} comparison{'s' if count > 1 else ''} with {comparison.labels[0]}"
     return f"{tests}; stars by Holm-corrected p." if count else ""

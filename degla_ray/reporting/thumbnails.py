@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image
 
-from degla_ray.encoding.images import StoredImage, open_source
+from degla_ray.encoding.images import StoredImage, source_from_spec
 
 SIZE = 240  # pixels of the longer side
 BATCH = 16  # images read together
@@ -44,7 +44,7 @@ def thumbnails(keys: Iterable[str], sources: Sequence[Mapping[str, Any]]) -> dic
 def _images(spec: Mapping[str, Any], ids: set[str]) -> Iterator[tuple[str, StoredImage]]:
     """Yield the images of a source that can be read; the report shows the others by their keys."""
     try:
-        source = open_source(spec)
+        source = source_from_spec(spec)
         batches, _ = source.batches(ids, BATCH)
     except Exception:  # a deleted folder, a dataset of another format, a filesystem without access
         return

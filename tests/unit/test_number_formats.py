@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from degla_ray.number_formats import interval, percent, points, signed
+from degla_ray.number_formats import percent, percent_interval, points, signed
 
 
 def test_percent_of_missing_and_partial_numbers_shows_a_dash_and_a_mark() -> None:
@@ -11,8 +11,8 @@ def test_percent_of_missing_and_partial_numbers_shows_a_dash_and_a_mark() -> Non
 
 
 def test_interval_without_an_end_is_empty() -> None:
-    assert interval(0.81, 0.856) == "81.0–85.6"
-    assert interval(None, 0.856) == interval(0.81, None) == ""
+    assert percent_interval(0.81, 0.856) == "81.0–85.6"
+    assert percent_interval(None, 0.856) == percent_interval(0.81, None) == ""
 
 
 def test_differences_have_a_sign_and_a_true_minus() -> None:

@@ -90,7 +90,7 @@ def _lines(storage: Storage, name: str) -> list[str] | None:
     """Return the stripped lines of a text file; None if the file does not exist.
 
     Raises:
-        DataError: the file has no lines or an empty one, which among class names would be a class.
+        DataError: the file has no lines, or an empty one, which would be a class without a name.
     """
     if not storage.is_file(name):
         return None
