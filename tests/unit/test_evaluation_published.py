@@ -75,7 +75,7 @@ def choice(
     ]
     rule = Rule.FIRST_ARGMAX if foils > 1 else Rule.STRICT
     table = pa.Table.from_pylist(rows, schema=CHOICE_ITEMS)
-    return Choice(name, table, ChoiceProtocol(rule=rule, subsets=subsets, averages=averages), SOURCE)
+    return Choice(name, table, ChoiceProtocol(rule=rule, subsets=subsets, averages=averages or {}), SOURCE)
 
 
 def zero_shot(name: str, metrics: Sequence[str] = METRICS, n: int = 40, classes: int = 7) -> Classification:
