@@ -28,7 +28,7 @@ from degla_ray.config import (
     TrainConfig,
 )
 from degla_ray.errors import SettingError
-from degla_ray.evaluation.run import check, evaluate
+from degla_ray.evaluation.run import check_tests, evaluate
 from degla_ray.lease import Lease
 from degla_ray.model.source import check_model
 from degla_ray.negatives.pipeline import generate
@@ -83,7 +83,7 @@ def _run_chain(config: ChainConfig, plan: _Plan) -> str:
     prepare(plan.prepare)
     _announce("negatives", plan.negatives.output)
     generate(plan.negatives, publish)
-    check(plan.evaluate)  # names of benchmarks and splits, which only the test sets decide
+    check_tests(plan.evaluate)  # names of benchmarks and splits, which only the test sets decide
 
     base_model, base_folder = plan.base_model, "base"
     if plan.pretrain is not None:

@@ -6,6 +6,9 @@ from typing import Any
 
 from degla_ray.masking import masked
 
+_TRACEBACK, _OURS = "Traceback (most recent call last)", f"{__name__}."
+_SHOWN = 200  # characters of a foreign error's message
+
 
 class DeglaError(Exception):
     """Base class of the errors that a job prints as one line, without a traceback."""
@@ -26,6 +29,24 @@ def _restore(
     error.args = args
     vars(error).update(attributes)
     return error
+
+
+def one_line(error: BaseException) -> str:
+    """Return one line that describes an error: our own errors' message, otherwise its type and message.
+
+    Ray wraps the error of a task: as `cause`, or as text that ends with the task's traceback. The line then
+    describes the wrapped error.
+    """
+    cause = getattr(error, "cause", None)
+    error = cause if isinstance(cause, BaseException) else error
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if any(line.startswith(_TRACEBACK) for line in lines):
+        ours = [line.partition(_OURS)[2] for line in lines if _OURS in line]
+        return ours[-1].partition(": ")[2] if ours else lines[-1]
+    text = " ".join(" ".join(lines).split())
+    if isinstance(error, DeglaError):
+        return text
+    return f"{type(error).__name__}: {text[:_SHOWN]}" if text else type(error).__name__
 
 
 class SettingError(DeglaError):

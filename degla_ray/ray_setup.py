@@ -102,6 +102,29 @@ def is_local() -> bool:
     return _temp_dir is not None
 
 
+def require_cpus(setting: str, value: float, *, each: float, count: int = 1) -> None:
+    """Require that the cluster has CPUs for `count` actors or tasks at once.
+
+    Args:
+        setting: name of the setting that asks for them.
+        value: its value.
+        each: CPUs of one actor or task.
+        count: how many run at once.
+
+    Raises:
+        SettingError: the cluster has fewer CPUs; says what it has room for.
+    """
+    import ray
+
+    present = ray.cluster_resources().get("CPU", 0.0)
+    if count * each <= present:
+        return
+    expected = f"at most the cluster's {present:g} CPUs"
+    if count > 1:
+        expected = f"at most {int(present / each)}: each takes {each:g} of the cluster's {present:g} CPUs"
+    raise SettingError(setting, value, expected)
+
+
 def stop() -> None:
     """Leave the cluster, or end the Ray that `start` started and remove its temporary folder."""
     global _temp_dir, _lock

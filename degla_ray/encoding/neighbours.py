@@ -71,7 +71,6 @@ def _find_neighbours(config: NeighboursConfig) -> dict[str, int]:
             cpus_per_actor=config.cpus_per_actor,
             use_gpu=config.use_gpu,
             batch_size=config.batch_size,
-            stall_seconds=1200.0,
         )
         keys = {image_key(_SOURCE, image_id): image_id for image_id in image_ids}
         encoded = encoding.encode_all(loaded, {_SOURCE: ParquetImages(config.prepared)}, keys, [], pool)

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from open_clip.transformer import TextTransformer, VisionTransformer
 from torch import Tensor, nn
 
-from degla_ray.model.blocks import Packing, known, pooled_output
+from degla_ray.model.blocks import Packing, is_supported, pooled_output
 
 # open_clip's models have attributes that torch's type annotations do not declare.
 OpenClipModel = Any
@@ -31,7 +31,7 @@ def encode_image(model: OpenClipModel, images_BCHW: Tensor, normalize: bool = Tr
         and tower.attn_pool is None
         and tower.pool_type == "tok"
         and not tower.output_tokens
-        and known(tower.transformer)
+        and is_supported(tower.transformer)
     )
     img_BD = _class_token(tower, images_BCHW) if pools_one_token else model.encode_image(images_BCHW)
     img_BD = img_BD.float()
@@ -60,7 +60,7 @@ def _class_token(tower: OpenClipModel, images_BCHW: Tensor) -> Tensor:
     B, L, _ = x_BLW.shape
     packing = Packing(shape=(B, L), causal=False)
     first_B = torch.arange(0, B * L, L, device=x_BLW.device)
-    x_BW = tower.ln_post(pooled_output(tower.transformer, packing.pack(x_BLW), packing, first_B))
+    x_BW = tower.ln_post(pooled_output(tower.transformer, packing.unpad(x_BLW), packing, first_B))
     return _projected(x_BW, tower.proj)
 
 
@@ -74,7 +74,7 @@ def _causal_tower(model: OpenClipModel) -> tuple[OpenClipModel, str, int] | None
             return None
     else:
         return None
-    if tower.attn_mask is None or pool_type not in ("argmax", "eos") or not known(tower.transformer):
+    if tower.attn_mask is None or pool_type not in ("argmax", "eos") or not is_supported(tower.transformer):
         return None
     return tower, pool_type, end_id
 
@@ -85,8 +85,8 @@ def _end_token(tower: OpenClipModel, pool_type: str, end_id: int, tokens_BL: Ten
     real_BL = position_L <= end_B[:, None]
     place_T = real_BL.flatten().nonzero()[:, 0]
     packing = Packing(shape=(len(tokens_BL), len(position_L)), causal=True, place_T=place_T)
-    tokens_T = packing.pack(tokens_BL[:, : len(position_L)])
-    position_T = packing.pack(position_L.expand(packing.shape))
+    tokens_T = packing.unpad(tokens_BL[:, : len(position_L)])
+    position_T = packing.unpad(position_L.expand(packing.shape))
 
     dtype = tower.transformer.get_cast_dtype()
     x_TW = tower.token_embedding(tokens_T).to(dtype) + tower.positional_embedding[position_T].to(dtype)

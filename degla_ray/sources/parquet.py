@@ -67,7 +67,7 @@ class _Group(NamedTuple):
     table: pa.Table | str
 
 
-class _Reader:
+class _ParquetReader:
     """A reader of one column of a row group, in ascending order of rows."""
 
     def __init__(self, uri: str, group: int, column: str) -> None:
@@ -114,7 +114,7 @@ class ParquetSource(Source):
         self._folder = (
             None if self._embedded else ImageFolder(config.images or "", "parquet.images", follow_links)
         )
-        self._reader: _Reader | None = None
+        self._reader: _ParquetReader | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_reader": None}
@@ -168,7 +168,7 @@ class ParquetSource(Source):
         reader, self._reader = self._reader, None  # a reader that failed is not reused
         try:
             if reader is None or reader.place != (uri, int(group)) or int(row) < reader.first:
-                reader = _Reader(uri, int(group), self._config.image_column)
+                reader = _ParquetReader(uri, int(group), self._config.image_column)
             value = reader.cell(int(row))
         except pa.ArrowException as error:
             raise OSError(_line(error)) from error

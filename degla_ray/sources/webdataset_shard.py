@@ -114,7 +114,7 @@ def read_shard(uri: str, image_suffixes: Sequence[str], caption_suffix: str) -> 
         DataError: the file cannot be opened, or is compressed.
     """
     shard, digest = Shard(), hashlib.sha256()
-    reader = _Reader(shard, tuple(image_suffixes), caption_suffix)
+    reader = _ShardReader(shard, tuple(image_suffixes), caption_suffix)
     key: str | None = None
     try:
         with open_file(uri) as file:
@@ -149,7 +149,7 @@ def read_shard(uri: str, image_suffixes: Sequence[str], caption_suffix: str) -> 
     return shard
 
 
-class _Reader:
+class _ShardReader:
     """A collector of members into samples; `gather` then assigns members with unknown suffixes."""
 
     def __init__(self, shard: Shard, images: tuple[str, ...], caption: str) -> None:

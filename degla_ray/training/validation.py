@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import ray
-from ray.exceptions import GetTimeoutError, RayTaskError
+from ray.exceptions import GetTimeoutError
 
 from degla_ray.config import EvaluateConfig, ModelConfig, TrackingConfig, TrainConfig, ValidationSettings
-from degla_ray.errors import DeglaError, SettingError
+from degla_ray.errors import SettingError, one_line
 from degla_ray.storage import Storage
 
 if TYPE_CHECKING:
@@ -79,10 +79,10 @@ def check(config: TrainConfig) -> None:
     """
     if config.validation.every_steps is None:
         return
-    from degla_ray.evaluation.run import check as check_evaluation  # torch: seconds
+    from degla_ray.evaluation.run import check_tests  # torch: seconds
 
     try:
-        check_evaluation(_evaluate_config(config, "", 0))
+        check_tests(_evaluate_config(config, "", 0))
     except SettingError as error:
         raise SettingError(f"validation.{error.setting}", error.found, error.expected) from error
 
@@ -156,7 +156,7 @@ def validate(checkpoint: ray.train.Checkpoint, *, config: TrainConfig, run_folde
             result, error=f"not done after {limit:g} minutes (validation.timeout_minutes)"
         )
     except Exception as error:  # whatever it is, training goes on
-        result = dataclasses.replace(result, error=_reason(error))
+        result = dataclasses.replace(result, error=one_line(error))
     result = dataclasses.replace(result, seconds=time.monotonic() - started)
     _write(run, result)
     if result.state == "failed":
@@ -208,13 +208,6 @@ def _evaluate_config(config: TrainConfig, run_folder: str, step: int) -> Evaluat
 
 def _for_ray(validation: Validation) -> dict[str, float]:
     return {f"validation/{name}": value for name, value in validation.metrics.items()}
-
-
-def _reason(error: Exception) -> str:
-    """Return one line that describes an error: for an error in a task its cause, without Ray's traceback."""
-    cause = error.cause if isinstance(error, RayTaskError) else error
-    text = str(cause) if isinstance(cause, DeglaError) else f"{type(cause).__name__}: {cause}"
-    return next((line for line in text.splitlines() if line.strip()), type(error).__name__)
 
 
 def _name(step: int) -> str:

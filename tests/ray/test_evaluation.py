@@ -23,7 +23,7 @@ from degla_ray.config import CompareConfig, EvaluateConfig, ModelConfig, Trackin
 from degla_ray.encoding import encode as encoding
 from degla_ray.encoding.feature_cache import FeatureCache
 from degla_ray.encoding.features import image_key
-from degla_ray.encoding.images import FileImages, ImageFile, ImageSource, ParquetImages, boxed
+from degla_ray.encoding.images import FileImages, ImageSource, ParquetImages, StoredImage, boxed
 from degla_ray.encoding.needs import Needs
 from degla_ray.errors import DataError, FingerprintMismatch, SettingError
 from degla_ray.evaluation.run import evaluate
@@ -287,7 +287,7 @@ def test_images_parquet_each_wanted_one_is_in_one_batch(folder: Path) -> None:
     assert missing == {"none": "not in the images dataset"}
     assert max(len(batch.ids) for batch in batches) == 4
     for batch in batches:
-        expected = [ImageFile(data=png(int(i.removeprefix("img-"))), prepared=True) for i in batch.ids]
+        expected = [StoredImage(data=png(int(i.removeprefix("img-"))), prepared=True) for i in batch.ids]
         assert source.read(batch) == expected
 
 

@@ -203,7 +203,7 @@ def test_published_official_files_are_scored_whole(real_data: Path, data: Path, 
     (tmp_path / "data" / "annotations").symlink_to(real_data / "annotations")
     config = config_of(data, tmp_path / "out", num_actors=2, batch_size=256)
     config = dataclasses.replace(config, published=PublishedConfig(data=str(tmp_path / "data")))
-    for benchmark in published.load(config.published, ["all"]).benchmarks:
+    for benchmark in published.load_published(config.published, ["all"]).benchmarks:
         for key in benchmark.image_keys():
             collection, _, path = key.partition(":")
             target = tmp_path / "data" / "images" / collection / path

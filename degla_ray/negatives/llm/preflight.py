@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from degla_ray import ray_setup
 from degla_ray.config import NegativesConfig
 from degla_ray.errors import SettingError
 from degla_ray.negatives.llm.engines import interpreter
@@ -51,9 +52,7 @@ def check_resources(config: NegativesConfig) -> None:
     if not there.get("GPU"):
         if gpus > 1:
             raise SettingError("vllm.tensor_parallel_size", gpus, "1 on a cluster without GPUs")
-        if vllm.cpus_per_actor > there.get("CPU", 0):
-            found = f"{vllm.cpus_per_actor} of {there.get('CPU', 0):g} CPUs"
-            raise SettingError("vllm.cpus_per_actor", found, "at most the cluster's CPUs")
+        ray_setup.require_cpus("vllm.cpus_per_actor", vllm.cpus_per_actor, each=vllm.cpus_per_actor)
     elif gpus * vllm.min_actors > there["GPU"]:
         found = f"{vllm.min_actors} engines of {gpus} GPUs"
         raise SettingError("vllm.min_actors", found, f"at most the cluster's {there['GPU']:g} GPUs")
