@@ -253,7 +253,13 @@ COMMANDS: dict[str, Command] = {
 def main(name: str, argv: list[str] | None = None) -> None:
     """Run one stage with the settings of a command line (default: sys.argv)."""
     command = COMMANDS[name]
-    run(JOBS[name], command.run, command.summary, argv, command.first)
+
+    def job(config: Any) -> None:
+        from degla_ray.training.latest import with_latest
+
+        command.run(with_latest(config))
+
+    run(JOBS[name], job, command.summary, argv, command.first)
 
 
 def degla(argv: list[str] | None = None) -> None:
