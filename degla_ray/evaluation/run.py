@@ -9,6 +9,7 @@ seconds on 2 cores.
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -37,7 +38,6 @@ from degla_ray.evaluation.summary import (
     SUMMARY,
     Summary,
     has_random_weights,
-    headline,
     read_summary,
     summarise,
     write_summary,
@@ -53,6 +53,7 @@ from degla_ray.storage import Storage
 PREPARED = "prepared"
 OWN_CACHE = "features"  # in the output folder; deleted when the evaluation ends
 INTERVALS = 2  # version of the interval method; a folder written with another version is not continued
+PLAIN_S = 30.0  # seconds between progress lines if the output is not a terminal
 NAMED_MISSING = 5  # unreadable images listed on the console; summary.json lists all of them
 
 console = Console()
@@ -130,7 +131,6 @@ def _evaluate(
             truncated,
         )
         write_summary(folder.storage, summary)  # covers the benchmarks scored so far
-        console.print(f"  {headline(summary, benchmark)}", markup=False, highlight=False)
     _track(config, summary, identity)
     for number, benchmark in enumerate(tests.benchmarks):
         own = [s for s in summary.subsets if s.name.startswith(f"{benchmark.name}/")]
@@ -165,12 +165,11 @@ class _Tests:
 def _encoded(
     config: EvaluateConfig, tests: _Tests, loaded: LoadedModel, cache: FeatureCache, label: str
 ) -> Iterator[tuple[int, Encoded]]:
-    """Yield each benchmark's number and features, showing one progress bar per benchmark."""
+    """Yield each benchmark's number and features, showing one progress bar per benchmark.
+
+    Without a terminal, a line is printed every PLAIN_S seconds.
+    """
     needs = [Needs(keys=b.image_keys(), texts=b.texts()) for b in tests.benchmarks]
-    n_images = len(set().union(*(need.keys for need in needs)))
-    n_texts = len(set().union(*(need.texts for need in needs)))
-    known = f"; {len(cache):,} features are already cached" if len(cache) else ""
-    console.print(f"{label}: {n_images:,} images and {n_texts:,} texts to encode{known}", markup=False)
     pool = encoding.Pool(
         num_actors=config.num_actors,
         cpus_per_actor=config.cpus_per_actor,
@@ -180,13 +179,23 @@ def _encoded(
     )
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         tasks = [progress.add_task(b.name, total=None) for b in tests.benchmarks]
+        shown_at = time.monotonic()
+
+        def show(number: int, done: int, total: int) -> None:
+            nonlocal shown_at
+            progress.update(tasks[number], completed=done, total=total)
+            if not console.is_terminal and time.monotonic() - shown_at >= PLAIN_S:
+                shown_at = time.monotonic()
+                name = tests.benchmarks[number].name
+                console.print(f"{label}: {name}: {done:,} of {total:,} encoded", markup=False)
+
         yield from encoding.encode(
             loaded,
             tests.sources,
             needs,
             pool,
             cache,
-            lambda number, done, total: progress.update(tasks[number], completed=done, total=total),
+            show,
         )
 
 
@@ -269,7 +278,7 @@ def _finished(storage: Storage, label: str) -> Summary:
     if summary.label != label:  # the label is only a table heading, so it may change
         summary = dataclasses.replace(summary, label=label)
         write_summary(storage, summary)
-    console.print(f"{label}: already evaluated in {storage.uri}")
+    console.print(f"{label}: already evaluated in {storage.uri}", markup=False, soft_wrap=True)
     return summary
 
 
@@ -298,7 +307,8 @@ def _print(summary: Summary) -> None:
     if has_random_weights(summary):
         console.print("[bold red]random weights[/]: nothing was loaded, because model.random_init is set")
     n, missing = sum(s.n for s in summary.subsets), sum(s.missing for s in summary.subsets)
-    console.print(f"items in {n + missing:,} = scored {n:,} + missing {missing:,}")
+    told = f"{summary.label}: items in {n + missing:,} = scored {n:,} + missing {missing:,}"
+    console.print(told, markup=False, highlight=False, soft_wrap=True)
     if summary.missing_images:
         console.print(f"[bold red]partial[/]: {len(summary.missing_images):,} images could not be read:")
         for name, reason in list(summary.missing_images.items())[:NAMED_MISSING]:

@@ -168,7 +168,7 @@ def _storage(uri: str) -> Storage:
 
 
 def _open_folder(config: PrepareConfig, source: Source) -> StageFolder:
-    identity = {
+    identity: dict[str, Any] = {
         "version": OUTPUT_VERSION,
         "source": config.source,
         config.source: source.identity(),

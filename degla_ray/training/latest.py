@@ -13,8 +13,6 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import pyarrow.fs as pafs
-
 from degla_ray.errors import SettingError
 from degla_ray.model.source import HUB, LOCAL_FOLDER
 from degla_ray.stage import MANIFEST, is_complete
@@ -65,10 +63,9 @@ def latest(place: str, setting: str) -> str:
 
 def _folders(parent: str, name: str) -> list[str]:
     """Return the names of the folders in `parent`; with a name, those of its runs: NAME-FINGERPRINT."""
-    storage = Storage(parent)
-    selector = pafs.FileSelector(storage.path(), allow_not_found=True)
-    folders = [i.base_name for i in storage.filesystem.get_file_info(selector) if not i.is_file]
-    return [f for f in folders if not name or re.fullmatch(rf"{re.escape(name)}-[0-9a-f]+", f)]
+    return [
+        f for f in Storage(parent).folders() if not name or re.fullmatch(rf"{re.escape(name)}-[0-9a-f]+", f)
+    ]
 
 
 def _finished_at(folder: str) -> int | None:
@@ -82,7 +79,7 @@ def _finished_at(folder: str) -> int | None:
         file = MANIFEST
     else:
         return None
-    return int(storage.filesystem.get_file_info(storage.path(file)).mtime_ns)
+    return storage.modified(file)
 
 
 def _replaced(value: Any, setting: str) -> Any:
