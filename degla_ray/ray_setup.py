@@ -44,6 +44,8 @@ WORKER_ENV = {
 _PROCESS_ENV = {
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
+    # Tune's new console output prints a box of settings and TensorBoard's command at any verbosity.
+    "RAY_AIR_NEW_OUTPUT": "0",
     # Ray 2.60 warns once a worker about how it will treat CUDA_VISIBLE_DEVICES; "0" is its new behaviour.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     # Lines from workers that alarm without cause: Train's cleaner asks a State API that only runs with the
