@@ -13,7 +13,7 @@ import math
 import posixpath
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow.compute as pc
 
@@ -32,7 +32,9 @@ from degla_ray.schema import CAPTIONS
 from degla_ray.stage import MANIFEST, is_complete, read_complete
 from degla_ray.storage import Storage
 from degla_ray.training.job import EXPORT_STUDENT
-from degla_ray.training.trainer import CONFIG, TrainResult
+
+if TYPE_CHECKING:
+    from degla_ray.training.trainer import TrainResult
 
 CLIP = ("--model.name", "ViT-B-32-quickgelu", "--model.pretrained", "openai")
 SCENES = ("--model.name", SCENES_BASE, "--optimizer.lr", "0.002")  # the demo's model and rate
@@ -123,6 +125,8 @@ def _compare(beside: str, *evaluations: str) -> list[str]:
 
 def _start_of(model: str) -> ModelConfig | None:
     """Return the model that an exported student was trained from; None if it is no run's export."""
+    from degla_ray.training.trainer import CONFIG  # imports Ray, which `prepare` may not need
+
     folder, _, name = model.rstrip("/").rpartition("/")
     if name != EXPORT_STUDENT or not Storage(folder).exists(CONFIG):
         return None

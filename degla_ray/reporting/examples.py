@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from degla_ray.schema import CAPTIONS, NEGATIVES
 from degla_ray.storage import Storage
-from degla_ray.training.trainer import TrainResult
-from degla_ray.training.validation import read_all
+
+if TYPE_CHECKING:
+    from degla_ray.training.trainer import TrainResult
 
 SHOWN = 2  # captions
 
@@ -41,6 +43,8 @@ def negatives_shown(prepared: str, negatives: str) -> list[str]:
 
 def training_shown(result: TrainResult) -> list[str]:
     """Return the first and the last losses of a run, and its last validation if it had any."""
+    from degla_ray.training.validation import read_all  # imports Ray, which `prepare` may not need
+
     run = Storage(result.run_folder)
     trace = run.read_bytes(result.trace_path.removeprefix(f"{run.uri}/")).splitlines()
     lines = [_losses(json.loads(row)) for row in (trace[:1] + trace[1:][-1:])]
