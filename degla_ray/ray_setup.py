@@ -135,7 +135,7 @@ def _join(address: str, setting: str, *, in_job: bool) -> None:
         runtime_env["env_vars"] = WORKER_ENV | {"PYTHONPATH": _python_path()}
     try:
         ray.init(address=address, runtime_env=runtime_env, logging_level=logging.WARNING)
-    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RaySystemError) as error:
+    except Exception as error:  # Ray raises many classes here, Exception itself among them
         expected = (
             "a cluster that this machine is a node of, or a job submitted to it (`ray job submit`); Ray"
         )
@@ -143,7 +143,7 @@ def _join(address: str, setting: str, *, in_job: bool) -> None:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def _demand_token() -> None:
@@ -177,6 +177,7 @@ def _start_local(config: RayConfig, include_dashboard: bool) -> None:
     changed = WORKER_ENV | {"PYTHONPATH": _python_path()}
     before = {name: os.environ.get(name) for name in changed}
     os.environ.update(changed)
+    atexit.register(stop)  # also where the start fails half-way
     try:
         ray.init(
             address="local",
@@ -185,7 +186,7 @@ def _start_local(config: RayConfig, include_dashboard: bool) -> None:
             logging_level=logging.WARNING,
             _temp_dir=str(inside),
         )
-    except (OSError, RuntimeError, ValueError, ray.exceptions.RaySystemError) as error:
+    except Exception as error:  # Ray raises this very class where a node does not come up
         found = f"Ray did not start on this machine: {_first_line(error)}"
         raise DeglaError(
             f"{found}; expected free memory, space in {parent} and CPUs that are not all busy "
@@ -197,7 +198,6 @@ def _start_local(config: RayConfig, include_dashboard: bool) -> None:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-    atexit.register(stop)
 
 
 def remove_abandoned(parent: Path) -> None:

@@ -85,6 +85,30 @@ def test_ray_setup_address_for_job_submission_is_refused() -> None:
         ray_setup.start(RayConfig(address="http://127.0.0.1:8265"))
 
 
+@pytest.mark.slow
+def test_ray_setup_that_cannot_start_ends_in_one_line_and_leaves_no_folder(repo: Path) -> None:
+    """Too little address space for Ray's processes: Ray gives up after 30 s."""
+    code = (
+        "import resource, sys\nfrom degla_ray import ray_setup\nfrom degla_ray.config import RayConfig\n"
+        "from degla_ray.errors import DeglaError\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (3_000_000_000, 3_000_000_000))\n"
+        "try:\n    ray_setup.start(RayConfig(address='local'))\n"
+        "except DeglaError as error:\n    print(ray_setup._temp_dir, error, sep='\\n')\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(repo)}
+    started = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+    folder, said = started.stdout.splitlines()
+    assert said.startswith("Ray did not start on this machine: ")
+    assert not Path(folder).exists()
+
+
 @pytest.fixture(scope="module")
 def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """host:port of another Ray on this machine, started by `ray start`."""
