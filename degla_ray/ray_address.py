@@ -7,6 +7,7 @@ its versions, and is ended after PROBE_S; it makes joining 2 s slower.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import platform
@@ -14,6 +15,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from degla_ray.errors import SettingError
 
@@ -120,9 +122,9 @@ def _text(output: bytes | str | None) -> str:
 
 def _print_versions(place: str) -> None:
     from ray._common.usage.usage_lib import get_cluster_metadata
-    from ray._raylet import GcsClient
 
-    found = get_cluster_metadata(GcsClient(address=place))
+    raylet: Any = importlib.import_module("ray._raylet")  # compiled, and its type stub lacks the client
+    found = get_cluster_metadata(raylet.GcsClient(address=place))
     print(json.dumps([found["ray_version"], found["python_version"]]))
 
 
