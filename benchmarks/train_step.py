@@ -281,6 +281,7 @@ def _config(options: argparse.Namespace) -> TrainConfig:
     return TrainConfig(
         name="benchmark",
         data=DataConfig(prepared="", negatives=""),
+        model=ModelConfig(name=options.model),
         objective=ObjectiveConfig(name="degla_released"),
         optimizer=OptimizerConfig(lr=1e-6),
         teacher=TeacherConfig(),

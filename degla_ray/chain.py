@@ -137,9 +137,8 @@ def _plan(config: ChainConfig) -> _Plan:
         pretrain = _section(TrainConfig, "pretrain", config.pretrain, wired)
     fine_tune = {}
     for label, settings in config.fine_tune.items():
-        wired = {"name": label, "data": {"prepared": prepared, "negatives": negatives}, **trained}
-        if pretrain is None:
-            wired["model"] = base_model
+        data = {"prepared": prepared, "negatives": negatives}
+        wired = {"name": label, "data": data, "model": base_model, **trained}
         fine_tune[label] = _section(TrainConfig, f"fine_tune.{label}", settings, wired)
     tests = {"suite": f"{prepared}/tests"} if on_scenes else {"prepared": prepared, "negatives": negatives}
     evaluated = {"model": base_model, "output": f"{root}/evaluate", "label": BASE, **tests, **tracked}

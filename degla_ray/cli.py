@@ -180,7 +180,8 @@ def from_settings(config_class: type[ConfigT], settings: Mapping[str, Any], sect
         _require_kept(parser.parse_object(dict(settings), defaults=False), config)
         return config
     except DeglaError as error:
-        raise DeglaError(f"{section}.{error}") from error
+        # not `from error`: the cause is what a job prints, and it lacks the section
+        raise DeglaError(_plain(f"{section}.{error}")) from None
 
 
 def _require_kept(given: Namespace, config: object) -> None:
@@ -345,5 +346,10 @@ _REWORDED = (
     (r"^unrecognized arguments: (--[\w.]+)(.*)", r"\1: no such setting (in: \1\2)"),
     (r"^Unexpected config:.*", "config: the file holds no settings; expected lines such as `seed: 42`"),
     (r'in "<unicode string>", ', ""),
+    (
+        r"^((?:\w+\.)*(?:base_)?model)(\.name)?: required, but not set$",
+        r"\1\2: required, but not set; expected a CLIP, such as ViT-B-32-quickgelu with "
+        r"\1.pretrained openai, or scenes-base for the demo's rendered scenes",
+    ),
 )
 """(pattern, replacement) pairs that reword the messages of jsonargparse 4.53."""

@@ -122,7 +122,7 @@ def _value(value: Any) -> str:
 
 
 def _two_columns(left: str, right: str) -> Iterator[str]:
-    lines = textwrap.wrap(right, _WIDTH - _INDENT, break_on_hyphens=False) or [""]
+    lines = textwrap.wrap(" ".join(right.split()), _WIDTH - _INDENT, break_on_hyphens=False) or [""]
     if len(left) + 4 > _INDENT:
         yield f"  {left}"
     else:

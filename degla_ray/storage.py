@@ -85,6 +85,15 @@ class Storage:
         selector = pafs.FileSelector(self.path(*parts), allow_not_found=True)
         return sorted(i.base_name for i in self._fs.get_file_info(selector) if i.is_file)
 
+    def folders(self, *parts: str) -> list[str]:
+        """Return the names of the folders directly in a subfolder, sorted; [] if it does not exist."""
+        selector = pafs.FileSelector(self.path(*parts), allow_not_found=True)
+        return sorted(i.base_name for i in self._fs.get_file_info(selector) if not i.is_file)
+
+    def modified(self, *parts: str) -> int:
+        """Return when a file was last written, in ns since 1970 (a store's times are whole seconds)."""
+        return int(self._fs.get_file_info(self.path(*parts)).mtime_ns)
+
     def names_below(self, *parts: str) -> list[str]:
         """Return the sorted paths of all files below a subfolder, relative to it."""
         base = self.path(*parts)

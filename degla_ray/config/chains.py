@@ -48,13 +48,13 @@ class ChainConfig:
     """Folder for everything that the chain writes; each seed gets its own subfolder."""
     prepare: dict[str, Any]
     """Settings of job `prepare`, without `output`."""
+    base_model: dict[str, Any]
+    """Section `model` of job `train` that names the model to start from."""
     fine_tune: dict[str, dict[str, Any]]
     """Label -> settings of job `train` for that fine-tuning run, without data folders, `model` and
     `output`."""
     negatives: dict[str, Any] = field(default_factory=dict)
     """Settings of job `negatives`, without folders."""
-    base_model: dict[str, Any] = field(default_factory=dict)
-    """Section `model` of job `train` that names the model to start from; empty means `scenes-base`."""
     pretrain: dict[str, Any] | None = None
     """Settings of job `train` to pretrain the base model with; null starts from `base_model`."""
     evaluate: dict[str, Any] = field(default_factory=dict)

@@ -13,8 +13,9 @@ from degla_ray.config.shared import RayConfig, TrackingConfig, require
 class ModelConfig:
     """An open_clip model and its weights."""
 
-    name: str = "scenes-base"
-    """open_clip name, path of a JSON config or model folder, `hf-hub:ORG/REPO`, or `scenes-base`."""
+    name: str
+    """open_clip name (with `pretrained`), path of a JSON config or model folder, `hf-hub:ORG/REPO`, or
+    `scenes-base`, the demo's small model for rendered scenes."""
     pretrained: str | None = None
     """open_clip tag, checkpoint file or model folder; null: the folder's own weights, else random weights."""
     random_init: bool = False
@@ -283,9 +284,9 @@ class TrainConfig:
     name: str
     """Name of the run; the config's fingerprint is appended to it to name the run's folder."""
     data: DataConfig
+    model: ModelConfig
     output: str = "runs/train"
     """Parent folder of the runs: a path or any URI that pyarrow opens."""
-    model: ModelConfig = field(default_factory=ModelConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

@@ -37,7 +37,6 @@ from degla_ray.evaluation.summary import (
     Summary,
     has_random_weights,
     read_summary,
-    scores_line,
     summarise,
     write_summary,
 )
@@ -131,7 +130,7 @@ def _score_all(
     scored: dict[int, Scored] = {}
     missing: dict[str, str] = {}
     truncated: dict[str, int] = {}
-    for number, encoded in _encoded(config, tests, loaded, cache, summary.label):
+    for number, encoded in _encoded(config, tests, loaded, cache):
         benchmark = tests.benchmarks[number]
         scored[number] = benchmark.score(encoded.features)
         folder.write_part("scores", number, scored[number].scores)
@@ -147,7 +146,6 @@ def _score_all(
             truncated,
         )
         write_summary(folder.storage, summary)  # covers the benchmarks scored so far
-        console.print(f"  {scores_line(summary, benchmark)}", markup=False, highlight=False)
     return summary
 
 
@@ -171,14 +169,10 @@ class _Tests:
 
 
 def _encoded(
-    config: EvaluateConfig, tests: _Tests, loaded: LoadedModel, cache: FeatureCache, label: str
+    config: EvaluateConfig, tests: _Tests, loaded: LoadedModel, cache: FeatureCache
 ) -> Iterator[tuple[int, Encoded]]:
     """Yield each benchmark's number and features, showing one progress bar per benchmark."""
     needs = [Needs(keys=b.image_keys(), texts=b.texts()) for b in tests.benchmarks]
-    n_images = len(set().union(*(need.keys for need in needs)))
-    n_texts = len(set().union(*(need.texts for need in needs)))
-    known = f"; {len(cache):,} features are already cached" if len(cache) else ""
-    console.print(f"{label}: {n_images:,} images and {n_texts:,} texts to encode{known}", markup=False)
     pool = encoding.Pool(
         num_actors=config.num_actors,
         cpus_per_actor=config.cpus_per_actor,
@@ -278,7 +272,7 @@ def _finished(storage: Storage, label: str) -> Summary:
     if summary.label != label:  # the label is only a table heading, so it may change
         summary = dataclasses.replace(summary, label=label)
         write_summary(storage, summary)
-    console.print(f"{label}: already evaluated in {storage.uri}")
+    console.print(f"{label}: already evaluated in {storage.uri}", markup=False, soft_wrap=True)
     return summary
 
 
@@ -307,7 +301,8 @@ def _print_counts(summary: Summary) -> None:
     if has_random_weights(summary):
         console.print("[bold red]random weights[/]: nothing was loaded, because model.random_init is set")
     n, missing = sum(s.n for s in summary.subsets), sum(s.missing for s in summary.subsets)
-    console.print(f"items in {n + missing:,} = scored {n:,} + missing {missing:,}")
+    told = f"{summary.label}: items in {n + missing:,} = scored {n:,} + missing {missing:,}"
+    console.print(told, markup=False, highlight=False, soft_wrap=True)
     if summary.missing_images:
         console.print(f"[bold red]partial[/]: {len(summary.missing_images):,} images could not be read:")
         for name, reason in list(summary.missing_images.items())[:NAMED_MISSING]:

@@ -23,7 +23,6 @@ from degla_ray.evaluation.benchmarks.negatives import NAME as NEGATIVES
 from degla_ray.evaluation.benchmarks.zero_shot import ZERO_SHOT_ELEVEN
 from degla_ray.evaluation.statistics import Mean, interval, mean_of
 from degla_ray.model.source import RANDOM
-from degla_ray.number_formats import percent
 from degla_ray.stage import absolute_from, read_complete
 from degla_ray.storage import Storage, relative_to
 
@@ -254,17 +253,6 @@ def read_evaluation(uri: str) -> tuple[Storage, Summary]:
     """
     storage, _ = read_complete(uri, STAGE)
     return storage, read_summary(storage)
-
-
-def scores_line(summary: Summary, benchmark: Benchmark) -> str:
-    """Return the console line of a scored benchmark: its averages, or its subsets if it has none."""
-    names = list(benchmark.averages) or [f"{benchmark.name}/{subset}" for subset in benchmark.subsets]
-    texts = []
-    for name in names:
-        score = summary.score(name)
-        value = percent(None) if score is None else percent(score.value, partial=score.partial)
-        texts.append(f"{name.rpartition('/')[2]} {value}")
-    return f"{benchmark.name}: {', '.join(texts)}"
 
 
 def has_random_weights(summary: Summary) -> bool:

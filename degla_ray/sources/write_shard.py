@@ -21,6 +21,8 @@ from degla_ray.stage import StageFolder
 from degla_ray.storage import ROW_GROUP_ROWS
 
 Progress = Callable[[int], None]  # called with the number of images finished since the last call
+IMAGES_OF_SPLIT = "images_out."
+"""Start of the counts of images by split: `images_out.train`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +80,7 @@ def write_shard(
     folder.write_part("rejects", shard, rejects_table([*rejects, *lost]))
     result = ShardResult()
     result.counts.update(images_out=len(kept), captions_out=len(captions))
+    result.counts.update(IMAGES_OF_SPLIT + record.captions[0].split for record in kept)
     result.add_rejects(lost)
     receipt = ShardResult(counts=Counter(result.counts))
     receipt.add_rejects(rejects)

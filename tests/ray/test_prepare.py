@@ -90,7 +90,11 @@ def test_prepare_flickr8k_writes_each_image_once_with_its_very_bytes(
         assert row["image"] == (Path(config.images) / row["image_id"]).read_bytes()
         assert (row["width"], row["height"]) == (40, 30)
     lines = capsys.readouterr().out.splitlines()
-    assert lines == ["images: 40 in = 40 out + 0 rejects", "captions: 200 in = 200 out + 0 rejects"]
+    assert lines == [
+        "images: 40 in = 40 out + 0 rejects",
+        "captions: 200 in = 200 out + 0 rejects",
+        "splits: train 39 images, val 1 images",
+    ]
 
 
 def test_prepare_puts_images_and_their_captions_into_the_shard_of_the_image(tmp_path: Path) -> None:
@@ -278,6 +282,22 @@ def test_prepare_images_of_a_split_that_was_not_asked_for_do_not_stop_it(tmp_pat
     assert counts["images_in"] == 10
     assert counts["rejected.image.image_without_caption"] == 9
     assert read(tmp_path / "out")["images"].num_rows == 1
+
+
+def test_prepare_csv_without_a_split_holds_out_images_with_all_their_captions(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_flickr8k(tmp_path / "data", images=40)
+    only = Flickr8kConfig(images=data.images, captions={"train": data.captions["train"]})
+    counts = prepare(prepare_config(only, tmp_path / "out", max_reject_fraction=0.5, val_fraction=0.3))
+    captions = read(tmp_path / "out")["captions"]
+    images: dict[str, set[str]] = {"train": set(), "val": set()}
+    for split, image in zip(captions["split"].to_pylist(), captions["image_id"].to_pylist(), strict=True):
+        images[split].add(image)
+    assert not images["train"] & images["val"]
+    found = {split: len(each) for split, each in images.items()}
+    assert found == {split: counts[f"images_out.{split}"] for split in found}
+    assert f"splits: train {found['train']} images, val {found['val']} images" in capsys.readouterr().out
 
 
 def test_prepare_coco_and_karpathy_give_the_same_rows(tmp_path: Path) -> None:

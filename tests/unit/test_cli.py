@@ -297,6 +297,30 @@ def test_parse_mistaken_setting_suggests_the_right_one(argv: list[str], said: st
     assert said in str(raised.value)
 
 
+@pytest.mark.parametrize("job", ["train", "evaluate", "export", "neighbours", "tune", "chain"])
+def test_parse_without_a_model_names_a_real_clip_and_the_demos(job: str) -> None:
+    required = {
+        "train": ["--name", "x", "--data.prepared", "p", "--objective.name", "clip"],
+        "evaluate": ["--output", "o", "--suite", "s"],
+        "export": ["--output", "o"],
+        "neighbours": ["--output", "o", "--prepared", "p"],
+        "tune": ["--suite", "s", "--train.name", "x", "--train.data.prepared", "p"],
+        "chain": ["--output", "o", "--prepare", "{source: scenes}", "--fine_tune", "{}"],
+    }
+    with pytest.raises(DeglaError, match=r"model(\.name)?: required, but not set; .*openai.* scenes-base"):
+        parse(JOBS[job], "", required[job])
+
+
+def test_run_wrong_setting_of_a_section_is_printed_with_the_section(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def job(config: Outer) -> None:
+        from_settings(Inner, {"size": "wide"}, "fine_tune.degla")
+
+    _, _, err = _exit(capsys, ["--name", "x"], job)
+    assert err.startswith("error: fine_tune.degla.size: expected type int")
+
+
 def test_parse_config_of_another_job_names_that_job() -> None:
     file = str(Path(__file__).parents[2] / "jobs" / "configs" / "demo.yaml")
     with pytest.raises(DeglaError, match=r"another job: python jobs/chain\.py --config .*demo\.yaml"):

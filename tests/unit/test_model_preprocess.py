@@ -128,7 +128,7 @@ def test_build_config_with_impossible_preprocessing_is_refused_by_name(stated, n
 
 def test_model_config_std_of_zero_is_refused():
     with pytest.raises(SettingError, match=r"model\.std"):
-        ModelConfig(std=(0.5, 0.0, 0.5))
+        ModelConfig(name="scenes-base", std=(0.5, 0.0, 0.5))
 
 
 @pytest.fixture

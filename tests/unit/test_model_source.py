@@ -130,7 +130,12 @@ def test_check_model_of_names_imports_neither_torch_nor_open_clip(trained):
 def test_chain_mistyped_model_is_told_of_before_the_first_stage(tmp_path):
     from degla_ray.chain import run_chain
 
-    config = ChainConfig(output=str(tmp_path / "out"), prepare={"source": "scenes"}, fine_tune={"a": {}})
+    config = ChainConfig(
+        output=str(tmp_path / "out"),
+        prepare={"source": "scenes"},
+        base_model={"name": "scenes-base"},
+        fine_tune={"a": {}},
+    )
     for changed, message in (
         ({"base_model": {"name": "scenes-bse"}}, r"base_model\.name.*scenes-base"),
         ({"base_model": {"name": "flickr-small"}}, r"base_model\.random_init true"),
@@ -155,7 +160,12 @@ def test_chain_mistyped_model_is_told_of_before_the_first_stage(tmp_path):
 def test_tune_mistyped_name_in_a_space_is_told_of_before_the_first_trial(space, message, tmp_path):
     file = tmp_path / "space.py"
     file.write_text(f"from ray import tune\n\ndef space():\n    return {space}\n")
-    train = TrainConfig(name="x", data=DataConfig(prepared="p", negatives="n"), output=str(tmp_path / "runs"))
+    train = TrainConfig(
+        name="x",
+        data=DataConfig(prepared="p", negatives="n"),
+        model=ModelConfig(name="scenes-base"),
+        output=str(tmp_path / "runs"),
+    )
     with pytest.raises(SettingError, match=message):
         tune(TuneConfig(train=train, suite="s", space=str(file)))
 

@@ -10,12 +10,14 @@ from hypothesis import strategies as st
 from test_objectives_degla import features_of, minus_log_softmax, random_arrays
 
 from degla_ray.cli import from_settings, parse
-from degla_ray.config import ABLATIONS, DataConfig, ObjectiveConfig, TeacherConfig, TrainConfig
+from degla_ray.config import ABLATIONS, DataConfig, ModelConfig, ObjectiveConfig, TeacherConfig, TrainConfig
 from degla_ray.errors import DeglaError, SettingError
 from degla_ray.objectives import losses, next_state
 from degla_ray.objectives.degla import Softening, igc, tgc
 from degla_ray.objectives.gather import gather
 
+MODEL = ModelConfig(name="scenes-base")
+REQUIRED = {"name": "x", "data": {"prepared": "x", "negatives": "y"}, "model": {"name": "scenes-base"}}
 SHAPES = {
     "seed": st.integers(0, 2**31),
     "n": st.integers(1, 6),
@@ -150,7 +152,7 @@ def test_ablation_differs_from_degla_in_its_setting_alone(name):
     changed = {key for key, value in vars(config).items() if value != getattr(ObjectiveConfig(), key)}
     assert changed == {"name", *ABLATIONS[name]}
     data = DataConfig(prepared="x", negatives="y")
-    teacher = TrainConfig(name="x", data=data, objective=config).teacher
+    teacher = TrainConfig(name="x", data=data, model=MODEL, objective=config).teacher
     assert teacher == TeacherConfig(kind="frozen" if name == "degla_frozen_teacher" else "ema")
 
 
@@ -179,8 +181,7 @@ def test_objective_config_impossible_setting_is_named(settings_, setting):
 
 def from_file(objective: str) -> TrainConfig:
     """The name alone is set, as in a user's YAML."""
-    data = {"prepared": "x", "negatives": "y"}
-    return from_settings(TrainConfig, {"name": "x", "data": data, "objective": {"name": objective}}, "train")
+    return from_settings(TrainConfig, REQUIRED | {"objective": {"name": objective}}, "train")
 
 
 def test_objective_named_in_a_file_has_its_own_defaults():
@@ -199,12 +200,11 @@ OTHER = {"tgc_negatives": "own", "distill_reduction": "mean"}
 def test_ablation_against_an_explicit_setting_is_refused(name, setting, value):
     """Python sees a value that is neither the default nor the fixed one; a file may not name the default."""
     assert getattr(ObjectiveConfig(name=name, **{setting: value}), setting) == value
-    settings = {"name": "x", "data": {"prepared": "x", "negatives": "y"}}
-    data = ["--name=x", "--data.prepared=x", "--data.negatives=y"]
+    data = ["--name=x", "--data.prepared=x", "--data.negatives=y", "--model.name=scenes-base"]
     default = getattr(ObjectiveConfig(), setting)
     for wrong in {default, OTHER.get(setting, 0.5)}:
         with pytest.raises(DeglaError, match=rf"objective\.{setting}: found {wrong!r}; expected {value!r}"):
-            from_settings(TrainConfig, settings | {"objective": {"name": name, setting: wrong}}, "train")
+            from_settings(TrainConfig, REQUIRED | {"objective": {"name": name, setting: wrong}}, "train")
         with pytest.raises(DeglaError, match=rf"objective\.{setting}: found {wrong!r}; expected {value!r}"):
             parse(TrainConfig, "", [*data, f"--objective.name={name}", f"--objective.{setting}={wrong}"])
     if setting not in OTHER:
@@ -214,7 +214,7 @@ def test_ablation_against_an_explicit_setting_is_refused(name, setting, value):
 
 @pytest.mark.parametrize("kind", ["ema", "none"])
 def test_frozen_teacher_against_an_explicit_kind_is_refused(kind):
-    settings = {"name": "x", "data": {"prepared": "x", "negatives": "y"}, "teacher": {"kind": kind}}
+    settings = REQUIRED | {"teacher": {"kind": kind}}
     settings["objective"] = {"name": "degla_frozen_teacher"}
     with pytest.raises(DeglaError, match=rf"teacher\.kind: found '{kind}'; expected 'frozen'"):
         from_settings(TrainConfig, settings, "train")
@@ -225,8 +225,8 @@ def test_frozen_teacher_against_an_explicit_kind_is_refused(kind):
 def test_train_config_teacher_none_is_refused_where_a_term_needs_one():
     data = DataConfig(prepared="x", negatives="y")
     with pytest.raises(SettingError, match=r"teacher\.kind: found 'none'.*lambda_distill = 0"):
-        TrainConfig(name="x", data=data, teacher=TeacherConfig(kind="none"))
+        TrainConfig(name="x", data=data, model=MODEL, teacher=TeacherConfig(kind="none"))
     bare = ObjectiveConfig(lambda_tgc=0, lambda_distill=0)
     assert not TrainConfig(
-        name="x", data=data, objective=bare, teacher=TeacherConfig(kind="none")
+        name="x", data=data, model=MODEL, objective=bare, teacher=TeacherConfig(kind="none")
     ).objective.wants_teacher

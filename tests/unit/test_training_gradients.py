@@ -67,6 +67,7 @@ def of_step(loaded: LoadedModel, objective: str, pieces: int) -> tuple[dict[str,
     config = TrainConfig(
         name="x",
         data=DataConfig(prepared="", negatives=""),
+        model=ModelConfig(name="scenes-base"),
         objective=ObjectiveConfig(name=objective),
         accumulation_steps=pieces,
         global_batch_size=B,

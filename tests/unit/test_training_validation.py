@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from degla_ray.config import DataConfig, ObjectiveConfig, TrainConfig, ValidationSettings
+from degla_ray.config import DataConfig, ModelConfig, ObjectiveConfig, TrainConfig, ValidationSettings
 from degla_ray.errors import SettingError
 from degla_ray.storage import Storage
 from degla_ray.training.trainer import cpus
@@ -41,7 +41,13 @@ def test_validation_settings_due_at_multiples_only_and_never_where_off() -> None
 
 def test_train_cpus_count_workers_decoders_and_a_validation() -> None:
     data = DataConfig(prepared="p", decode_tasks=2)
-    plain = TrainConfig(name="x", data=data, objective=ObjectiveConfig(name="clip"), num_workers=2)
+    plain = TrainConfig(
+        name="x",
+        data=data,
+        model=ModelConfig(name="scenes-base"),
+        objective=ObjectiveConfig(name="clip"),
+        num_workers=2,
+    )
     assert cpus(plain) == 2 * (1 + 2 * 0.5)
     validation = ValidationSettings(every_steps=5, suite="s", num_actors=3)
     assert cpus(dataclasses.replace(plain, validation=validation)) == cpus(plain) + 0.5 + 3

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from degla_ray.config import DataConfig, ObjectiveConfig, TrainConfig
+from degla_ray.config import DataConfig, ModelConfig, ObjectiveConfig, TrainConfig
 from degla_ray.errors import DeglaError, SettingError
 from degla_ray.tuning.sweep import Trial, best_trial, headings, load_space, with_settings
 
-TRAIN = TrainConfig(name="x", data=DataConfig(prepared="p", negatives="n"))
+TRAIN = TrainConfig(
+    name="x", data=DataConfig(prepared="p", negatives="n"), model=ModelConfig(name="scenes-base")
+)
 
 
 def _trial(composition: float | None, zero_shot: float | None, **rest: object) -> Trial:
