@@ -200,12 +200,12 @@ class PrepareConfig:
     def __post_init__(self) -> None:
         require(self.num_shards >= 1, "num_shards", self.num_shards, "at least 1")
         require(0 <= self.max_reject_fraction <= 1, "max_reject_fraction", self.max_reject_fraction, "0 to 1")
-        require(self.limit is None or self.limit >= 1, "limit", self.limit, "at least 1, or none")
+        require(self.limit is None or self.limit >= 1, "limit", self.limit, "at least 1, or null")
         require(
             self.short_side is None or self.short_side >= 1,
             "short_side",
             self.short_side,
-            "at least 1 pixel, or none",
+            "at least 1 pixel, or null",
         )
         require(self.max_image_pixels >= 1, "max_image_pixels", self.max_image_pixels, "at least 1")
 

@@ -186,13 +186,13 @@ def _run(
         return
     total = ray.cluster_resources()
     if pool.use_gpu and total.get("GPU", 0) < 1:
-        raise SettingError("use_gpu", True, "a cluster with a GPU, or use_gpu=false")
+        raise SettingError("compute.use_gpu", True, "a cluster with a GPU, or false")
     fitting = int(
         min(total.get("CPU", 0) / pool.cpus_per_actor, total["GPU"] if pool.use_gpu else sys.maxsize)
     )
     if fitting < 1:
         raise SettingError(
-            "cpus_per_actor", pool.cpus_per_actor, f"at most the cluster's {total.get('CPU', 0):g} CPUs"
+            "compute.cpus", pool.cpus_per_actor, f"at most the cluster's {total.get('CPU', 0):g} CPUs"
         )
     actors = min(pool.num_actors, fitting, len(batches))
     known = cache.digests() if cache is not None else np.array([], dtype="S32")

@@ -173,8 +173,8 @@ def _encoded(
     console.print(f"{label}: {n_images:,} images and {n_texts:,} texts to encode{known}", markup=False)
     pool = encoding.Pool(
         num_actors=config.num_actors,
-        cpus_per_actor=config.cpus_per_actor,
-        use_gpu=config.use_gpu,
+        cpus_per_actor=config.compute.cpus,
+        use_gpu=config.compute.use_gpu,
         batch_size=config.batch_size,
         stall_seconds=60 * config.stall_minutes,
     )
