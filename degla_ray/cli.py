@@ -330,7 +330,7 @@ def _with_suggestion(message: str, names: Sequence[str]) -> str:
         return f"{group[1]}: a group of settings; expected one of them, or a YAML file of them"
     if value := re.search(r"expected one of (.*)\. Got value: (.*)", message):
         if value[2] in OVERLAYS:
-            return f"{message}; it is now degla with --config {OVERLAYS[value[2]]} after your own settings"
+            return f"{message}; write degla and add --config {OVERLAYS[value[2]]} after your own settings"
         near = difflib.get_close_matches(value[2], value[1].split(", "), n=1)
         return f"{message}; did you mean {near[0]}?" if near else message
     unknown = re.match(r"(?:--)?([\w.-]+): no such setting", message)
