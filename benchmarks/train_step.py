@@ -39,6 +39,7 @@ from degla_ray.config import (
     ObjectiveConfig,
     OptimizerConfig,
     TeacherConfig,
+    TrainComputeConfig,
     TrainConfig,
 )
 from degla_ray.loader.feed import LocalBatch
@@ -257,7 +258,7 @@ def _released_losses(
     pairs = torch.eye(N, dtype=torch.bool, device=v.device)
     igc_mask = torch.cat([pairs, own_negatives], dim=1)
     igc = F.cross_entropy(image_logits.masked_fill(~igc_mask, -torch.inf), own)
-    tgc_logits = config.tgc_temperature * t @ torch.cat([t_hat, negatives]).T
+    tgc_logits = config.tgc_scale * t @ torch.cat([t_hat, negatives]).T
     tgc_mask = torch.cat([pairs, released_negatives], dim=1)
     tgc = F.cross_entropy(tgc_logits.masked_fill(~tgc_mask, -torch.inf), own)
     distill = (v - v_hat).square().sum() + (texts - texts_hat).square().sum()
@@ -282,11 +283,11 @@ def _config(options: argparse.Namespace) -> TrainConfig:
         name="benchmark",
         data=DataConfig(prepared="", negatives=""),
         model=ModelConfig(name=options.model),
-        objective=ObjectiveConfig(name="degla_released"),
+        objective=ObjectiveConfig(tgc_negatives="released", distill_reduction="sum", lambda_distill=0.005),
         optimizer=OptimizerConfig(lr=1e-6),
         teacher=TeacherConfig(),
         global_batch_size=options.batch,
-        precision=options.precision,
+        compute=TrainComputeConfig(precision=options.precision),
     )
 
 

@@ -13,7 +13,6 @@ import dataclasses
 import difflib
 import io
 import itertools
-import json
 import re
 import signal
 import sys
@@ -28,9 +27,11 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 from jsonargparse.typing import register_type
 
-from degla_ray import ray_setup
+from degla_ray import cli_words, ray_setup
 from degla_ray.cli_help import HelpAction, settings
 from degla_ray.config import JOBS
+from degla_ray.config.renamed import OVERLAYS
+from degla_ray.config.sections import group_class, is_labelled, is_optional
 from degla_ray.config.shared import TrackingConfig
 from degla_ray.errors import DeglaError, SettingError
 from degla_ray.masking import MaskedStream
@@ -62,17 +63,30 @@ for _choices in (Kind, RejectReason):
 class _Parser(ArgumentParser):
     """A parser with one-line errors, which suggest the setting that was probably meant."""
 
+    sections: Sequence[str] = ()
+    """Labelled sections as the user named them; options have _ for - in them."""
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise DeglaError(_with_suggestion(_plain(message), list(settings(self)))) from ex
+        message = _with_suggestion(_plain(message), list(settings(self)))
+        for section in self.sections:
+            message = message.replace(f"{section.replace('-', '_')}.", f"{section}.")
+        raise DeglaError(message) from ex
 
 
-def build_parser(config_class: type[ConfigT], description: str, first: Sequence[str] = ()) -> ArgumentParser:
+def build_parser(
+    config_class: type,
+    description: str,
+    first: Sequence[str] = (),
+    sections: Sequence[str] | None = None,
+) -> ArgumentParser:
     """Build a parser with `--config` and one dotted option for each setting of `config_class`.
 
     Args:
         config_class: dataclass of the job's settings.
         description: what the job does, for `--help`.
         first: settings that `--help` explains; the others are listed by group.
+        sections: optional and labelled sections that have options (`pretrain`, `fine_tune.degla`); None for
+            all, with LABEL for labels.
     """
     parser = _Parser(
         description=description,
@@ -82,7 +96,14 @@ def build_parser(config_class: type[ConfigT], description: str, first: Sequence[
     )
     parser.add_argument("-h", "--help", action=HelpAction, first=first)
     parser.add_argument("--config", action="config", help="YAML file of settings; later options override it")
-    parser.add_class_arguments(config_class, None)
+    hints = typing.get_type_hints(config_class)
+    apart = {name: hint for name, hint in hints.items() if is_labelled(hint) or is_optional(hint)}
+    parser.add_class_arguments(config_class, None, skip=set(apart))
+    if sections is None:
+        sections = [f"{name}.LABEL" if is_labelled(hint) else name for name, hint in apart.items()]
+    parser.sections = sections
+    for section in sections:
+        parser.add_class_arguments(group_class(hints[section.partition(".")[0]]), section)
     return parser
 
 
@@ -98,42 +119,78 @@ def parse(
         DeglaError: a setting is unknown or of the wrong type, settings contradict each other, or a file is
             missing or malformed.
     """
-    parser = build_parser(config_class, description, first)
     words = sys.argv[1:] if argv is None else list(argv)
+    given = cli_words.read(words, config_class)
+    sections = None if {"-h", "--help"} & set(words) else cli_words.sections(given, config_class)
+    parser = build_parser(config_class, description, first, sections)
+    known = settings(parser)
     try:
-        words = _lists_joined(parser, words)
-        parsed = parser.instantiate_classes(parser.parse_args(words))
-        given = parser.parse_args(words, defaults=False)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise DeglaError(f"--config: {_plain(str(error))}") from error
+        given = cli_words.renamed(given, known.keys())
+        hints = {name: getattr(action, "_typehint", None) for name, action in known.items()}
+        parsed = parser.parse_args(cli_words.joined(given, hints))
+        del parsed["config"]
+        return _built(config_class, parsed, sections or ())
+    except yaml.YAMLError as error:
+        raise DeglaError(_plain(str(error))) from error
     except DeglaError as error:
         _require_own_config(config_class, words, error)
         raise
-    del parsed["config"]
-    config = config_class(**vars(parsed))
-    _require_kept(given, config)
-    return config
 
 
-def _lists_joined(parser: ArgumentParser, words: Sequence[str]) -> list[str]:
-    """Join the words after a list setting into one list: `--evaluations a b` becomes `["a", "b"]`."""
-    hints = {f"--{name}": getattr(action, "_typehint", None) for name, action in settings(parser).items()}
-    joined: list[str] = []
-    waiting = list(words)
-    while waiting:
-        option = waiting.pop(0)
-        joined.append(option)
-        if typing.get_origin(hints.get(option)) is not list:
+def from_settings(config_class: type[ConfigT], values: Mapping[str, Any], section: str) -> ConfigT:
+    """Return the config that a mapping of settings describes, under the same rules as a command line.
+
+    Args:
+        config_class: what to build.
+        values: settings, nested as in a YAML file; what is left out keeps its default.
+        section: path of the mapping in the user's file, for messages.
+
+    Raises:
+        DeglaError: as `parse`, the setting named with `section` before it.
+    """
+    try:
+        sections = cli_words.sections([dict(values)], config_class)
+        parser = build_parser(config_class, "", sections=sections)
+        parser.prog = section
+        [given] = cli_words.renamed([dict(values)], settings(parser).keys())
+        parsed = parser.parse_object(given)
+        parsed.pop("config", None)
+        return _built(config_class, parsed, sections)
+    except DeglaError as error:
+        raise DeglaError(f"{section}.{error}") from None
+
+
+def _built(
+    config_class: type[ConfigT], values: Namespace, sections: Sequence[str], path: str = ""
+) -> ConfigT:
+    """Make a config of parsed values; an error names the setting from the root.
+
+    Args:
+        config_class: what to make.
+        values: of its fields.
+        sections: labelled sections as the user named them; the parser has _ for - in them.
+        path: dotted name of the config.
+    """
+    hints = typing.get_type_hints(config_class)
+    fields: dict[str, Any] = dict(vars(values))
+    for name, hint in hints.items():
+        inner, here = group_class(hint), f"{path}.{name}".removeprefix(".")
+        if inner is None or fields.get(name) is None:
             continue
-        items: list[str] = []
-        while waiting and not waiting[0].startswith("--"):
-            items.append(waiting.pop(0))
-        if items and not items[0].startswith("["):
-            of_text = typing.get_args(hints[option])[0] is str
-            joined.append(json.dumps([item if of_text else yaml.safe_load(item) for item in items]))
+        if is_labelled(hint):
+            labels = [section.partition(".")[2] for section in sections if section.startswith(f"{name}.")]
+            of_label = {label: fields[name][label.replace("-", "_")] for label in labels}
+            fields[name] = {
+                label: _built(inner, found, (), f"{here}.{label}")
+                for label, found in of_label.items()
+                if found is not None
+            }
         else:
-            joined += items
-    return joined
+            fields[name] = _built(inner, fields[name], (), here)
+    try:
+        return config_class(**fields)
+    except SettingError as error:
+        raise error.below(path, config_class) from None
 
 
 def _require_own_config(config_class: type, words: Sequence[str], error: DeglaError) -> None:
@@ -160,44 +217,6 @@ def _require_own_config(config_class: type, words: Sequence[str], error: DeglaEr
 
 def _fields(config_class: type) -> set[str]:
     return {field.name for field in dataclasses.fields(config_class)}
-
-
-def from_settings(config_class: type[ConfigT], settings: Mapping[str, Any], section: str) -> ConfigT:
-    """Return the config that a mapping of settings describes, under the same rules as a command line.
-
-    Args:
-        config_class: what to build.
-        settings: nested as in a YAML file; missing settings keep their defaults.
-        section: path of the mapping in the user's file, for messages.
-
-    Raises:
-        DeglaError: as in `parse`, with `section` before the setting's name.
-    """
-    parser = _Parser(prog=section)
-    parser.add_class_arguments(config_class, None)
-    try:
-        config = config_class(**vars(parser.instantiate_classes(parser.parse_object(dict(settings)))))
-        _require_kept(parser.parse_object(dict(settings), defaults=False), config)
-        return config
-    except DeglaError as error:
-        # not `from error`: the cause is what a job prints, and it lacks the section
-        raise DeglaError(_plain(f"{section}.{error}")) from None
-
-
-def _require_kept(given: Namespace, config: object) -> None:
-    """Refuse a given setting that another one overrides, such as `objective.name` in an ablation.
-
-    A config overwrites defaults that another setting fixes. It cannot tell a default from an equal value that
-    the user gave; only the parser can.
-    """
-    for setting, value in vars(given.as_flat()).items():
-        if setting.split(".")[-2:-1] not in (["objective"], ["teacher"]):  # the groups that ablations fix
-            continue
-        held: object = config
-        for name in setting.split("."):
-            held = getattr(held, name, value)
-        if held != value and type(held) is type(value):
-            raise SettingError(setting, value, f"{held!r}, which another setting fixes")
 
 
 def run(
@@ -310,13 +329,17 @@ def _with_suggestion(message: str, names: Sequence[str]) -> str:
         if f"{group[1]}.name" in names:
             return f"{group[1]}: a group of settings; did you mean --{group[1]}.name {group[2]}?"
         return f"{group[1]}: a group of settings; expected one of them, or a YAML file of them"
-    unknown = re.match(r"(?:--)?([\w.]+): no such setting", message)
+    if value := re.search(r"expected one of (.*)\. Got value: (.*)", message):
+        if value[2] in OVERLAYS:
+            return f"{message}; write degla and add --config {OVERLAYS[value[2]]} after your own settings"
+        near = difflib.get_close_matches(value[2], value[1].split(", "), n=1)
+        return f"{message}; did you mean {near[0]}?" if near else message
+    unknown = re.match(r"(?:--)?([\w.-]+): no such setting", message)
     if unknown is None:
         return message
     last = unknown[1].rpartition(".")[2]
-    near = [n for n in names if n.rpartition(".")[2] == last] or difflib.get_close_matches(
-        unknown[1], names, cutoff=0.75
-    )
+    near = [name for name in names if name.rpartition(".")[2] == last]
+    near = difflib.get_close_matches(unknown[1], near or names, cutoff=0.0 if near else 0.75)
     return f"{message}; did you mean {' or '.join(f'--{name}' for name in near[:3])}?" if near else message
 
 
@@ -340,10 +363,10 @@ _REWORDED = (
     (r"Expected an? (\w+)", r"expected type \1"),
     (r"typing\.", ""),
     (r"NoneType", "null"),
-    (r"Group '([\w.]+)' does not accept option '([\w.]+)'", r"\1.\2: no such setting"),
+    (r"Group '([\w.-]+)' does not accept option '([\w.-]+)'", r"\1.\2: no such setting"),
     (r"Option '([\w.]+)' is not accepted", r"\1: no such setting"),
     (r"^the following arguments are required: (.*)", r"\1: required, but not set"),
-    (r"^unrecognized arguments: (--[\w.]+)(.*)", r"\1: no such setting (in: \1\2)"),
+    (r"^unrecognized arguments: (--[\w.-]+)(.*)", r"\1: no such setting (in: \1\2)"),
     (r"^Unexpected config:.*", "config: the file holds no settings; expected lines such as `seed: 42`"),
     (r'in "<unicode string>", ', ""),
     (

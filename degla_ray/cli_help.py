@@ -34,7 +34,7 @@ class HelpAction(argparse.Action):
         option_string: str | None = None,
     ) -> None:
         groups = _groups(parser)
-        if values is not None and values != ALL and values not in groups:
+        if values not in (None, ALL) and not any(_within(group, values) for group in groups):
             parser.error(f"--help: found {values!r}; expected {ALL}, or one of {', '.join(groups)}")
         print("\n".join(_help(parser, groups, self._first, values)))
         parser.exit()
@@ -52,9 +52,13 @@ def settings(parser: argparse.ArgumentParser) -> dict[str, argparse.Action]:
 def _groups(parser: argparse.ArgumentParser) -> dict[str, list[str]]:
     groups: dict[str, list[str]] = {}
     for name in settings(parser):
-        group = name.partition(".")[0] if "." in name else GENERAL
+        group = name.rpartition(".")[0] or GENERAL
         groups.setdefault(group, []).append(name)
     return groups
+
+
+def _within(group: str, asked: str | None) -> bool:
+    return group == asked or group.startswith(f"{asked}.")
 
 
 def _help(
@@ -75,12 +79,14 @@ def _help(
             yield from _two_columns(group, f"{len(names)}: {', '.join(n.rpartition('.')[2] for n in names)}")
     else:
         for group, names in groups.items():
-            if asked in (None, ALL, group):
+            if asked in (None, ALL) or _within(group, asked):
                 yield ""
                 yield f"{group}:"
                 for name in names:
                     yield from _lines(known[name])
     yield ""
+    if any(".LABEL." in name for name in known):
+        yield "LABEL is a name of your choice; settings with the same one belong together."
     yield "--config FILE.yaml reads settings from a file; later options override it."
     yield "--print_config prints every setting with its value and ends."
 

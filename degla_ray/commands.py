@@ -197,7 +197,7 @@ COMMANDS: dict[str, Command] = {
         summary="Fine-tune a model; run again, it continues after its last checkpoint.",
         first=(
             *("name", "data.prepared", "data.negatives", "model.name", "model.pretrained", "objective.name"),
-            *("global_batch_size", "epochs", "optimizer.lr", "num_workers", "use_gpu"),
+            *("global_batch_size", "epochs", "optimizer.lr", "num_workers", "compute.use_gpu"),
         ),
     ),
     "evaluate": Command(
@@ -205,7 +205,7 @@ COMMANDS: dict[str, Command] = {
         summary="Score a model on test sets and published benchmarks.",
         first=(
             *("model.name", "model.pretrained", "output", "published.data", "prepared", "negatives"),
-            *("suite", "benchmarks", "label", "use_gpu"),
+            *("suite", "benchmarks", "label", "compute.use_gpu"),
         ),
     ),
     "compare": Command(
@@ -231,7 +231,11 @@ COMMANDS: dict[str, Command] = {
     "chain": Command(
         run=_chain,
         summary="Run every stage in order from one file; continue where it stopped.",
-        first=("output", "seed", "prepare", "negatives", "base_model", "fine_tune", "evaluate"),
+        first=(
+            *("output", "seed", "prepare.source", "negatives.engine", "negatives.kinds", "base_model.name"),
+            *("fine_tune.LABEL.objective.name", "fine_tune.LABEL.max_steps", "fine_tune.LABEL.optimizer.lr"),
+            "evaluate.benchmarks",
+        ),
     ),
     "neighbours": Command(
         run=_neighbours,

@@ -62,6 +62,17 @@ class SettingError(DeglaError):
         self.setting, self.found, self.expected = setting, found, expected
         super().__init__(f"{setting}: found {found!r}; expected {expected}")
 
+    def below(self, path: str, raised_by: type) -> SettingError:
+        """Return this error with the setting named from the root of a config.
+
+        Args:
+            path: dotted name of the group whose class raised the error; empty for the root.
+            raised_by: that class. It may name a setting with its usual group (`objective.name`) or without.
+        """
+        group, dot, rest = self.setting.partition(".")
+        own = rest if dot and group not in getattr(raised_by, "__dataclass_fields__", ()) else self.setting
+        return SettingError(f"{path}.{own}" if path else self.setting, self.found, self.expected)
+
 
 class DataError(DeglaError):
     """An unusable file or dataset.

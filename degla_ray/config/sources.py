@@ -209,12 +209,12 @@ class PrepareConfig:
             self.val_fraction,
             "between 0 and 1, or null",
         )
-        require(self.limit is None or self.limit >= 1, "limit", self.limit, "at least 1, or none")
+        require(self.limit is None or self.limit >= 1, "limit", self.limit, "at least 1, or null")
         require(
             self.short_side is None or self.short_side >= 1,
             "short_side",
             self.short_side,
-            "at least 1 pixel, or none",
+            "at least 1 pixel, or null",
         )
         require(self.max_image_pixels >= 1, "max_image_pixels", self.max_image_pixels, "at least 1")
 

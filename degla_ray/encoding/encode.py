@@ -215,8 +215,8 @@ def _fitting_actors(pool: Pool, total: Mapping[str, float]) -> int:
         SettingError: the cluster cannot host a single actor.
     """
     if pool.use_gpu and total.get("GPU", 0) < 1:
-        raise SettingError("use_gpu", True, "a cluster with a GPU, or use_gpu=false")
-    ray_setup.require_cpus("cpus_per_actor", pool.cpus_per_actor, each=pool.cpus_per_actor)
+        raise SettingError("compute.use_gpu", True, "a cluster with a GPU, or false")
+    ray_setup.require_cpus("compute.cpus", pool.cpus_per_actor, each=pool.cpus_per_actor)
     fitting = [pool.num_actors, int(total["CPU"] / pool.cpus_per_actor)]
     return min(*fitting, int(total["GPU"])) if pool.use_gpu else min(fitting)
 

@@ -52,13 +52,13 @@ def rate_factors(model: nn.Module, config: AdaptConfig) -> dict[str, float]:
 
     It is `layer_decay` to the power of the number of layers above the parameter in its tower: 0 after the
     last block and for the logit scalars, 1 in the last block, the number of blocks + 1 for the embeddings
-    before the first. For adapters it is multiplied by `lora_rate`.
+    before the first. For adapters it is multiplied by `lora_lr_multiplier`.
     """
     blocks, factors = _blocks(model), {}
     for name, _ in model.named_parameters():
         tower = _tower(name)
         above = 0 if tower == "" else blocks[tower] + 1 - _depth(name, blocks[tower])
-        factors[name] = config.layer_decay**above * (config.lora_rate if _is_adapter(name) else 1.0)
+        factors[name] = config.layer_decay**above * (config.lora_lr_multiplier if _is_adapter(name) else 1.0)
     return factors
 
 

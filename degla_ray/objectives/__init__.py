@@ -42,7 +42,7 @@ def losses(
         Scalars, float32: `loss` to backpropagate, and its unweighted terms (always `base`). Each is a mean
         over this worker's rows; its average over the workers is the global value.
     """
-    return _OBJECTIVES[config.family](features, logit_scale, config, logit_bias, **(state or {}))
+    return _OBJECTIVES[config.name](features, logit_scale, config, logit_bias, **(state or {}))
 
 
 def next_state(features: Features, logit_scale: Tensor, config: ObjectiveConfig) -> State:
@@ -50,6 +50,6 @@ def next_state(features: Features, logit_scale: Tensor, config: ObjectiveConfig)
 
     It contains a collective operation, so every worker must call it.
     """
-    if config.family != "ceclip":
+    if config.name != "ceclip":
         return {}
     return {"threshold_K": ceclip.next_threshold(features, logit_scale, config.cmr_threshold_max)}

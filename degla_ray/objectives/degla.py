@@ -145,7 +145,7 @@ def losses(
         if features.teacher_img_BD is None:
             terms["tgc"] = terms["distill"] = terms["base"].new_zeros(())
         else:
-            terms["tgc"] = tgc(features, batch, config.tgc_temperature, config.tgc_negatives, softening)
+            terms["tgc"] = tgc(features, batch, config.tgc_scale, config.tgc_negatives, softening)
             terms["distill"] = distill(features)
             if config.distill_reduction == "sum":
                 terms["distill"] = terms["distill"] * len(batch.img_ND)

@@ -169,7 +169,7 @@ class Gradients:
     ) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor, Tensor | None]:
         """Return the student's features, the teacher's features, logit_scale and logit_bias."""
         torch.manual_seed(seed)
-        dtype = _AUTOCAST.get(self.config.precision)
+        dtype = _AUTOCAST.get(self.config.compute.precision)
         with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
             img_BD, txt_XD, scale, bias = towers(piece.images_BCHW, piece.tokens_XL)
             taught: dict[str, Tensor] = {}

@@ -82,7 +82,7 @@ class _Worker:
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
         self.device = ray.train.torch.get_device()
         if self.device.type == "cpu":
-            torch.set_num_threads(max(1, int(self.config.cpus_per_worker)))
+            torch.set_num_threads(max(1, int(self.config.compute.cpus)))
         torch.manual_seed(self.config.seed)
         self.loaded = build(self.config.model)
         student = self.loaded.model.to(self.device).train()
@@ -93,7 +93,7 @@ class _Worker:
             student=student,
             teacher=Teacher(student, self.config.teacher) if wants_teacher else None,
             optimizer=build_optimizer(student, self.config.optimizer, self.config.adapt, device=self.device),
-            scaler=torch.amp.GradScaler(self.device.type, enabled=self.config.precision == "fp16"),
+            scaler=torch.amp.GradScaler(self.device.type, enabled=self.config.compute.precision == "fp16"),
         )
         self.done = 0  # steps: batches consumed
         self.applied = 0  # optimizer steps: fewer than steps if the scaler skipped some
@@ -332,7 +332,7 @@ class _Pulse:
         rows = []
         for number, (row, values) in enumerate(zip(self._rows, stacked.tolist(), strict=True), start=first):
             rows.append({"step": number, **dict(zip(names, values, strict=True)), "lr": float(row["lr"])})
-            if not math.isfinite(rows[-1]["loss"]) and worker.config.precision != "fp16":
+            if not math.isfinite(rows[-1]["loss"]) and worker.config.compute.precision != "fp16":
                 raise SettingError(
                     "optimizer.lr",
                     worker.config.optimizer.lr,
@@ -342,8 +342,8 @@ class _Pulse:
         nothing_learned = worker.applied == 0 and worker.done == worker.job.total_steps and worker.skipped > 1
         if worker.skipped >= MAX_SKIPPED or nothing_learned:
             raise SettingError(
-                "precision",
-                worker.config.precision,
+                "compute.precision",
+                worker.config.compute.precision,
                 f"bf16 or fp32, or a lower optimizer.lr ({worker.config.optimizer.lr:g}): the last "
                 f"{worker.skipped} steps up to step {worker.done} were skipped, as their gradients are not "
                 f"finite ({_terms(rows[-1])})",

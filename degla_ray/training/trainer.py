@@ -229,7 +229,7 @@ def run_identity(config: TrainConfig) -> dict[str, Any]:
             "optimizer": config.optimizer,
             "adapt": config.adapt,
             "global_batch_size": config.global_batch_size,
-            "precision": config.precision,
+            "precision": config.compute.precision,
             "seed": config.seed,
             **length,
         }
@@ -288,7 +288,7 @@ def cpus(config: TrainConfig) -> float:
 
 
 def _cpus_of_a_worker(config: TrainConfig) -> float:
-    return config.cpus_per_worker + config.data.decode_tasks * DECODER_CPUS
+    return config.compute.cpus + config.data.decode_tasks * DECODER_CPUS
 
 
 def _require_cpus(config: TrainConfig) -> None:
@@ -305,7 +305,7 @@ def _require_cpus(config: TrainConfig) -> None:
         return
     setting, found = "num_workers", config.num_workers
     expected = (
-        f"at most {int(there / each)}: each takes {each:g} CPUs (cpus_per_worker, and {DECODER_CPUS} for "
+        f"at most {int(there / each)}: each takes {each:g} CPUs (compute.cpus, and {DECODER_CPUS} for "
         f"each of data.decode_tasks) of the cluster's {there:g}"
     )
     if config.num_workers * each <= there:
@@ -341,8 +341,11 @@ def _fit(config: TrainConfig, name: str, job: Job, callbacks: Sequence[UserCallb
         train_loop_config={"job": job},
         scaling_config=ScalingConfig(
             num_workers=config.num_workers,
-            use_gpu=config.use_gpu,
-            resources_per_worker={"CPU": config.cpus_per_worker, **({"GPU": 1} if config.use_gpu else {})},
+            use_gpu=config.compute.use_gpu,
+            resources_per_worker={
+                "CPU": config.compute.cpus,
+                **({"GPU": 1} if config.compute.use_gpu else {}),
+            },
         ),
         run_config=RunConfig(
             name=name,

@@ -19,7 +19,7 @@ import torch
 from mlflow import MlflowClient
 from PIL import Image
 
-from degla_ray.config import CompareConfig, EvaluateConfig, ModelConfig, TrackingConfig
+from degla_ray.config import CompareConfig, ComputeConfig, EvaluateConfig, ModelConfig, TrackingConfig
 from degla_ray.encoding import encode as encoding
 from degla_ray.encoding.feature_cache import FeatureCache
 from degla_ray.encoding.features import image_key
@@ -372,11 +372,11 @@ def test_encode_identity_follows_weights_and_not_their_file(folder: Path) -> Non
 
 
 def test_encode_impossible_resources_are_refused_by_setting(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(SettingError, match="cpus_per_actor"):
-        evaluate(config_of(folder, tmp_path / "a", cpus_per_actor=64.0))
+    with pytest.raises(SettingError, match=r"compute\.cpus"):
+        evaluate(config_of(folder, tmp_path / "a", compute=ComputeConfig(cpus=64.0)))
     if not torch.cuda.is_available():
         with pytest.raises(SettingError, match="use_gpu"):
-            evaluate(config_of(folder, tmp_path / "b", use_gpu=True))
+            evaluate(config_of(folder, tmp_path / "b", compute=ComputeConfig(use_gpu=True)))
 
 
 def test_job_wrong_suite_is_one_line_and_exit_2(repo: Path, tmp_path: Path) -> None:

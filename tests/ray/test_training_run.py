@@ -20,7 +20,7 @@ import safetensors.torch
 import torch
 from mlflow import MlflowClient
 
-from degla_ray.config import DataConfig, ObjectiveConfig, OptimizerConfig, TrackingConfig
+from degla_ray.config import DataConfig, ObjectiveConfig, OptimizerConfig, TrackingConfig, TrainComputeConfig
 from degla_ray.errors import DeglaError, SettingError
 from degla_ray.identity import fingerprint
 from degla_ray.model import load
@@ -188,7 +188,7 @@ def test_train_plain_clip_needs_no_negatives_and_has_no_teacher(folder: Path) ->
         data=DataConfig(prepared=str(folder / "prepared"), decode_tasks=1),
         objective=ObjectiveConfig(name="clip"),
         optimizer=OptimizerConfig(lr=1e-3, warmup_steps=5, clip_grad_norm=1.0),
-        precision="bf16",
+        compute=TrainComputeConfig(precision="bf16"),
         max_steps=5,
     )
     result = train(config)
@@ -214,7 +214,7 @@ def test_train_fp16_that_skips_every_step_ends_with_the_step_and_the_terms(folde
     config = train_config(
         folder,
         name=f"skips-{steps}",
-        precision="fp16",
+        compute=TrainComputeConfig(precision="fp16"),
         objective=ObjectiveConfig(lambda_igc=1e30),
         max_steps=steps,
     )
@@ -296,7 +296,8 @@ def test_train_unknown_model_is_told_of(folder: Path) -> None:
 def test_train_step_that_fp16_skips_moves_neither_weights_nor_teacher_nor_schedule(folder: Path) -> None:
     """The scaler begins at 65,536, where a loss times 1e4 overflows: the only step is skipped."""
     steep = ObjectiveConfig(lambda_igc=1e4)
-    result = train(train_config(folder, name="fp16", precision="fp16", objective=steep, max_steps=1))
+    fp16 = TrainComputeConfig(precision="fp16")
+    result = train(train_config(folder, name="fp16", compute=fp16, objective=steep, max_steps=1))
     saved = Path(result.run_folder) / "checkpoint_000000001"
     state = json.loads((saved / "state.json").read_text())
     assert (state["step"], state["applied"], state["samples"]) == (1, 0, 16)

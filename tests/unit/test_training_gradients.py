@@ -21,7 +21,9 @@ from degla_ray.training.gradients import Gradients, freeze_unreached
 
 B, K = 12, 3
 MODELS = {"clip": {}, "siglip": {"init_logit_bias": -3.0}}
-OBJECTIVES = ["clip", "negclip", "ceclip", "degla", "degla_released"]
+OBJECTIVES = {name: ObjectiveConfig(name=name) for name in ("clip", "negclip", "ceclip", "degla")} | {
+    "degla_released": ObjectiveConfig(tgc_negatives="released", distill_reduction="sum", lambda_distill=0.005)
+}
 
 
 COCA = {
@@ -68,7 +70,7 @@ def of_step(loaded: LoadedModel, objective: str, pieces: int) -> tuple[dict[str,
         name="x",
         data=DataConfig(prepared="", negatives=""),
         model=ModelConfig(name="scenes-base"),
-        objective=ObjectiveConfig(name=objective),
+        objective=OBJECTIVES[objective],
         accumulation_steps=pieces,
         global_batch_size=B,
     )
