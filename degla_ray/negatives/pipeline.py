@@ -22,16 +22,16 @@ from degla_ray.config import NegativesConfig
 from degla_ray.errors import DataError
 from degla_ray.language.identify import ENGLISH, describe, survey
 from degla_ray.lease import Lease, owned
-from degla_ray.negatives import rules
 from degla_ray.negatives.checks import CHECKS_VERSION
 from degla_ray.negatives.given import read_given, write_given
-from degla_ray.negatives.llm.engines import COMPLETERS, ENGINES
+from degla_ray.negatives.llm.engines import COMPLETERS
 from degla_ray.negatives.llm.estimate import estimate
 from degla_ray.negatives.llm.failures import require_accepted, tell_failures
 from degla_ray.negatives.llm.generation import GenerationJob, generate_pending, reopen
 from degla_ray.negatives.llm.preflight import check_resources, preflight
 from degla_ray.negatives.llm.prompting import Prompts, load_prompts, prompt_sha
-from degla_ray.negatives.proposals import ORDER
+from degla_ray.negatives.rules import RuleEngine
+from degla_ray.negatives.selection import ORDER
 from degla_ray.negatives.shard import STAGE, ShardTask, captions_of, vocabulary, write_shard
 from degla_ray.schema import CAPTIONS, GIVEN_KIND, SCENE_GRAPHS, Kind
 from degla_ray.stage import StageFolder, is_complete, read_complete
@@ -39,7 +39,9 @@ from degla_ray.storage import Storage
 
 CAPTIONS_PER_ACTOR = 4000
 """Captions per additional actor: loading an actor costs as much as processing about 1,000 captions."""
-
+EDITORS = {"rules": RuleEngine}
+"""Engines that edit captions, by name; each implements the protocol `CaptionEditor` and takes the dataset's
+vocabulary."""
 
 Publish = Callable[[NegativesConfig, StageFolder, str], None]
 """Reports a language model's output; the last argument is the model's name."""
@@ -103,7 +105,7 @@ def _generate(config: NegativesConfig, publish: Publish | None) -> dict[str, int
         print(describe(languages))
         if config.engine != GIVEN_KIND:
             ray_setup.start(config.ray)
-        if config.engine in ENGINES:
+        if config.engine in EDITORS:
             english = languages.get(ENGLISH, 0.0) >= 0.5
             _write_by_edits(config, folder, kinds, captions, graphs, english)
         elif config.engine == GIVEN_KIND:
@@ -146,15 +148,15 @@ def _engine_identity(config: NegativesConfig, prompts: Prompts) -> dict[str, Any
     """Return what determines an engine's output apart from the settings shared by all engines."""
     if config.engine == GIVEN_KIND:
         return {}
-    if config.engine in ENGINES:
-        return ENGINES[config.engine].identity()
+    if config.engine in EDITORS:
+        return EDITORS[config.engine].identity()
     asked = config.generation
     decides = ("prompting", "shots", "temperature", "top_p", "max_tokens", "attempts", "fill_with_rules")
     return {
         **COMPLETERS[config.engine].identity(config),
         **{name: getattr(asked, name) for name in decides},
         "prompt_sha": prompt_sha(prompts),
-        "words": rules.identity(),  # word lists of the checks, and of the rules used to fill in
+        "words": RuleEngine.identity(),  # word lists of the checks, and of the rules used to fill in
     }
 
 
@@ -214,19 +216,19 @@ def _run(
 
 
 class _ShardActor:
-    """Holds the engine; each call writes one shard."""
+    """Actor that holds a caption editor and writes one shard per call."""
 
     def __init__(self, engine: str, task: ShardTask, data: Any) -> None:
         import ray
 
         self._captions, self._graphs, words = ray.get(data)
         self._task = task
-        self._engine = ENGINES[engine].create(words)
+        self._editor = EDITORS[engine](words)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         shard, started = int(row["shard"]), time.monotonic()
         captions = captions_of(shard, self._task.folder.num_shards, self._captions, self._graphs)
-        counts = write_shard(self._task, self._engine, shard, captions)
+        counts = write_shard(self._task, self._editor, shard, captions)
         return {"counts": json.dumps(counts), "seconds": time.monotonic() - started}
 
 

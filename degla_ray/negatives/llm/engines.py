@@ -1,4 +1,4 @@
-"""Engines by name. To add one that edits captions, implement the protocol in proposals.py and register it in
+"""Engines by name. To add one that edits captions, implement the protocol in selection.py and register it in
 ENGINES; to add a language model, write an actor like vllm_actor.py and register it in COMPLETERS.
 """
 
@@ -11,30 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from degla_ray.config import NegativesConfig
-from degla_ray.negatives import rules
 from degla_ray.negatives.llm import scripted_actor, vllm_actor
 from degla_ray.negatives.llm.openai_actor import OpenAIActor
 from degla_ray.negatives.llm.prompting import Prompts
-from degla_ray.negatives.proposals import Engine
-
-
-@dataclass(frozen=True, kw_only=True)
-class EngineKind:
-    """Registry entry of an engine that edits captions.
-
-    Attributes:
-        identity: returns what determines the output in addition to the job's settings; must be cheap, as
-            every rerun calls it.
-        create: returns the engine, given the dataset's vocabulary.
-    """
-
-    identity: Callable[[], dict[str, str]]
-    create: Callable[[frozenset[str]], Engine]
-
-
-ENGINES: dict[str, EngineKind] = {
-    "rules": EngineKind(identity=rules.identity, create=rules.RuleEngine),
-}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -43,7 +43,7 @@ from degla_ray.negatives.llm.pool import CALLS_AT_A_TIME, Ask, engine_pool
 from degla_ray.negatives.llm.progress import Progress
 from degla_ray.negatives.llm.prompting import Prompts
 from degla_ray.negatives.llm.quality import Gate, seed_of
-from degla_ray.negatives.proposals import Veto, no_veto
+from degla_ray.negatives.selection import Veto, no_veto
 from degla_ray.negatives.shard import STAGE, ImageCaption, captions_of, scene_veto, to_table, vocabulary
 from degla_ray.schema import NEGATIVES, REJECTS, Kind, RejectReason
 from degla_ray.stage import MANIFEST, StageFolder, shard_of

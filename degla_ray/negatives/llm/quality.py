@@ -14,8 +14,8 @@ from degla_ray.language.tagging import Sentence, Tag
 from degla_ray.negatives.checks import Candidate, Language, first_failure, statements
 from degla_ray.negatives.llm.answers import Unusable, read_answer
 from degla_ray.negatives.llm.ledger import Row, State
-from degla_ray.negatives.proposals import Request, no_veto, select
 from degla_ray.negatives.rules import RuleEngine
+from degla_ray.negatives.selection import EditRequest, no_veto, select
 from degla_ray.schema import ATTEMPTS, Kind, RejectReason
 
 HTTP = "HTTP "
@@ -93,7 +93,7 @@ class Gate:
         return frames[0] == frames[1]
 
     def _filled(self, row: Row, caption: str, kind: Kind, seed: int) -> list[Row]:
-        request = Request(caption=caption, limit=1, seed=str(seed))
+        request = EditRequest(caption=caption, limit=1, seed=str(seed))
         accepted = select(self._rules, [request], [kind], [no_veto])[0].accepted[kind]
         written_by = {"engine": self._rules.name, "model": self._rules.model}
         nothing = {"prompt_tokens": 0, "completion_tokens": 0, "cached_tokens": 0, "seconds": 0.0}

@@ -11,8 +11,8 @@ import random
 from typing import Any
 
 from degla_ray.negatives.llm.vllm_actor import BLANK, AsyncActor
-from degla_ray.negatives.proposals import Request, no_veto, select
 from degla_ray.negatives.rules import RuleEngine
+from degla_ray.negatives.selection import EditRequest, no_veto, select
 from degla_ray.schema import Kind
 
 BAD = {
@@ -42,6 +42,6 @@ class ScriptedActor(AsyncActor):
         return BLANK | asked | {"text": json.dumps(texts) if self._joint else texts[kinds[0]]}
 
     def _rewritten(self, caption: str, kind: Kind, seed: int) -> str:
-        request = Request(caption=caption, limit=1, seed=str(seed))
+        request = EditRequest(caption=caption, limit=1, seed=str(seed))
         accepted = select(self._rules, [request], [kind], [no_veto])[0].accepted[kind]
         return accepted[0] if accepted else caption
