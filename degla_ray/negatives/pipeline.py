@@ -32,7 +32,7 @@ from degla_ray.negatives.llm.generation import generate_pending, reopen
 from degla_ray.negatives.llm.progress import estimate
 from degla_ray.negatives.llm.prompting import Prompts, load_prompts, prompt_sha
 from degla_ray.negatives.llm.sending import GenerationJob
-from degla_ray.negatives.progress_display import ProgressDisplay
+from degla_ray.negatives.progress_line import ProgressLine
 from degla_ray.negatives.rules import RuleEngine
 from degla_ray.negatives.selection import ORDER
 from degla_ray.negatives.shard import STAGE, ShardTask, captions_of, vocabulary, write_shard
@@ -202,11 +202,11 @@ def _write_by_edits(
     share = len(captions) * len(pending) / folder.num_shards
     started = time.monotonic()
     rows = _run(config.engine, task, pending, (captions, graphs, words), share)
-    with ProgressDisplay("negatives", len(pending), "shards") as display:
+    with ProgressLine("negatives", len(pending), "shards") as line:
         for done, _ in enumerate(rows, start=1):
-            if display.due:
+            if line.due:
                 elapsed = time.monotonic() - started
-                display.show(done, left_s=elapsed * (len(pending) - done) / done)
+                line.show(done, left_s=elapsed * (len(pending) - done) / done)
     elapsed = time.monotonic() - started
     print(f"{share:,.0f} captions in {elapsed:.0f} s: {share / max(elapsed, 1e-9):,.0f} captions/s")
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
+import re
 import time
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from degla_ray.config import NegativesConfig
 from degla_ray.negatives.llm.ledger import StateTable
 from degla_ray.negatives.llm.pool import EngineClock
 from degla_ray.negatives.llm.progress import Progress
+from degla_ray.negatives.progress_line import ProgressLine
 from degla_ray.schema import Kind
 
 KINDS = [Kind.SWAP_NOUNS, Kind.RESHUFFLE]
@@ -63,3 +67,27 @@ def test_progress_remaining_time_follows_from_what_this_run_settled() -> None:
     assert 3 * least <= found <= 3 * (time.monotonic() - before)
     add(progress, states, *(answer(key, KINDS[0], "ok") for key in "cde"))
     assert progress.remaining_s == 0
+
+
+def test_progress_line_on_a_narrow_terminal_is_cropped_to_one_row() -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=60, color_system=None)
+    with ProgressLine("negatives", 10_000_000, "settled", console) as line:
+        line.show(8_000_000, "45% accepted, 1,120.3 answers/s, 1,200 failed", left_s=100_000)
+    assert isinstance(console.file, io.StringIO)
+    shown = re.sub(r"\x1b\[[?\d;]*[a-zA-Z]", "", console.file.getvalue())
+    (row,) = {row for row in re.split(r"[\r\n]+", shown) if row.strip()}
+    assert row.startswith("negatives: 8,000,000 of 10,000,000 settled, ")
+    assert len(row.rstrip()) <= 60
+
+
+def test_progress_prints_the_first_error_once(capsys: pytest.CaptureFixture[str]) -> None:
+    config = NegativesConfig(prepared="", output="", engine="scripted")
+    states = StateTable("ab", [KINDS[0]], per_kind=1, attempts=1)
+    with Progress(config, wanted=2, clock=EngineClock(0)) as progress:
+        progress.begin(states)
+        for key in "ab":
+            add(progress, states, answer(key, KINDS[0], "error") | {"reason": "timeout", "text": f"[{key}]"})
+    printed = capsys.readouterr().out
+    assert "first failed request: timeout: [a]\n" in printed
+    assert "[b]" not in printed
+    assert "2 of 2 settled, 0% accepted" in printed

@@ -21,7 +21,7 @@ from degla_ray.negatives.llm.failures import Refusals, tell
 from degla_ray.negatives.llm.ledger import Row, State, StateTable, text_key
 from degla_ray.negatives.llm.pool import EngineClock, EnginePool
 from degla_ray.negatives.llm.sending import GenerationJob, block_size, request, send
-from degla_ray.negatives.progress_display import ProgressDisplay
+from degla_ray.negatives.progress_line import ProgressLine
 
 
 class Progress:
@@ -42,17 +42,17 @@ class Progress:
         self._started = time.monotonic()
         self._asking_since: float | None = None
         self._error_shown = False
-        self._display = ProgressDisplay("negatives", wanted, "settled")
+        self._line = ProgressLine("negatives", wanted, "settled")
 
     def __enter__(self) -> Progress:
-        self._display.__enter__()
+        self._line.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._show()
-        self._display.__exit__(kind, error, trace)
+        self._line.__exit__(kind, error, trace)
 
     @property
     def used_up(self) -> bool:
@@ -105,15 +105,15 @@ class Progress:
             self._counts[row["state"]] += 1
             if row["state"] == State.ERROR and not self._error_shown:
                 self._error_shown = True
-                self._display.print(f"negatives: first failed request: {row['reason']}: {row['text']}")
-        if self._display.due:
+                self._line.print(f"negatives: first failed request: {row['reason']}: {row['text']}")
+        if self._line.due:
             self._show()
 
     def _show(self) -> None:
         answers = self.answers
         elapsed = max(time.monotonic() - (self._asking_since or self._started), 1e-9)
         failed = self._counts[State.ERROR]
-        self._display.show(
+        self._line.show(
             self.settled,
             f"{self.accepted / max(1, answers):.0%} accepted, {answers / elapsed:,.1f} answers/s"
             + (f", {failed:,} failed" if failed else ""),
