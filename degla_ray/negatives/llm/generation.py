@@ -82,7 +82,7 @@ def generate_pending(
         _timed(folder, progress),
         pool.started(stall_s, clock) as engines,
     ):
-        refusals = Refusals(job.config.engine, block_size(job.config))
+        refusals = Refusals(job.config.engine, block_size(job))
         for window in _windows(by_key, graphs, pending, folder.num_shards):
             states = StateTable(
                 window.captions, job.kinds, job.config.per_kind, job.config.generation.attempts

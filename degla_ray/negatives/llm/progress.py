@@ -131,7 +131,7 @@ def estimate(job: GenerationJob, captions: Sequence[str]) -> None:
     pool = job.engine.pool(job.prompts)
     with replace(pool, min_size=1, max_size=1).started(job.config.generation.stall_s) as engines:
         started = time.monotonic()
-        refusals = Refusals(job.config.engine, block_size(job.config))
+        refusals = Refusals(job.config.engine, block_size(job))
         for block in send(job, engines, requests, None):
             rows += refusals.passed(block)
         refusals.stop()

@@ -106,18 +106,18 @@ def send(
         yield batch.to_pylist()
 
 
-def block_size(config: NegativesConfig) -> int:
+def block_size(job: GenerationJob) -> int:
     """Return the number of requests in a block.
 
-    For a server it is at most `openai.concurrency`, so that all requests of a block are in flight together:
-    if the server hangs, they time out at once instead of one after another.
+    It is at most the engine's concurrency, so that all requests of a block are in flight together: if a
+    server hangs, they time out at once instead of one after another.
     """
-    return min(BLOCK, config.openai.concurrency) if config.engine == "openai" else BLOCK
+    return min(BLOCK, job.engine.concurrency or BLOCK)
 
 
 def _blocks(job: GenerationJob, requests: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
     """Yield the requests in blocks; a joint request is never split between two blocks."""
-    block = block_size(job.config)
+    block = block_size(job)
     if job.config.generation.prompting == "joint":
         by_caption = sorted(requests, key=lambda q: str(q["key"]))
         groups = [list(group) for _, group in itertools.groupby(by_caption, key=lambda q: q["key"])]

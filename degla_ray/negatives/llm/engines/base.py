@@ -23,6 +23,11 @@ class Engine(Protocol):
         """Name of the model, as written to the rows."""
         ...
 
+    @property
+    def concurrency(self) -> int | None:
+        """Maximum number of requests answered at the same time; None if the engine queues them itself."""
+        ...
+
     def identity(self) -> dict[str, Any]:
         """Return the engine's own settings that determine its answers, for the folder's fingerprint."""
         ...

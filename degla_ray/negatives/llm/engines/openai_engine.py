@@ -42,6 +42,10 @@ class OpenAIEngine:
     def model(self) -> str:
         return self._server.model
 
+    @property
+    def concurrency(self) -> int:
+        return self._server.concurrency
+
     def identity(self) -> dict[str, Any]:
         return {name: getattr(self._server, name) for name in ("model", "base_url", "extra_body")}
 

@@ -34,6 +34,7 @@ class ScriptedEngine:
     """Engine that needs neither a model nor a server."""
 
     model = "scripted"
+    concurrency = None
 
     def __init__(self, config: NegativesConfig) -> None:
         self._config = config

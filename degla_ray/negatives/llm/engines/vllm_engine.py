@@ -33,6 +33,8 @@ INSTALL = "`make install-vllm` creates .venv-vllm/bin/python and models/"
 class VLLMEngine:
     """Engine that runs vLLM, with or without GPUs."""
 
+    concurrency = None
+
     def __init__(self, config: NegativesConfig) -> None:
         self._config, self._vllm = config, config.vllm
 
