@@ -47,18 +47,15 @@ EDITORS = {"rules": RuleEngine}
 vocabulary."""
 
 STATES = {
-    "captions.{}.ok": "captions with",
-    "captions.{}.rejected": "all rejected",
-    "captions.{}.not_applicable": "not applicable",
-    "captions.{}.error": "failed",
+    "negatives": "rows.{}",
+    "captions with": "captions.{}.ok",
+    "rejected": "captions.{}.rejected",
+    "n/a": "captions.{}.not_applicable",
+    "failed": "captions.{}.error",
 }
-"""Counts of a kind's captions by state, and their headings on the console."""
-TRUTHS = {
-    "truth.{}.true": "true of image (rejected)",
-    "truth.{}.false": "false of image",
-    "truth.{}.not_parseable": "not parseable",
-}
-"""Counts of a kind's candidates that passed the text checks, by their truth of a scene, and the headings."""
+"""Headings on the console and the counts of a kind: its negatives, and all captions by state."""
+TRUTHS = {"true": "truth.{}.true", "false": "truth.{}.false", "not parseable": "truth.{}.not_parseable"}
+"""Headings and counts of a kind's candidates that passed the text checks, by their truth of a scene."""
 
 Publish = Callable[[NegativesConfig, StageFolder, str], None]
 """Reports a language model's output; the last argument is the model's name."""
@@ -263,20 +260,24 @@ def _kinds_of(counts: Mapping[str, int]) -> list[str]:
 
 
 def _report(counts: Mapping[str, int], published: bool = False) -> None:
-    """Print a table with a row per kind, without the numbers that a published report prints; then rejects."""
-    tally, kinds = Counter(counts), _kinds_of(counts)
-    columns = {} if published else {"negatives": "rows.{}"}
-    shown = TRUTHS if published else STATES | TRUTHS
-    columns |= {heading: name for name, heading in shown.items() if any(tally[name.format(k)] for k in kinds)}
-    if columns:
-        table = Table("kind", title=f"Negatives of {tally['captions']:,} captions")
-        for heading in columns:
-            table.add_column(heading, justify="right")
-        for kind in kinds:
-            table.add_row(kind, *(f"{tally[name.format(kind)]:,}" for name in columns.values()))
-        Console().print(table)
+    """Print the numbers of each kind, unless a published report does, and the reasons of the rejects."""
+    if not published:
+        _print_table(f"Negatives of {counts.get('captions', 0):,} captions", STATES, counts)
+    if any(name.startswith("truth.") for name in counts):
+        _print_table("Truth of what passed the text checks (true: rejected)", TRUTHS, counts)
     reasons: Counter[str] = Counter()
     for name, count in counts.items():
         if name.startswith("rejects."):
             reasons[name.rpartition(".")[2]] += count
     print("rejects: " + (", ".join(f"{reason} {n:,}" for reason, n in reasons.most_common()) or "none"))
+
+
+def _print_table(title: str, columns: Mapping[str, str], counts: Mapping[str, int]) -> None:
+    """Print a row per kind."""
+    table = Table(title=title)
+    table.add_column("kind", no_wrap=True)
+    for heading in columns:
+        table.add_column(heading, justify="right")
+    for kind in _kinds_of(counts):
+        table.add_row(kind, *(f"{counts.get(name.format(kind), 0):,}" for name in columns.values()))
+    Console().print(table)
