@@ -13,8 +13,8 @@ from rich.text import Text
 
 LINE_S = 10.0
 """Seconds between two lines if the output is not a terminal."""
-UPDATE_S = 0.5
-"""Seconds between two updates on a terminal."""
+UPDATE_S = 5.0
+"""Seconds between two updates on a terminal; counting what a window has settled takes up to 0.2 s."""
 
 
 class ProgressLine:
