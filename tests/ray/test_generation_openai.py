@@ -21,10 +21,8 @@ from degla_ray.config import (
     TrackingConfig,
 )
 from degla_ray.errors import DeglaError
-from degla_ray.negatives.llm.engine_clock import EngineClock
-from degla_ray.negatives.llm.engines import Actors
-from degla_ray.negatives.llm.pool import engine_pool
-from degla_ray.negatives.llm.scripted_actor import ScriptedActor
+from degla_ray.negatives.llm.engines.scripted_engine import ScriptedActor
+from degla_ray.negatives.llm.pool import EngineClock, EnginePool
 from degla_ray.negatives.pipeline import generate
 from degla_ray.schema import ATTEMPTS, Kind
 from degla_ray.sources.prepare import prepare
@@ -152,7 +150,7 @@ def test_generate_hung_server_gives_rows_their_timeout_before_the_job_is_given_u
 
 
 def test_engine_pool_clock_counts_engines_that_exist() -> None:
-    actors = Actors(
+    pool = EnginePool(
         actor=ScriptedActor,
         arguments={"heads": {}, "joint": False},
         resources={"num_cpus": 5},
@@ -161,7 +159,7 @@ def test_engine_pool_clock_counts_engines_that_exist() -> None:
     )
     clock = EngineClock(gpus=2)
     assert clock.gpu_hours == 0
-    with engine_pool(actors, 60, clock) as engines:
+    with pool.started(60, clock) as engines:
         ready = {engine.ready.remote(): engine for engine in engines}
         (first,), _ = ray.wait(list(ready), num_returns=1)
         killed, age_s = ray.get(first)
