@@ -1,9 +1,9 @@
 """Score one model on every requested benchmark: `evaluate(config)`, run by `jobs/evaluate.py`.
 
 Writes `scores/part-*.parquet` (one row per item), `summary.json` and the manifest. The folder's identity is
-everything that the result depends on (the content of the model's weights, the test sets, the benchmarks). A
-rerun therefore does nothing, and a different model in the same folder is an error. The scenes tests take
-seconds on 2 cores.
+everything that the result depends on (the content of the model's weights, the precision, the test sets, the
+benchmarks). A rerun therefore does nothing, and a different model in the same folder is an error. The scenes
+tests take seconds on 2 cores.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from degla_ray.encoding import images
 from degla_ray.encoding.feature_cache import FeatureCache
 from degla_ray.encoding.images import ImageSource, ParquetImages
 from degla_ray.encoding.needs import Encoded, Needs
+from degla_ray.encoding.pool import Pool, Precision, resolve_precision
 from degla_ray.errors import SettingError
 from degla_ray.evaluation.benchmarks import published, suite
 from degla_ray.evaluation.benchmarks.base import Benchmark, Scored
@@ -84,9 +85,11 @@ def _evaluate(
     config: EvaluateConfig, tests: _Tests, loaded: LoadedModel, model_folder: str | None
 ) -> Summary:
     label = config.label or loaded.name
+    precision = resolve_precision(config.compute, config.ray)
     identity = {
         **tests.inputs,
         "model": encoding.model_identity(loaded),
+        "precision": precision,
         "benchmarks": sorted(b.name for b in tests.benchmarks),
         "bootstrap_samples": config.bootstrap_samples,
         "intervals": INTERVALS,
@@ -102,6 +105,7 @@ def _evaluate(
             "name": config.model.name,
             "source": loaded.source,
             "identity": identity["model"],
+            "precision": precision,
             "folder": model_folder,
         },
         inputs=tests.inputs,
@@ -126,11 +130,12 @@ def _score_all(
 ) -> Summary:
     """Encode and score all benchmarks, write each one's scores and items, and return the whole summary."""
     own_cache = f"{config.output.rstrip('/')}/{OWN_CACHE}"
-    cache = FeatureCache(config.cache or own_cache, summary.model["identity"])
+    precision = summary.model["precision"]
+    cache = FeatureCache(config.cache or own_cache, f"{summary.model['identity']}-{precision}")
     scored: dict[int, Scored] = {}
     missing: dict[str, str] = {}
     truncated: dict[str, int] = {}
-    for number, encoded in _encoded(config, tests, loaded, cache):
+    for number, encoded in _encoded(config, tests, loaded, cache, precision):
         benchmark = tests.benchmarks[number]
         scored[number] = benchmark.score(encoded.features)
         folder.write_part("scores", number, scored[number].scores)
@@ -169,15 +174,16 @@ class _Tests:
 
 
 def _encoded(
-    config: EvaluateConfig, tests: _Tests, loaded: LoadedModel, cache: FeatureCache
+    config: EvaluateConfig, tests: _Tests, loaded: LoadedModel, cache: FeatureCache, precision: Precision
 ) -> Iterator[tuple[int, Encoded]]:
     """Yield each benchmark's number and features, showing one progress bar per benchmark."""
     needs = [Needs(keys=b.image_keys(), texts=b.texts()) for b in tests.benchmarks]
-    pool = encoding.Pool(
+    pool = Pool(
         num_actors=config.num_actors,
         cpus_per_actor=config.compute.cpus,
         use_gpu=config.compute.use_gpu,
         batch_size=config.batch_size,
+        precision=precision,
         stall_seconds=60 * config.stall_minutes,
     )
     with ProgressBars("images and texts", console) as bars:
@@ -250,8 +256,6 @@ def _chosen(benchmarks: Sequence[Benchmark], names: Sequence[str]) -> list[Bench
     for name in names:
         if name not in known:
             raise SettingError("benchmarks", name, f"all, or some of {', '.join(known)}")
-    if not names:
-        raise SettingError("benchmarks", list(names), f"all, or some of {', '.join(known)}")
     return [known[name] for name in dict.fromkeys(names)]
 
 

@@ -35,6 +35,7 @@ import degla_ray
 from degla_ray import ray_setup, tracking
 from degla_ray.config import ModelConfig, TrainConfig
 from degla_ray.errors import DeglaError, SettingError
+from degla_ray.evaluation import paths
 from degla_ray.identity import canonical, fingerprint
 from degla_ray.lease import Lease
 from degla_ray.loader import tokens
@@ -125,6 +126,7 @@ def _train(
     total_steps = config.max_steps or order.steps(config.epochs)
     ray_setup.start(config.ray)
     _require_cpus(config)
+    validation.require_gpu(config)
     versions = {"degla_ray": degla_ray.__version__} | {lib: version(lib) for lib in _LIBRARIES}
     run.write_json({"fingerprint": mark, "identity": identity, "config": canonical(config)}, CONFIG)
     done = checkpoint.tidy(run)
@@ -266,17 +268,11 @@ def absolute(config: TrainConfig) -> TrainConfig:
         negatives=folder(config.data.negatives),
         neighbours=folder(config.data.neighbours),
     )
-    validated = dataclasses.replace(
-        config.validation,
-        suite=folder(config.validation.suite),
-        prepared=folder(config.validation.prepared),
-        negatives=folder(config.validation.negatives),
-    )
     return dataclasses.replace(
         config,
         data=data,
         model=in_any_folder(config.model),
-        validation=validated,
+        validation=paths.absolute(config.validation),
         output=Storage(config.output).uri,
         tracking=tracking.resolved(config.tracking),
     )
@@ -313,7 +309,8 @@ def _require_cpus(config: TrainConfig) -> None:
         left = there - config.num_workers * each
         expected = (
             f"fewer, fewer workers or a larger ray.num_cpus: a validation takes {validation.TASK_CPUS} CPUs "
-            f"and 1 for each actor, and workers and decoders leave {left:g} of the cluster's {there:g}"
+            f"and {config.validation.compute.cpus:g} for each actor, and workers and decoders leave {left:g} "
+            f"of the cluster's {there:g}"
         )
     if ray_setup.is_local():
         raise SettingError(setting, found, expected)

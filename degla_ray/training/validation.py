@@ -25,7 +25,15 @@ from typing import TYPE_CHECKING, Literal
 import ray
 from ray.exceptions import GetTimeoutError
 
-from degla_ray.config import EvaluateConfig, ModelConfig, TrackingConfig, TrainConfig, ValidationSettings
+from degla_ray import ray_setup
+from degla_ray.config import (
+    EvaluateConfig,
+    ModelConfig,
+    TrackingConfig,
+    TrainConfig,
+    ValidationSettings,
+    evaluation_of,
+)
 from degla_ray.errors import SettingError, one_line
 from degla_ray.storage import Storage
 
@@ -35,7 +43,6 @@ if TYPE_CHECKING:
     from degla_ray.model.loaded import LoadedModel
 
 EVALUATIONS = "evaluations"
-COMPOSITION = "composition"
 TASK_CPUS = 0.5
 """Logical CPUs of the evaluation task, which mostly waits for its encoding actors."""
 _FILE = re.compile(r"step-(\d{9})\.json")
@@ -48,7 +55,7 @@ class Validation:
     Attributes:
         step: training steps done at the checkpoint.
         metrics: accuracy (0 to 1) by name of an average or benchmark/subset.
-        headline: name of the metric to show: composition, else the first average.
+        headline: name of the metric to show; see `Summary.headline`.
         seconds: duration, without the time in the queue.
         error: reason of a failure.
         logged: whether the metrics are in MLflow.
@@ -68,7 +75,30 @@ class Validation:
 
 def cpus(settings: ValidationSettings) -> float:
     """Return the logical CPUs of a validation, in addition to those of workers and decoders."""
-    return 0.0 if settings.every_steps is None else TASK_CPUS + settings.num_actors
+    if settings.every_steps is None:
+        return 0.0
+    return TASK_CPUS + settings.num_actors * settings.compute.cpus
+
+
+def require_gpu(config: TrainConfig) -> None:
+    """Check that the workers leave a GPU to validations that use one; they would wait for it in vain.
+
+    A cluster that is not local may grow, so there this only prints a line.
+
+    Raises:
+        SettingError: the local Ray has too few GPUs.
+    """
+    if config.validation.every_steps is None or not config.validation.compute.use_gpu:
+        return
+    taken = config.num_workers if config.compute.use_gpu else 0
+    present = int(ray.cluster_resources().get("GPU", 0))
+    if present > taken:
+        return
+    setting = "validation.compute.use_gpu"
+    expected = f"false, or a GPU beside those of the workers ({taken} of the cluster's {present})"
+    if ray_setup.is_local():
+        raise SettingError(setting, True, expected)
+    print(f"{setting} true waits for the cluster to grow, or {expected}")
 
 
 def check(config: TrainConfig) -> None:
@@ -170,10 +200,7 @@ def _evaluate(config: TrainConfig, run_folder: str, checkpoint_name: str, step: 
     loaded = _load(config, run_folder, checkpoint_name)
     with contextlib.redirect_stdout(io.StringIO()):  # hide its tables: the console shows the training
         summary = evaluate(_evaluate_config(config, run_folder, step), loaded)
-    metrics = summary.metrics()
-    averages = [s.name for s in summary.averages if s.name in metrics]
-    headline = COMPOSITION if COMPOSITION in metrics else next(iter(averages or metrics))
-    return Validation(step=step, state="done", metrics=metrics, headline=headline)
+    return Validation(step=step, state="done", metrics=summary.metrics(), headline=summary.headline)
 
 
 def _load(config: TrainConfig, run_folder: str, checkpoint_name: str) -> LoadedModel:
@@ -190,16 +217,11 @@ def _load(config: TrainConfig, run_folder: str, checkpoint_name: str) -> LoadedM
 
 def _evaluate_config(config: TrainConfig, run_folder: str, step: int) -> EvaluateConfig:
     settings, label = config.validation, f"{config.name} step {step}"
-    return EvaluateConfig(
+    return evaluation_of(
+        settings,
         model=ModelConfig(name=label),  # only a label: the weights come from the checkpoint
         output=f"{run_folder}/{EVALUATIONS}/{_name(step)}",
-        suite=settings.suite,
-        prepared=settings.prepared,
-        negatives=settings.negatives,
-        split=settings.split,
         label=label,
-        benchmarks=settings.benchmarks,
-        num_actors=settings.num_actors,
         stall_minutes=settings.timeout_minutes,
         tracking=TrackingConfig(enabled=False),  # the metrics go to the training run
         ray=config.ray,

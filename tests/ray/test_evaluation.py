@@ -25,6 +25,7 @@ from degla_ray.encoding.feature_cache import FeatureCache
 from degla_ray.encoding.features import image_key
 from degla_ray.encoding.images import FileImages, ImageSource, ParquetImages, StoredImage, boxed
 from degla_ray.encoding.needs import Needs
+from degla_ray.encoding.pool import Pool
 from degla_ray.errors import DataError, FingerprintMismatch, SettingError
 from degla_ray.evaluation.run import evaluate
 from degla_ray.evaluation.summary import read_evaluation
@@ -298,7 +299,7 @@ def test_encode_second_time_reads_features_of_the_same_content_from_the_cache(
     for i in range(12):
         (tmp_path / "files" / f"other-name-{i}.png").write_bytes(png(i))
     loaded = loaded_of(folder)
-    pool = encoding.Pool(num_actors=1, cpus_per_actor=1, use_gpu=False, batch_size=5, stall_seconds=60)
+    pool = Pool(num_actors=1, cpus_per_actor=1, use_gpu=False, batch_size=5, stall_seconds=60)
     first = FeatureCache(str(tmp_path / "cache"), "model")
     keys, texts = {image_key("suite", f"img-{i}") for i in range(12)}, {"a red cube", "word " * 100}
     [(_, one)] = encoding.encode(loaded, suite_of(folder), [Needs(keys=keys, texts=texts)], pool, first)
@@ -326,7 +327,7 @@ def test_encode_parts_of_a_image_are_images_of_their_own(folder: Path, tmp_path:
     both.paste(right, (40, 0))
     both.save(tmp_path / "both.png")
     left.save(tmp_path / "left.png")
-    pool = encoding.Pool(num_actors=1, cpus_per_actor=1, use_gpu=False, batch_size=5, stall_seconds=60)
+    pool = Pool(num_actors=1, cpus_per_actor=1, use_gpu=False, batch_size=5, stall_seconds=60)
     ids = ["left.png", boxed("both.png", 0, 0, 40, 40), boxed("both.png", 40, 0, 40, 40)]
     Image.new("1", (20_000, 9_000)).save(tmp_path / "bomb.png")  # Pillow refuses 179 million pixels
     ids += [boxed("both.png", 90, 0, 4, 4), "absent.png", "bomb.png"]
@@ -345,7 +346,7 @@ def test_encode_parts_of_a_image_are_images_of_their_own(folder: Path, tmp_path:
 
 
 def test_encode_nothing_asked_needs_no_actor(folder: Path) -> None:
-    pool = encoding.Pool(num_actors=1, cpus_per_actor=1, use_gpu=False, batch_size=4, stall_seconds=60)
+    pool = Pool(num_actors=1, cpus_per_actor=1, use_gpu=False, batch_size=4, stall_seconds=60)
     encoded = encoding.encode_all(loaded_of(folder), {}, [], [], pool)
     assert encoded.features.image_row == {}
     assert encoded.missing == {}
@@ -355,7 +356,7 @@ def test_encode_model_with_nan_is_refused(folder: Path) -> None:
     loaded = loaded_of(folder)
     with torch.no_grad():
         next(loaded.model.get_submodule("visual").parameters()).fill_(float("nan"))
-    pool = encoding.Pool(num_actors=1, cpus_per_actor=1, use_gpu=False, batch_size=4, stall_seconds=60)
+    pool = Pool(num_actors=1, cpus_per_actor=1, use_gpu=False, batch_size=4, stall_seconds=60)
     with pytest.raises(DataError, match="not finite"):
         encoding.encode_all(loaded, suite_of(folder), ["suite:img-0"], [], pool)
 
@@ -400,7 +401,7 @@ def test_encode_cluster_whose_cpus_are_taken_ends_with_a_deadline(folder: Path) 
 
     hog = ray.remote(num_cpus=8)(Hog).remote()
     ray.get(hog.ready.remote())
-    pool = encoding.Pool(num_actors=1, cpus_per_actor=1, use_gpu=False, batch_size=4, stall_seconds=3)
+    pool = Pool(num_actors=1, cpus_per_actor=1, use_gpu=False, batch_size=4, stall_seconds=3)
     try:
         with pytest.raises(DataError, match="no progress for 3 s after 0 of 1 batches"):
             encoding.encode_all(loaded_of(folder), suite_of(folder), [], ["a text"], pool)
