@@ -149,6 +149,26 @@ def test_evaluate_rerun_does_nothing_and_another_model_is_refused(folder: Path, 
         evaluate(dataclasses.replace(config, benchmarks=["all"]))
 
 
+def test_evaluate_precisions_share_neither_folder_nor_features(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shared = {"benchmarks": ["scenes_zeroshot"], "cache": str(tmp_path / "cache")}
+    summary = evaluate(config_of(folder, tmp_path / "fp32", **shared))
+    assert "encoding: 1 CPU actor, fp32" in capsys.readouterr().out
+    bf16 = ComputeConfig(precision="bf16")
+    with pytest.raises(FingerprintMismatch, match=r"identity\.precision"):
+        evaluate(config_of(folder, tmp_path / "fp32", **shared, compute=bf16))
+    rounded = evaluate(config_of(folder, tmp_path / "bf16", **shared, compute=bf16))
+    assert "encoding: 1 CPU actor, bf16" in capsys.readouterr().out
+    assert (summary.model["precision"], rounded.model["precision"]) == ("fp32", "bf16")
+    exact, other = (rows_of(tmp_path / name) for name in ("fp32", "bf16"))
+    differences = [
+        np.abs(np.subtract(row["candidate_scores"], other[key]["candidate_scores"])).max()
+        for key, row in exact.items()
+    ]
+    assert 1e-5 < max(differences) < 3e-2
+
+
 def test_evaluate_broken_and_absent_images_are_named_and_make_it_partial(
     folder: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
