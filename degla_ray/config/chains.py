@@ -31,7 +31,8 @@ class TuneConfig(ScoringConfig):
     seed: int = 0
     """Seed of the draws from the space; equal seeds draw equal trials."""
     max_zero_shot_loss: float = 0.02
-    """Zero-shot accuracy (0 to 1) that the best trial may lose relative to its starting model."""
+    """Zero-shot accuracy (0 to 1) that the best trial may lose relative to its starting model; without effect
+    if no test set measures it."""
     num_actors: int = 1
     """Ray Data actors per trial that encode the test sets."""
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -25,6 +25,7 @@ from degla_ray.encoding.feature_cache import FeatureCache
 from degla_ray.encoding.images import ImageSource, ParquetImages
 from degla_ray.encoding.needs import Encoded, Needs
 from degla_ray.encoding.pool import Pool, Precision, resolve_precision
+from degla_ray.encoding.start import load_beside_ray
 from degla_ray.errors import SettingError
 from degla_ray.evaluation.benchmarks import published, suite
 from degla_ray.evaluation.benchmarks.base import Benchmark, Scored
@@ -42,13 +43,14 @@ from degla_ray.evaluation.summary import (
     write_summary,
 )
 from degla_ray.lease import owned
-from degla_ray.model.build import build_with_weights
-from degla_ray.model.loaded import LoadedModel
 from degla_ray.model.source import SourceKind, check_model, find_model
 from degla_ray.progress_bars import ProgressBars
 from degla_ray.schema import CAPTIONS, ITEMS, NEGATIVES
-from degla_ray.stage import StageFolder, read_complete
+from degla_ray.stage import StageFolder, is_complete, read_complete
 from degla_ray.storage import Storage
+
+if TYPE_CHECKING:
+    from degla_ray.model.loaded import LoadedModel
 
 PREPARED = "prepared"
 OWN_CACHE = "features"  # in the output folder; deleted when the evaluation ends
@@ -76,8 +78,14 @@ def evaluate(config: EvaluateConfig, loaded: LoadedModel | None = None) -> Summa
     if loaded is not None:  # the training run that owns the model already holds the parent folder's lease
         return _evaluate(config, _tests(config), loaded, None)
     check_model(config.model, needs_weights=True)
-    tests, loaded = _tests(config), _load_model(config)
+    tests = _tests(config)
     with owned(config.output):
+        if is_complete(config.output):  # which needs no Ray
+            loaded = _load_model(config)
+        else:
+            loaded = load_beside_ray(
+                lambda: _load_model(config), config.ray, config.compute, config.num_actors
+            )
         return _evaluate(config, tests, loaded, _folder_of(config))
 
 
@@ -260,7 +268,9 @@ def _chosen(benchmarks: Sequence[Benchmark], names: Sequence[str]) -> list[Bench
 
 
 def _load_model(config: EvaluateConfig) -> LoadedModel:
-    import torch
+    import torch  # with open_clip, 6 s
+
+    from degla_ray.model.build import build_with_weights
 
     torch.manual_seed(0)  # random weights, if requested, are the same in every call
     return build_with_weights(config.model)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -36,3 +39,11 @@ def test_resized_and_normalised_equals_open_clips_transform(
             pixels_CHW = torch.from_numpy(pixels_HWC.copy()).permute(2, 0, 1)
             found_CHW = (pixels_CHW.float() / 255 - mean_C11) / std_C11
             assert torch.equal(found_CHW, transform(image)), (mode, width, height)
+
+
+@pytest.mark.parametrize("module", ["degla_ray.encoding.reading", "degla_ray.evaluation.run"])
+def test_module_that_reads_or_starts_imports_no_heavy_library(module: str) -> None:
+    heavy = "{'torch', 'open_clip', 'transformers', 'ray', 'mlflow', 'scipy'}"
+    code = f"import sys, {module}; print(*sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
