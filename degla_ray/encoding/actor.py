@@ -104,8 +104,7 @@ class Towers:
             return host
         with torch.cuda.stream(self._copies):
             copied = host.to(self.device, non_blocking=True)
-        torch.cuda.current_stream().wait_stream(self._copies)
-        copied.record_stream(
-            torch.cuda.current_stream()
-        )  # its memory is not reused before that stream is done
+        computing = torch.cuda.current_stream()
+        computing.wait_stream(self._copies)
+        copied.record_stream(computing)  # so that its memory is reused only after the computation
         return copied

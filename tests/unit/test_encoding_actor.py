@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from PIL import Image
 
 from degla_ray.config import ComputeConfig, ModelConfig, RayConfig
-from degla_ray.encoding.actor import Towers
+from degla_ray.encoding.actor import GPU_CALLS, Towers
 from degla_ray.encoding.pool import Pool, Precision, auto_precision, resolve_precision
 from degla_ray.encoding.reading import tokenised
 from degla_ray.encoding.resize import resized
@@ -59,6 +60,30 @@ def test_towers_fp32_features_equal_open_clips(loaded: LoadedModel) -> None:
     for found, expected in zip(_encoded(loaded, "cpu", "fp32"), _plain(loaded), strict=True):
         assert found.dtype == np.float32
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "device",
+    [
+        "cpu",
+        pytest.param(
+            "cuda",
+            marks=[
+                pytest.mark.gpu,
+                pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+            ],
+        ),
+    ],
+)
+def test_towers_two_batches_in_flight_are_not_mixed_up(loaded: LoadedModel, device: str) -> None:
+    towers = Towers(loaded, device, "fp32")
+    rng = np.random.default_rng(0)
+    shape = (8, *loaded.preprocess_cfg["size"], 3)
+    batches = [rng.integers(0, 255, shape, dtype=np.uint8) for _ in range(12)]
+    one_by_one = [towers.images(batch) for batch in batches]
+    with ThreadPoolExecutor(GPU_CALLS) as calls:
+        for found, expected in zip(calls.map(towers.images, batches), one_by_one, strict=True):
+            np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
 
 
 def test_towers_bf16_features_are_rounded_and_float32(loaded: LoadedModel) -> None:
