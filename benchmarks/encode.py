@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import ray
 import torch
 from PIL import Image
@@ -33,7 +32,7 @@ from degla_ray.config import ModelConfig, RayConfig
 from degla_ray.encoding.actor import Encoder
 from degla_ray.encoding.images import FileImages, ImageBatch
 from degla_ray.encoding.reading import Reader
-from degla_ray.encoding.rows import WORK, row_of
+from degla_ray.encoding.rows import as_items, row_of
 from degla_ray.model.build import build
 from degla_ray.model.encode import encode_image
 from degla_ray.model.loaded import LoadedModel
@@ -164,9 +163,9 @@ def now(loaded: LoadedModel, folder: str, batches: list[dict[str, Any]]) -> tupl
     """Return today's reading stage, and what encodes its blocks."""
     known = ray.put(np.array([], dtype="S32"))
     reader = Reader(loaded.preprocess_cfg, {SOURCE: FileImages(folder)}, known, ray.put(loaded.tokenizer))
-    tables = [pa.Table.from_pylist([batch], schema=WORK) for batch in batches]
     as_tables: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow"}
-    read = ray.data.from_arrow(tables).map_batches(reader, num_cpus=READING_CPUS, **as_tables)
+    items = ray.data.from_items(as_items(batches), override_num_blocks=len(batches))
+    read = items.map_batches(reader, num_cpus=READING_CPUS, **as_tables)
     arguments = (ray.put(loaded), 1.0, "fp32")
 
     def encode(blocks: Dataset) -> Iterator[tuple[list[str], np.ndarray]]:

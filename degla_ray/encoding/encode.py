@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
 from rich.console import Console
 
 from degla_ray.deadline import with_deadline
@@ -28,7 +27,7 @@ from degla_ray.encoding.images import ImageBatch, ImageSource
 from degla_ray.encoding.needs import Encoded, Needs, Work
 from degla_ray.encoding.pool import Pool
 from degla_ray.encoding.reading import Reader
-from degla_ray.encoding.rows import WORK, row_of
+from degla_ray.encoding.rows import as_items, row_of
 from degla_ray.errors import DataError
 from degla_ray.identity import canonical, fingerprint
 
@@ -185,9 +184,8 @@ def _run(
     known = cache.digests() if cache is not None else np.array([], dtype="S32")
     reader = Reader(loaded.preprocess_cfg, sources, ray.put(known), ray.put(loaded.tokenizer))
     calls = GPU_CALLS if pool.use_gpu else 1
-    work = [pa.Table.from_pylist([batch], schema=WORK) for batch in batches]
     results = (
-        ray.data.from_arrow(work)
+        ray.data.from_items(as_items(batches), override_num_blocks=len(batches))
         .map_batches(reader, batch_size=None, batch_format="pyarrow")
         .map_batches(
             Encoder,

@@ -15,14 +15,14 @@ import pyarrow as pa
 from degla_ray.encoding.feature_cache import image_digest, text_digest
 from degla_ray.encoding.images import ImageBatch, ImageSource
 from degla_ray.encoding.resize import resized
-from degla_ray.encoding.rows import with_array
+from degla_ray.encoding.rows import batch_of, with_array
 from degla_ray.errors import one_line
 
 Tokenizer = Callable[..., Any]
 
 
 class Reader:
-    """Callable of the stage: a table of WORK -> a table of READ with uint8 pixels or token ids.
+    """Callable of the stage: an item of work -> a table of READ with uint8 pixels or token ids.
 
     Args:
         preprocess_cfg: the model's preprocessing.
@@ -42,7 +42,7 @@ class Reader:
         self.known, self.tokenizer = known, tokenizer
 
     def __call__(self, work: pa.Table) -> pa.Table:
-        [row] = work.to_pylist()
+        row = batch_of(work)
         return self._images(row) if row["source"] else self._texts(row)
 
     def _texts(self, row: Mapping[str, Any]) -> pa.Table:

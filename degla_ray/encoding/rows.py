@@ -6,18 +6,33 @@ of it again. Here the table refers to the array's own memory, so only the object
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 _NAMES = pa.list_(pa.string())
-WORK = pa.schema([("source", pa.string()), ("ids", _NAMES), ("where", pa.string())])
-"""Work: texts, if `source` is empty, or images of a source at a place that it understands."""
 _PASSED_ON = [(name, _NAMES) for name in ("digests", "known", "known_digests", "failed", "reasons")]
 READ = pa.schema([("source", pa.string()), ("ids", _NAMES), ("truncated", pa.list_(pa.bool_())), *_PASSED_ON])
 """What was read: its array holds the pixels or tokens of `ids`. `known` are images whose features are cached;
 `failed` are those that could not be read."""
+
+
+def as_items(batches: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """Return work as Ray Data's items: texts, if `source` is empty, or `ids` of a source and `where` they are.
+
+    As tables, every batch would cost a task that only measures it.
+    """
+    return [{"batch": json.dumps(batch)} for batch in batches]
+
+
+def batch_of(item: pa.Table) -> dict[str, Any]:
+    """Return the batch of one of `as_items`."""
+    [text] = item["batch"].to_pylist()
+    batch: dict[str, Any] = json.loads(text)
+    return batch
 
 
 def with_array(row: dict[str, Any], array: np.ndarray) -> pa.Table:

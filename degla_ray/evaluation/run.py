@@ -9,6 +9,8 @@ tests take seconds on 2 cores.
 from __future__ import annotations
 
 import dataclasses
+import importlib
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -120,6 +122,8 @@ def _evaluate(
         fingerprint=folder.fingerprint,
         sources={name: images.source_spec(source) for name, source in tests.sources.items()},
     )
+    if config.tracking.enabled:  # takes 3 s, which this process has while the actors encode
+        threading.Thread(target=importlib.import_module, args=("mlflow",), daemon=True).start()
     summary = _score_all(config, tests, loaded, folder, summary)
     _track(config, summary, identity)
     for number, benchmark in enumerate(tests.benchmarks):
