@@ -21,9 +21,10 @@ READ = pa.schema([("source", pa.string()), ("ids", _NAMES), ("truncated", pa.lis
 
 
 def as_items(batches: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
-    """Return work as Ray Data's items: texts, if `source` is empty, or `ids` of a source and `where` they are.
+    """Return batches of work as items of Ray Data; tables would cost a task per batch that only measures it.
 
-    As tables, every batch would cost a task that only measures it.
+    Args:
+        batches: `source`, `ids` and `where` of each batch; without a source, the ids are texts.
     """
     return [{"batch": json.dumps(batch)} for batch in batches]
 
