@@ -10,14 +10,18 @@ Shape suffixes: B rows, L positions, T tokens of all rows, W tower width, D feat
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from open_clip.transformer import TextTransformer, VisionTransformer
 from torch import Tensor, nn
 
-from degla_ray.model.blocks import Packing, known, pooled_output
+from degla_ray.model.blocks import Causal, Dense, known, pooled_output
+from degla_ray.model.packing import PackedText, pack
 
 # open_clip's models have attributes that torch's type annotations do not declare.
 OpenClipModel = Any
@@ -34,8 +38,7 @@ def encode_image(model: OpenClipModel, images_BCHW: Tensor, normalize: bool = Tr
         and known(tower.transformer)
     )
     img_BD = _class_token(tower, images_BCHW) if pools_one_token else model.encode_image(images_BCHW)
-    img_BD = img_BD.float()
-    return F.normalize(img_BD, dim=-1) if normalize else img_BD
+    return _unit(img_BD, normalize)
 
 
 def encode_text(model: OpenClipModel, tokens_BL: Tensor, normalize: bool = True) -> Tensor:
@@ -43,57 +46,85 @@ def encode_text(model: OpenClipModel, tokens_BL: Tensor, normalize: bool = True)
 
     Args:
         model: open_clip CLIP or CustomTextCLIP.
-        tokens_BL: int64 token ids, padded to any common length up to the context length.
+        tokens_BL: integer token ids, padded to any common length up to the context length; best on the CPU, as
+            their lengths are needed there.
         normalize: whether to divide by the L2 norm.
     """
+    end = text_end(model)
+    if end is None or len(tokens_BL) == 0:
+        device = next(model.parameters()).device
+        return _unit(model.encode_text(tokens_BL.long().to(device)), normalize)
+    tokens = tokens_BL.numpy(force=True)
+    return encode_packed(model, pack(tokens, end.find(tokens)), normalize)
+
+
+def encode_packed(model: OpenClipModel, text: PackedText, normalize: bool = True) -> Tensor:
+    """Return txt_XD of packed texts, float32; for models of which `text_end` is not None."""
     tower = _causal_tower(model)
-    if tower is None or len(tokens_BL) == 0:
-        txt_BD = model.encode_text(tokens_BL)
-    else:
-        txt_BD = _end_token(*tower, tokens_BL)
-    txt_BD = txt_BD.float()
-    return F.normalize(txt_BD, dim=-1) if normalize else txt_BD
+    text = text.to(tower.positional_embedding.device)
+    x_TW = tower.token_embedding(text.token_T)
+    x_TW = x_TW + F.embedding(text.position_T, tower.positional_embedding)
+    x_XW = pooled_output(tower.transformer, x_TW, Causal(text), text.last_X)
+    # LayerNorm acts on each token separately, so only the pooled one needs it.
+    return _unit(_projected(_norm(tower, tower.ln_final, x_XW), tower.text_projection), normalize)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextEnd:
+    """How a tower finds a text's last token, whose output it uses.
+
+    Attributes:
+        token: id of the end token, at its first place; None: the largest id (OpenAI's rule).
+    """
+
+    token: int | None
+
+    def find(self, tokens_XL: NDArray[np.integer]) -> NDArray[np.int64]:
+        """Return last_X, the position of each text's last token."""
+        return (tokens_XL if self.token is None else tokens_XL == self.token).argmax(axis=-1)
+
+
+def text_end(model: OpenClipModel) -> TextEnd | None:
+    """Return where the model's texts end, or None for a text tower that needs all positions."""
+    tower = _causal_tower(model)
+    if tower is None:
+        return None
+    is_clip = hasattr(tower, "text_pool_type")  # CLIP contains the tower's parts itself
+    pool_type, end = (tower.text_pool_type, tower.text_eos_id) if is_clip else (tower.pool_type, tower.eos_id)
+    return TextEnd(token=None if pool_type == "argmax" else end)
 
 
 def _class_token(tower: OpenClipModel, images_BCHW: Tensor) -> Tensor:
     x_BLW = tower._embeds(images_BCHW)
     B, L, _ = x_BLW.shape
-    packing = Packing(shape=(B, L), causal=False)
     first_B = torch.arange(0, B * L, L, device=x_BLW.device)
-    x_BW = tower.ln_post(pooled_output(tower.transformer, packing.pack(x_BLW), packing, first_B))
-    return _projected(x_BW, tower.proj)
+    x_BW = pooled_output(tower.transformer, x_BLW.flatten(0, 1), Dense(L), first_B)
+    return _projected(_norm(tower, tower.ln_post, x_BW), tower.proj)
 
 
-def _causal_tower(model: OpenClipModel) -> tuple[OpenClipModel, str, int] | None:
-    """Return (module with the tower's parts, pooling type, id of the end token); None for other towers."""
-    if hasattr(model, "text_pool_type"):  # CLIP itself contains the parts
-        tower, pool_type, end_id = model, model.text_pool_type, model.text_eos_id
+def _causal_tower(model: OpenClipModel) -> OpenClipModel | None:
+    """Return the module with the text tower's parts; None for towers that this file does not compute."""
+    if hasattr(model, "text_pool_type"):
+        tower, pool_type = model, model.text_pool_type
     elif isinstance(getattr(model, "text", None), TextTransformer):  # CustomTextCLIP
-        tower, pool_type, end_id = model.text, model.text.pool_type, model.text.eos_id
+        tower, pool_type = model.text, model.text.pool_type
         if tower.cls_emb is not None or tower.use_pad_mask or tower.output_tokens:
             return None
     else:
         return None
     if tower.attn_mask is None or pool_type not in ("argmax", "eos") or not known(tower.transformer):
         return None
-    return tower, pool_type, end_id
+    return tower
 
 
-def _end_token(tower: OpenClipModel, pool_type: str, end_id: int, tokens_BL: Tensor) -> Tensor:
-    end_B = (tokens_BL if pool_type == "argmax" else (tokens_BL == end_id).int()).argmax(dim=-1)
-    position_L = torch.arange(int(end_B.max()) + 1, device=tokens_BL.device)
-    real_BL = position_L <= end_B[:, None]
-    place_T = real_BL.flatten().nonzero()[:, 0]
-    packing = Packing(shape=(len(tokens_BL), len(position_L)), causal=True, place_T=place_T)
-    tokens_T = packing.pack(tokens_BL[:, : len(position_L)])
-    position_T = packing.pack(position_L.expand(packing.shape))
+def _norm(tower: OpenClipModel, norm: nn.Module, x_BW: Tensor) -> Tensor:
+    """Return x_BW normalised in the weights' own type (float32) even under autocast."""
+    with torch.autocast(x_BW.device.type, enabled=False):
+        return norm(x_BW.to(tower.positional_embedding.dtype))
 
-    dtype = tower.transformer.get_cast_dtype()
-    x_TW = tower.token_embedding(tokens_T).to(dtype) + tower.positional_embedding[position_T].to(dtype)
-    last_B = (end_B + 1).cumsum(0) - 1
-    # LayerNorm acts on each token separately, so only the pooled one needs it.
-    x_BW = tower.ln_final(pooled_output(tower.transformer, x_TW, packing, last_B))
-    return _projected(x_BW, tower.text_projection)
+
+def _unit(x_BD: Tensor, normalize: bool) -> Tensor:
+    return F.normalize(x_BD.float(), dim=-1) if normalize else x_BD.float()
 
 
 def _projected(x_BW: Tensor, projection: nn.Linear | Tensor | None) -> Tensor:
