@@ -1,14 +1,14 @@
 """open_clip's transformer blocks without padding, and in the last block only for the pooled tokens.
 
-The tokens of all rows form one sequence [T, W] for the layers that act on each token separately (linear layers
-and norms, at least 95 % of the FLOPs). Only attention, which must not cross rows, sees rows side by side. A tower
-uses one token per row of the last block's output, so only that token is a query there and passes through the
-MLP. In float32 the result equals open_clip's. A ViT-B/32 step with 16 images and 80 captions computes a third of
-the FLOPs that 77 tokens per caption take.
+The tokens of all rows form one sequence [T, W] for the layers that act on each token separately (linear
+layers and norms, at least 95 % of the FLOPs). Only attention, which must not cross rows, sees rows side by
+side. A tower uses one token per row of the last block's output, so only that token is a query there and
+passes through the MLP. In float32 the result equals open_clip's. A ViT-B/32 step with 16 images and 80
+captions computes a third of the FLOPs that 77 tokens per caption take.
 
-Under autocast a block converts its weights to the autocast type in one operation, and its gradients back in one,
-where autocast itself needs one for each weight: about a third of a step's kernel launches. Norms compute in
-float32 inside their kernel, on activations of the autocast type.
+Under autocast a tower's weights are converted to the autocast type in one operation, and a block's gradients
+back in one, where autocast itself needs one for each weight: a third of a step's kernel launches. Norms
+compute in float32 inside their kernel, on activations of the autocast type.
 
 Shape suffixes: B rows, L positions per row, T tokens of all rows, W width, X 3 W or 2 W, H heads, D W / H.
 """
@@ -65,8 +65,8 @@ class Dense:
 class Causal:
     """Texts of several lengths; a token attends to itself and the tokens before it.
 
-    On a GPU in half precision, attention runs on the packed tokens (torch's variable-length kernel); elsewhere
-    texts are padded for attention alone.
+    On a GPU in half precision, attention runs on the packed tokens (torch's variable-length kernel);
+    elsewhere texts are padded for attention alone.
     """
 
     text: PackedText
@@ -79,6 +79,7 @@ class Causal:
             seen_THD = varlen_attn(
                 q_THD, k_THD, v_THD, text.start_S, text.start_S, longest, longest, window_size=(-1, 0)
             )
+            assert isinstance(seen_THD, Tensor)  # a pair only if its log-sum-exp is asked for
             return seen_THD.flatten(1)
         qkv_BLX = _Pad.apply(qkv_TX, text.token_P, text.place_T).unflatten(0, text.shape)
         q_BHLD, k_BHLD, v_BHLD = _heads(qkv_BLX, 3, heads)
@@ -97,7 +98,7 @@ class Causal:
 
 
 class _Pad(torch.autograd.Function):
-    """Packed tokens to places. A padded place's gradient is 0, so that the backward pass reads tokens' only."""
+    """Packed tokens to places. A padded place's gradient is 0, so backward reads only the tokens'."""
 
     @staticmethod
     def forward(ctx: Any, x_TX: Tensor, token_P: Tensor, place_T: Tensor) -> Tensor:
@@ -105,7 +106,7 @@ class _Pad(torch.autograd.Function):
         return x_TX.index_select(0, token_P)
 
     @staticmethod
-    def backward(ctx: Any, grad_PX: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad_PX: Tensor) -> tuple[Tensor, None, None]:
         return grad_PX.index_select(0, *ctx.saved_tensors), None, None
 
 
@@ -119,9 +120,10 @@ class _Unpad(torch.autograd.Function):
         return x_PX.index_select(0, place_T)
 
     @staticmethod
-    def backward(ctx: Any, grad_TX: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad_TX: Tensor) -> tuple[Tensor, None]:
         grad_PX = grad_TX.new_zeros(ctx.places, grad_TX.shape[1])
-        return grad_PX.index_copy_(0, *ctx.saved_tensors, grad_TX), None
+        (place_T,) = ctx.saved_tensors
+        return grad_PX.index_copy_(0, place_T, grad_TX), None
 
 
 class BlockWeights(NamedTuple):
@@ -153,7 +155,7 @@ class _Attach(torch.autograd.Function):
         return tuple(converted)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         present = iter(_converted([g for g in grads if g is not None], ctx.dtype))
         return None, *(None if g is None else next(present) for g in grads)
 
@@ -177,7 +179,7 @@ class _QuickMlp(torch.autograd.Function):
         return torch.addmm(proj_bias, hidden, proj.t(), alpha=1 / a)
 
     @staticmethod
-    def backward(ctx: Any, grad_TW: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad_TW: Tensor) -> tuple[Tensor | None, ...]:
         x_TW, fc, proj, scaled, hidden = ctx.saved_tensors
         a, (for_x, for_fc, for_fc_bias, for_proj, for_proj_bias) = _QuickMlp.A, ctx.needs_input_grad
         grad_scaled = torch.ops.aten.silu_backward(_product(grad_TW, proj, 1 / a), scaled)
@@ -205,7 +207,7 @@ def pooled_output(transformer: Any, x_TW: Tensor, layout: Layout, pooled_B: Tens
         transformer: open_clip Transformer for which `known` is true.
         x_TW: embedded tokens, packed.
         layout: rows that the tokens form.
-        pooled_B: integer index of each row's pooled token among the T tokens; if causal, the row's last token.
+        pooled_B: index of each row's pooled token among the T tokens; if causal, the row's last token.
     """
     device = x_TW.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x_TW.dtype

@@ -46,8 +46,8 @@ def encode_text(model: OpenClipModel, tokens_BL: Tensor, normalize: bool = True)
 
     Args:
         model: open_clip CLIP or CustomTextCLIP.
-        tokens_BL: integer token ids, padded to any common length up to the context length; best on the CPU, as
-            their lengths are needed there.
+        tokens_BL: integer token ids, padded to any common length up to the context length; best on the CPU,
+            where their lengths are needed.
         normalize: whether to divide by the L2 norm.
     """
     end = text_end(model)
@@ -61,6 +61,7 @@ def encode_text(model: OpenClipModel, tokens_BL: Tensor, normalize: bool = True)
 def encode_packed(model: OpenClipModel, text: PackedText, normalize: bool = True) -> Tensor:
     """Return txt_XD of packed texts, float32; for models of which `text_end` is not None."""
     tower = _causal_tower(model)
+    assert tower is not None, "text_end tells which models take packed texts"
     text = text.to(tower.positional_embedding.device)
     x_TW = tower.token_embedding(text.token_T)
     x_TW = x_TW + F.embedding(text.position_T, tower.positional_embedding)

@@ -4,12 +4,12 @@ A tower computes its linear layers and norms on the tokens alone (about 12 of CL
 only attention sees texts side by side. Every index that this takes is made here, with numpy, where the tokens
 are: the loader does it for training, so that student and teacher share it and no step waits for the device.
 
-Sizes are rounded up, so that kernels and compiled graphs meet few shapes: the length of a text to 8, the number
-of tokens to `token_multiple`. Spare tokens cost their share of the linear layers (at most 255 tokens a batch at
-256) and reach no output.
+Sizes are rounded up, so that kernels and compiled graphs meet few shapes: the length of a text to 8, the
+number of tokens to `token_multiple`. Spare tokens cost their share of the linear layers (at most 255 tokens a
+batch at 256) and reach no output.
 
-Shape suffixes: X texts, L positions per text, T tokens of all texts and spare ones, P = X · L places, S = X + 2
-boundaries.
+Shape suffixes: X texts, L positions per text, T tokens of all texts and spare ones, P = X · L places, S = X +
+2 boundaries.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class PackedText:
         token_T: int32 token ids, text after text; 0 for spare tokens.
         position_T: int32, position of each token in its text.
         last_X: int32, index of each text's last token among the T.
-        place_T: int64 (index_copy takes no other), place of each token among the P; spare tokens share the last place of the first text,
-            which is always padding.
+        place_T: int64, as index_copy demands; place of each token among the P. Spare tokens share the last
+            place of the first text, which is always padding.
         token_P: int32, index of the token at each place; at padded places, the text's last token, which
             causal attention never shows to a token before it.
         real_XL: bool, whether a place holds a token.
