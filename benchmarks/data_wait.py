@@ -34,6 +34,7 @@ from degla_ray import ray_setup
 from degla_ray.config import DataConfig, Flickr8kConfig, PrepareConfig, RayConfig
 from degla_ray.loader.decode import BatchSpec
 from degla_ray.loader.feed import Feed, end_decoders, start_decoders
+from degla_ray.loader.image_files import CacheSpec
 from degla_ray.loader.order import BatchOrder
 from degla_ray.loader.samples import load_samples
 from degla_ray.sources.prepare import prepare
@@ -114,6 +115,7 @@ def _feed(root: Path, options: argparse.Namespace) -> Batches:
         negatives=0,
         size=(SIZE, SIZE),
         interpolation="bicubic",
+        cache=CacheSpec(folder="", max_bytes=0, whole_parts=False),
         crop_scale_min=0.9,
         tokenizer=open_clip.get_tokenizer(MODEL),
     )

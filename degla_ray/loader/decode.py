@@ -1,9 +1,7 @@
 """Building a worker's batch from row numbers: fetch by address, decode, crop, tokenise. Does not import Ray.
 
 Images are passed on as uint8 and converted to float by the trainer, which transfers a quarter of the bytes.
-The smallest unit that Parquet reads is a row group of 16 images. The latest groups are cached (up to 256 MiB
-per process): a data set that fits is read from disk once, and a larger one reads up to 16 times the bytes it
-needs.
+Each image is read exactly (`image_files.py`), and a large JPEG is decoded at the size that is needed.
 
 Shape suffixes: B a worker's rows, H W pixels, C channels, L tokens, K negatives.
 """
@@ -12,9 +10,9 @@ from __future__ import annotations
 
 import io
 import math
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,12 +21,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from degla_ray.errors import DataError
+from degla_ray.loader.image_files import CacheSpec, ImageFiles
 from degla_ray.loader.order import BatchOrder, Visits, draw_negatives, uniforms
 from degla_ray.loader.samples import Samples
 from degla_ray.pixel_limit import without_pillows_limit
-from degla_ray.storage import Storage
 
-CACHE_BYTES = 256 * 2**20
+Box = tuple[int, int, int, int]
+"""(left, top, width, height) in pixels."""
 _TRIES = 10  # as torchvision's RandomResizedCrop
 _UNIFORMS = 2 * _TRIES + 2
 _RATIO_LOG = (math.log(3 / 4), math.log(4 / 3))
@@ -47,6 +46,7 @@ class BatchSpec:
         interpolation: PIL's name, e.g. `bicubic`.
         crop_scale_min: smallest share of the image's area that a crop keeps.
         tokenizer: captions -> int64 tensor [.., L].
+        cache: local copies of remote parts.
     """
 
     order: BatchOrder
@@ -57,14 +57,15 @@ class BatchSpec:
     interpolation: str
     crop_scale_min: float
     tokenizer: Callable[[list[str]], Any]
+    cache: CacheSpec
 
 
 class BatchReader:
-    """A reader of the local batch of any step; it keeps files open and caches the latest row groups."""
+    """A reader of the local batch of any step."""
 
     def __init__(self, samples: Samples, spec: BatchSpec) -> None:
         self.samples, self.spec = samples, spec
-        self._reader = ImageReader(samples)
+        self._files = ImageFiles(samples, spec.cache)
 
     def read(self, step: int) -> dict[str, NDArray[Any]]:
         """Return the local batch of a step as arrays by name.
@@ -89,13 +90,19 @@ class BatchReader:
         height, width = spec.size
         method = Image.Resampling[spec.interpolation.upper()]
         drawn = uniforms(spec.order.seed, "crop", visits, _UNIFORMS)
-        out_BHWC = np.empty((len(visits.row_B), height, width, 3), dtype=np.uint8)
-        for out, row, u in zip(out_BHWC, visits.row_B, drawn, strict=True):
-            decoded = self._reader.open(int(self.samples.image[row]))
-            left, top, w, h = crop_box(decoded.width, decoded.height, u, spec.crop_scale_min)
-            with without_pillows_limit():  # a crop is held to it too
-                crop = decoded.crop((left, top, left + w, top + h))
-            out[:] = np.asarray(crop.resize((width, height), method))
+        images_B = self.samples.image[visits.row_B]
+        out_BHWC = np.empty((len(images_B), height, width, 3), dtype=np.uint8)
+        for out, number, data, u in zip(out_BHWC, images_B, self._files.read(images_B), drawn, strict=True):
+            try:
+                out[:] = cropped(
+                    data, partial(crop_box, uniform_U=u, scale_min=spec.crop_scale_min), spec.size, method
+                )
+            except Exception as error:  # decoders raise whatever a broken file leads them to
+                raise DataError(
+                    self._files.describe(int(number)),
+                    f"{type(error).__name__}: {error}",
+                    "an image that decodes",
+                ) from error
         return out_BHWC
 
     def _text(self, visits: Visits) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.bool_]]:
@@ -123,52 +130,40 @@ def with_hard_negatives(visits: Visits, samples: Samples, seed: int) -> Visits:
     )
 
 
-class ImageReader:
-    """A reader of images by number that caches at most `cache_bytes` of encoded images."""
+def cropped(
+    data: bytes,
+    box_of: Callable[[int, int], Box],
+    size: tuple[int, int],
+    interpolation: int,
+) -> Image.Image:
+    """Return an encoded image as RGB, cropped and resized.
 
-    def __init__(self, samples: Samples, cache_bytes: int = CACHE_BYTES) -> None:
-        self.samples, self.cache_bytes = samples, cache_bytes
-        self._storage = Storage(samples.folder)
-        self._files: dict[int, Any] = {}
-        self._groups: OrderedDict[tuple[int, int], pa.ChunkedArray] = OrderedDict()
-        self._bytes = 0
+    A JPEG that is at least twice as large as needed is decoded at a half, quarter or eighth of its size, by
+    an inverse DCT of fewer coefficients. Against a full decode, pixels of 20 photographs of 780
+    to 1,282 pixels, reduced to 224, differ by 0.7 of 255 on average.
 
-    def open(self, number: int) -> Image.Image:
-        """Return the image as RGB.
+    Args:
+        data: an image file's bytes.
+        box_of: (width, height) of the image -> (left, top, width, height) of the crop, in pixels.
+        size: (height, width) of the result.
+        interpolation: PIL's resampling filter.
 
-        Raises:
-            DataError: the image cannot be decoded.
-        """
-        part, group, row = (int(x) for x in self.samples.address[number])
-        data = self._group(part, group)[row].as_py()
-        try:
-            with without_pillows_limit(), Image.open(io.BytesIO(data)) as image:
-                return image.convert("RGB")
-        except Exception as error:  # decoders raise whatever a broken file leads them to
-            name = self.samples.image_id[number].as_py()
-            where = self._storage.path("images", self.samples.parts[part])
-            raise DataError(
-                f"image {name!r} in {where}", f"{type(error).__name__}: {error}", "an image that decodes"
-            ) from error
-
-    def _group(self, part: int, group: int) -> pa.ChunkedArray:
-        key = (part, group)
-        if key in self._groups:
-            self._groups.move_to_end(key)
-            return self._groups[key]
-        if part not in self._files:
-            self._files[part] = self._storage.open_parquet("images", self.samples.parts[part])
-        column = self._files[part].read_row_group(group, columns=["image"])["image"]
-        self._groups[key] = column
-        self._bytes += column.nbytes
-        while self._bytes > self.cache_bytes and len(self._groups) > 1:
-            self._bytes -= self._groups.popitem(last=False)[1].nbytes
-        return column
+    Raises:
+        Exception: whatever a broken file leads the decoder to.
+    """
+    height, width = size
+    with without_pillows_limit(), Image.open(io.BytesIO(data)) as image:
+        full_width, full_height = image.size
+        left, top, w, h = box_of(full_width, full_height)
+        shrink = max(1.0, min(w / width, h / height))
+        image.draft("RGB", (int(full_width / shrink), int(full_height / shrink)))
+        decoded = image.convert("RGB")
+        x, y = decoded.width / full_width, decoded.height / full_height
+        box = (left * x, top * y, (left + w) * x, (top + h) * y)  # not rounded: half a pixel would show
+        return decoded.resize((width, height), interpolation, box=box)
 
 
-def crop_box(
-    width: int, height: int, uniform_U: NDArray[np.float64], scale_min: float
-) -> tuple[int, int, int, int]:
+def crop_box(width: int, height: int, uniform_U: NDArray[np.float64], scale_min: float) -> Box:
     """Return RandomResizedCrop's rectangle (left, top, width, height), by torchvision's procedure.
 
     Args:

@@ -3,7 +3,7 @@
 Row r is the r-th caption of the split in the order of `sample_id`, independent of shards. Captions and
 negatives are Arrow arrays, so one copy in Ray's object store serves every process of a node without
 unpickling: 414k captions with ten negatives each take about 0.3 GB. Images are represented by their address
-(part, row group, row in the group), found by reading the `image_id` column once.
+in the parts of the dataset `images` (24 bytes an image), which `prepare` wrote as `image_index`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from degla_ray.config import DataConfig
 from degla_ray.errors import DataError, SettingError
-from degla_ray.schema import CAPTIONS, NEGATIVES, NEIGHBOURS
+from degla_ray.schema import CAPTIONS, IMAGE_INDEX, NEGATIVES, NEIGHBOURS
 from degla_ray.stage import read_complete
 from degla_ray.storage import Storage
 
@@ -33,7 +33,10 @@ class Samples:
         caption: [N] large_string.
         image: [N] int64, index into the images.
         image_id: [I] large_string.
-        address: [I, 3] int32: part, row group, row in the row group.
+        part_I: [I] int32, index of the image's part.
+        offset_I: [I] int64, first byte of the image in its part.
+        length_I: [I] int64, number of bytes.
+        crc32_I: [I] int64, checksum of the bytes.
         negative: [G] large_string; row r's negatives are `first_negative[r]:first_negative[r + 1]`.
         first_negative: [N + 1] int64.
         neighbour: [I, M] int64, each image's neighbours as indices into the images, -1 for none; M = 0
@@ -48,7 +51,10 @@ class Samples:
     caption: pa.LargeStringArray
     image: NDArray[np.int64]
     image_id: pa.LargeStringArray
-    address: NDArray[np.int32]
+    part_I: NDArray[np.int32]
+    offset_I: NDArray[np.int64]
+    length_I: NDArray[np.int64]
+    crc32_I: NDArray[np.int64]
     negative: pa.LargeStringArray
     first_negative: NDArray[np.int64]
     neighbour: NDArray[np.int64]
@@ -73,7 +79,8 @@ def load_samples(config: DataConfig, *, with_negatives: bool) -> Samples:
     if chosen.num_rows == 0:
         there = sorted(pc.unique(captions["split"]).to_pylist())
         raise SettingError("data.split", config.split, f"one of {there}")
-    image_id, address, parts = _image_addresses(storage)
+    parts, part_I, index = _image_index(storage)
+    image_id = _large(index["image_id"])
     image_row = pc.index_in(_large(chosen["image_id"]), value_set=image_id)
     if image_row.null_count:
         row = chosen.slice(pc.index(image_row.is_null(), True).as_py(), 1).to_pylist()[0]
@@ -92,7 +99,8 @@ def load_samples(config: DataConfig, *, with_negatives: bool) -> Samples:
         caption=_large(chosen["caption"]),
         image=image,
         image_id=image_id,
-        address=address,
+        part_I=part_I,
+        **{f"{name}_I": index[name].to_numpy() for name in ("offset", "length", "crc32")},
         negative=negative,
         first_negative=first_negative,
         neighbour=_neighbours(config, image_id, image),
@@ -101,18 +109,20 @@ def load_samples(config: DataConfig, *, with_negatives: bool) -> Samples:
     )
 
 
-def _image_addresses(storage: Storage) -> tuple[pa.LargeStringArray, NDArray[np.int32], tuple[str, ...]]:
+def _image_index(storage: Storage) -> tuple[tuple[str, ...], NDArray[np.int32], pa.Table]:
+    """Return the names of the parts of `images`, the part of each image, and the index of all images."""
     parts = tuple(p for p in storage.names("images") if p.endswith(".parquet"))
-    ids, addresses = [], []
-    for number, part in enumerate(parts):
-        with storage.open_parquet("images", part) as file:
-            ids.append(_large(file.read(columns=["image_id"])["image_id"]))
-            for group in range(file.num_row_groups):
-                row = np.arange(file.metadata.row_group(group).num_rows, dtype=np.int32)
-                addresses.append(np.stack([np.full_like(row, number), np.full_like(row, group), row], axis=1))
-    if not addresses:
+    if parts != tuple(storage.names("image_index")):
+        found = "not one part for each of `images`"
+        raise DataError(storage.path("image_index"), found, "a folder that this version prepared")
+    tables = []
+    for part in parts:
+        with storage.open_parquet("image_index", part) as file:
+            tables.append(file.read().cast(IMAGE_INDEX))
+    rows = [table.num_rows for table in tables]
+    if not sum(rows):
         raise DataError(storage.path("images"), "no images", "a folder that `jobs/prepare.py` finished")
-    return pa.concat_arrays(ids), np.concatenate(addresses), parts
+    return parts, np.repeat(np.arange(len(parts), dtype=np.int32), rows), pa.concat_tables(tables)
 
 
 def _negatives(

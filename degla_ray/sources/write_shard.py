@@ -17,6 +17,7 @@ import pyarrow as pa
 from degla_ray.schema import CAPTIONS, IMAGES, RejectReason
 from degla_ray.sources.base import Caption, Record, Refusal, Reject, Source, Unit, rejects_table
 from degla_ray.sources.images import CheckedImage, check_and_convert
+from degla_ray.sources.write_images import write_images
 from degla_ray.stage import StageFolder
 from degla_ray.storage import ROW_GROUP_ROWS
 
@@ -68,7 +69,7 @@ def write_shard(
     lost: list[Reject] = []
     folder = task.folder
     images = _images(task, records, kept, lost, progress)
-    folder.write_part_tables("images", shard, IMAGES, images, ROW_GROUP_ROWS)
+    write_images(folder, shard, images)
     captions = [
         (c.sample_id, record.image_id, c.caption, c.split) for record in kept for c in record.captions
     ]

@@ -15,6 +15,7 @@ from degla_ray.config import DataConfig, ModelConfig, NeighboursConfig, Objectiv
 from degla_ray.encoding.neighbours import find_neighbours, nearest_rows
 from degla_ray.errors import SettingError
 from degla_ray.loader.decode import BatchReader, BatchSpec, with_hard_negatives
+from degla_ray.loader.image_files import CacheSpec
 from degla_ray.loader.order import BatchOrder
 from degla_ray.loader.samples import load_samples
 from degla_ray.model import encode_image
@@ -103,6 +104,7 @@ def test_batch_with_hard_negatives_has_a_neighbour_of_each_row_behind_them(folde
         negatives=1,
         size=(32, 32),
         interpolation="bicubic",
+        cache=CacheSpec(folder="", max_bytes=0, whole_parts=False),
         crop_scale_min=1.0,
         tokenizer=build(ModelConfig(name=str(folder / "model.json"), random_init=True)).tokenizer,
     )

@@ -19,12 +19,14 @@ from degla_ray.encoding import images
 from degla_ray.encoding.encode import _decode
 from degla_ray.encoding.images import FileImages, ParquetImages
 from degla_ray.loader.decode import BatchReader, BatchSpec
+from degla_ray.loader.image_files import CacheSpec
 from degla_ray.loader.order import BatchOrder
 from degla_ray.loader.samples import load_samples
 from degla_ray.model.preprocess import eval_transform
 from degla_ray.reporting.thumbnails import SIZE, thumbnails
 from degla_ray.schema import IMAGES
 from degla_ray.sources.images import CheckedImage, check_and_convert
+from degla_ray.sources.write_images import image_index
 from tests.training_inputs import write_inputs
 
 GREY = 77
@@ -43,7 +45,8 @@ def write_prepared(folder: Path, width: int, height: int) -> Path:
     assert isinstance(kept, CheckedImage), kept
     row = {"image_id": "img0000", "image": kept.data, "width": kept.width, "height": kept.height}
     (part,) = (folder / "prepared" / "images").glob("*.parquet")
-    pq.write_table(pa.Table.from_pylist([row], IMAGES), part)
+    pq.write_table(pa.Table.from_pylist([row], IMAGES), part, compression="none", use_dictionary=["image_id"])
+    pq.write_table(image_index(str(part)), folder / "prepared" / "image_index" / part.name)
     return folder
 
 
@@ -75,6 +78,7 @@ def test_pixel_limit_prepared_image_is_trained_on(tmp_path: Path) -> None:
         negatives=0,
         size=(8, 8),
         interpolation="bicubic",
+        cache=CacheSpec(folder="", max_bytes=0, whole_parts=False),
         crop_scale_min=1.0,  # more than half of it: crops are held to the limit too
         tokenizer=lambda texts: np.zeros((len(texts), 4), np.int64),
     )

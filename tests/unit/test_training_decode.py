@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torchvision.transforms.v2 import RandomResizedCrop
 
 from degla_ray.config import DataConfig
 from degla_ray.errors import DataError
-from degla_ray.loader.decode import BatchReader, BatchSpec, ImageReader, crop_box
+from degla_ray.loader.decode import BatchReader, BatchSpec, crop_box, cropped
+from degla_ray.loader.image_files import CacheSpec, ImageFiles
 from degla_ray.loader.order import BatchOrder
 from degla_ray.loader.samples import Samples, load_samples
 from tests.training_inputs import write_inputs
+
+CACHE = CacheSpec(folder="unused: the data is local", max_bytes=0, whole_parts=False)
 
 
 def letters(texts: list[str]) -> torch.Tensor:
@@ -44,6 +49,7 @@ def spec(samples: Samples) -> BatchSpec:
         negatives=4,
         size=(24, 24),
         interpolation="bicubic",
+        cache=CACHE,
         crop_scale_min=0.5,
         tokenizer=letters,
     )
@@ -84,15 +90,34 @@ def test_batch_read_twice_or_after_others_same_bytes(samples: Samples, spec: Bat
 def test_batch_whole_image_where_crop_is_off(samples: Samples, spec: BatchSpec) -> None:
     """Square images with scale 1: only the ratio could cut, and then the fallback takes the middle."""
     batch = BatchReader(samples, dataclasses.replace(spec, crop_scale_min=1.0, size=(32, 32))).read(0)
-    opened = ImageReader(samples).open(int(samples.image[spec.order.batch(0).row_B[0]]))
+    (data,) = ImageFiles(samples, CACHE).read([int(samples.image[spec.order.batch(0).row_B[0]])])
+    opened = Image.open(io.BytesIO(data))
     assert np.abs(batch["images"][0].astype(int) - np.asarray(opened).astype(int)).mean() < 1.0
 
 
-def test_images_small_cache_same_images(samples: Samples) -> None:
-    large, small = ImageReader(samples), ImageReader(samples, cache_bytes=1)
-    for number in (0, 29, 3, 0, 17):
-        assert large.open(number).tobytes() == small.open(number).tobytes()
-    assert len(small._groups) == 1
+@pytest.mark.parametrize("crop", [(0, 0, 640, 480), (37, 21, 590, 455)])
+def test_cropped_large_jpeg_is_decoded_smaller_and_hardly_differs(crop: tuple[int, int, int, int]) -> None:
+    rng = np.random.default_rng(0)
+    smooth = Image.fromarray(rng.integers(0, 256, (48, 64, 3), dtype=np.uint8)).resize((640, 480))
+    buffer = io.BytesIO()
+    smooth.save(buffer, "JPEG", quality=90)
+    found = cropped(buffer.getvalue(), lambda width, height: crop, (224, 224), Image.Resampling.BICUBIC)
+    left, top, width, height = crop
+    whole = Image.open(buffer).crop((left, top, left + width, top + height))
+    expected = whole.resize((224, 224), Image.Resampling.BICUBIC)
+    difference = np.abs(np.asarray(found).astype(int) - np.asarray(expected).astype(int))
+    assert 0 < difference.mean() < 2.0
+
+
+def test_cropped_image_of_the_size_that_is_needed_is_exact() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+    for form in ("PNG", "JPEG"):
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, form)
+        found = cropped(buffer.getvalue(), lambda *_: (5, 6, 50, 40), (32, 32), Image.Resampling.BICUBIC)
+        whole = Image.open(buffer).convert("RGB")
+        expected = whole.resize((32, 32), Image.Resampling.BICUBIC, box=(5, 6, 55, 46))
+        assert found.tobytes() == expected.tobytes()
 
 
 def test_image_that_does_not_decode_is_named(tmp_path: Path, spec: BatchSpec) -> None:
