@@ -1,9 +1,10 @@
-"""Building a worker's batch from row numbers: fetch by address, decode, crop, tokenise. Does not import Ray.
+"""A worker's batch from row numbers: read by address, decode, crop, pack the texts. No Ray, no torch.
 
 Images are passed on as uint8 and converted to float by the trainer, which transfers a quarter of the bytes.
 Each image is read exactly (`image_files.py`), and a large JPEG is decoded at the size that is needed.
 
-Shape suffixes: B a worker's rows, H W pixels, C channels, L tokens, K negatives.
+Shape suffixes: B a worker's rows, b those of a micro-batch, H W pixels, C channels, L tokens, K negatives, X
+texts of a micro-batch: b captions, then b * K negatives.
 """
 
 from __future__ import annotations
@@ -13,10 +14,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -24,6 +23,7 @@ from degla_ray.errors import DataError
 from degla_ray.loader.image_files import CacheSpec, ImageFiles
 from degla_ray.loader.order import BatchOrder, Visits, draw_negatives, uniforms
 from degla_ray.loader.samples import Samples
+from degla_ray.model.packing import PackedText, TextEnd, pack
 from degla_ray.pixel_limit import without_pillows_limit
 
 Box = tuple[int, int, int, int]
@@ -45,8 +45,10 @@ class BatchSpec:
         size: (height, width) of an image in pixels.
         interpolation: PIL's name, e.g. `bicubic`.
         crop_scale_min: smallest share of the image's area that a crop keeps.
-        tokenizer: captions -> int64 tensor [.., L].
         cache: local copies of remote parts.
+        micro_batches: parts of equal size into which the worker's rows are cut.
+        text_end: where the model's texts end; None for a tower that takes padded texts.
+        token_multiple: number of which the packed tokens of a micro-batch are a multiple.
     """
 
     order: BatchOrder
@@ -56,8 +58,27 @@ class BatchSpec:
     size: tuple[int, int]
     interpolation: str
     crop_scale_min: float
-    tokenizer: Callable[[list[str]], Any]
     cache: CacheSpec
+    micro_batches: int = 1
+    text_end: TextEnd | None = None
+    token_multiple: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostBatch:
+    """A worker's share of a global batch, as arrays.
+
+    Attributes:
+        images_BHWC: uint8.
+        texts: captions and negatives of each micro-batch: PackedText, or int32 tokens_XL padded to the
+            context length for a tower that takes padded texts. An absent negative is its caption, or the
+            caption's first token if packed.
+        mask_BK: bool; True for negatives that exist.
+    """
+
+    images_BHWC: NDArray[np.uint8]
+    texts: tuple[PackedText | NDArray[np.int32], ...]
+    mask_BK: NDArray[np.bool_]
 
 
 class BatchReader:
@@ -67,13 +88,10 @@ class BatchReader:
         self.samples, self.spec = samples, spec
         self._files = ImageFiles(samples, spec.cache)
 
-    def read(self, step: int) -> dict[str, NDArray[Any]]:
-        """Return the local batch of a step as arrays by name.
+    def read(self, step: int) -> HostBatch:
+        """Return the local batch of a step.
 
         With hard-negative images, B is twice the worker's rows: first the rows, then a neighbour of each.
-
-        Returns:
-            images uint8 [B, H, W, C], tokens int32 [B, L], negatives int32 [B, K, L], mask bool [B, K].
 
         Raises:
             DataError: an image cannot be decoded; the error names its image_id.
@@ -82,8 +100,18 @@ class BatchReader:
         visits = spec.order.batch(step, spec.rank, spec.world_size)
         if self.samples.neighbour.shape[1]:
             visits = with_hard_negatives(visits, self.samples, spec.order.seed)
-        tokens, negatives, mask_BK = self._text(visits)
-        return {"images": self._images(visits), "tokens": tokens, "negatives": negatives, "mask": mask_BK}
+        first_B = self.samples.first_negative[visits.row_B]
+        count_B = self.samples.first_negative[visits.row_B + 1] - first_B
+        index_BK, mask_BK = draw_negatives(spec.order.seed, visits, count_B, spec.negatives)
+        parts = zip(
+            *(np.split(a, spec.micro_batches) for a in (visits.row_B, first_B[:, None] + index_BK, mask_BK)),
+            strict=True,
+        )
+        return HostBatch(
+            images_BHWC=self._images(visits),
+            texts=tuple(self._texts(row_b, negative_bK, mask_bK) for row_b, negative_bK, mask_bK in parts),
+            mask_BK=mask_BK,
+        )
 
     def _images(self, visits: Visits) -> NDArray[np.uint8]:
         spec = self.spec
@@ -92,7 +120,9 @@ class BatchReader:
         drawn = uniforms(spec.order.seed, "crop", visits, _UNIFORMS)
         images_B = self.samples.image[visits.row_B]
         out_BHWC = np.empty((len(images_B), height, width, 3), dtype=np.uint8)
-        for out, number, data, u in zip(out_BHWC, images_B, self._files.read(images_B), drawn, strict=True):
+        for out, number, data, u in zip(
+            out_BHWC, images_B, self._files.read(images_B.tolist()), drawn, strict=True
+        ):
             try:
                 out[:] = cropped(
                     data, partial(crop_box, uniform_U=u, scale_min=spec.crop_scale_min), spec.size, method
@@ -105,17 +135,21 @@ class BatchReader:
                 ) from error
         return out_BHWC
 
-    def _text(self, visits: Visits) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.bool_]]:
-        samples, spec = self.samples, self.spec
-        captions = samples.caption.take(pa.array(visits.row_B)).to_pylist()
-        first_B = samples.first_negative[visits.row_B]
-        count_B = samples.first_negative[visits.row_B + 1] - first_B
-        index_BK, mask_BK = draw_negatives(spec.order.seed, visits, count_B, spec.negatives)
-        chosen = samples.negative.take(pa.array((first_B[:, None] + index_BK)[mask_BK])).to_pylist()
-        tokens_XL = np.asarray(spec.tokenizer(captions + chosen), dtype=np.int32)
-        negatives_BKL = np.zeros((*mask_BK.shape, tokens_XL.shape[1]), np.int32)
-        negatives_BKL[mask_BK] = tokens_XL[len(captions) :]
-        return tokens_XL[: len(captions)], negatives_BKL, mask_BK
+    def _texts(
+        self, row_b: NDArray[np.int64], negative_bK: NDArray[np.int64], mask_bK: NDArray[np.bool_]
+    ) -> PackedText | NDArray[np.int32]:
+        """Return a micro-batch's captions and negatives; `negative_bK` counts all negatives of the split."""
+        texts, end = self.samples.texts, self.spec.text_end
+        assert texts is not None, "the texts are tokenised before training"
+        caption_bK = np.broadcast_to(row_b[:, None], negative_bK.shape)
+        which_bK = np.where(mask_bK, len(self.samples) + negative_bK, caption_bK)
+        tokens_XL = texts.take(np.concatenate([row_b, which_bK.reshape(-1)])).padded()
+        if end is None:
+            missing = texts.context - tokens_XL.shape[1]
+            return np.pad(tokens_XL, ((0, 0), (0, missing)), constant_values=texts.padding)
+        last_X = end.find(tokens_XL)
+        last_X[len(row_b) :][~mask_bK.reshape(-1)] = 0
+        return pack(tokens_XL, last_X, self.spec.token_multiple)
 
 
 def with_hard_negatives(visits: Visits, samples: Samples, seed: int) -> Visits:

@@ -70,11 +70,12 @@ class ImageFiles:
 
     def read_ahead(self, numbers: Sequence[int]) -> None:
         """Fetch the parts of images that will be read soon, unless they are there."""
-        if self._cache is None or self._threads is None:
+        cache, threads = self._cache, self._threads
+        if cache is None or threads is None:
             return
         parts = dict.fromkeys(int(p) for p in self.samples.part_I[list(numbers)])
         missing = [p for p in parts if p not in self._open]
-        list(self._threads.map(lambda p: self._cache.fetch("images", self.samples.parts[p]), missing))
+        list(threads.map(lambda p: cache.fetch("images", self.samples.parts[p]), missing))
 
     def describe(self, number: int) -> str:
         """Return an image's id and file, for messages."""

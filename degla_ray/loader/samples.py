@@ -8,6 +8,7 @@ in the parts of the dataset `images` (24 bytes an image), which `prepare` wrote 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +21,58 @@ from degla_ray.errors import DataError, SettingError
 from degla_ray.schema import CAPTIONS, IMAGE_INDEX, NEGATIVES, NEIGHBOURS
 from degla_ray.stage import read_complete
 from degla_ray.storage import Storage
+
+
+@dataclass(frozen=True, kw_only=True)
+class Texts:
+    """The tokens of U texts, without padding.
+
+    Attributes:
+        token: [sum of the lengths] int32 token ids, text after text.
+        first_U: [U + 1] int64; text u is `token[first_U[u]:first_U[u + 1]]`.
+        context: the model's context length, in tokens.
+        padding: id of the padding token.
+    """
+
+    token: NDArray[np.int32]
+    first_U: NDArray[np.int64]
+    context: int
+    padding: int
+
+    @classmethod
+    def of(cls, tokens_UL: NDArray[np.integer], padding: int) -> Texts:
+        """Return texts that a tokenizer padded; L is the context length."""
+        U, L = tokens_UL.shape
+        from_end_U = (tokens_UL != padding)[:, ::-1].argmax(axis=1) if U else np.zeros(0, np.int64)
+        length_U = L - from_end_U
+        real_UL = np.arange(L) < length_U[:, None]
+        first_U = np.concatenate([[0], np.cumsum(length_U)]).astype(np.int64)
+        return cls(token=tokens_UL[real_UL].astype(np.int32), first_U=first_U, context=L, padding=padding)
+
+    @classmethod
+    def joined(cls, texts: Sequence[Texts]) -> Texts:
+        """Return all texts of a model's tokenizer as one."""
+        length_U = np.concatenate([np.diff(t.first_U) for t in texts])
+        return cls(
+            token=np.concatenate([t.token for t in texts]),
+            first_U=np.concatenate([[0], np.cumsum(length_U)]).astype(np.int64),
+            context=texts[0].context,
+            padding=texts[0].padding,
+        )
+
+    def take(self, which_X: NDArray[np.int64]) -> Texts:
+        """Return the chosen texts."""
+        length_X = np.diff(self.first_U)[which_X]
+        first_X = np.concatenate([[0], np.cumsum(length_X)]).astype(np.int64)
+        place = np.arange(first_X[-1]) + np.repeat(self.first_U[which_X] - first_X[:-1], length_X)
+        return Texts(token=self.token[place], first_U=first_X, context=self.context, padding=self.padding)
+
+    def padded(self) -> NDArray[np.int32]:
+        """Return tokens_UL, padded to the longest text."""
+        length_U = np.diff(self.first_U)
+        tokens_UL = np.full((len(length_U), int(length_U.max(initial=1))), self.padding, np.int32)
+        tokens_UL[np.arange(tokens_UL.shape[1]) < length_U[:, None]] = self.token
+        return tokens_UL
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +96,7 @@ class Samples:
             without hard-negative images.
         row_of: [N] int64, rows ordered by image; image i's rows are `first_row[i]:first_row[i + 1]`.
         first_row: [I + 1] int64.
+        texts: tokens of the N captions and then of the G negatives; None before `tokens.settle`.
     """
 
     folder: str
@@ -60,6 +114,7 @@ class Samples:
     neighbour: NDArray[np.int64]
     row_of: NDArray[np.int64]
     first_row: NDArray[np.int64]
+    texts: Texts | None = None
 
     def __len__(self) -> int:
         return len(self.caption)

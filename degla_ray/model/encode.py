@@ -10,18 +10,15 @@ Shape suffixes: B rows, L positions, T tokens of all rows, W tower width, D feat
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from open_clip.transformer import TextTransformer, VisionTransformer
 from torch import Tensor, nn
 
 from degla_ray.model.blocks import Causal, Dense, known, pooled_output
-from degla_ray.model.packing import PackedText, pack
+from degla_ray.model.packing import PackedText, TextEnd, pack
 
 # open_clip's models have attributes that torch's type annotations do not declare.
 OpenClipModel = Any
@@ -68,21 +65,6 @@ def encode_packed(model: OpenClipModel, text: PackedText, normalize: bool = True
     x_XW = pooled_output(tower.transformer, x_TW, Causal(text), text.last_X)
     # LayerNorm acts on each token separately, so only the pooled one needs it.
     return _unit(_projected(_norm(tower, tower.ln_final, x_XW), tower.text_projection), normalize)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TextEnd:
-    """How a tower finds a text's last token, whose output it uses.
-
-    Attributes:
-        token: id of the end token, at its first place; None: the largest id (OpenAI's rule).
-    """
-
-    token: int | None
-
-    def find(self, tokens_XL: NDArray[np.integer]) -> NDArray[np.int64]:
-        """Return last_X, the position of each text's last token."""
-        return (tokens_XL if self.token is None else tokens_XL == self.token).argmax(axis=-1)
 
 
 def text_end(model: OpenClipModel) -> TextEnd | None:

@@ -3,6 +3,7 @@
 A tower computes its linear layers and norms on the tokens alone (about 12 of CLIP's 77 positions a caption);
 only attention sees texts side by side. Every index that this takes is made here, with numpy, where the tokens
 are: the loader does it for training, so that student and teacher share it and no step waits for the device.
+This module does not import torch, which a decoder would have to hold in memory.
 
 Sizes are rounded up, so that kernels and compiled graphs meet few shapes: the length of a text to 8, the
 number of tokens to `token_multiple`. Spare tokens cost their share of the linear layers (at most 255 tokens a
@@ -15,12 +16,16 @@ Shape suffixes: X texts, L positions per text, T tokens of all texts and spare o
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
+if TYPE_CHECKING:
+    import torch
+
+Array = Any
+"""A numpy array on the host, a tensor on its device."""
 LENGTH_MULTIPLE = 8
 GPU_TOKEN_MULTIPLE = 256
 
@@ -28,6 +33,8 @@ GPU_TOKEN_MULTIPLE = 256
 @dataclass(frozen=True, kw_only=True)
 class PackedText:
     """X texts as one sequence of T tokens, with the indices between the packed and the padded layout.
+
+    Arrays of numpy from `pack`, tensors after `to`.
 
     Attributes:
         token_T: int32 token ids, text after text; 0 for spare tokens.
@@ -42,13 +49,13 @@ class PackedText:
         longest: tokens of the longest text, or the number of spare tokens if that is larger.
     """
 
-    token_T: Tensor
-    position_T: Tensor
-    last_X: Tensor
-    place_T: Tensor
-    token_P: Tensor
-    real_XL: Tensor
-    start_S: Tensor
+    token_T: Array
+    position_T: Array
+    last_X: Array
+    place_T: Array
+    token_P: Array
+    real_XL: Array
+    start_S: Array
     longest: int
 
     @property
@@ -58,14 +65,33 @@ class PackedText:
         return X, L
 
     def to(self, device: torch.device, non_blocking: bool = False) -> PackedText:
-        """Return a copy on `device`."""
+        """Return the texts as tensors on `device`."""
+        import torch
+
+        def moved(value: Any) -> Any:
+            return torch.as_tensor(value).to(device, non_blocking=non_blocking)
+
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        moved = {n: v.to(device, non_blocking=non_blocking) for n, v in values.items() if n != "longest"}
-        return PackedText(**moved, longest=self.longest)
+        return PackedText(**{name: v if name == "longest" else moved(v) for name, v in values.items()})
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextEnd:
+    """How a tower finds a text's last token, whose output it uses.
+
+    Attributes:
+        token: id of the end token, at its first place; None: the largest id (OpenAI's rule).
+    """
+
+    token: int | None
+
+    def find(self, tokens_XL: NDArray[np.integer]) -> NDArray[np.int64]:
+        """Return last_X, the position of each text's last token."""
+        return (tokens_XL if self.token is None else tokens_XL == self.token).argmax(axis=-1)
 
 
 def pack(tokens_XL: NDArray[np.integer], last_X: NDArray[np.integer], token_multiple: int = 1) -> PackedText:
-    """Return texts packed, on the CPU.
+    """Return texts packed, as arrays.
 
     Args:
         tokens_XL: token ids, padded to any common length.
@@ -83,19 +109,15 @@ def pack(tokens_XL: NDArray[np.integer], last_X: NDArray[np.integer], token_mult
     token_P = np.minimum(np.arange(L), last_X[:, None]) + start_S[:X, None]
     ends = np.zeros(spare, np.int64)
     return PackedText(
-        token_T=_int32(np.concatenate([tokens_XL[text_T, position_T], ends])),
-        position_T=_int32(np.concatenate([position_T, ends])),
-        last_X=_int32(start_S[1 : X + 1] - 1),
-        place_T=torch.from_numpy(np.concatenate([text_T * L + position_T, ends + L - 1])),
-        token_P=_int32(token_P.reshape(-1)),
-        real_XL=torch.from_numpy(real_XL),
-        start_S=_int32(start_S),
+        token_T=np.concatenate([tokens_XL[text_T, position_T], ends]).astype(np.int32),
+        position_T=np.concatenate([position_T, ends]).astype(np.int32),
+        last_X=(start_S[1 : X + 1] - 1).astype(np.int32),
+        place_T=np.concatenate([text_T * L + position_T, ends + L - 1]),
+        token_P=token_P.reshape(-1).astype(np.int32),
+        real_XL=real_XL,
+        start_S=start_S.astype(np.int32),
         longest=max(int(length_X.max(initial=0)), spare),
     )
-
-
-def _int32(values: NDArray[np.integer]) -> Tensor:
-    return torch.from_numpy(values.astype(np.int32))
 
 
 def _rounded_up(count: int, multiple: int) -> int:

@@ -31,14 +31,14 @@ def test_pack_sizes_are_rounded_up_and_every_token_is_found_again(loaded, token_
     X, L = text.shape
     assert L % LENGTH_MULTIPLE == 0
     assert len(text.token_T) % token_multiple == 0
-    padded = text.token_T[text.token_P].reshape(X, L).numpy()
+    padded = text.token_T[text.token_P].reshape(X, L)
     for row, (length, tokens_L) in enumerate(zip(last_X + 1, tokens, strict=True)):
         assert padded[row, :length].tolist() == tokens_L[:length].tolist()
         assert text.real_XL[row].tolist() == [place < length for place in range(L)]
     assert text.token_T[text.last_X].tolist() == tokens[np.arange(X), last_X].tolist()
     real = int((last_X + 1).sum())
-    assert text.place_T[:real].tolist() == text.real_XL.flatten().nonzero()[:, 0].tolist()
-    assert not text.real_XL.flatten()[text.place_T[real:]].any()
+    assert text.place_T[:real].tolist() == text.real_XL.reshape(-1).nonzero()[0].tolist()
+    assert not text.real_XL.reshape(-1)[text.place_T[real:]].any()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io
 import warnings
 from collections.abc import Iterator
@@ -21,7 +22,8 @@ from degla_ray.encoding.images import FileImages, ParquetImages
 from degla_ray.loader.decode import BatchReader, BatchSpec
 from degla_ray.loader.image_files import CacheSpec
 from degla_ray.loader.order import BatchOrder
-from degla_ray.loader.samples import load_samples
+from degla_ray.loader.samples import Texts, load_samples
+from degla_ray.loader.tokens import tokenise
 from degla_ray.model.preprocess import eval_transform
 from degla_ray.reporting.thumbnails import SIZE, thumbnails
 from degla_ray.schema import IMAGES
@@ -80,10 +82,13 @@ def test_pixel_limit_prepared_image_is_trained_on(tmp_path: Path) -> None:
         interpolation="bicubic",
         cache=CacheSpec(folder="", max_bytes=0, whole_parts=False),
         crop_scale_min=1.0,  # more than half of it: crops are held to the limit too
-        tokenizer=lambda texts: np.zeros((len(texts), 4), np.int64),
     )
-    batch = BatchReader(load_samples(data, with_negatives=False), spec).read(0)
-    assert (batch["images"] == GREY).all()
+    samples = load_samples(data, with_negatives=False)
+    found = tokenise(
+        samples, lambda texts, context_length=4: np.ones((len(texts), context_length), int), 0, 2
+    )
+    samples = dataclasses.replace(samples, texts=Texts.joined([found.captions, found.negatives]))
+    assert (BatchReader(samples, spec).read(0).images_BHWC == GREY).all()
 
 
 @pytest.mark.usefixtures("lower_limit")
