@@ -22,7 +22,7 @@ from PIL import Image
 from degla_ray.errors import DataError
 from degla_ray.loader.image_files import CacheSpec, ImageFiles
 from degla_ray.loader.order import BatchOrder, Visits, draw_negatives, uniforms
-from degla_ray.loader.samples import Samples
+from degla_ray.loader.samples import Samples, Texts
 from degla_ray.model.packing import PackedText, TextEnd, pack
 from degla_ray.pixel_limit import without_pillows_limit
 
@@ -139,17 +139,32 @@ class BatchReader:
         self, row_b: NDArray[np.int64], negative_bK: NDArray[np.int64], mask_bK: NDArray[np.bool_]
     ) -> PackedText | NDArray[np.int32]:
         """Return a micro-batch's captions and negatives; `negative_bK` counts all negatives of the split."""
-        texts, end = self.samples.texts, self.spec.text_end
+        texts = self.samples.texts
         assert texts is not None, "the texts are tokenised before training"
         caption_bK = np.broadcast_to(row_b[:, None], negative_bK.shape)
         which_bK = np.where(mask_bK, len(self.samples) + negative_bK, caption_bK)
-        tokens_XL = texts.take(np.concatenate([row_b, which_bK.reshape(-1)])).padded()
-        if end is None:
-            missing = texts.context - tokens_XL.shape[1]
-            return np.pad(tokens_XL, ((0, 0), (0, missing)), constant_values=texts.padding)
-        last_X = end.find(tokens_XL)
-        last_X[len(row_b) :][~mask_bK.reshape(-1)] = 0
-        return pack(tokens_XL, last_X, self.spec.token_multiple)
+        chosen = texts.take(np.concatenate([row_b, which_bK.reshape(-1)]))
+        return tower_input(chosen, mask_bK, self.spec.text_end, self.spec.token_multiple)
+
+
+def tower_input(
+    texts: Texts, mask_bK: NDArray[np.bool_], end: TextEnd | None, token_multiple: int = 1
+) -> PackedText | NDArray[np.int32]:
+    """Return a micro-batch's texts as a tower takes them.
+
+    Args:
+        texts: b captions, then b * K negatives, with any text in place of an absent negative.
+        mask_bK: which negatives exist; of an absent one only the first token is computed, if packed.
+        end: where the model's texts end; None for a tower that takes padded texts.
+        token_multiple: number of which the packed tokens are a multiple.
+    """
+    tokens_XL = texts.padded()
+    if end is None:
+        missing = texts.context - tokens_XL.shape[1]
+        return np.pad(tokens_XL, ((0, 0), (0, missing)), constant_values=texts.padding)
+    last_X = end.find(tokens_XL)
+    last_X[len(mask_bK) :][~mask_bK.reshape(-1)] = 0
+    return pack(tokens_XL, last_X, token_multiple)
 
 
 def with_hard_negatives(visits: Visits, samples: Samples, seed: int) -> Visits:

@@ -38,33 +38,28 @@ def encode_image(model: OpenClipModel, images_BCHW: Tensor, normalize: bool = Tr
     return _unit(img_BD, normalize)
 
 
-def encode_text(model: OpenClipModel, tokens_BL: Tensor, normalize: bool = True) -> Tensor:
-    """Return txt_BD, float32, equal to open_clip's `encode_text`.
+def encode_text(model: OpenClipModel, text: Tensor | PackedText, normalize: bool = True) -> Tensor:
+    """Return txt_XD, float32, equal to open_clip's `encode_text`.
 
     Args:
         model: open_clip CLIP or CustomTextCLIP.
-        tokens_BL: integer token ids, padded to any common length up to the context length; best on the CPU,
-            where their lengths are needed.
+        text: packed texts (tensors), if `text_end` is not None for the model; or integer token ids [X, L],
+            padded to any common length up to the context length, best on the CPU, where they are packed.
         normalize: whether to divide by the L2 norm.
     """
+    if isinstance(text, PackedText):
+        return _unit(_last_token(model, text), normalize)
     end = text_end(model)
-    if end is None or len(tokens_BL) == 0:
-        device = next(model.parameters()).device
-        return _unit(model.encode_text(tokens_BL.long().to(device)), normalize)
-    tokens = tokens_BL.numpy(force=True)
-    return encode_packed(model, pack(tokens, end.find(tokens)), normalize)
+    if end is None or len(text) == 0:
+        return _unit(model.encode_text(text.long().to(next(model.parameters()).device)), normalize)
+    tokens = text.numpy(force=True)
+    return _unit(_last_token(model, on_device(pack(tokens, end.find(tokens)), model)), normalize)
 
 
-def encode_packed(model: OpenClipModel, text: PackedText, normalize: bool = True) -> Tensor:
-    """Return txt_XD of packed texts, float32; for models of which `text_end` is not None."""
-    tower = _causal_tower(model)
-    assert tower is not None, "text_end tells which models take packed texts"
-    text = text.to(tower.positional_embedding.device)
-    x_TW = tower.token_embedding(text.token_T)
-    x_TW = x_TW + F.embedding(text.position_T, tower.positional_embedding)
-    x_XW = pooled_output(tower.transformer, x_TW, Causal(text), text.last_X)
-    # LayerNorm acts on each token separately, so only the pooled one needs it.
-    return _unit(_projected(_norm(tower, tower.ln_final, x_XW), tower.text_projection), normalize)
+def on_device(text: PackedText, model: OpenClipModel) -> PackedText:
+    """Return packed texts as tensors on the model's device."""
+    device = next(model.parameters()).device
+    return text.map(lambda array: torch.as_tensor(array).to(device))
 
 
 def text_end(model: OpenClipModel) -> TextEnd | None:
@@ -75,6 +70,16 @@ def text_end(model: OpenClipModel) -> TextEnd | None:
     is_clip = hasattr(tower, "text_pool_type")  # CLIP contains the tower's parts itself
     pool_type, end = (tower.text_pool_type, tower.text_eos_id) if is_clip else (tower.pool_type, tower.eos_id)
     return TextEnd(token=None if pool_type == "argmax" else end)
+
+
+def _last_token(model: OpenClipModel, text: PackedText) -> Tensor:
+    tower = _causal_tower(model)
+    assert tower is not None, "text_end tells which models take packed texts"
+    x_TW = tower.token_embedding(text.token_T)
+    x_TW = x_TW + F.embedding(text.position_T, tower.positional_embedding)
+    x_XW = pooled_output(tower.transformer, x_TW, Causal(text), text.last_X)
+    # LayerNorm acts on each token separately, so only the pooled one needs it.
+    return _projected(_norm(tower, tower.ln_final, x_XW), tower.text_projection)
 
 
 def _class_token(tower: OpenClipModel, images_BCHW: Tensor) -> Tensor:

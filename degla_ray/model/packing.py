@@ -15,14 +15,12 @@ Shape suffixes: X texts, L positions per text, T tokens of all texts and spare o
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-
-if TYPE_CHECKING:
-    import torch
 
 Array = Any
 """A numpy array on the host, a tensor on its device."""
@@ -34,7 +32,7 @@ GPU_TOKEN_MULTIPLE = 256
 class PackedText:
     """X texts as one sequence of T tokens, with the indices between the packed and the padded layout.
 
-    Arrays of numpy from `pack`, tensors after `to`.
+    `pack` makes numpy arrays; `map` converts them to tensors.
 
     Attributes:
         token_T: int32 token ids, text after text; 0 for spare tokens.
@@ -64,15 +62,10 @@ class PackedText:
         X, L = self.real_XL.shape
         return X, L
 
-    def to(self, device: torch.device, non_blocking: bool = False) -> PackedText:
-        """Return the texts as tensors on `device`."""
-        import torch
-
-        def moved(value: Any) -> Any:
-            return torch.as_tensor(value).to(device, non_blocking=non_blocking)
-
+    def map(self, convert: Callable[[Array], Array]) -> PackedText:
+        """Return the texts with every array converted, for example to a tensor on a device."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return PackedText(**{name: v if name == "longest" else moved(v) for name, v in values.items()})
+        return PackedText(**{name: v if name == "longest" else convert(v) for name, v in values.items()})
 
 
 @dataclass(frozen=True, kw_only=True)

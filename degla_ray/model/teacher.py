@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from degla_ray.config import TeacherConfig
 from degla_ray.model.adapt import merged, plain_state
 from degla_ray.model.encode import encode_image, encode_text
+from degla_ray.model.packing import PackedText
 
 
 class Teacher:
@@ -37,9 +38,9 @@ class Teacher:
         self.model = merged(student).eval().requires_grad_(False)
 
     @torch.no_grad()
-    def encode(self, images_BCHW: Tensor, tokens_XL: Tensor) -> tuple[Tensor, Tensor]:
+    def encode(self, images_BCHW: Tensor, text: PackedText | Tensor) -> tuple[Tensor, Tensor]:
         """Return (img_BD, txt_XD), normalised float32, without gradient, under the caller's autocast."""
-        return encode_image(self.model, images_BCHW), encode_text(self.model, tokens_XL)
+        return encode_image(self.model, images_BCHW), encode_text(self.model, text)
 
     @torch.no_grad()
     def update(self, student: nn.Module, samples: int) -> None:

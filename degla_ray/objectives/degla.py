@@ -101,7 +101,9 @@ def tgc(
     if negatives == "released":
         N, K = batch.neg_mask_NK.shape
         column_BK = batch.own_B[:, None] + N * torch.arange(K, device=batch.own_B.device)
-        neg_BKD, mask_BK = batch.neg_NKD.flatten(0, 1)[column_BK], batch.neg_mask_NK.flatten()[column_BK]
+        column_J = column_BK.flatten()  # index_select: the backward pass of [] sorts its indices
+        neg_BKD = batch.neg_NKD.flatten(0, 1).index_select(0, column_J).unflatten(0, column_BK.shape)
+        mask_BK = batch.neg_mask_NK.flatten().index_select(0, column_J).unflatten(0, column_BK.shape)
     return _contrast(own.txt_BD, own.teacher_txt_BD, neg_BKD, mask_BK, temperature, softening)
 
 

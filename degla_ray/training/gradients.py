@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from degla_ray.config import TrainConfig
-from degla_ray.loader.feed import LocalBatch
+from degla_ray.loader.loader import LocalBatch
 from degla_ray.model.encode import encode_image, encode_text
 from degla_ray.model.loaded import LoadedModel
+from degla_ray.model.packing import PackedText
 from degla_ray.model.teacher import Teacher
 from degla_ray.objectives import Features, State, losses, next_state
 
@@ -37,12 +38,14 @@ class _Towers(nn.Module):
         super().__init__()
         self.clip = clip
 
-    def forward(self, images_BCHW: Tensor, tokens_XL: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    def forward(
+        self, images_BCHW: Tensor, text: PackedText | Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         scale = self.clip.logit_scale.exp()  # type: ignore[operator]
         bias = getattr(self.clip, "logit_bias", None)
         # a copy: DistributedDataParallel returns tensors, not parameters
         bias = None if bias is None else bias.clone()
-        return encode_image(self.clip, images_BCHW), encode_text(self.clip, tokens_XL), scale, bias
+        return encode_image(self.clip, images_BCHW), encode_text(self.clip, text), scale, bias
 
 
 def freeze_unreached(student: nn.Module, loaded: LoadedModel) -> list[str]:
@@ -70,16 +73,14 @@ class _Piece:
     """A micro-batch: rows that pass through the towers at once."""
 
     images_BCHW: Tensor
-    tokens_XL: Tensor
-    """Captions, then the valid negatives."""
+    text: PackedText | Tensor
+    """Captions, then the negatives of each."""
     mask_BK: Tensor
 
     def rows(self, txt_XD: Tensor) -> tuple[Tensor, Tensor]:
-        """Split text features into txt_BD and neg_BKD (zeros for missing negatives)."""
+        """Split text features into txt_BD and neg_BKD."""
         B, K = self.mask_BK.shape
-        neg_BKD = txt_XD.new_zeros(B, K, txt_XD.shape[1])
-        neg_BKD[self.mask_BK] = txt_XD[B:]
-        return txt_XD[:B], neg_BKD
+        return txt_XD[:B], txt_XD[B:].reshape(B, K, txt_XD.shape[1])
 
 
 class Gradients:
@@ -100,7 +101,12 @@ class Gradients:
         self._towers: nn.Module = towers
         if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
             on_gpu = self.device.type == "cuda"
-            self._towers = DistributedDataParallel(towers, device_ids=[self.device] if on_gpu else None)
+            self._towers = DistributedDataParallel(
+                towers,
+                device_ids=[self.device] if on_gpu else None,
+                broadcast_buffers=False,  # open_clip's towers have constant buffers only
+                gradient_as_bucket_view=True,
+            )
         mean, std = (torch.tensor(preprocess[k], device=self.device) for k in ("mean", "std"))
         self._mean_C11, self._std_C11 = mean[:, None, None] * 255.0, std[:, None, None] * 255.0
 
@@ -115,7 +121,7 @@ class Gradients:
         Returns:
             The objective's terms over this worker's rows, and `logit_scale`, detached.
         """
-        pieces = [self._piece(p) for p in _split(batch, self.config.accumulation_steps)]
+        pieces = self._pieces(batch)
         compute = self._whole if len(pieces) == 1 else self._in_pieces
         terms, features, scale = compute(pieces, scaler, seed)
         self.state = next_state(features, scale, self.config.objective)
@@ -171,10 +177,10 @@ class Gradients:
         torch.manual_seed(seed)
         dtype = _AUTOCAST.get(self.config.precision)
         with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
-            img_BD, txt_XD, scale, bias = towers(piece.images_BCHW, piece.tokens_XL)
+            img_BD, txt_XD, scale, bias = towers(piece.images_BCHW, piece.text)
             taught: dict[str, Tensor] = {}
             if teach and self.teacher is not None:
-                teacher_img_BD, teacher_txt_XD = self.teacher.encode(piece.images_BCHW, piece.tokens_XL)
+                teacher_img_BD, teacher_txt_XD = self.teacher.encode(piece.images_BCHW, piece.text)
                 teacher_txt_BD, teacher_neg_BKD = piece.rows(teacher_txt_XD)
                 taught = {
                     "teacher_img_BD": teacher_img_BD,
@@ -184,29 +190,18 @@ class Gradients:
         txt_BD, neg_BKD = piece.rows(txt_XD)
         return {"img_BD": img_BD, "txt_BD": txt_BD, "neg_BKD": neg_BKD}, taught, scale, bias
 
-    def _piece(self, batch: LocalBatch) -> _Piece:
-        images_BHWC = batch.images_BHWC.to(self.device, non_blocking=True)
-        tokens_XL = torch.cat([batch.tokens_BL, batch.negatives_BKL[batch.mask_BK]])
-        return _Piece(
-            images_BCHW=(images_BHWC.permute(0, 3, 1, 2).float() - self._mean_C11) / self._std_C11,
-            tokens_XL=tokens_XL.long().to(self.device),
-            mask_BK=batch.mask_BK.to(self.device),
-        )
+    def _pieces(self, batch: LocalBatch) -> list[_Piece]:
+        count = len(batch.texts)
+        parts = zip(batch.images_BHWC.chunk(count), batch.texts, batch.mask_BK.chunk(count), strict=True)
+        return [
+            _Piece(
+                images_BCHW=(images_BHWC.permute(0, 3, 1, 2).float() - self._mean_C11) / self._std_C11,
+                text=text,
+                mask_BK=mask_BK,
+            )
+            for images_BHWC, text, mask_BK in parts
+        ]
 
 
 def _gradient(leaf: Tensor) -> Tensor:
     return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
-
-
-def _split(batch: LocalBatch, pieces: int) -> list[LocalBatch]:
-    rows = zip(
-        batch.images_BHWC.chunk(pieces),
-        batch.tokens_BL.chunk(pieces),
-        batch.negatives_BKL.chunk(pieces),
-        batch.mask_BK.chunk(pieces),
-        strict=True,
-    )
-    return [
-        LocalBatch(step=batch.step, images_BHWC=i, tokens_BL=t, negatives_BKL=n, mask_BK=m)
-        for i, t, n, m in rows
-    ]

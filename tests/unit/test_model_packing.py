@@ -8,7 +8,7 @@ from tiny_models import CAPTIONS, write_config
 from degla_ray.config import ModelConfig
 from degla_ray.model.blocks import Causal
 from degla_ray.model.build import build
-from degla_ray.model.encode import encode_packed, text_end
+from degla_ray.model.encode import encode_text, on_device, text_end
 from degla_ray.model.packing import LENGTH_MULTIPLE, pack
 
 
@@ -20,7 +20,7 @@ def loaded(tmp_path):
 
 def _packed(loaded, token_multiple):
     tokens = loaded.tokenizer(CAPTIONS).numpy()
-    return pack(tokens, text_end(loaded.model).find(tokens), token_multiple)
+    return on_device(pack(tokens, text_end(loaded.model).find(tokens), token_multiple), loaded.model)
 
 
 @pytest.mark.parametrize("token_multiple", [1, 64, 256])
@@ -47,7 +47,7 @@ def test_encode_packed_spare_tokens_change_neither_features_nor_gradients(loaded
     for token_multiple in (1, 256):
         loaded.model.zero_grad()
         with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
-            txt_XD = encode_packed(loaded.model, _packed(loaded, token_multiple))
+            txt_XD = encode_text(loaded.model, _packed(loaded, token_multiple))
         txt_XD[:, 0].sum().backward()
         gradients = {n: p.grad.clone() for n, p in loaded.model.named_parameters() if p.grad is not None}
         found.append((txt_XD.detach(), gradients))
@@ -63,7 +63,8 @@ def test_encode_packed_spare_tokens_change_neither_features_nor_gradients(loaded
 @pytest.mark.gpu
 def test_causal_attention_packed_equals_padded(loaded, monkeypatch):
     """The variable-length kernel against the padded path, values and gradients."""
-    text = _packed(loaded, 256).to(torch.device("cuda"))
+    loaded.model.cuda()
+    text = _packed(loaded, 256)
     qkv_TX = torch.randn(len(text.token_T), 3 * 64, device="cuda", dtype=torch.bfloat16, requires_grad=True)
     found = []
     for packed in (True, False):

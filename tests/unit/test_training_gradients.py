@@ -13,10 +13,13 @@ from degla_ray.config import (
     TeacherConfig,
     TrainConfig,
 )
-from degla_ray.loader.feed import LocalBatch
+from degla_ray.loader.decode import HostBatch, tower_input
+from degla_ray.loader.loader import LocalBatch, local_batch
+from degla_ray.loader.samples import Texts
 from degla_ray.model import LoadedModel, Teacher
 from degla_ray.model.adapt import adapt
 from degla_ray.model.build import build
+from degla_ray.model.encode import text_end
 from degla_ray.training.gradients import Gradients, freeze_unreached
 
 B, K = 12, 3
@@ -45,7 +48,7 @@ def loaded(request, tmp_path) -> LoadedModel:
     return build(ModelConfig(name=write_config(tmp_path, **MODELS[request.param])))
 
 
-def a_batch(loaded: LoadedModel) -> LocalBatch:
+def a_batch(loaded: LoadedModel, pieces: int) -> LocalBatch:
     generator = torch.Generator().manual_seed(0)
     words = " ".join(CAPTIONS).split()
     texts = [
@@ -53,13 +56,15 @@ def a_batch(loaded: LoadedModel) -> LocalBatch:
         for n in range(B * (1 + K))
     ]
     tokens_XL = loaded.tokenizer(texts)
-    return LocalBatch(
-        step=0,
-        images_BHWC=torch.randint(256, (B, 32, 32, 3), dtype=torch.uint8, generator=generator),
-        tokens_BL=tokens_XL[:B],
-        negatives_BKL=tokens_XL[B:].unflatten(0, (B, K)),
-        mask_BK=torch.rand(B, K, generator=generator) < 0.7,
-    )
+    images_BHWC = torch.randint(256, (B, 32, 32, 3), dtype=torch.uint8, generator=generator)
+    mask_BK = torch.rand(B, K, generator=generator) < 0.7
+    texts = []
+    for row_b, mask_bK in zip(torch.arange(B).chunk(pieces), mask_BK.chunk(pieces), strict=True):
+        tokens_bL, tokens_bKL = tokens_XL[row_b], tokens_XL[B:].unflatten(0, (B, K))[row_b]
+        own = Texts.of(torch.cat([tokens_bL, tokens_bKL.flatten(0, 1)]).numpy(), padding=0)
+        texts.append(tower_input(own, mask_bK.numpy(), text_end(loaded.model)))
+    host = HostBatch(images_BHWC=images_BHWC.numpy(), texts=tuple(texts), mask_BK=mask_BK.numpy())
+    return local_batch(0, host, torch.device("cpu"))
 
 
 def of_step(loaded: LoadedModel, objective: str, pieces: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -82,7 +87,7 @@ def of_step(loaded: LoadedModel, objective: str, pieces: int) -> tuple[dict[str,
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     for step in range(2):
         student.zero_grad()
-        terms = gradients.compute(a_batch(loaded), scaler, seed=step)
+        terms = gradients.compute(a_batch(loaded, pieces), scaler, seed=step)
     return terms, {n: p.grad.clone() for n, p in student.named_parameters() if p.grad is not None}
 
 
