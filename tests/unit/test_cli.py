@@ -320,7 +320,7 @@ def test_parse_without_a_model_names_a_real_clip_and_the_demos(job: str) -> None
         parse(JOBS[job], "", required[job])
 
 
-DATA = {"name": "x", "data": {"prepared": "p", "negatives": "n"}}
+DATA = {"name": "x", "model": {"name": "m"}, "data": {"prepared": "p", "negatives": "n"}}
 
 
 @pytest.mark.parametrize(("old", "new"), RENAMED.items())
@@ -329,7 +329,7 @@ def test_old_name_of_a_setting_is_accepted_with_a_line_that_says_the_new_one(
 ) -> None:
     """On the command line, as a group in braces, in a file, in a section of a chain."""
     jobs = {
-        "train": (TrainConfig, ["--name=x", "--data.prepared=p", "--data.negatives=n"]),
+        "train": (TrainConfig, ["--name=x", "--model.name=m", "--data.prepared=p", "--data.negatives=n"]),
         "evaluate": (EvaluateConfig, ["--model.name=m", "--suite=s", "--output=o"]),
     }
     [job] = [job for job, (each, _) in jobs.items() if new in settings(build_parser(each, ""))][:1]
@@ -353,7 +353,8 @@ def test_old_name_of_a_setting_is_accepted_with_a_line_that_says_the_new_one(
 
 
 def test_old_name_of_a_setting_in_a_section_is_accepted(capsys: pytest.CaptureFixture[str]) -> None:
-    chain = {"output": "o", "prepare": {"source": "scenes"}, "fine_tune": {"a": {"use_gpu": True}}}
+    chain = {"output": "o", "prepare": {"source": "scenes"}, "base_model": {"name": "scenes-base"}}
+    chain["fine_tune"] = {"a": {"use_gpu": True}}
     assert from_settings(ChainConfig, chain, "chain").stages().fine_tune["a"].compute.use_gpu
     assert capsys.readouterr().err == "note: fine_tune.a.use_gpu is now called fine_tune.a.compute.use_gpu\n"
     sweep = from_settings(TuneConfig, {"suite": "s", "train": DATA | {"cpus_per_worker": 2}}, "tune")

@@ -132,6 +132,7 @@ def test_chain_mistyped_model_is_told_of_before_the_first_stage(tmp_path):
     from degla_ray.chain import run_chain
 
     settings = {"output": str(tmp_path / "out"), "prepare": {"source": "scenes"}, "fine_tune": {"a": {}}}
+    settings["base_model"] = {"name": "scenes-base"}
     for changed, message in (
         ({"base_model": {"name": "scenes-bse"}}, r"base_model\.name.*scenes-base"),
         ({"base_model": {"name": "flickr-small"}}, r"base_model\.random_init true"),
