@@ -253,7 +253,7 @@ class ValidationSettings:
             self.every_steps is None or self.every_steps >= 1,
             "validation.every_steps",
             self.every_steps,
-            "at least 1, or none",
+            "at least 1, or null",
         )
         require(
             self.every_steps is None or self.suite is not None or self.prepared is not None,
@@ -323,10 +323,10 @@ class TrainConfig:
             self.global_batch_size,
             f"a multiple of num_workers ({self.num_workers})",
         )
-        pieces = self.num_workers * self.accumulation_steps
+        micro_batches = self.num_workers * self.accumulation_steps
         require(self.accumulation_steps >= 1, "accumulation_steps", self.accumulation_steps, "at least 1")
         require(
-            self.global_batch_size % pieces == 0,
+            self.global_batch_size % micro_batches == 0,
             "accumulation_steps",
             self.accumulation_steps,
             f"a divisor of global_batch_size / num_workers ({self.global_batch_size // self.num_workers})",
@@ -341,7 +341,7 @@ class TrainConfig:
             self.data.neighbours is None or self.objective.family == "negclip",
             "data.neighbours",
             self.data.neighbours,
-            f"none: objective {self.objective.name!r} has no hard-negative images (negclip has)",
+            f"null: objective {self.objective.name!r} has no hard-negative images (negclip has)",
         )
         if self.objective.name == "degla_frozen_teacher":
             require(

@@ -47,19 +47,19 @@ def adapt(model: nn.Module, config: AdaptConfig) -> None:
             parameter.requires_grad_(False)
 
 
-def rate_factors(model: nn.Module, config: AdaptConfig) -> dict[str, float]:
+def lr_multipliers(model: nn.Module, config: AdaptConfig) -> dict[str, float]:
     """Return each parameter's learning-rate multiplier, by name.
 
     It is `layer_decay` to the power of the number of layers above the parameter in its tower: 0 after the
     last block and for the logit scalars, 1 in the last block, the number of blocks + 1 for the embeddings
     before the first. For adapters it is multiplied by `lora_rate`.
     """
-    blocks, factors = _blocks(model), {}
+    blocks, multipliers = _blocks(model), {}
     for name, _ in model.named_parameters():
         tower = _tower(name)
         above = 0 if tower == "" else blocks[tower] + 1 - _depth(name, blocks[tower])
-        factors[name] = config.layer_decay**above * (config.lora_rate if _is_adapter(name) else 1.0)
-    return factors
+        multipliers[name] = config.layer_decay**above * (config.lora_rate if _is_adapter(name) else 1.0)
+    return multipliers
 
 
 def plain_state(model: nn.Module) -> dict[str, Tensor]:

@@ -36,12 +36,12 @@ class Packing:
     causal: bool
     place_T: Tensor | None = None
 
-    def pack(self, side_by_side: Tensor) -> Tensor:
+    def unpad(self, padded: Tensor) -> Tensor:
         """Remove the padding: [B, L, ...] -> [T, ...]."""
-        places = side_by_side.flatten(0, 1)
+        places = padded.flatten(0, 1)
         return places if self.place_T is None else places[self.place_T]
 
-    def spread(self, packed: Tensor) -> Tensor:
+    def pad(self, packed: Tensor) -> Tensor:
         """Restore the padding: [T, ...] -> [B, L, ...], with 0 at padded positions."""
         if self.place_T is not None:
             B, L = self.shape
@@ -53,7 +53,7 @@ class Packing:
         """Return attention's bool mask [B, 1, 1, L], True at tokens; None without padding."""
         if self.place_T is None:
             return None
-        real = self.spread(torch.ones_like(self.place_T, dtype=torch.bool))
+        real = self.pad(torch.ones_like(self.place_T, dtype=torch.bool))
         return real[:, None, None]
 
 
@@ -83,10 +83,10 @@ def pooled_output(transformer: Any, x_TW: Tensor, packing: Packing, pooled_B: Te
 def _block(block: ResidualAttentionBlock, x_TW: Tensor, packing: Packing) -> Tensor:
     attn, y_TW = block.attn, block.ln_1(x_TW)
     qkv_TX = F.linear(y_TW, attn.in_proj_weight, attn.in_proj_bias)
-    q_BHLD, k_BHLD, v_BHLD = (_heads(x_BLW, attn) for x_BLW in packing.spread(qkv_TX).chunk(3, dim=-1))
+    q_BHLD, k_BHLD, v_BHLD = (_heads(x_BLW, attn) for x_BLW in packing.pad(qkv_TX).chunk(3, dim=-1))
     # Padding follows the tokens, so causal rows need no mask; non-causal rows have no padding.
     seen_BHLD = F.scaled_dot_product_attention(q_BHLD, k_BHLD, v_BHLD, is_causal=packing.causal)
-    x_TW = x_TW + block.ls_1(attn.out_proj(packing.pack(seen_BHLD.transpose(1, 2).flatten(2))))
+    x_TW = x_TW + block.ls_1(attn.out_proj(packing.unpad(seen_BHLD.transpose(1, 2).flatten(2))))
     return x_TW + block.ls_2(_mlp(block.mlp, block.ln_2(x_TW)))
 
 
@@ -96,7 +96,7 @@ def _last_block(block: ResidualAttentionBlock, x_TW: Tensor, packing: Packing, p
     q_BW = F.linear(y_TW[pooled_B], weight_XW[:W], bias_X[:W])
     k_BHLD, v_BHLD = (
         _heads(x_BLW, attn)
-        for x_BLW in packing.spread(F.linear(y_TW, weight_XW[W:], bias_X[W:])).chunk(2, dim=-1)
+        for x_BLW in packing.pad(F.linear(y_TW, weight_XW[W:], bias_X[W:])).chunk(2, dim=-1)
     )
     seen_BHLD = F.scaled_dot_product_attention(
         _heads(q_BW[:, None], attn), k_BHLD, v_BHLD, attn_mask=packing.mask_B11L()

@@ -60,7 +60,7 @@ def _class_token(tower: OpenClipModel, images_BCHW: Tensor) -> Tensor:
     B, L, _ = x_BLW.shape
     packing = Packing(shape=(B, L), causal=False)
     first_B = torch.arange(0, B * L, L, device=x_BLW.device)
-    x_BW = tower.ln_post(pooled_output(tower.transformer, packing.pack(x_BLW), packing, first_B))
+    x_BW = tower.ln_post(pooled_output(tower.transformer, packing.unpad(x_BLW), packing, first_B))
     return _projected(x_BW, tower.proj)
 
 
@@ -85,8 +85,8 @@ def _end_token(tower: OpenClipModel, pool_type: str, end_id: int, tokens_BL: Ten
     real_BL = position_L <= end_B[:, None]
     place_T = real_BL.flatten().nonzero()[:, 0]
     packing = Packing(shape=(len(tokens_BL), len(position_L)), causal=True, place_T=place_T)
-    tokens_T = packing.pack(tokens_BL[:, : len(position_L)])
-    position_T = packing.pack(position_L.expand(packing.shape))
+    tokens_T = packing.unpad(tokens_BL[:, : len(position_L)])
+    position_T = packing.unpad(position_L.expand(packing.shape))
 
     dtype = tower.transformer.get_cast_dtype()
     x_TW = tower.token_embedding(tokens_T).to(dtype) + tower.positional_embedding[position_T].to(dtype)

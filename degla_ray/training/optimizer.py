@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from degla_ray.config import AdaptConfig, OptimizerConfig
-from degla_ray.model.adapt import rate_factors
+from degla_ray.model.adapt import lr_multipliers
 
 MAX_LOGIT_SCALE = math.log(100.0)
 
@@ -21,16 +21,16 @@ def build_optimizer(
 ) -> torch.optim.AdamW:
     """Return AdamW over all trainable parameters; those with fewer than 2 dimensions get no weight decay.
 
-    There is one group per pair of weight decay and learning-rate multiplier (`lr_factor`), groups with
+    There is one group per pair of weight decay and learning-rate multiplier (`lr_multiplier`), groups with
     weight decay first. Within a group, parameters are in the order of `model.named_parameters()`.
     """
     groups = [
         {
             "params": [p for _, p in named],
             "weight_decay": config.weight_decay if decays else 0.0,
-            "lr_factor": factor,
+            "lr_multiplier": multiplier,
         }
-        for (decays, factor), named in _groups(model, adapt)
+        for (decays, multiplier), named in _groups(model, adapt)
     ]
     return torch.optim.AdamW(
         groups,
@@ -54,7 +54,7 @@ def learning_rate(config: OptimizerConfig, step: int, total_steps: int) -> float
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
     for group in optimizer.param_groups:
-        group["lr"] = lr * group["lr_factor"]
+        group["lr"] = lr * group["lr_multiplier"]
 
 
 @torch.no_grad()
@@ -67,9 +67,9 @@ def _groups(
     model: nn.Module, adapt: AdaptConfig | None
 ) -> list[tuple[tuple[bool, float], list[tuple[str, nn.Parameter]]]]:
     """Return ((has weight decay, rate multiplier), named parameters) per group, decaying groups first."""
-    factors = rate_factors(model, adapt or AdaptConfig())
+    multipliers = lr_multipliers(model, adapt or AdaptConfig())
     groups: dict[tuple[bool, float], list[tuple[str, nn.Parameter]]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            groups.setdefault((parameter.ndim >= 2, factors[name]), []).append((name, parameter))
+            groups.setdefault((parameter.ndim >= 2, multipliers[name]), []).append((name, parameter))
     return sorted(groups.items(), key=lambda group: group[0], reverse=True)

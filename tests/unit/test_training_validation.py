@@ -11,7 +11,7 @@ import pytest
 from degla_ray.config import DataConfig, ObjectiveConfig, TrainConfig, ValidationSettings
 from degla_ray.errors import SettingError
 from degla_ray.storage import Storage
-from degla_ray.training.trainer import cpus
+from degla_ray.training.ray_train import cpus
 from degla_ray.training.validation import Validation, ask, read_all, set_logged, tidy
 
 
