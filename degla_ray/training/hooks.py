@@ -137,7 +137,7 @@ class Validate:
     def request(self, step: int) -> None:
         """Record the request if a validation is due after `step` steps."""
         if self._workers.is_first and self._settings.due(step):
-            validation.ask(self._run, step)
+            validation.request(self._run, step)
 
 
 class ReportToRay:

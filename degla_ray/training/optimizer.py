@@ -19,10 +19,10 @@ MAX_LOGIT_SCALE = math.log(100.0)
 def build_optimizer(
     model: nn.Module, config: OptimizerConfig, adapt: AdaptConfig | None = None, *, device: torch.device
 ) -> torch.optim.AdamW:
-    """Return AdamW over all trainable parameters; those with fewer than 2 dimensions get no weight decay.
+    """Return AdamW for all trainable parameters; those with fewer than 2 dimensions get no weight decay.
 
-    There is one group per pair of weight decay and learning-rate multiplier (`lr_multiplier`), groups with
-    weight decay first. Within a group, parameters are in the order of `model.named_parameters()`.
+    Each combination of weight decay and learning-rate multiplier (`lr_multiplier`) is one group; groups with
+    weight decay come first. Within a group, parameters are in the order of `model.named_parameters()`.
     """
     groups = [
         {
@@ -48,11 +48,12 @@ def learning_rate(config: OptimizerConfig, step: int, total_steps: int) -> float
     """
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps
-    done = (step - config.warmup_steps) / max(1, total_steps - config.warmup_steps)
-    return 0.5 * config.lr * (1.0 + math.cos(math.pi * min(1.0, done)))
+    progress = (step - config.warmup_steps) / max(1, total_steps - config.warmup_steps)
+    return 0.5 * config.lr * (1.0 + math.cos(math.pi * min(1.0, progress)))
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set each group's learning rate to `lr` times the group's multiplier."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_multiplier"]
 
@@ -66,7 +67,7 @@ def clamp_logit_scale(model: nn.Module) -> None:
 def _groups(
     model: nn.Module, adapt: AdaptConfig | None
 ) -> list[tuple[tuple[bool, float], list[tuple[str, nn.Parameter]]]]:
-    """Return ((has weight decay, rate multiplier), named parameters) per group, decaying groups first."""
+    """Return ((has weight decay, multiplier), named parameters) of each group, decaying groups first."""
     multipliers = lr_multipliers(model, adapt or AdaptConfig())
     groups: dict[tuple[bool, float], list[tuple[str, nn.Parameter]]] = {}
     for name, parameter in model.named_parameters():

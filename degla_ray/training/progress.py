@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 
 
 class Monitor:
-    """A monitor that shows and logs a run's progress during its `with` block.
+    """Shows and logs a run's progress during its `with` block.
 
     Args:
         run: the run's folder.
@@ -76,7 +76,7 @@ class Monitor:
         self._last: dict[str, Any] = {}
         self._shown: dict[str, Any] = {}
         self._validations_at = time.monotonic()
-        # Ended validations by step; those from before a resume are not printed again.
+        # Validations that ended, by step; those that ended before a resume are not printed again.
         self._validations = {v.step: v for v in read_all(run) if v.state != "waiting"}
         self._waiting: list[int] = []
         self._printed_wait = False
@@ -100,7 +100,7 @@ class Monitor:
         try:
             while not self._stop.wait(POLL_S):
                 self._look_safely(live)
-            if not self._interrupted:  # a stopped job has only 3 s to end its MLflow run
+            if not self._interrupted:  # a killed job has only 3 s to end its MLflow run
                 self._look_safely(live, last=True)
         finally:
             if live is not None:
@@ -162,9 +162,9 @@ class Monitor:
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def _look_at_validations(self, trained: bool) -> None:
-        """Print newly ended validations, a growing queue of validations, and the wait for them at the end."""
+        """Print which validations ended, that their queue grows, and that the run waits for them."""
         waiting: list[int] = []
-        for validation in read_all(self.run, besides=set(self._validations)):
+        for validation in read_all(self.run, without=set(self._validations)):
             if validation.state == "waiting":
                 waiting.append(validation.step)
                 continue
@@ -186,14 +186,14 @@ class Monitor:
         for step, validation in self._validations.items():
             if validation.state == "done" and not validation.logged:
                 known = tracking.last_step(self.config, self.run_id, f"validation/{validation.headline}")
-                if known < step:  # else it was logged, but the run was killed before recording that
+                if known < step:  # else the run was killed between logging and recording that
                     metrics = {f"validation/{k}": v for k, v in validation.metrics.items()}
                     tracking.log_metrics(self.config, self.run_id, metrics, step)
                 set_logged(self.run, validation)
                 self._validations[step] = dataclasses.replace(validation, logged=True)
 
     def _log(self, progress: dict[str, Any]) -> None:
-        """Log exact values at every n-th step, and the current speed at the last of these steps."""
+        """Log exact values of every n-th step, and with the last of them the current speed."""
         if not self.run.exists(TRACE) or not progress:
             return
         rows = [json.loads(line) for line in self.run.read_bytes(TRACE).splitlines()]

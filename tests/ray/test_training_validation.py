@@ -181,7 +181,7 @@ def test_validation_that_takes_too_long_is_given_up(config: TrainConfig) -> None
     settings = dataclasses.replace(config.validation, timeout_minutes=0.001)
     off = TrackingConfig(enabled=False)
     result = train(dataclasses.replace(config, name="hasty", max_steps=2, validation=settings, tracking=off))
-    assert validations(result)[2].error == "not done after 0.001 minutes (validation.timeout_minutes)"
+    assert validations(result)[2].error == "not finished after 0.001 minutes (validation.timeout_minutes)"
 
 
 def test_validation_unknown_benchmark_is_refused_before_training(config: TrainConfig) -> None:

@@ -19,7 +19,7 @@ from degla_ray.storage import Storage
 from degla_ray.training.console import describe
 from degla_ray.training.job import PROGRESS, TRACE
 from degla_ray.training.progress import Monitor
-from degla_ray.training.validation import Validation, ask, set_logged
+from degla_ray.training.validation import Validation, request, set_logged
 
 MOMENT: dict[str, Any] = {
     "step": 120,
@@ -128,7 +128,7 @@ def test_monitor_tells_of_validations_once_and_logs_them_once(
     with Monitor(run, "run", 505, config, run_id):
         later = dataclasses.replace(done, step=200)
         run.write_json(dataclasses.asdict(later), "evaluations", "step-000000200.json")
-        ask(run, 300)
+        request(run, 300)
     printed = capsys.readouterr().out
     assert "run: validation of step 200: composition 60.0% (0 s)" in printed
     assert "run: trained; waiting for the validation of step 300" in printed
