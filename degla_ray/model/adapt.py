@@ -43,8 +43,8 @@ def adapt(model: nn.Module, config: AdaptConfig) -> None:
     for name, parameter in model.named_parameters():
         tower = _tower(name)
         # Freezing the first blocks also freezes the layers before them.
-        is_in_frozen_blocks = 0 < frozen_blocks[tower] >= _depth(name, available[tower])
-        if tower == config.freeze or is_in_frozen_blocks:
+        frozen = frozen_blocks[tower]
+        if tower == config.freeze or (frozen and _depth(name, available[tower]) <= frozen):
             parameter.requires_grad_(False)
 
 

@@ -15,7 +15,6 @@ import ray.train
 from degla_ray.config import TrainConfig, ValidationSettings
 from degla_ray.errors import SettingError
 from degla_ray.identity import canonical
-from degla_ray.loader.loader import Loader
 from degla_ray.storage import Storage
 from degla_ray.training import checkpoint, sanity, validation
 from degla_ray.training.interval import MAX_SKIPPED, LogInterval
@@ -39,9 +38,8 @@ class Log:
         workers: this worker among all.
         run: the run's folder.
         job: arguments of the worker.
-        loader: loader whose waiting times are recorded.
         notices: lines for the console.
-        warns_of_loss: whether the first loss may give another notice: not with random weights.
+        warns_of_loss: whether a high first loss adds a notice; it means nothing with random weights.
     """
 
     def __init__(
@@ -49,11 +47,10 @@ class Log:
         workers: Workers,
         run: Storage,
         job: Job,
-        loader: Loader,
         notices: list[str],
         warns_of_loss: bool,
     ) -> None:
-        self._workers, self._run, self._job, self._loader = workers, run, job, loader
+        self._workers, self._run, self._job = workers, run, job
         self._notices, self._warns_of_loss = notices, warns_of_loss
         self._distance: float | None = None
 
@@ -78,8 +75,8 @@ class Log:
             "samples_per_s": self._job.config.global_batch_size / speed.step_s,
             "training_share": speed.training_share,
             "wait_share": interval.wait_share,
-            "wait_s": self._loader.wait_s,
-            "first_wait_s": self._loader.first_wait_s,
+            "wait_s": interval.wait_s,
+            "first_wait_s": interval.first_wait_s,
             "teacher_distance": self._distance,
             "eta_s": speed.step_s * (self._job.total_steps - state.step),
             "notices": self._notices,

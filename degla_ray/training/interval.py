@@ -32,6 +32,8 @@ class LogInterval:
         rows: `step` and the step's terms, averaged over the workers, of each step.
         speed: average speed over the last ten minutes.
         wait_share: share of the interval (0 to 1) spent waiting for data.
+        wait_s: seconds so far spent waiting for data, except for the first batch.
+        first_wait_s: seconds spent waiting for the first batch.
         save: whether to save a checkpoint.
         report: whether to report to Ray Train; true if `save` is.
     """
@@ -39,6 +41,8 @@ class LogInterval:
     rows: list[dict[str, float]]
     speed: Speed
     wait_share: float
+    wait_s: float
+    first_wait_s: float
     save: bool
     report: bool
 
@@ -123,6 +127,8 @@ class Intervals:
             rows=[{"step": step, **row} for step, row in enumerate(rows, state.step - len(rows) + 1)],
             speed=self._meter.measure(self._ended, steps, self._hooks_s + self._loader.wait_s),
             wait_share=min(1.0, waited_s / trained_s),
+            wait_s=self._loader.wait_s,
+            first_wait_s=self._loader.first_wait_s,
             save=bool(save),
             report=bool(report),
         )

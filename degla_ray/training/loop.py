@@ -75,7 +75,7 @@ def _train(job: Job, run: Storage) -> None:
         sanity.frozen_parameters(frozen),
         sanity.small_images(job.short_side, loaded.preprocess_cfg["size"]),
     ]
-    log = Log(workers, run, job, loader, [n for n in notices if n], warns_of_loss=not loaded.is_random)
+    log = Log(workers, run, job, [n for n in notices if n], warns_of_loss=not loaded.is_random)
     save = Checkpoint(workers, run, job, loaded.activation)
     intervals = Intervals(workers, config, job.total_steps, loader, state)
     _run_steps(job, workers.rank, step, loader, intervals, (log, save, validate, report))

@@ -96,7 +96,7 @@ class Monitor:
         live = Live(console=self.console, auto_refresh=False) if self.console.is_terminal else None
         if live is not None:
             live.start()
-            live.update(Text(f"{self.name}: starting workers …"), refresh=True)
+            live.update(Text(f"{self.name}: starting workers …", no_wrap=True), refresh=True)
         try:
             while not self._stop.wait(POLL_S):
                 self._look_safely(live)
