@@ -33,7 +33,7 @@ from torchvision.transforms import v2
 from degla_ray import ray_setup
 from degla_ray.config import DataConfig, Flickr8kConfig, PrepareConfig, RayConfig
 from degla_ray.loader.decode import BatchSpec
-from degla_ray.loader.feed import Feed, end_decoders, start_decoders
+from degla_ray.loader.loader import Loader, end_decoders, start_decoders
 from degla_ray.loader.order import BatchOrder
 from degla_ray.loader.samples import load_samples
 from degla_ray.sources.prepare import prepare
@@ -57,7 +57,7 @@ def main() -> None:
         ray_setup.start(RayConfig())
         try:
             _compare(
-                {"torch DataLoader": _loader(root, captions, options), "ours": _feed(root, options)}, options
+                {"torch DataLoader": _torch(root, captions, options), "ours": _ours(root, options)}, options
             )
         finally:
             ray.shutdown()
@@ -101,7 +101,7 @@ def _run(batches: Batches, steps: int, step_s: float) -> tuple[float, float]:
     return each, waited / steps
 
 
-def _feed(root: Path, options: argparse.Namespace) -> Batches:
+def _ours(root: Path, options: argparse.Namespace) -> Batches:
     """Return the trainer's own loader, which reads prepared Parquet files and decodes in Ray actors."""
     source = Flickr8kConfig(images=str(root / "jpeg"), captions={"train": str(root / "captions.txt")})
     prepared = str(root / "prepared")
@@ -122,7 +122,7 @@ def _feed(root: Path, options: argparse.Namespace) -> Batches:
     def batches(steps: int) -> Iterator[Any]:
         decoders = start_decoders(1, options.processes)
         window = 2 * options.processes  # as the DataLoader's prefetch_factor
-        yield from Feed(reference, spec, first=0, last=steps, decoders=decoders[0], prefetch=window)
+        yield from Loader(reference, spec, first=0, last=steps, decoders=decoders[0], prefetch=window)
         end_decoders(decoders)
 
     return batches
@@ -150,7 +150,7 @@ class _Collate:
         return torch.stack([image for image, _ in rows]), self.tokenizer([text for _, text in rows])
 
 
-def _loader(root: Path, captions: list[str], options: argparse.Namespace) -> Batches:
+def _torch(root: Path, captions: list[str], options: argparse.Namespace) -> Batches:
     images, collate = _Images(root, captions), _Collate()
 
     def batches(steps: int) -> Iterator[Any]:

@@ -42,12 +42,13 @@ from degla_ray.config import (
     TrainComputeConfig,
     TrainConfig,
 )
-from degla_ray.loader.feed import LocalBatch
+from degla_ray.loader.loader import LocalBatch
 from degla_ray.model import LoadedModel, Teacher
 from degla_ray.model.build import build
 from degla_ray.model.encode import OpenClipModel
-from degla_ray.training.gradients import Gradients
-from degla_ray.training.optimizer import build_optimizer, clamp_logit_scale
+from degla_ray.training.optimizer import build_optimizer
+from degla_ray.training.state import TrainState
+from degla_ray.training.step import TrainStep
 
 K = 4
 Step = Callable[[LocalBatch], dict[str, float]]
@@ -179,17 +180,17 @@ def ours(student: OpenClipModel, preprocess: dict[str, Any], options: argparse.N
     config = _config(options)
     teacher = Teacher(student, config.teacher)
     _move_away(student)
-    gradients = Gradients(student, teacher, config, preprocess)
-    optimizer = build_optimizer(student, config.optimizer, device=torch.device(options.device))
-    scaler = torch.amp.GradScaler(options.device, enabled=False)
+    state = TrainState(
+        student=student,
+        teacher=teacher,
+        optimizer=build_optimizer(student, config.optimizer, device=torch.device(options.device)),
+        scaler=torch.amp.GradScaler(options.device, enabled=False),
+    )
+    train_step = TrainStep(state, config, preprocess, total_steps=options.steps + 1)
 
     def step(batch: LocalBatch) -> dict[str, float]:
-        optimizer.zero_grad(set_to_none=True)
-        terms = gradients.compute(batch, scaler, seed=0)
-        optimizer.step()
-        clamp_logit_scale(student)
-        teacher.update(student, options.batch)
-        return {name: terms[name].item() for name in ("loss", "base", "igc", "tgc", "distill")}
+        terms = train_step(batch, seed=0)
+        return {name: float(terms[name]) for name in ("loss", "base", "igc", "tgc", "distill")}
 
     return step
 
@@ -284,7 +285,7 @@ def _config(options: argparse.Namespace) -> TrainConfig:
         data=DataConfig(prepared="", negatives=""),
         model=ModelConfig(name=options.model),
         objective=ObjectiveConfig(tgc_negatives="released", distill_reduction="sum", lambda_distill=0.005),
-        optimizer=OptimizerConfig(lr=1e-6),
+        optimizer=OptimizerConfig(lr=1e-6, warmup_steps=0),
         teacher=TeacherConfig(),
         global_batch_size=options.batch,
         compute=TrainComputeConfig(precision=options.precision),

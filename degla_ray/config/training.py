@@ -293,10 +293,10 @@ class TrainConfig:
             self.global_batch_size,
             f"a multiple of num_workers ({self.num_workers})",
         )
-        pieces = self.num_workers * self.accumulation_steps
+        micro_batches = self.num_workers * self.accumulation_steps
         require(self.accumulation_steps >= 1, "accumulation_steps", self.accumulation_steps, "at least 1")
         require(
-            self.global_batch_size % pieces == 0,
+            self.global_batch_size % micro_batches == 0,
             "accumulation_steps",
             self.accumulation_steps,
             f"a divisor of global_batch_size / num_workers ({self.global_batch_size // self.num_workers})",

@@ -1,9 +1,8 @@
-"""Building a worker's batch from row numbers: fetch by address, decode, crop, tokenise. Does not import Ray.
+"""Build a worker's batch from row numbers: fetch by address, decode, crop, tokenise. Does not import Ray.
 
-Images are passed on as uint8 and converted to float by the trainer, which transfers a quarter of the bytes.
-The smallest unit that Parquet reads is a row group of 16 images. The latest groups are cached (up to 256 MiB
-per process): a data set that fits is read from disk once, and a larger one reads up to 16 times the bytes it
-needs.
+Images stay uint8, a quarter of the bytes; the trainer converts them to float.
+Parquet reads at least a row group of 16 images. The latest groups are cached (up to 256 MiB per process): a
+data set that fits is read from disk once; of a larger one, up to 16 times the necessary bytes are read.
 
 Shape suffixes: B a worker's rows, H W pixels, C channels, L tokens, K negatives.
 """
@@ -60,7 +59,7 @@ class BatchSpec:
 
 
 class BatchReader:
-    """A reader of the local batch of any step; it keeps files open and caches the latest row groups."""
+    """Reads the local batch of any step; keeps files open and caches the latest row groups."""
 
     def __init__(self, samples: Samples, spec: BatchSpec) -> None:
         self.samples, self.spec = samples, spec
@@ -93,7 +92,7 @@ class BatchReader:
         for out, row, u in zip(out_BHWC, visits.row_B, drawn, strict=True):
             decoded = self._reader.open(int(self.samples.image[row]))
             left, top, w, h = crop_box(decoded.width, decoded.height, u, spec.crop_scale_min)
-            with without_pillows_limit():  # a crop is held to it too
+            with without_pillows_limit():  # which applies to crops too
                 crop = decoded.crop((left, top, left + w, top + h))
             out[:] = np.asarray(crop.resize((width, height), method))
         return out_BHWC
@@ -112,7 +111,7 @@ class BatchReader:
 
 
 def with_hard_negatives(visits: Visits, samples: Samples, seed: int) -> Visits:
-    """Append to the visits one for each: a random caption of a random neighbour of its image."""
+    """Append one visit for each visit: a random caption of a random neighbour of its image."""
     which_B, caption_B = uniforms(seed, "neighbour", visits, 2).T
     neighbours_BM = samples.neighbour[samples.image[visits.row_B]]
     image_B = neighbours_BM[np.arange(len(which_B)), (which_B * neighbours_BM.shape[1]).astype(np.int64)]
@@ -124,7 +123,7 @@ def with_hard_negatives(visits: Visits, samples: Samples, seed: int) -> Visits:
 
 
 class ImageReader:
-    """A reader of images by number that caches at most `cache_bytes` of encoded images."""
+    """Reads images by number; caches at most `cache_bytes` of encoded images."""
 
     def __init__(self, samples: Samples, cache_bytes: int = CACHE_BYTES) -> None:
         self.samples, self.cache_bytes = samples, cache_bytes
@@ -144,7 +143,7 @@ class ImageReader:
         try:
             with without_pillows_limit(), Image.open(io.BytesIO(data)) as image:
                 return image.convert("RGB")
-        except Exception as error:  # decoders raise whatever a broken file leads them to
+        except Exception as error:  # a broken file can raise anything
             name = self.samples.image_id[number].as_py()
             where = self._storage.path("images", self.samples.parts[part])
             raise DataError(
@@ -175,7 +174,7 @@ def crop_box(
         width: width of the image in pixels.
         height: height of the image in pixels.
         uniform_U: 22 numbers in [0, 1) that determine the rectangle.
-        scale_min: smallest share of the area; the largest is 1. The aspect ratio is between 3/4 and 4/3.
+        scale_min: smallest share of the area; the largest is 1. The aspect ratio is 3/4 to 4/3.
     """
     for scale_u, ratio_u in uniform_U[: 2 * _TRIES].reshape(_TRIES, 2):
         area = width * height * (scale_min + (1.0 - scale_min) * scale_u)
@@ -185,7 +184,7 @@ def crop_box(
             top = int(uniform_U[-2] * (height - h + 1))
             left = int(uniform_U[-1] * (width - w + 1))
             return left, top, w, h
-    # fallback: a centre crop, as large as the bounds of the ratio allow
+    # Fallback: the largest centre crop with an allowed aspect ratio.
     ratio = width / height
     w = round(height * 4 / 3) if ratio > 4 / 3 else width
     h = round(width / (3 / 4)) if ratio < 3 / 4 else height

@@ -36,10 +36,11 @@ class Samples:
         address: [I, 3] int32: part, row group, row in the row group.
         negative: [G] large_string; row r's negatives are `first_negative[r]:first_negative[r + 1]`.
         first_negative: [N + 1] int64.
-        neighbour: [I, M] int64, each image's neighbours as indices into the images, -1 for none; M = 0
+        neighbour: [I, M] int64, each image's neighbours as indices into the images, -1 if missing; M = 0
             without hard-negative images.
         row_of: [N] int64, rows ordered by image; image i's rows are `first_row[i]:first_row[i + 1]`.
         first_row: [I + 1] int64.
+        short_side: median short side of the images in pixels.
     """
 
     folder: str
@@ -54,6 +55,7 @@ class Samples:
     neighbour: NDArray[np.int64]
     row_of: NDArray[np.int64]
     first_row: NDArray[np.int64]
+    short_side: int
 
     def __len__(self) -> int:
         return len(self.caption)
@@ -64,62 +66,79 @@ def load_samples(config: DataConfig, *, with_negatives: bool) -> Samples:
 
     Raises:
         DataError: an input folder is missing, unfinished or of another stage, a caption's image is missing,
-            or there are no negatives for this split.
+            or this split has no negatives.
         SettingError: the split does not exist.
     """
     storage, _ = read_complete(config.prepared, "prepare")
     captions = storage.read_dataset("captions", CAPTIONS)
     chosen = captions.filter(pc.equal(captions["split"], config.split)).sort_by("sample_id")
     if chosen.num_rows == 0:
-        there = sorted(pc.unique(captions["split"]).to_pylist())
-        raise SettingError("data.split", config.split, f"one of {there}")
-    image_id, address, parts = _image_addresses(storage)
-    image_row = pc.index_in(_large(chosen["image_id"]), value_set=image_id)
+        splits = ", ".join(sorted(pc.unique(captions["split"]).to_pylist()))
+        raise SettingError("data.split", config.split, f"one of {splits}")
+    images = _read_images(storage)
+    image_row = pc.index_in(_large(chosen["image_id"]), value_set=images.image_id)
     if image_row.null_count:
         row = chosen.slice(pc.index(image_row.is_null(), True).as_py(), 1).to_pylist()[0]
         raise DataError(
             config.prepared,
             f"no image {row['image_id']!r} (caption {row['sample_id']!r})",
-            "an image for every caption: run `jobs/prepare.py` anew",
+            "an image for every caption: run `jobs/prepare.py` again into a new folder",
         )
     sample_id = _large(chosen["sample_id"])
     negative, first_negative = _negatives(config, sample_id) if with_negatives else _none(len(sample_id))
     image = image_row.to_numpy(zero_copy_only=False).astype(np.int64)
     return Samples(
         folder=storage.uri,
-        parts=parts,
+        parts=images.parts,
         sample_id=sample_id,
         caption=_large(chosen["caption"]),
         image=image,
-        image_id=image_id,
-        address=address,
+        image_id=images.image_id,
+        address=images.address,
         negative=negative,
         first_negative=first_negative,
-        neighbour=_neighbours(config, image_id, image),
+        neighbour=_neighbours(config, images.image_id, image),
         row_of=np.argsort(image, kind="stable"),
-        first_row=np.searchsorted(np.sort(image), np.arange(len(image_id) + 1)).astype(np.int64),
+        first_row=np.searchsorted(np.sort(image), np.arange(len(images.image_id) + 1)).astype(np.int64),
+        short_side=images.short_side,
     )
 
 
-def _image_addresses(storage: Storage) -> tuple[pa.LargeStringArray, NDArray[np.int32], tuple[str, ...]]:
+@dataclass(frozen=True, kw_only=True)
+class _Images:
+    image_id: pa.LargeStringArray
+    address: NDArray[np.int32]
+    parts: tuple[str, ...]
+    short_side: int
+
+
+def _read_images(storage: Storage) -> _Images:
+    """Read ids, addresses and sizes of the images, but not their bytes."""
     parts = tuple(p for p in storage.names("images") if p.endswith(".parquet"))
-    ids, addresses = [], []
+    ids, addresses, short_sides = [], [], []
     for number, part in enumerate(parts):
         with storage.open_parquet("images", part) as file:
-            ids.append(_large(file.read(columns=["image_id"])["image_id"]))
+            table = file.read(columns=["image_id", "width", "height"])
+            ids.append(_large(table["image_id"]))
+            short_sides.append(pc.min_element_wise(table["width"], table["height"]).to_numpy())
             for group in range(file.num_row_groups):
                 row = np.arange(file.metadata.row_group(group).num_rows, dtype=np.int32)
                 addresses.append(np.stack([np.full_like(row, number), np.full_like(row, group), row], axis=1))
-    if not addresses:
+    if not any(map(len, addresses)):
         raise DataError(storage.path("images"), "no images", "a folder that `jobs/prepare.py` finished")
-    return pa.concat_arrays(ids), np.concatenate(addresses), parts
+    return _Images(
+        image_id=pa.concat_arrays(ids),
+        address=np.concatenate(addresses),
+        parts=parts,
+        short_side=int(np.median(np.concatenate(short_sides))),
+    )
 
 
 def _negatives(
     config: DataConfig, sample_id: pa.LargeStringArray
 ) -> tuple[pa.LargeStringArray, NDArray[np.int64]]:
     """Return each row's negatives, in an order that does not depend on the shards."""
-    assert config.negatives is not None  # TrainConfig demands it of objectives with negatives
+    assert config.negatives is not None  # TrainConfig requires it for objectives with negatives
     storage, _ = read_complete(config.negatives, "negatives")
     table = storage.read_dataset("negatives", NEGATIVES, ["sample_id", "kind", "negative"])
     table = table.append_column("row", pc.index_in(_large(table["sample_id"]), value_set=sample_id))
@@ -128,7 +147,7 @@ def _negatives(
         raise DataError(
             config.negatives,
             f"no negatives for split {config.split!r} of {config.prepared}",
-            "the negatives of this very prepared folder",
+            "negatives made from this prepared folder",
         )
     table = table.sort_by([(name, "ascending") for name in ("row", "kind", "negative")])
     row = table["row"].to_numpy()
@@ -150,8 +169,8 @@ def _neighbours(
     if row.null_count or found.null_count or missing:
         raise DataError(
             config.neighbours,
-            f"other images than split {config.split!r} of {config.prepared} has",
-            "the neighbours of this very prepared folder and split",
+            f"images other than those of split {config.split!r} of {config.prepared}",
+            "neighbours made from this prepared folder and split",
         )
     neighbour = np.full((len(image_id), len(lists[0])), -1, dtype=np.int64)
     neighbour[row.to_numpy()] = found.to_numpy().reshape(len(table), -1)

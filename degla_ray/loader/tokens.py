@@ -70,21 +70,21 @@ class Counts:
     duplicate_negative: int
 
     def describe(self) -> str:
-        said = f"{self.captions_cut:,} of {self.captions:,} captions are cut at {self.length} tokens"
+        line = f"{self.captions_cut:,} of {self.captions:,} captions are cut at {self.length} tokens"
         if not self.negatives:
-            return said
+            return line
         dropped = self.same_as_caption + self.duplicate_negative
-        said += f"; {dropped:,} of {self.negatives:,} negatives dropped"
+        line += f"; {dropped:,} of {self.negatives:,} negatives dropped"
         if not dropped:
-            return said
+            return line
         return (
-            f"{said}: {self.same_as_caption:,} have their caption's tokens, {self.duplicate_negative:,} "
+            f"{line}: {self.same_as_caption:,} have their caption's tokens, {self.duplicate_negative:,} "
             f"those of another negative ({REJECTS_FOLDER}/)"
         )
 
 
 def compare(samples: Samples, tokenizer: Callable[..., Any], first: int, last: int) -> Compared:
-    """Tokenise rows [first, last) and their negatives, and compare each negative with its own row's texts."""
+    """Tokenise rows [first, last) and compare each negative with its row's caption and other negatives."""
     captions = samples.caption.slice(first, last - first).to_pylist()
     begin, end = int(samples.first_negative[first]), int(samples.first_negative[last])
     tokens_RL = np.asarray(tokenizer(captions))
@@ -102,7 +102,7 @@ def compare(samples: Samples, tokenizer: Callable[..., Any], first: int, last: i
     return Compared(length=length, cut=int(_cut(tokenizer, captions, tokens_RL).sum()), fault_G=fault_G)
 
 
-def settle(
+def drop_indistinguishable(
     run: Storage, samples: Samples, model: ModelConfig, decoders: list[list[Any]]
 ) -> tuple[Samples, Counts]:
     """Return the samples without the negatives that the model cannot tell apart, and the counts.
@@ -117,7 +117,7 @@ def settle(
         DataError: no negative is left.
         SettingError: the model does not exist.
     """
-    reference, actors = ray.put(samples), [actor for those in decoders for actor in those]
+    reference, actors = ray.put(samples), [actor for of_worker in decoders for actor in of_worker]
     waiting = [
         actors[number % len(actors)].compare.remote(
             [reference], model, first, min(first + CHUNK_ROWS, len(samples))
@@ -143,7 +143,8 @@ def settle(
     if len(fault_G) and fault_G.all():
         raise DataError(
             run.path(REJECTS_FOLDER),
-            f"all {len(fault_G):,} negatives, which read like their captions within {counts.length} tokens",
+            f"{len(fault_G):,} negatives, none of which differs from its caption in the first "
+            f"{counts.length} tokens",
             "negatives that differ early enough, or a model with a longer context",
         )
     return _without(samples, fault_G != 0), counts

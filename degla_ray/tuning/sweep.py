@@ -39,7 +39,9 @@ from degla_ray.lease import Lease, LeaseHeld
 from degla_ray.model.source import check_model, find_model
 from degla_ray.number_formats import percent
 from degla_ray.storage import Storage
-from degla_ray.training.trainer import absolute, cpus, run_identity, train
+from degla_ray.training.ray_train import cpus
+from degla_ray.training.run_identity import absolute, run_identity
+from degla_ray.training.trainer import train
 
 TRIAL_CPUS = 0.01
 TURN_S = 2.0

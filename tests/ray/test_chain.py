@@ -68,7 +68,7 @@ def test_chain_demo_recipe_makes_report_and_runs_and_does_nothing_twice(repo, tm
     assert made == {path: path.stat().st_mtime_ns for path in made}
     again = {run.info.run_id for run in client.search_runs([experiment.experiment_id])}
     assert again == runs
-    assert capsys.readouterr().out.count("finished already") == 2
+    assert capsys.readouterr().out.count("already finished") == 2
 
 
 def test_chain_unknown_benchmark_is_told_of_before_the_training(repo, tmp_path):

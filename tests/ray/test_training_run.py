@@ -27,7 +27,8 @@ from degla_ray.model import load
 from degla_ray.schema import REJECTS
 from degla_ray.storage import Storage
 from degla_ray.training.checkpoint import complete
-from degla_ray.training.trainer import TrainResult, run_identity, train
+from degla_ray.training.run_identity import run_identity
+from degla_ray.training.trainer import TrainResult, train
 from tests.training_inputs import MODEL, read_trace, train_config, write_inputs
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -132,7 +133,7 @@ def test_train_killed_worker_continues_after_its_last_checkpoint(
 ) -> None:
     """SIGKILL of one of two workers: Ray Train starts both again, and the losses are as if nothing was.
 
-    CE-CLIP carries its margins from step to step. The workers' rows go through the model in two pieces.
+    CE-CLIP carries its margins from step to step. The workers' rows are two micro-batches.
     """
     settings = {"objective": ObjectiveConfig(name=objective)}  # type: ignore[arg-type]
     if objective != "degla":
@@ -300,7 +301,7 @@ def test_train_step_that_fp16_skips_moves_neither_weights_nor_teacher_nor_schedu
     result = train(train_config(folder, name="fp16", compute=fp16, objective=steep, max_steps=1))
     saved = Path(result.run_folder) / "checkpoint_000000001"
     state = json.loads((saved / "state.json").read_text())
-    assert (state["step"], state["applied"], state["samples"]) == (1, 0, 16)
+    assert (state["step"], state["optimizer_steps"], state["samples"]) == (1, 0, 16)
     assert state["scaler"]["scale"] == 32768.0
     student, teacher = (
         safetensors.torch.load_file(saved / f"{w}.safetensors") for w in ("student", "teacher")

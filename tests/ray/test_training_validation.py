@@ -27,7 +27,8 @@ from degla_ray.model import load
 from degla_ray.model.export import export
 from degla_ray.storage import Storage
 from degla_ray.training.checkpoint import complete
-from degla_ray.training.trainer import TrainResult, run_identity, train
+from degla_ray.training.run_identity import run_identity
+from degla_ray.training.trainer import TrainResult, train
 from degla_ray.training.validation import Validation, read_all, validate
 from tests.evaluation_suite import write_suite
 from tests.training_inputs import read_trace, train_config, write_inputs
@@ -170,7 +171,7 @@ def test_validation_that_fails_is_told_and_the_next_one_and_training_go_on(
     assert (found[2].state, found[4].state) == ("failed", "done")
     assert "step-000000002" in found[2].error
     printed = capsys.readouterr().out
-    assert f"the validation of step 2 failed: {found[2].error}; training goes on" in printed
+    assert f"the validation of step 2 failed: {found[2].error}; training continues" in printed
     assert f": {found[4].describe()} (" in printed
     assert found[4].metrics == evaluated(two, result.export_student, tmp_path / "scores")
     assert list(complete(run)) == [4]
@@ -180,7 +181,7 @@ def test_validation_that_takes_too_long_is_given_up(config: TrainConfig) -> None
     settings = dataclasses.replace(config.validation, timeout_minutes=0.001)
     off = TrackingConfig(enabled=False)
     result = train(dataclasses.replace(config, name="hasty", max_steps=2, validation=settings, tracking=off))
-    assert validations(result)[2].error == "not done after 0.001 minutes (validation.timeout_minutes)"
+    assert validations(result)[2].error == "not finished after 0.001 minutes (validation.timeout_minutes)"
 
 
 def test_validation_unknown_benchmark_is_refused_before_training(config: TrainConfig) -> None:

@@ -23,7 +23,7 @@ from degla_ray.model.source import (
     in_any_folder,
     starts_random,
 )
-from degla_ray.training.trainer import _model_identity
+from degla_ray.training.run_identity import model_identity
 from degla_ray.tuning.sweep import tune
 
 
@@ -59,7 +59,7 @@ def test_build_folder_with_a_json_of_its_name_beside_it_has_the_folders_weights(
 def test_model_identity_of_a_folder_with_a_json_beside_it_is_its_files(trained):
     folder, _ = trained
     beside(folder)
-    identity = _model_identity(ModelConfig(name=str(folder)))
+    identity = model_identity(ModelConfig(name=str(folder)))
     assert set(identity["name"]) == {path.name for path in folder.iterdir()}
 
 

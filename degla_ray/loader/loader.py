@@ -58,7 +58,7 @@ class Decoder:
     """An actor around a BatchReader, created on the first call so that a restarted actor needs no setup."""
 
     def __init__(self) -> None:
-        import open_clip  # noqa: F401  # for the tokenizer; takes seconds, spent while the trainers start
+        import open_clip  # noqa: F401  # for the tokenizer; takes seconds, meanwhile the workers start
 
         torch.set_num_threads(1)
         self._arguments: list[Any] | None = None
@@ -67,7 +67,7 @@ class Decoder:
 
     def read(self, samples_and_spec: list[Any], step: int) -> dict[str, NDArray[Any]]:
         """Return the local batch of a step; the first argument holds references to Samples and BatchSpec."""
-        if self._reader is None or samples_and_spec != self._arguments:  # they change when workers restart
+        if self._reader is None or samples_and_spec != self._arguments:  # new after a restart of the workers
             self._arguments, self._reader = samples_and_spec, BatchReader(*ray.get(samples_and_spec))
         return self._reader.read(step)
 
@@ -89,11 +89,13 @@ def start_decoders(num_workers: int, each: int) -> list[list[Any]]:
 
 
 def end_decoders(decoders: list[list[Any]]) -> None:
-    for actor in (a for those_of_a_worker in decoders for a in those_of_a_worker):
-        ray.kill(actor)
+    """End the decoders of all workers."""
+    for of_worker in decoders:
+        for actor in of_worker:
+            ray.kill(actor)
 
 
-class Feed:
+class Loader:
     """An iterable over the local batches of steps [first, last).
 
     Args:
@@ -120,23 +122,23 @@ class Feed:
         self.first_wait_s = 0.0
 
     def __iter__(self) -> Iterator[LocalBatch]:
-        under_way: deque[tuple[int, Any]] = deque()
-        following = self._first
+        in_flight: deque[tuple[int, Any]] = deque()
+        requested = self._first  # step after the last one requested
         for step in range(self._first, self._last):
-            while following < self._last and len(under_way) < self._window:
-                actor = self._actors[following % len(self._actors)]
-                under_way.append((following, actor.read.remote(self._arguments, following)))
-                following += 1
-            expected, reference = under_way.popleft()
+            while requested < self._last and len(in_flight) < self._window:
+                actor = self._actors[requested % len(self._actors)]
+                in_flight.append((requested, actor.read.remote(self._arguments, requested)))
+                requested += 1
+            expected, reference = in_flight.popleft()
             assert expected == step
             started = time.perf_counter()
-            arrays = self._take(step, reference)
+            arrays = self._wait_for(step, reference)
             waited = time.perf_counter() - started
             if step == self._first:
                 self.first_wait_s = waited
             else:
                 self.wait_s += waited
-            # copied: Ray's object store hands out read-only memory
+            # Copied, because arrays in Ray's object store are read-only.
             tensors = {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
             yield LocalBatch(
                 step=step,
@@ -146,15 +148,15 @@ class Feed:
                 mask_BK=tensors["mask"],
             )
 
-    def _take(self, step: int, reference: Any) -> dict[str, Any]:
+    def _wait_for(self, step: int, reference: Any) -> dict[str, Any]:
         try:
             return ray.get(reference, timeout=DEADLINE_S)
         except GetTimeoutError as error:
             actor = self._actors[step % len(self._actors)]
             raise DataError(
-                f"batch {step} of decoder {actor}",
-                f"nothing after {DEADLINE_S:.0f} s",
-                f"a batch; the cluster may lack free CPUs ({DECODER_CPUS} for each decoder)",
+                f"decoder {actor}",
+                f"no batch {step} after {DEADLINE_S:.0f} s",
+                f"a batch; perhaps the cluster has no free CPUs (each decoder needs {DECODER_CPUS})",
             ) from error
         except RayTaskError as error:
             if isinstance(error.cause, DeglaError):
