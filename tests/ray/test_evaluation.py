@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import subprocess
-import sys
+import shutil
 import threading
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -90,9 +90,14 @@ def plain_features(loaded: LoadedModel, texts: list[str]) -> tuple[np.ndarray, n
 
 @pytest.fixture(scope="module")
 def whole(folder: Path, ray_cluster: None) -> Path:
-    """The evaluation of the tiny model, once for the module."""
-    evaluate(config_of(folder, folder / "whole", batch_size=7))
+    """The evaluation of the tiny model, once for the module; tests that change it copy it."""
+    evaluate(whole_config(folder))
     return folder / "whole"
+
+
+def whole_config(folder: Path) -> EvaluateConfig:
+    store = TrackingConfig(uri=f"sqlite:///{folder}/mlflow.db", experiment="evaluation")
+    return config_of(folder, folder / "whole", batch_size=7, tracking=store)
 
 
 def test_evaluate_decisions_equal_plain_encoding_item_by_item(folder: Path, whole: Path) -> None:
@@ -126,26 +131,27 @@ def test_evaluate_decisions_equal_plain_encoding_item_by_item(folder: Path, whol
 def test_evaluate_same_features_for_any_number_of_actors_and_batch_size(
     folder: Path, whole: Path, tmp_path: Path
 ) -> None:
-    evaluate(config_of(folder, tmp_path / "three", num_actors=3, batch_size=3))
-    one, three = rows_of(whole), rows_of(tmp_path / "three")
-    assert one.keys() == three.keys()
+    evaluate(config_of(folder, tmp_path / "two", num_actors=2, batch_size=3))
+    one, two = rows_of(whole), rows_of(tmp_path / "two")
+    assert one.keys() == two.keys()
     for key, row in one.items():
-        other = three[key]["candidate_scores"]
+        other = two[key]["candidate_scores"]
         np.testing.assert_allclose(row["candidate_scores"], other, atol=1e-5)
 
 
-def test_evaluate_rerun_does_nothing_and_another_model_is_refused(folder: Path, tmp_path: Path) -> None:
-    config = config_of(folder, tmp_path / "out", benchmarks=["scenes_zeroshot"])
-    first = evaluate(config)
-    assert [s.name for s in first.subsets] == ["scenes_zeroshot/top1"]
+def test_evaluate_rerun_does_nothing_and_another_model_is_refused(
+    folder: Path, whole: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(whole, tmp_path / "out")
+    config = config_of(folder, tmp_path / "out")
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*") if p.is_file()}
-    assert evaluate(config) == first
+    assert evaluate(config) == read_evaluation(str(whole))[1]
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*") if p.is_file()} == before
     assert evaluate(dataclasses.replace(config, label="renamed")).label == "renamed"
     with pytest.raises(FingerprintMismatch, match=r"identity\.model"):
-        evaluate(config_of(folder, tmp_path / "out", "wide", benchmarks=["scenes_zeroshot"]))
+        evaluate(config_of(folder, tmp_path / "out", "wide"))
     with pytest.raises(FingerprintMismatch, match=r"identity\.benchmarks"):
-        evaluate(dataclasses.replace(config, benchmarks=["all"]))
+        evaluate(dataclasses.replace(config, benchmarks=["scenes_zeroshot"]))
 
 
 def test_evaluate_broken_and_absent_images_are_named_and_make_it_partial(
@@ -237,15 +243,14 @@ def test_evaluate_prepared_and_negatives_add_their_benchmarks(folder: Path, tmp_
 
 
 def test_evaluate_logs_one_mlflow_run_also_after_a_crash(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path, whole: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    store = TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db", experiment="evaluation")
-    config = config_of(folder, tmp_path / "out", tracking=store)
-    summary = evaluate(config)
-    manifest = tmp_path / "out" / "manifest.json"
+    config = whole_config(folder)
+    summary = read_evaluation(str(whole))[1]
+    manifest = whole / "manifest.json"
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"complete": False}))
     assert evaluate(config) == summary
-    client = MlflowClient(tracking_uri=store.uri)
+    client = MlflowClient(tracking_uri=config.tracking.uri)
     runs = client.search_runs([client.get_experiment_by_name("evaluation").experiment_id])
     assert len(runs) == 1
     assert runs[0].data.metrics == pytest.approx(summary.metrics())
@@ -253,24 +258,23 @@ def test_evaluate_logs_one_mlflow_run_also_after_a_crash(
     assert runs[0].data.tags["degla.label"] == "tiny"
     assert runs[0].data.tags["degla.weights"] == "random"
     assert "random weights" in capsys.readouterr().out
-    assert runs[0].data.params["evaluate.batch_size"] == "128"
+    assert runs[0].data.params["evaluate.batch_size"] == "7"
     assert {a.path for a in client.list_artifacts(runs[0].info.run_id, "evaluation")} == {
         "evaluation/summary.json", "evaluation/scores", "evaluation/items",
     }  # fmt: skip
 
 
-def test_compare_models_with_a_suite_evaluates_them_first(folder: Path, tmp_path: Path) -> None:
-    for name in ("tiny", "wide"):
-        loaded = build(ModelConfig(name=str(folder / f"{name}.json")))
-        export(dataclasses.replace(loaded, source="learned elsewhere"), str(tmp_path / name))
+def test_compare_model_with_a_suite_is_evaluated_first(folder: Path, whole: Path, tmp_path: Path) -> None:
+    loaded = build(ModelConfig(name=str(folder / "wide.json")))
+    export(dataclasses.replace(loaded, source="learned elsewhere"), str(tmp_path / "wide"))
     config = CompareConfig(
-        evaluations=[str(tmp_path / "tiny"), str(tmp_path / "wide")],
+        evaluations=[str(whole), str(tmp_path / "wide")],
         output=str(tmp_path / "out"),
         suite=str(folder / "suite"),
         tracking=OFF,
     )
     models = json.loads((Path(compare(config)) / "comparison.json").read_text())
-    assert [m["model"]["name"] for m in models] == ["../tiny", "../wide"]  # from the report's folder
+    assert models[1]["model"]["name"] == "../wide"  # from the report's folder
     assert models[1]["same_inputs_as_first"]
     assert models[1]["results"]["composition"]["test"] is not None
 
@@ -379,18 +383,13 @@ def test_encode_impossible_resources_are_refused_by_setting(folder: Path, tmp_pa
             evaluate(config_of(folder, tmp_path / "b", use_gpu=True))
 
 
-def test_job_wrong_suite_is_one_line_and_exit_2(repo: Path, tmp_path: Path) -> None:
-    settings = ["--suite", str(tmp_path / "none"), "--output", str(tmp_path / "out")]
-    done = subprocess.run(
-        [sys.executable, str(repo / "jobs" / "evaluate.py"), *settings],
-        cwd=tmp_path,
-        env={"PYTHONPATH": str(repo)},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 2
-    assert done.stderr.count("\n") == 1
-    assert "no such folder" in done.stderr
+def test_job_wrong_suite_is_one_line_and_exit_2(
+    tmp_path: Path, run_stage: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_stage("evaluate", "--suite", tmp_path / "none", "--output", tmp_path / "out") == 2
+    printed = capsys.readouterr().err
+    assert printed.count("\n") == 1
+    assert "no such folder" in printed
 
 
 def test_encode_cluster_whose_cpus_are_taken_ends_with_a_deadline(folder: Path) -> None:

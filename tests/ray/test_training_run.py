@@ -57,6 +57,7 @@ def assert_same_trace(left: TrainResult, right: TrainResult, tolerance: float) -
         assert one == pytest.approx(other, abs=tolerance, rel=tolerance), one["step"]
 
 
+@pytest.mark.slow  # the two workers of which one is killed, below, give the same losses
 def test_train_two_workers_give_one_workers_losses(folder: Path, reference: TrainResult) -> None:
     two = train(train_config(folder, name="two", num_workers=2))
     assert_same_trace(two, reference, 1e-5)
@@ -126,7 +127,29 @@ def test_train_resume_never_refuses_an_existing_run(folder: Path, reference: Tra
         train(train_config(folder, resume="never"))
 
 
-@pytest.mark.parametrize("objective", ["degla", "ceclip"])
+def test_train_continued_by_another_driver_is_as_if_nothing_was(
+    folder: Path, tmp_path: Path, reference: TrainResult
+) -> None:
+    """As after a kill of the whole job at step 40 that left the last checkpoint half written."""
+    run = tmp_path / "runs" / Path(reference.run_folder).name
+    shutil.copytree(reference.run_folder, run)
+    for made in ("export_student", "export_teacher"):
+        shutil.rmtree(run / made)
+    (run / "result.json").unlink()
+    (run / "checkpoint_000000040" / "complete.json").unlink()
+    again = train(train_config(folder, output=str(tmp_path / "runs")))
+    assert again.run_folder == str(run)
+    assert read_trace(again.trace_path) == read_trace(reference.trace_path)
+    for name in ("student", "teacher", "optimizer"):
+        one, other = (
+            safetensors.torch.load_file(f"{r.run_folder}/checkpoint_000000040/{name}.safetensors")
+            for r in (reference, again)
+        )
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+@pytest.mark.parametrize("objective", ["degla", pytest.param("ceclip", marks=pytest.mark.slow)])
 def test_train_killed_worker_continues_after_its_last_checkpoint(
     objective: str, folder: Path, reference: TrainResult
 ) -> None:
@@ -208,7 +231,7 @@ def test_train_loss_that_is_not_finite_names_the_rate(folder: Path) -> None:
         train(config)
 
 
-@pytest.mark.parametrize("steps", [40, 10])
+@pytest.mark.parametrize("steps", [pytest.param(40, marks=pytest.mark.slow), 10])
 def test_train_fp16_that_skips_every_step_ends_with_the_step_and_the_terms(folder: Path, steps: int) -> None:
     """Gradients that are infinite at any scale. A run of ten steps ends before 25 are skipped."""
     config = train_config(
@@ -223,6 +246,7 @@ def test_train_fp16_that_skips_every_step_ends_with_the_step_and_the_terms(folde
         train(config)
 
 
+@pytest.mark.slow  # test_freeze_unreached_… holds the rule
 def test_train_coca_on_two_workers_freezes_its_decoder_and_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

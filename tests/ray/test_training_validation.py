@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 
 import pytest
@@ -81,6 +80,7 @@ def evaluated(config: TrainConfig, model: str, output: Path) -> dict[str, float]
             prepared=settings.prepared,
             negatives=settings.negatives,
             split=settings.split,
+            num_actors=1,
             tracking=TrackingConfig(enabled=False),
         )
     ).metrics()
@@ -95,11 +95,11 @@ def test_validation_metrics_are_those_of_evaluate_on_the_same_weights(
     file = Path(validated.run_folder, "checkpoint_000000002", "student.safetensors")
     exported.model.load_state_dict(safetensors.torch.load_file(file))
     export(exported, str(tmp_path / "model2"))
-    for step, model in {2: str(tmp_path / "model2"), 4: validated.export_student}.items():
-        assert found[step].metrics == evaluated(config, model, tmp_path / f"scores{step}"), step
-        assert {"composition", "retrieval", "negatives", "scenes/swap_obj"} < found[step].metrics.keys()
-        assert found[step].headline == "composition"
-    assert len({json.dumps(v.metrics) for v in found.values()}) > 1
+    assert found[2].metrics == evaluated(config, str(tmp_path / "model2"), tmp_path / "scores")
+    for validation in found.values():
+        assert {"composition", "retrieval", "negatives", "scenes/swap_obj"} < validation.metrics.keys()
+        assert validation.headline == "composition"
+    assert found[2].metrics != found[4].metrics
 
 
 def test_validation_leaves_the_losses_as_they_are(
