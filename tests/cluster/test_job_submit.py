@@ -74,6 +74,7 @@ def test_job_submit_train_two_steps_exports_a_model(ray_head: Head, repo: Path, 
     made = json.loads(result.read_text())
     assert made["steps"] == 2
     assert (result.parent / made["export_student"] / "open_clip_model.safetensors").stat().st_size > 0
+    assert made["export_teacher"] is None, "plain CLIP has none, and needs no negatives"
 
 
 @pytest.mark.slow  # test_job_submit_relative_output_… holds the rule

@@ -85,7 +85,7 @@ def test_generate_server_that_refuses_everything_stops_at_once_and_mended_settin
         return replaced(request, server)
 
     with openai_server(answer) as server:
-        config = config_of(prepared, tmp_path / "out", server, attempts=3)
+        config = config_of(prepared, tmp_path / "out", server, attempts=2)
         config = replace(config, kinds=[Kind.SWAP_ADJECTIVES, Kind.REPLACE_NOUNS])
         config = replace(config, openai=replace(config.openai, concurrency=5))  # some blocks ask nothing
         with pytest.raises(DeglaError, match=r"all of \d+ requests with HTTP 400: Unsupported .*extra_body"):
