@@ -128,6 +128,7 @@ def test_evaluate_decisions_equal_plain_encoding_item_by_item(folder: Path, whol
     assert manifest["counts"]["items"] == manifest["counts"]["scored"] == len(rows)
 
 
+@pytest.mark.slow  # batches of seven, above, give what images and texts give one at a time
 def test_evaluate_same_features_for_any_number_of_actors_and_batch_size(
     folder: Path, whole: Path, tmp_path: Path
 ) -> None:

@@ -118,6 +118,7 @@ def test_generate_replies_that_are_no_completions_cost_only_their_rows(
     assert "--generation.retry_failed true" in told
 
 
+@pytest.mark.slow  # test_require_accepted_… holds the rule
 def test_generate_nothing_accepted_is_an_error_until_it_is_asked_again(prepared: str, tmp_path: Path) -> None:
     mended = threading.Event()
 

@@ -122,13 +122,14 @@ def test_batch_with_hard_negatives_has_a_neighbour_of_each_row_behind_them(folde
     assert seen == {0, 1, 2}
 
 
+@pytest.mark.slow  # test_batch_with_hard_negatives_… holds what a batch is
 def test_train_negclip_with_hard_negatives_contrasts_twice_the_images(folder: Path) -> None:
     """Of 16 captions a batch: the first loss is near log 32, where it is near log 16 without neighbours."""
     loss = negclip_trace(folder, num_workers=1)[0]["loss"]
     assert math.log(16) + 0.3 < loss < math.log(32) + 0.3
 
 
-@pytest.mark.slow  # test_batch_with_hard_negatives_… and the plain run on two workers hold the rule
+@pytest.mark.slow
 def test_train_negclip_with_hard_negatives_is_the_same_on_two_workers(folder: Path) -> None:
     for left, right in zip(*(negclip_trace(folder, num_workers=n) for n in (1, 2)), strict=True):
         assert left == pytest.approx(right, rel=1e-5, abs=1e-5)

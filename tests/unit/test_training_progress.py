@@ -30,15 +30,13 @@ MOMENT: dict[str, Any] = {
 
 
 def test_describe_says_everything_of_the_moment() -> None:
-    assert describe("run", MOMENT) == (
-        "run 120/2000 | 432 samples/s, 94% of the time training | loss 1.2500 base 1.0000"
-        " | lr 1.00e-04 scale 14.30 | waited 2 s for data (3% now) | 1:02:05 left"
-    )
-    assert "| teacher 0.5000 away |" in describe("run", MOMENT | {"teacher_distance": 0.5})
+    line = describe("run", MOMENT)
+    assert "\n" not in line
+    for said in ("run", "120/2000", "432 samples/s", "94%", "loss 1.25", "1.00e-04", "2 s", "3%", "1:02:05"):
+        assert said in line
+    assert "0.5000" in describe("run", MOMENT | {"teacher_distance": 0.5})
     scored = Validation(step=100, state="done", metrics={"composition": 0.612}, headline="composition")
-    assert "scale 14.30 | validation of step 100: composition 61.2% | waited" in describe(
-        "run", MOMENT, scored
-    )
+    assert "step 100: composition 61.2%" in describe("run", MOMENT, scored)
 
 
 def test_monitor_logs_exact_values_at_fixed_steps_and_the_last(tmp_path: Path, mlflow_uri: str) -> None:
