@@ -21,7 +21,7 @@ from PIL import Image
 
 from degla_ray.config import CompareConfig, EvaluateConfig, ModelConfig, TrackingConfig
 from degla_ray.encoding import encode as encoding
-from degla_ray.encoding.feature_cache import FeatureCache
+from degla_ray.encoding.feature_cache import FeatureCache, image_digest, text_digest
 from degla_ray.encoding.features import image_key
 from degla_ray.encoding.images import FileImages, ImageFile, ImageSource, ParquetImages, boxed
 from degla_ray.encoding.needs import Needs
@@ -296,31 +296,28 @@ def test_images_parquet_each_wanted_one_is_in_one_batch(folder: Path) -> None:
         assert source.read(batch) == expected
 
 
-def test_encode_second_time_reads_features_of_the_same_content_from_the_cache(
-    folder: Path, tmp_path: Path
-) -> None:
-    (tmp_path / "files").mkdir()
-    for i in range(12):
-        (tmp_path / "files" / f"other-name-{i}.png").write_bytes(png(i))
-    loaded = loaded_of(folder)
+def test_encode_takes_features_of_the_same_content_from_the_cache(folder: Path, tmp_path: Path) -> None:
+    """Files of other names than the images that were encoded, and a model that would give another feature."""
+    names = [f"other-name-{i}.png" for i in range(12)]
+    features = np.random.default_rng(0).normal(size=(14, 32)).astype(np.float32)
+    before = FeatureCache(str(tmp_path / "cache"), "model")
+    for i, name in enumerate(names):
+        (tmp_path / name).write_bytes(png(i))
+        before.add(image_digest(png(i)), features[i], False)
+    texts = ["a red cube", "word " * 100]
+    for i, text in enumerate(texts):
+        before.add(text_digest(text), features[12 + i], text.startswith("word"))
+    before.flush()
+    cache = FeatureCache(str(tmp_path / "cache"), "model")
+    assert len(cache) == 14
     pool = encoding.Pool(num_actors=1, cpus_per_actor=1, use_gpu=False, batch_size=5, stall_seconds=60)
-    first = FeatureCache(str(tmp_path / "cache"), "model")
-    keys, texts = {image_key("suite", f"img-{i}") for i in range(12)}, {"a red cube", "word " * 100}
-    [(_, one)] = encoding.encode(loaded, suite_of(folder), [Needs(keys=keys, texts=texts)], pool, first)
-    assert one.truncated == {"word " * 100}
-    again = FeatureCache(str(tmp_path / "cache"), "model")
-    assert len(again) == 14
-    with torch.no_grad():  # what is encoded anew would be zero
-        for parameter in loaded.model.parameters():
-            parameter.zero_()
-    files = {"files": FileImages(str(tmp_path / "files"))}
-    keys = {image_key("files", f"other-name-{i}.png") for i in range(12)}
-    [(_, two)] = encoding.encode(loaded, files, [Needs(keys=keys, texts=texts)], pool, again)
-    assert two.truncated == one.truncated
-    for i in range(12):
-        before = one.features.images([image_key("suite", f"img-{i}")])
-        np.testing.assert_array_equal(before, two.features.images([f"files:other-name-{i}.png"]))
-    np.testing.assert_array_equal(one.features.texts(sorted(texts)), two.features.texts(sorted(texts)))
+    keys = [image_key("files", name) for name in names]
+    needs = [Needs(keys=set(keys), texts=set(texts))]
+    files = {"files": FileImages(str(tmp_path))}
+    [(_, found)] = encoding.encode(loaded_of(folder), files, needs, pool, cache)
+    np.testing.assert_array_equal(found.features.images(keys), features[:12])
+    np.testing.assert_array_equal(found.features.texts(texts), features[12:])
+    assert found.truncated == {texts[1]}
     assert len(FeatureCache(str(tmp_path / "cache"), "another model")) == 0
 
 

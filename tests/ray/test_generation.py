@@ -103,6 +103,7 @@ def test_generate_captions_that_read_alike_are_asked_for_once(finished: Negative
     assert set(asked.values()) == {1}
 
 
+@pytest.mark.slow  # tests/unit/test_negatives_joint.py holds the rules
 def test_generate_joint_asks_once_for_all_kinds_that_a_caption_lacks(prepared: str, tmp_path: Path) -> None:
     config = config_of(prepared, tmp_path / "joint", prompting="joint")
     counts = generate(config)

@@ -57,7 +57,6 @@ def assert_same_trace(left: TrainResult, right: TrainResult, tolerance: float) -
         assert one == pytest.approx(other, abs=tolerance, rel=tolerance), one["step"]
 
 
-@pytest.mark.slow  # the two workers of which one is killed, below, give the same losses
 def test_train_two_workers_give_one_workers_losses(folder: Path, reference: TrainResult) -> None:
     two = train(train_config(folder, name="two", num_workers=2))
     assert_same_trace(two, reference, 1e-5)
@@ -149,7 +148,8 @@ def test_train_continued_by_another_driver_is_as_if_nothing_was(
         assert all(torch.equal(one[key], other[key]) for key in one)
 
 
-@pytest.mark.parametrize("objective", ["degla", pytest.param("ceclip", marks=pytest.mark.slow)])
+@pytest.mark.slow  # what two workers give, and a run that continues, are held above
+@pytest.mark.parametrize("objective", ["degla", "ceclip"])
 def test_train_killed_worker_continues_after_its_last_checkpoint(
     objective: str, folder: Path, reference: TrainResult
 ) -> None:
@@ -227,6 +227,7 @@ def test_train_image_that_does_not_decode_ends_the_run_and_is_named(tmp_path: Pa
         train(train_config(folder))
 
 
+@pytest.mark.slow  # test_tune_trials_… holds the rule
 def test_train_loss_that_is_not_finite_names_the_rate(folder: Path) -> None:
     config = train_config(folder, name="wild", optimizer=OptimizerConfig(lr=1e30, warmup_steps=0))
     with pytest.raises(DeglaError, match=r"optimizer\.lr: found 1e\+30; .* loss of step \d+ is not finite"):

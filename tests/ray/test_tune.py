@@ -117,6 +117,7 @@ def test_tune_one_trial_at_a_time_trainings_do_not_overlap(swept: tuple[TuneConf
     assert all(end <= start for (_, end), (start, _) in itertools.pairwise(times))
 
 
+@pytest.mark.slow  # test_train_finished_run_again_does_nothing and its like hold the rule of each part
 def test_tune_again_adds_nothing_and_finds_the_same_best(swept: tuple[TuneConfig, Trial, str]) -> None:
     config, best, _ = swept
     before = _children(config)

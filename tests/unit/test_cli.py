@@ -190,6 +190,13 @@ def test_user_error_behind_a_chain_of_causes_is_found() -> None:
     assert user_error(RuntimeError("ours")) is None
 
 
+def test_user_error_of_a_worker_group_is_found() -> None:
+    from ray.train.v2.api.exceptions import WorkerGroupError
+
+    setting = SettingError("a.b", 1, "2")
+    assert user_error(WorkerGroupError("worker 1 failed", {0: RuntimeError("lost"), 1: setting})) is setting
+
+
 @pytest.mark.parametrize(
     "error",
     [
