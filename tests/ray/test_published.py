@@ -144,7 +144,7 @@ def test_published_killed_evaluation_goes_on_with_the_features_it_has(
     cached = {p: p.stat().st_mtime_ns for p in cache.rglob("*.parquet")}
     assert cached
     again = evaluate(config_of(data, tmp_path / "out", cache=str(cache), benchmarks=["sugarcrepe"]))
-    assert again.subsets == [s for s in summary.subsets if s.name.startswith("sugarcrepe/")]
+    assert list(again.subsets) == [s for s in summary.subsets if s.name.startswith("sugarcrepe/")]
     assert cached == {p: p.stat().st_mtime_ns for p in cache.rglob("*.parquet")}
 
 
