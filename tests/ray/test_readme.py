@@ -1,4 +1,4 @@
-"""README's six commands for own data, run in order as they are printed, on twelve images."""
+"""README's six commands for own data, run in order as they are printed, on forty images."""
 
 from __future__ import annotations
 
@@ -36,10 +36,11 @@ def write_photos(folder: Path) -> None:
     """Write images and the tables that the commands name."""
     (folder / "images").mkdir(parents=True)
     tables: dict[str, list[tuple[str, str]]] = {"captions": [], "train": [], "val": []}
-    for i, (dog, ball) in enumerate((d, b) for d in ("black", "brown", "white") for b in ("red", "blue") * 2):
+    for i in range(40):
         (folder / "images" / f"{i}.jpg").write_bytes(encode(noise(seed=i)))
+        dog, ball = ("black", "brown", "white")[i % 3], ("red", "blue")[i % 2]
         row = (f"{i}.jpg", f"a {dog} dog with a {ball} ball near a small child, number {i}")
-        for split in ("captions", "val" if i % 3 == 0 else "train"):
+        for split in ("captions", "val" if i % 4 == 0 else "train"):
             tables[split].append(row)
     for split, rows in tables.items():
         with (folder / f"{split}.csv").open("w", newline="") as file:
