@@ -6,15 +6,19 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 QUICK := not slow and not gpu and not network_namespace
+# Tests without Ray share the processors; a file stays in one process, with its fixtures.
+PYTEST := $(BIN)/python -m pytest --durations=10
+PARALLEL := --numprocesses=auto --dist=loadfile
 
 VLLM_VENV := .venv-vllm
 VLLM_INSTALLED := $(VLLM_VENV)/.installed
 
-.PHONY: help install install-vllm demo test test-full lint format constraints clean
+.PHONY: help install install-vllm demo test test-quick test-full lint format constraints clean
 
 help:
 	@echo "make demo           run the whole chain in miniature on generated data"
-	@echo "make test           run the quick tests"
+	@echo "make test-quick     run the tests without Ray, in under a minute"
+	@echo "make test           run those, and stages and submitted jobs on a local Ray"
 	@echo "make test-full      run every test; skip those without the required hardware or rights"
 	@echo "make lint           check formatting, style, types, spelling, import rules, cluster.yaml"
 	@echo "make install        create the environment in $(VENV) only"
@@ -57,11 +61,15 @@ $(VLLM_INSTALLED): $(INSTALLED) constraints-vllm.txt
 demo: $(INSTALLED)
 	@$(BIN)/python jobs/chain.py --config jobs/configs/demo.yaml $(ARGS)
 
-test: $(INSTALLED)
-	$(BIN)/python -m pytest -m "$(QUICK)" tests $(ARGS)
+test-quick: $(INSTALLED)
+	$(PYTEST) -m "$(QUICK)" $(PARALLEL) tests/unit $(ARGS)
+
+test: test-quick
+	$(PYTEST) -m "$(QUICK)" tests/ray tests/cluster $(ARGS)
 
 test-full: $(INSTALLED)
-	$(BIN)/python -m pytest tests $(ARGS)
+	$(PYTEST) $(PARALLEL) tests/unit $(ARGS)
+	$(PYTEST) tests/ray tests/cluster $(ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

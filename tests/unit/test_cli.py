@@ -199,6 +199,13 @@ def test_user_error_behind_a_chain_of_causes_is_found() -> None:
     assert user_error(RuntimeError("ours")) is None
 
 
+def test_user_error_of_a_worker_group_is_found() -> None:
+    from ray.train.v2.api.exceptions import WorkerGroupError
+
+    setting = SettingError("a.b", 1, "2")
+    assert user_error(WorkerGroupError("worker 1 failed", {0: RuntimeError("lost"), 1: setting})) is setting
+
+
 @pytest.mark.parametrize(
     "error",
     [
@@ -226,7 +233,9 @@ def test_jobs_are_there() -> None:
 
 
 @pytest.mark.parametrize("job", _job_files(), ids=lambda path: path.stem)
-def test_job_help_answers_fast_and_wrong_setting_is_one_line(job: Path, tmp_path: Path) -> None:
+def test_job_help_answers_and_wrong_setting_is_one_line(
+    job: Path, tmp_path: Path, run_stage: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
     # From another folder, as a user may: the package is installed, not found by the working directory.
     shown = subprocess.run(
         [sys.executable, str(job), "--help"], capture_output=True, text=True, cwd=tmp_path, timeout=60
@@ -234,16 +243,10 @@ def test_job_help_answers_fast_and_wrong_setting_is_one_line(job: Path, tmp_path
     assert shown.returncode == 0, shown.stderr
     assert "--print_config" in shown.stdout
     assert "default:" in shown.stdout
-    wrong = subprocess.run(
-        [sys.executable, str(job), "--no_such_setting", "1"],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        timeout=60,
-    )
-    assert wrong.returncode == 2
-    assert wrong.stdout == ""
-    assert wrong.stderr == "error: --no_such_setting: no such setting (in: --no_such_setting 1)\n"
+    assert run_stage(job.stem, "--no_such_setting", "1") == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err == "error: --no_such_setting: no such setting (in: --no_such_setting 1)\n"
 
 
 def test_job_help_does_not_import_torch_ray_or_mlflow() -> None:

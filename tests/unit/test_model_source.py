@@ -207,17 +207,8 @@ def test_build_folder_without_weights_is_never_random(trained, tmp_path):
 
 
 @pytest.mark.parametrize("job", ["export", "evaluate"])
-def test_job_of_random_weights_is_refused_and_names_the_setting(job, tmp_path):
-    extra = [] if job == "export" else ["--suite", str(tmp_path)]
-    command = [
-        sys.executable,
-        f"jobs/{job}.py",
-        "--model.name",
-        "flickr-small",
-        "--output",
-        str(tmp_path / "o"),
-    ]
-    done = subprocess.run([*command, *extra], capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert "model.random_init true" in done.stderr
+def test_job_of_random_weights_is_refused_and_names_the_setting(job, tmp_path, run_stage, capsys):
+    extra = [] if job == "export" else ["--suite", tmp_path]
+    assert run_stage(job, "--model.name", "flickr-small", "--output", tmp_path / "o", *extra) == 2
+    assert "model.random_init true" in capsys.readouterr().err
     assert not (tmp_path / "o").exists()

@@ -65,8 +65,9 @@ def lower_limit(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         assert Image.MAX_IMAGE_PIXELS == 100_000
 
 
+@pytest.mark.usefixtures("lower_limit")
 def test_pixel_limit_prepared_image_is_trained_on(tmp_path: Path) -> None:
-    folder = write_prepared(tmp_path, 20_000, 9_000)  # 180 million pixels; Pillow refuses 179 million
+    folder = write_prepared(tmp_path, 1600, 720)
     data = DataConfig(prepared=str(folder / "prepared"), negatives=str(folder / "negatives"))
     spec = BatchSpec(
         order=BatchOrder(seed=5, num_rows=2, batch_size=1),

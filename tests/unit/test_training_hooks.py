@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from degla_ray.config import DataConfig, OptimizerConfig, TrainConfig
+from degla_ray.config import DataConfig, ModelConfig, OptimizerConfig, TrainComputeConfig, TrainConfig
 from degla_ray.errors import SettingError
 from degla_ray.loader.order import BatchOrder
 from degla_ray.storage import Storage
@@ -33,9 +33,10 @@ def job_of(folder: Path, precision: Any = "fp32") -> Job:
         config=TrainConfig(
             name="x",
             data=DataConfig(prepared="", negatives=""),
+            model=ModelConfig(name="scenes-base"),
             optimizer=OptimizerConfig(lr=0.5),
             global_batch_size=16,
-            precision=precision,
+            compute=TrainComputeConfig(precision=precision),
         ),
         fingerprint="f",
         run_folder=str(folder),

@@ -84,8 +84,8 @@ def test_monitor_prints_each_notice_once(tmp_path: Path, capsys: pytest.CaptureF
     assert printed.count("run: a warning") == printed.count("run: another") == 1
 
 
-def test_monitor_logs_exact_values_at_fixed_steps_and_the_last(tmp_path: Path) -> None:
-    config = TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db")
+def test_monitor_logs_exact_values_at_fixed_steps_and_the_last(tmp_path: Path, mlflow_uri: str) -> None:
+    config = TrackingConfig(uri=mlflow_uri)
     run_id = tracking.find_or_create_run(config, "run", "f", "folder", {})
     assert run_id is not None
     run = Storage(str(tmp_path / "run"))
@@ -103,8 +103,10 @@ def test_monitor_logs_exact_values_at_fixed_steps_and_the_last(tmp_path: Path) -
     assert MlflowClient(config.uri).get_metric_history(run_id, "train/loss") == curve
 
 
-def test_monitor_validation_whose_note_a_kill_prevented_is_logged_once(tmp_path: Path) -> None:
-    config = TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db")
+def test_monitor_validation_whose_note_a_kill_prevented_is_logged_once(
+    tmp_path: Path, mlflow_uri: str
+) -> None:
+    config = TrackingConfig(uri=mlflow_uri)
     run_id = tracking.find_or_create_run(config, "run", "f", "folder", {})
     run = Storage(str(tmp_path / "run"))
     done = Validation(step=100, state="done", metrics={"composition": 0.6}, headline="composition")
@@ -117,9 +119,9 @@ def test_monitor_validation_whose_note_a_kill_prevented_is_logged_once(tmp_path:
 
 
 def test_monitor_tells_of_validations_once_and_logs_them_once(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, mlflow_uri: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db")
+    config = TrackingConfig(uri=mlflow_uri)
     run_id = tracking.find_or_create_run(config, "run", "f", "folder", {})
     run = Storage(str(tmp_path / "run"))
     done = Validation(step=100, state="done", metrics={"composition": 0.6}, headline="composition")

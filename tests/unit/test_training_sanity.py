@@ -21,6 +21,7 @@ B, K, D = 6, 3, 8
 
 def config_of(**settings: object) -> TrainConfig:
     defaults: dict[str, object] = {"name": "x", "data": DataConfig(prepared="p", negatives="n")}
+    defaults["model"] = ModelConfig(name="scenes-base")
     return TrainConfig(**(defaults | settings))  # type: ignore[arg-type]
 
 
