@@ -72,6 +72,7 @@ def refused(status: int, message: str) -> Callable[[dict[str, Any], Server], Rep
     return lambda request, server: Reply(body={"error": {"message": message}}, status=status)
 
 
+@pytest.mark.slow  # test_refusals_all_alike_stop_… holds the rule
 def test_generate_server_that_refuses_everything_stops_at_once_and_mended_settings_go_on(
     prepared: str, tmp_path: Path
 ) -> None:
