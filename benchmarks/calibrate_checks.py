@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Measure how often the quality checks are right, by check, on candidates that were labelled by hand.
+"""Measure the precision of each quality check on candidates labelled by hand.
 
     python benchmarks/calibrate_checks.py --half held_out
 
@@ -23,9 +23,9 @@ from rich.console import Console
 from rich.table import Table
 
 from degla_ray.negatives.checks import Candidate, first_failure
+from degla_ray.negatives.llm.answers import QualityChecks
+from degla_ray.negatives.llm.engines.vllm_actor import BLANK
 from degla_ray.negatives.llm.ledger import State
-from degla_ray.negatives.llm.quality import Gate
-from degla_ray.negatives.llm.vllm_actor import BLANK
 from degla_ray.negatives.rules import RuleEngine
 
 FILE = Path(__file__).resolve().parents[1] / "tests" / "golden" / "negatives_calibration.jsonl"
@@ -34,7 +34,7 @@ TRUE_NEGATIVES = ("good", "wrong_edit")
 
 @dataclass(frozen=True, kw_only=True)
 class Judged:
-    """Labelled candidate and the reason for which the quality checks reject it; None if they accept it."""
+    """A labelled candidate, and the reason why the quality checks reject it (None if they accept it)."""
 
     source: str
     kind: str
@@ -64,20 +64,20 @@ def main() -> None:
 
 def judge_all() -> list[tuple[str, Judged]]:
     """Return (half, candidate) for every line of the file."""
-    gate, rules = Gate("calibration", ""), RuleEngine()
+    checks, rules = QualityChecks("calibration", ""), RuleEngine()
     judged = []
     for line in FILE.read_text(encoding="utf-8").splitlines():
         row: dict[str, Any] = json.loads(line)
-        reason = _by_rules(rules, row) if row["source"] == "rules" else _by_gate(gate, row)
+        reason = _by_rules(rules, row) if row["source"] == "rules" else _by_checks(checks, row)
         half = row.pop("half")
         row.pop("scrambled", None)
         judged.append((half, Judged(**row, reason=reason)))
     return judged
 
 
-def _by_gate(gate: Gate, row: dict[str, Any]) -> str | None:
-    question = {"key": "", "attempt": 0, "seed": 0, "last": False, "applicable": True}
-    (verdict,) = gate.judge(BLANK | row | question | {"finish_reason": "stop"})
+def _by_checks(checks: QualityChecks, row: dict[str, Any]) -> str | None:
+    request = {"key": "", "attempt": 0, "seed": 0, "last": False, "applicable": True}
+    (verdict,) = checks.judge(BLANK | row | request | {"finish_reason": "stop"})
     return None if verdict["state"] == State.OK else str(verdict["reason"])
 
 
@@ -93,7 +93,7 @@ def _by_rules(rules: RuleEngine, row: dict[str, Any]) -> str | None:
 
 
 def by_source(found: list[Judged]) -> Table:
-    """Return a table of accepted candidates and their quality, with a row per source and one for all."""
+    """Return a table of accepted candidates and their quality: one row per source and one for all."""
     table = Table(title=f"{len(found)} labelled candidates")
     for heading in ("source", "candidates", "good", "accepted", "accepted: true negatives", "good: rejected"):
         table.add_column(heading, justify="left" if heading == "source" else "right")

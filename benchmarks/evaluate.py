@@ -32,7 +32,7 @@ from degla_ray.encoding import encode as encoding
 from degla_ray.encoding.images import FileImages
 from degla_ray.encoding.needs import Needs
 from degla_ray.evaluation.benchmarks.base import Rule
-from degla_ray.evaluation.benchmarks.choice import Choice
+from degla_ray.evaluation.benchmarks.choice import Choice, ChoiceProtocol
 from degla_ray.model.build import build
 from degla_ray.model.encode import OpenClipModel
 from degla_ray.model.loaded import LoadedModel
@@ -98,7 +98,9 @@ def make_items(folder: Path, number: int) -> list[dict[str, Any]]:
 
 def in_batches(loaded: LoadedModel, folder: str, items: list[dict[str, Any]]) -> np.ndarray:
     """Return the decisions of our evaluation, which encodes with Ray Data actors: bool [n]."""
-    benchmark = Choice("shaped", pa.Table.from_pylist(items, schema=CHOICE_ITEMS), Rule.STRICT, "files")
+    benchmark = Choice(
+        "shaped", pa.Table.from_pylist(items, schema=CHOICE_ITEMS), ChoiceProtocol(rule=Rule.STRICT), "files"
+    )
     cores = torch.get_num_threads()
     pool = encoding.Pool(
         num_actors=cores,

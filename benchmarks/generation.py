@@ -27,7 +27,7 @@ ENGINE = {
     "max_model_len": 2048,
     "enforce_eager": True,
     "enable_prefix_caching": True,
-    "enable_chunked_prefill": False,  # vLLM 0.32 on a CPU: see degla_ray/negatives/llm/engines.py
+    "enable_chunked_prefill": False,  # vLLM 0.32 on a CPU: see degla_ray/negatives/llm/engines/vllm_engine.py
     "max_num_batched_tokens": 4096,
 }
 
@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--role", choices=["vllm", "transformers"], help=argparse.SUPPRESS)
     parser.add_argument("--prompts", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.role:  # in vLLM's interpreter, which has no degla_ray
+    if options.role:  # runs in vLLM's interpreter, where degla_ray is not installed
         prompts = json.loads(options.prompts.read_text(encoding="utf-8"))
         answer = bare_vllm if options.role == "vllm" else bare_transformers
         print(json.dumps(answer(options.model, prompts)))
@@ -60,21 +60,21 @@ def compare(options: argparse.Namespace) -> None:
     from degla_ray.negatives.llm.prompting import load_prompts
     from degla_ray.schema import Kind
 
-    questions = make_questions(options.answers)
+    requests = make_requests(options.answers)
     prompts = load_prompts(list(Kind), 12, seed=0)
     heads = {kind.value: prompt.messages() for (kind,), prompt in prompts.items()}
     chats = [
         {"turns": [*heads[q["kind"]], {"role": "user", "content": q["caption"]}], "seed": q["seed"]}
-        for q in questions
+        for q in requests
     ]
     rates = {
-        "pipeline": pipeline(options, questions, prompts),
+        "pipeline": pipeline(options, requests, prompts),
         "vllm.LLM.generate": in_vllms_interpreter(options, "vllm", chats),
         f"transformers generate, batch {BATCH}": in_vllms_interpreter(
             options, "transformers", chats[:: max(1, len(chats) // options.transformers_answers)]
         ),
     }
-    table = Table(title=f"{Path(options.model).name}, {len(questions)} prompts")
+    table = Table(title=f"{Path(options.model).name}, {len(requests)} prompts")
     table.add_column("")
     for heading in ("answers/s", "pipeline is"):
         table.add_column(heading, justify="right")
@@ -83,16 +83,16 @@ def compare(options: argparse.Namespace) -> None:
     Console().print(table)
 
 
-def make_questions(number: int) -> list[dict[str, Any]]:
+def make_requests(number: int) -> list[dict[str, Any]]:
     """Return requests by kind, for captions of scenes to which all kinds are applicable."""
-    from degla_ray.negatives.llm.generation import question
-    from degla_ray.negatives.llm.quality import Gate
+    from degla_ray.negatives.llm.answers import QualityChecks
+    from degla_ray.negatives.llm.sending import request
     from degla_ray.schema import Kind
 
-    kinds, gate = list(Kind), Gate("vllm", "benchmark")
+    kinds, checks = list(Kind), QualityChecks("vllm", "benchmark")
     wanted, captions = -(-number // len(kinds)), list(dict.fromkeys(scene_captions(8 * number)))
-    captions = [c for c in captions if all(gate.applicable(c, kind) for kind in kinds)][:wanted]
-    return [question(0, caption, kind.value) for kind in kinds for caption in captions][:number]
+    captions = [c for c in captions if all(checks.applicable(c, kind) for kind in kinds)][:wanted]
+    return [request(0, caption, kind.value) for kind in kinds for caption in captions][:number]
 
 
 def scene_captions(number: int) -> list[str]:
@@ -105,14 +105,13 @@ def scene_captions(number: int) -> list[str]:
     return [caption.caption for record in records for caption in record.captions]
 
 
-def pipeline(options: argparse.Namespace, questions: list[dict[str, Any]], prompts: Any) -> float:
+def pipeline(options: argparse.Namespace, requests: list[dict[str, Any]], prompts: Any) -> float:
     """Return answers per second once the engine is ready; the start of the other stages is included."""
     from degla_ray import ray_setup
     from degla_ray.config import GenerationConfig, NegativesConfig, RayConfig, VLLMConfig
-    from degla_ray.negatives.llm.engines import COMPLETERS
-    from degla_ray.negatives.llm.generation import GenerationJob, ask
-    from degla_ray.negatives.llm.pool import engine_pool
+    from degla_ray.negatives.llm.engines import ENGINES
     from degla_ray.negatives.llm.prompting import prompt_sha
+    from degla_ray.negatives.llm.sending import GenerationJob, send
 
     config = NegativesConfig(
         prepared="",
@@ -122,12 +121,13 @@ def pipeline(options: argparse.Namespace, questions: list[dict[str, Any]], promp
         generation=GenerationConfig(attempts=1),
     )
     ray_setup.start(RayConfig())
-    job = GenerationJob(config=config, prompts=prompts, prompt_sha=prompt_sha(prompts), model="benchmark")
-    actors = COMPLETERS["vllm"].actors(config, prompts)
+    job = GenerationJob(
+        config=config, engine=ENGINES["vllm"](config), prompts=prompts, prompt_sha=prompt_sha(prompts)
+    )
     try:
-        with engine_pool(actors, config.generation.stall_s) as engines:
+        with job.engine.pool(prompts).started(config.generation.stall_s) as engines:
             started = time.monotonic()
-            answers = sum(len(rows) for rows in ask(job, engines, questions, None))
+            answers = sum(len(rows) for rows in send(job, engines, requests, None))
             return answers / (time.monotonic() - started)
     finally:
         ray_setup.stop()
@@ -190,7 +190,7 @@ def _tokens(model: str, chats: list[dict[str, Any]]) -> list[list[int]]:
     from transformers import AutoTokenizer
 
     # loaded from its path, as this interpreter has no degla_ray
-    actor = runpy.run_path(str(REPO / "degla_ray" / "negatives" / "llm" / "vllm_actor.py"))
+    actor = runpy.run_path(str(REPO / "degla_ray" / "negatives" / "llm" / "engines" / "vllm_actor.py"))
     tokenizer = AutoTokenizer.from_pretrained(model)
     return [actor["prompt_tokens"](tokenizer, chat["turns"]) for chat in chats]
 

@@ -30,15 +30,16 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks import previous_towers as previous
-from degla_ray.config import DataConfig, OptimizerConfig, TeacherConfig, TrainConfig
+from degla_ray.config import DataConfig, ModelConfig, OptimizerConfig, TrainComputeConfig, TrainConfig
 from degla_ray.loader.decode import HostBatch, tower_input
 from degla_ray.loader.loader import LocalBatch, local_batch
 from degla_ray.loader.samples import Texts
 from degla_ray.model import Teacher
 from degla_ray.model.packing import TextEnd
 from degla_ray.objectives import Features, losses
-from degla_ray.training.gradients import Gradients
 from degla_ray.training.optimizer import build_optimizer, clamp_logit_scale
+from degla_ray.training.state import TrainState
+from degla_ray.training.step import TrainStep
 
 K = 4
 PREPROCESS = {"mean": (0.48, 0.46, 0.41), "std": (0.27, 0.26, 0.28)}
@@ -124,7 +125,12 @@ def _tokens(size: Size) -> np.ndarray:
 
 def _config(batch: int) -> TrainConfig:
     return TrainConfig(
-        name="trace", data=DataConfig(prepared="", negatives=""), global_batch_size=batch, precision="bf16"
+        name="trace",
+        data=DataConfig(prepared="", negatives=""),
+        model=ModelConfig(name="scenes-base"),
+        optimizer=OptimizerConfig(warmup_steps=0),
+        global_batch_size=batch,
+        compute=TrainComputeConfig(precision="bf16"),
     )
 
 
@@ -176,18 +182,16 @@ def before(student: nn.Module, size: Size) -> Step:
 def now(student: nn.Module, size: Size) -> Step:
     """Return the trainer's own step."""
     config = _config(size.batch)
-    teacher = Teacher(student, TeacherConfig())
-    gradients = Gradients(student, teacher, config, PREPROCESS)
-    optimizer = build_optimizer(student, config.optimizer, device=torch.device("cpu"))
-    scaler = torch.amp.GradScaler("cpu", enabled=False)
-    prepared = _batch(size)
+    state = TrainState(
+        student=student,
+        teacher=Teacher(student, config.teacher),
+        optimizer=build_optimizer(student, config.optimizer, device=torch.device("cpu")),
+        scaler=torch.amp.GradScaler("cpu", enabled=False),
+    )
+    train_step, batch = TrainStep(state, config, PREPROCESS, total_steps=1000), _batch(size)
 
     def step() -> None:
-        optimizer.zero_grad(set_to_none=True)
-        gradients.compute(prepared, scaler, seed=0)
-        optimizer.step()
-        clamp_logit_scale(student)
-        teacher.update(student, size.batch)
+        train_step(batch, seed=0)
 
     return step
 

@@ -4,7 +4,7 @@
     python benchmarks/train_step.py --batch 16 --steps 5
 
 Both train the same ViT-B-32-quickgelu from the same random weights on the same batch with K = 4 negatives,
-and their losses must agree before anything is timed. The reference computes 77 tokens of every text and
+and their losses must agree before the steps are timed. The reference computes 77 tokens of every text and
 N x N(1+K) logits with masks for both contrasts, and updates the teacher parameter by parameter. Ours is the
 trainer's own step. Times are medians of alternating steps in one process; memory is the peak (resident on a
 CPU, allocated on a GPU) of a separate process for each. Both use the allocator settings that the trainer sets
@@ -39,6 +39,7 @@ from degla_ray.config import (
     ObjectiveConfig,
     OptimizerConfig,
     TeacherConfig,
+    TrainComputeConfig,
     TrainConfig,
 )
 from degla_ray.loader.decode import HostBatch, tower_input
@@ -48,8 +49,9 @@ from degla_ray.model import LoadedModel, Teacher
 from degla_ray.model.build import build
 from degla_ray.model.encode import OpenClipModel
 from degla_ray.model.packing import GPU_TOKEN_MULTIPLE, TextEnd
-from degla_ray.training.gradients import Gradients
-from degla_ray.training.optimizer import build_optimizer, clamp_logit_scale
+from degla_ray.training.optimizer import build_optimizer
+from degla_ray.training.state import TrainState
+from degla_ray.training.step import TrainStep
 
 K = 4
 
@@ -190,17 +192,17 @@ def ours(student: OpenClipModel, preprocess: dict[str, Any], options: argparse.N
     config = _config(options)
     teacher = Teacher(student, config.teacher)
     _move_away(student)
-    gradients = Gradients(student, teacher, config, preprocess)
-    optimizer = build_optimizer(student, config.optimizer, device=torch.device(options.device))
-    scaler = torch.amp.GradScaler(options.device, enabled=False)
+    state = TrainState(
+        student=student,
+        teacher=teacher,
+        optimizer=build_optimizer(student, config.optimizer, device=torch.device(options.device)),
+        scaler=torch.amp.GradScaler(options.device, enabled=False),
+    )
+    train_step = TrainStep(state, config, preprocess, total_steps=options.steps + 1)
 
     def step(work: Work) -> dict[str, float]:
-        optimizer.zero_grad(set_to_none=True)
-        terms = gradients.compute(work.batch, scaler, seed=0)
-        optimizer.step()
-        clamp_logit_scale(student)
-        teacher.update(student, options.batch)
-        return {name: terms[name].item() for name in ("loss", "base", "igc", "tgc", "distill")}
+        terms = train_step(work.batch, seed=0)
+        return {name: float(terms[name]) for name in ("loss", "base", "igc", "tgc", "distill")}
 
     return step
 
@@ -268,7 +270,7 @@ def _released_losses(
     pairs = torch.eye(N, dtype=torch.bool, device=v.device)
     igc_mask = torch.cat([pairs, own_negatives], dim=1)
     igc = F.cross_entropy(image_logits.masked_fill(~igc_mask, -torch.inf), own)
-    tgc_logits = config.tgc_temperature * t @ torch.cat([t_hat, negatives]).T
+    tgc_logits = config.tgc_scale * t @ torch.cat([t_hat, negatives]).T
     tgc_mask = torch.cat([pairs, released_negatives], dim=1)
     tgc = F.cross_entropy(tgc_logits.masked_fill(~tgc_mask, -torch.inf), own)
     distill = (v - v_hat).square().sum() + (texts - texts_hat).square().sum()
@@ -292,11 +294,12 @@ def _config(options: argparse.Namespace) -> TrainConfig:
     return TrainConfig(
         name="benchmark",
         data=DataConfig(prepared="", negatives=""),
-        objective=ObjectiveConfig(name="degla_released"),
-        optimizer=OptimizerConfig(lr=1e-6),
+        model=ModelConfig(name=options.model),
+        objective=ObjectiveConfig(tgc_negatives="released", distill_reduction="sum", lambda_distill=0.005),
+        optimizer=OptimizerConfig(lr=1e-6, warmup_steps=0),
         teacher=TeacherConfig(),
         global_batch_size=options.batch,
-        precision=options.precision,
+        compute=TrainComputeConfig(precision=options.precision),
     )
 
 

@@ -1,10 +1,10 @@
-"""The command line of every job: a config dataclass in, one function called.
+"""Parse the command line of a job into its config dataclass, and run the job.
 
-`--config FILE.yaml`, dotted overrides, `--help`, `--print_config` come from jsonargparse. A wrong
-setting, a missing file or bad data ends the job with one line on stderr and exit status 2, also where it
-was found in a Ray worker; an interrupt (Ctrl-C) ends it with 130. Anything else is a fault of ours and
-keeps its traceback. Jobs import this and `config` only and the rest inside the function they pass, so
-that `--help` answers in 0.5 s instead of the 10 s that importing torch, Ray and MLflow takes.
+`--config FILE.yaml`, dotted overrides, `--help` and `--print_config` come from jsonargparse. An invalid
+setting, a missing file or bad data ends the job with one line on stderr and exit status 2, even if a Ray
+worker found it; an interrupt (Ctrl-C) ends it with 130. Any other exception is a bug and keeps its traceback.
+Importing torch, Ray and MLflow takes 10 s. Jobs therefore import only this module and `config`, and the rest
+inside the function that they pass, so that `--help` answers in 0.5 s.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import dataclasses
 import difflib
 import io
 import itertools
-import json
 import re
 import signal
 import sys
@@ -28,9 +27,11 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 from jsonargparse.typing import register_type
 
-from degla_ray import ray_setup
+from degla_ray import cli_words, ray_setup
 from degla_ray.cli_help import HelpAction, settings
 from degla_ray.config import JOBS
+from degla_ray.config.renamed import OVERLAYS
+from degla_ray.config.sections import group_class, is_labelled, is_optional
 from degla_ray.config.shared import TrackingConfig
 from degla_ray.errors import DeglaError, SettingError
 from degla_ray.masking import MaskedStream
@@ -45,7 +46,7 @@ set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 
 def _member(choices: type[StrEnum]) -> Callable[[str], StrEnum]:
-    """Return a reader of members by their value, as in data files, not by their name."""
+    """Return a function that finds an enum member by its value, as in data files, not by its name."""
 
     def read(value: str) -> StrEnum:
         if value not in list(choices):
@@ -60,19 +61,32 @@ for _choices in (Kind, RejectReason):
 
 
 class _Parser(ArgumentParser):
-    """A parser whose errors are one line: what is wrong, and the setting that was probably meant."""
+    """A parser with one-line errors, which suggest the setting that was probably meant."""
+
+    sections: Sequence[str] = ()
+    """Labelled sections as the user named them; options have _ for - in them."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise DeglaError(_with_suggestion(_plain(message), list(settings(self)))) from ex
+        message = _with_suggestion(_plain(message), list(settings(self)))
+        for section in self.sections:
+            message = message.replace(f"{section.replace('-', '_')}.", f"{section}.")
+        raise DeglaError(message) from ex
 
 
-def build_parser(config_class: type[ConfigT], description: str, first: Sequence[str] = ()) -> ArgumentParser:
+def build_parser(
+    config_class: type,
+    description: str,
+    first: Sequence[str] = (),
+    sections: Sequence[str] | None = None,
+) -> ArgumentParser:
     """Build a parser with `--config` and one dotted option for each setting of `config_class`.
 
     Args:
         config_class: dataclass of the job's settings.
         description: what the job does, for `--help`.
         first: settings that `--help` explains; the others are listed by group.
+        sections: optional and labelled sections that have options (`pretrain`, `fine_tune.degla`); None for
+            all, with LABEL for labels.
     """
     parser = _Parser(
         description=description,
@@ -82,7 +96,14 @@ def build_parser(config_class: type[ConfigT], description: str, first: Sequence[
     )
     parser.add_argument("-h", "--help", action=HelpAction, first=first)
     parser.add_argument("--config", action="config", help="YAML file of settings; later options override it")
-    parser.add_class_arguments(config_class, None)
+    hints = typing.get_type_hints(config_class)
+    apart = {name: hint for name, hint in hints.items() if is_labelled(hint) or is_optional(hint)}
+    parser.add_class_arguments(config_class, None, skip=set(apart))
+    if sections is None:
+        sections = [f"{name}.LABEL" if is_labelled(hint) else name for name, hint in apart.items()]
+    parser.sections = sections
+    for section in sections:
+        parser.add_class_arguments(group_class(hints[section.partition(".")[0]]), section)
     return parser
 
 
@@ -95,48 +116,85 @@ def parse(
     """Return the config that a command line (default: sys.argv) and its YAML files describe.
 
     Raises:
-        DeglaError: unknown setting, wrong type, missing or malformed file, or impossible combination.
+        DeglaError: a setting is unknown or of the wrong type, settings contradict each other, or a file is
+            missing or malformed.
     """
-    parser = build_parser(config_class, description, first)
     words = sys.argv[1:] if argv is None else list(argv)
+    given = cli_words.read(words, config_class)
+    sections = None if {"-h", "--help"} & set(words) else cli_words.sections(given, config_class)
+    parser = build_parser(config_class, description, first, sections)
+    known = settings(parser)
     try:
-        words = _lists_joined(parser, words)
-        parsed = parser.instantiate_classes(parser.parse_args(words))
-        given = parser.parse_args(words, defaults=False)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise DeglaError(f"--config: {_plain(str(error))}") from error
+        given = cli_words.renamed(given, known.keys())
+        hints = {name: getattr(action, "_typehint", None) for name, action in known.items()}
+        parsed = parser.parse_args(cli_words.joined(given, hints))
+        del parsed["config"]
+        return _built(config_class, parsed, sections or ())
+    except yaml.YAMLError as error:
+        raise DeglaError(_plain(str(error))) from error
     except DeglaError as error:
         _require_own_config(config_class, words, error)
         raise
-    del parsed["config"]
-    config = config_class(**vars(parsed))
-    _require_kept(given, config)
-    return config
 
 
-def _lists_joined(parser: ArgumentParser, words: Sequence[str]) -> list[str]:
-    """Join the words after a list setting into one list: `--evaluations a b` becomes `["a", "b"]`."""
-    hints = {f"--{name}": getattr(action, "_typehint", None) for name, action in settings(parser).items()}
-    joined: list[str] = []
-    waiting = list(words)
-    while waiting:
-        option = waiting.pop(0)
-        joined.append(option)
-        if typing.get_origin(hints.get(option)) is not list:
+def from_settings(config_class: type[ConfigT], values: Mapping[str, Any], section: str) -> ConfigT:
+    """Return the config that a mapping of settings describes, under the same rules as a command line.
+
+    Args:
+        config_class: what to build.
+        values: settings, nested as in a YAML file; what is left out keeps its default.
+        section: path of the mapping in the user's file, for messages.
+
+    Raises:
+        DeglaError: as `parse`, the setting named with `section` before it.
+    """
+    try:
+        sections = cli_words.sections([dict(values)], config_class)
+        parser = build_parser(config_class, "", sections=sections)
+        parser.prog = section
+        [given] = cli_words.renamed([dict(values)], settings(parser).keys())
+        parsed = parser.parse_object(given)
+        parsed.pop("config", None)
+        return _built(config_class, parsed, sections)
+    except DeglaError as error:
+        raise DeglaError(f"{section}.{error}") from None
+
+
+def _built(
+    config_class: type[ConfigT], values: Namespace, sections: Sequence[str], path: str = ""
+) -> ConfigT:
+    """Make a config of parsed values; an error names the setting from the root.
+
+    Args:
+        config_class: what to make.
+        values: of its fields.
+        sections: labelled sections as the user named them; the parser has _ for - in them.
+        path: dotted name of the config.
+    """
+    hints = typing.get_type_hints(config_class)
+    fields: dict[str, Any] = dict(vars(values))
+    for name, hint in hints.items():
+        inner, here = group_class(hint), f"{path}.{name}".removeprefix(".")
+        if inner is None or fields.get(name) is None:
             continue
-        items: list[str] = []
-        while waiting and not waiting[0].startswith("--"):
-            items.append(waiting.pop(0))
-        if items and not items[0].startswith("["):
-            of_text = typing.get_args(hints[option])[0] is str
-            joined.append(json.dumps([item if of_text else yaml.safe_load(item) for item in items]))
+        if is_labelled(hint):
+            labels = [section.partition(".")[2] for section in sections if section.startswith(f"{name}.")]
+            of_label = {label: fields[name][label.replace("-", "_")] for label in labels}
+            fields[name] = {
+                label: _built(inner, found, (), f"{here}.{label}")
+                for label, found in of_label.items()
+                if found is not None
+            }
         else:
-            joined += items
-    return joined
+            fields[name] = _built(inner, fields[name], (), here)
+    try:
+        return config_class(**fields)
+    except SettingError as error:
+        raise error.below(path, config_class) from None
 
 
 def _require_own_config(config_class: type, words: Sequence[str], error: DeglaError) -> None:
-    """Name the job that a refused `--config` file belongs to, if it is another one's.
+    """Raise an error that names the right job if a refused `--config` file belongs to another job.
 
     Raises:
         DeglaError: every setting in the file belongs to another job, and not all belong to this one.
@@ -146,7 +204,7 @@ def _require_own_config(config_class: type, words: Sequence[str], error: DeglaEr
         try:
             content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, yaml.YAMLError):
-            return  # the error that is known already says so
+            return  # `error` already reports an unreadable file
         if not isinstance(content, dict) or content.keys() <= _fields(config_class):
             continue
         for job, other in JOBS.items():
@@ -161,43 +219,6 @@ def _fields(config_class: type) -> set[str]:
     return {field.name for field in dataclasses.fields(config_class)}
 
 
-def from_settings(config_class: type[ConfigT], settings: Mapping[str, Any], section: str) -> ConfigT:
-    """Return the config that a mapping of settings describes, under the same rules as a command line.
-
-    Args:
-        config_class: what to build.
-        settings: nested as in a YAML file; what is left out keeps its default.
-        section: path of the mapping in the user's file, for messages.
-
-    Raises:
-        DeglaError: as `parse`, the setting named with `section` before it.
-    """
-    parser = _Parser(prog=section)
-    parser.add_class_arguments(config_class, None)
-    try:
-        config = config_class(**vars(parser.instantiate_classes(parser.parse_object(dict(settings)))))
-        _require_kept(parser.parse_object(dict(settings), defaults=False), config)
-        return config
-    except DeglaError as error:
-        raise DeglaError(f"{section}.{error}") from error
-
-
-def _require_kept(given: Namespace, config: object) -> None:
-    """Refuse a setting that another one overrides, such as `objective.name` of an ablation.
-
-    A config replaces its own defaults where another setting fixes them, and cannot tell a default from the
-    same value that a user wrote: that is known only here.
-    """
-    for setting, value in vars(given.as_flat()).items():
-        if setting.split(".")[-2:-1] not in (["objective"], ["teacher"]):  # the groups that ablations fix
-            continue
-        held: object = config
-        for name in setting.split("."):
-            held = getattr(held, name, value)
-        if held != value and type(held) is type(value):
-            raise SettingError(setting, value, f"{held!r}, which another setting fixes")
-
-
 def run(
     config_class: type[ConfigT],
     job: Callable[[ConfigT], object],
@@ -205,14 +226,14 @@ def run(
     argv: Sequence[str] | None = None,
     first: Sequence[str] = (),
 ) -> None:
-    """Parse, call `job(config)` and return; a DeglaError becomes one line and exit status 2."""
+    """Parse the command line and call `job(config)`; a DeglaError becomes one line and exit status 2."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(line_buffering=True)  # progress is seen through pipes and job logs too
+        sys.stdout.reconfigure(line_buffering=True)  # so that pipes and job logs show progress at once
     if not isinstance(sys.stdout, MaskedStream):
         sys.stdout, sys.stderr = MaskedStream(sys.stdout), MaskedStream(sys.stderr)
     ray_setup.set_environment()
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _exit)  # so that leases and MLflow runs are given back
+        signal.signal(signal.SIGTERM, _exit)  # so that leases are released and MLflow runs ended
     try:
         config = parse(config_class, description, argv, first)
         if ray_setup.in_submitted_job():
@@ -225,7 +246,7 @@ def run(
         cause = user_error(error)
         if cause is None:
             raise
-        # Ray Data appends advice on retries to a message that comes from a worker.
+        # Ray Data appends advice on retries to a worker's message.
         print(f"error: {str(cause).splitlines()[0]}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
 
@@ -236,14 +257,14 @@ def _exit(signum: int, frame: object) -> NoReturn:
 
 
 def refuse_temporary(config: object, prefix: str = "") -> None:
-    """Refuses outputs with a relative path: a submitted job runs in a copy of the repository that is deleted.
+    """Refuse relative output paths: a submitted job runs in a temporary copy of the repository.
 
     Args:
         config: a config, or a section of one.
         prefix: dotted name of the section, with a dot at the end.
 
     Raises:
-        SettingError: the first such setting.
+        SettingError: an output's path is relative; names the first.
     """
     entries = config if isinstance(config, Mapping) else vars(config)
     for name, value in entries.items():
@@ -260,7 +281,7 @@ def refuse_temporary(config: object, prefix: str = "") -> None:
 
 
 _OUTPUTS = ("output", "export", "cache")
-"""Names of settings that are folders to write."""
+"""Names of settings that hold output folders."""
 
 
 def _lasting(path: str) -> bool:
@@ -268,7 +289,7 @@ def _lasting(path: str) -> bool:
 
 
 def _store_lasts(uri: str) -> bool:
-    """Whether an MLflow URI names the same store in every working directory."""
+    """Return whether an MLflow URI names the same store in every working directory."""
     scheme, colon, rest = uri.partition(":")
     if not colon or uri.startswith("databricks"):
         return uri.startswith("databricks") or _lasting(uri)
@@ -280,9 +301,9 @@ def _store_lasts(uri: str) -> bool:
 def user_error(error: BaseException) -> DeglaError | None:
     """Return the DeglaError behind an exception, unwrapping Ray's errors; None if there is no such error.
 
-    Ray wraps what a task raised (`RayTaskError.cause`), Ray Data and Ray Train wrap that again
-    (`__cause__`; Train also as `worker_failures`, an exception for each rank). A wrapped error may itself
-    claim to be a DeglaError, but then carries the worker's traceback as its message, so causes come first.
+    Ray wraps an exception of a task (`RayTaskError.cause`). Ray Data and Ray Train wrap it again
+    (`__cause__`; Train also in `worker_failures`, one exception per rank). A wrapper may be an instance of
+    DeglaError too, but its message is the worker's traceback, so the innermost DeglaError is returned.
     """
     waiting: list[BaseException] = [error]
     seen: list[BaseException] = []
@@ -303,18 +324,22 @@ def user_error(error: BaseException) -> DeglaError | None:
 
 
 def _with_suggestion(message: str, names: Sequence[str]) -> str:
-    """Add the setting that was probably meant to a message on one that does not exist."""
+    """Add the setting that was probably meant to a message about an unknown setting."""
     if group := re.match(r"(?:--)?([\w.]+): .*Unable to load config [\"'](.*?)[\"']", message):
         if f"{group[1]}.name" in names:
             return f"{group[1]}: a group of settings; did you mean --{group[1]}.name {group[2]}?"
         return f"{group[1]}: a group of settings; expected one of them, or a YAML file of them"
-    unknown = re.match(r"(?:--)?([\w.]+): no such setting", message)
+    if value := re.search(r"expected one of (.*)\. Got value: (.*)", message):
+        if value[2] in OVERLAYS:
+            return f"{message}; write degla and add --config {OVERLAYS[value[2]]} after your own settings"
+        near = difflib.get_close_matches(value[2], value[1].split(", "), n=1)
+        return f"{message}; did you mean {near[0]}?" if near else message
+    unknown = re.match(r"(?:--)?([\w.-]+): no such setting", message)
     if unknown is None:
         return message
     last = unknown[1].rpartition(".")[2]
-    near = [n for n in names if n.rpartition(".")[2] == last] or difflib.get_close_matches(
-        unknown[1], names, cutoff=0.75
-    )
+    near = [name for name in names if name.rpartition(".")[2] == last]
+    near = difflib.get_close_matches(unknown[1], near or names, cutoff=0.0 if near else 0.75)
     return f"{message}; did you mean {' or '.join(f'--{name}' for name in near[:3])}?" if near else message
 
 
@@ -338,11 +363,16 @@ _REWORDED = (
     (r"Expected an? (\w+)", r"expected type \1"),
     (r"typing\.", ""),
     (r"NoneType", "null"),
-    (r"Group '([\w.]+)' does not accept option '([\w.]+)'", r"\1.\2: no such setting"),
+    (r"Group '([\w.-]+)' does not accept option '([\w.-]+)'", r"\1.\2: no such setting"),
     (r"Option '([\w.]+)' is not accepted", r"\1: no such setting"),
     (r"^the following arguments are required: (.*)", r"\1: required, but not set"),
-    (r"^unrecognized arguments: (--[\w.]+)(.*)", r"\1: no such setting (in: \1\2)"),
+    (r"^unrecognized arguments: (--[\w.-]+)(.*)", r"\1: no such setting (in: \1\2)"),
     (r"^Unexpected config:.*", "config: the file holds no settings; expected lines such as `seed: 42`"),
     (r'in "<unicode string>", ', ""),
+    (
+        r"^((?:\w+\.)*(?:base_)?model)(\.name)?: required, but not set$",
+        r"\1\2: required, but not set; expected a CLIP, such as ViT-B-32-quickgelu with "
+        r"\1.pretrained openai, or scenes-base for the demo's rendered scenes",
+    ),
 )
-"""Pattern, replacement: jsonargparse 4.53's messages in this project's words."""
+"""(pattern, replacement) pairs that reword the messages of jsonargparse 4.53."""

@@ -1,4 +1,4 @@
-"""Write a job's `--help`: the settings that people set first, then one group at a time.
+"""Format a job's `--help`: the settings to set first, then a list of groups.
 
 `--help` fits a screen; `--help GROUP` shows the settings of one group and `--help all` shows every one.
 """
@@ -13,14 +13,14 @@ from enum import Enum
 from typing import Any
 
 GENERAL = "general"
-"""Group of the settings whose names have no dot."""
+"""Name of the group of settings without a dot in their names."""
 ALL = "all"
 _INDENT, _WIDTH = 34, 100
 _OURS = ("help", "config", "print_config", "print_shtab")
 
 
 class HelpAction(argparse.Action):
-    """Print help and end: `--help`, `--help GROUP` or `--help all`."""
+    """Option that prints help and exits: `--help`, `--help GROUP` or `--help all`."""
 
     def __init__(self, option_strings: Sequence[str], dest: str, first: Sequence[str] = (), **kwargs: Any):
         super().__init__(option_strings, dest, nargs="?", default=argparse.SUPPRESS, help=kwargs.get("help"))
@@ -34,14 +34,14 @@ class HelpAction(argparse.Action):
         option_string: str | None = None,
     ) -> None:
         groups = _groups(parser)
-        if values is not None and values != ALL and values not in groups:
+        if values not in (None, ALL) and not any(_within(group, values) for group in groups):
             parser.error(f"--help: found {values!r}; expected {ALL}, or one of {', '.join(groups)}")
         print("\n".join(_help(parser, groups, self._first, values)))
         parser.exit()
 
 
 def settings(parser: argparse.ArgumentParser) -> dict[str, argparse.Action]:
-    """Return every setting of a parser by its dotted name; headings of groups are left out."""
+    """Return every setting of a parser by its dotted name, without the groups' headings."""
     return {
         action.dest: action
         for action in parser._actions
@@ -52,9 +52,13 @@ def settings(parser: argparse.ArgumentParser) -> dict[str, argparse.Action]:
 def _groups(parser: argparse.ArgumentParser) -> dict[str, list[str]]:
     groups: dict[str, list[str]] = {}
     for name in settings(parser):
-        group = name.partition(".")[0] if "." in name else GENERAL
+        group = name.rpartition(".")[0] or GENERAL
         groups.setdefault(group, []).append(name)
     return groups
+
+
+def _within(group: str, asked: str | None) -> bool:
+    return group == asked or group.startswith(f"{asked}.")
 
 
 def _help(
@@ -75,19 +79,21 @@ def _help(
             yield from _two_columns(group, f"{len(names)}: {', '.join(n.rpartition('.')[2] for n in names)}")
     else:
         for group, names in groups.items():
-            if asked in (None, ALL, group):
+            if asked in (None, ALL) or _within(group, asked):
                 yield ""
                 yield f"{group}:"
                 for name in names:
                     yield from _lines(known[name])
     yield ""
+    if any(".LABEL." in name for name in known):
+        yield "LABEL is a name of your choice; settings with the same one belong together."
     yield "--config FILE.yaml reads settings from a file; later options override it."
     yield "--print_config prints every setting with its value and ends."
 
 
 def _lines(action: argparse.Action) -> Iterator[str]:
     hint = getattr(action, "_typehint", str)
-    # jsonargparse clears `action.required` while it parses, so the type has to tell
+    # jsonargparse clears `action.required` during parsing, so the type decides
     required = action.default is None and type(None) not in typing.get_args(hint)
     note = "required" if required else f"default: {_value(action.default)}"
     return _two_columns(f"--{action.dest} {_type(hint)}", f"{action.help} ({note})")
@@ -122,7 +128,7 @@ def _value(value: Any) -> str:
 
 
 def _two_columns(left: str, right: str) -> Iterator[str]:
-    lines = textwrap.wrap(right, _WIDTH - _INDENT, break_on_hyphens=False) or [""]
+    lines = textwrap.wrap(" ".join(right.split()), _WIDTH - _INDENT, break_on_hyphens=False) or [""]
     if len(left) + 4 > _INDENT:
         yield f"  {left}"
     else:

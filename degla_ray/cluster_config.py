@@ -27,7 +27,7 @@ def check(path: str) -> None:
         path: YAML file as `ray up` takes it.
 
     Raises:
-        DataError: the first thing that is wrong with it.
+        DataError: the file is invalid; names the first fault.
     """
     try:
         with open(path, encoding="utf-8") as file:
@@ -45,7 +45,7 @@ def check(path: str) -> None:
 
 
 def _check_ray_schema(path: str, cluster: dict[str, Any]) -> None:
-    # Private to Ray (pyproject holds Ray to one minor version); `ray up` runs the same two.
+    # Private functions of Ray, which `ray up` calls too; pyproject pins Ray to one minor version.
     from jsonschema import ValidationError
     from ray.autoscaler._private.util import prepare_config, validate_config
 
@@ -92,7 +92,7 @@ def _check_access(path: str, cluster: dict[str, Any]) -> None:
             if "ray start" in command and "RAY_AUTH_MODE=token" not in command:
                 raise DataError(path, f"{field}: {command!r}", "RAY_AUTH_MODE=token before `ray start`")
     if not any("ray start" in command for command in cluster.get("head_start_ray_commands", [])):
-        # Ray's own default start commands have the dashboard listen on every interface, without a token.
+        # By default, Ray's start commands open the dashboard on every interface, without a token.
         raise DataError(path, "head_start_ray_commands: no `ray start`", "one with RAY_AUTH_MODE=token")
     if not any(target.endswith(_TOKEN_FILE) for target in cluster.get("file_mounts", {})):
         raise DataError(path, "file_mounts: no token file", f"one that ends in {_TOKEN_FILE}, for every node")

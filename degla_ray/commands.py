@@ -8,6 +8,7 @@ Ray and MLflow take ten.
 from __future__ import annotations
 
 import difflib
+import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,42 +36,52 @@ from degla_ray.config import (
 
 
 def _prepare(config: PrepareConfig) -> None:
+    from degla_ray.next_command import after_prepare
+    from degla_ray.reporting.examples import captions_shown
     from degla_ray.sources.prepare import prepare
 
     prepare(config)
-    _next(f"negatives --prepared {config.output} --output {config.output}-negatives")
+    _print(captions_shown(config.output))
+    _next(after_prepare(config))
 
 
 def _negatives(config: NegativesConfig) -> None:
     from degla_ray.negatives.pipeline import generate
+    from degla_ray.next_command import after_negatives
+    from degla_ray.reporting.examples import negatives_shown
     from degla_ray.reporting.generation import publish
+    from degla_ray.stage import is_complete
 
     generate(config, publish)
-    _next(f"train --name first --data.prepared {config.prepared} --data.negatives {config.output}")
+    if is_complete(config.output):  # an estimate, or a run whose hours are used up, is not
+        _print(negatives_shown(config.prepared, config.output))
+        _next(after_negatives(config))
 
 
 def _train(config: TrainConfig) -> None:
+    from degla_ray.next_command import after_train
+    from degla_ray.reporting.examples import training_shown
     from degla_ray.training.trainer import train
 
     result = train(config)
+    _print(training_shown(result))
     print(f"student: {result.export_student}")
     if result.export_teacher is not None:
         print(f"teacher: {result.export_teacher}")
-    _next(
-        f"evaluate --model.name {result.export_student} --prepared {config.data.prepared} "
-        f"--output runs/evaluate/{config.name}"
-    )
+    _next(after_train(config, result))
 
 
 def _evaluate(config: EvaluateConfig) -> None:
     from rich.console import Console
 
     from degla_ray.evaluation.run import evaluate
+    from degla_ray.next_command import after_evaluate
     from degla_ray.reporting.tables import summary_tables
 
-    for table in summary_tables(evaluate(config)):
+    summary = evaluate(config)
+    for table in summary_tables(summary):
         Console().print(table)
-    _next(f"compare --evaluations BASE {config.output}  (BASE: the evaluation of the model before training)")
+    _next(after_evaluate(config, summary))
 
 
 def _compare(config: CompareConfig) -> None:
@@ -127,10 +138,11 @@ def _neighbours(config: NeighboursConfig) -> None:
 
 def _fetch_benchmarks(config: FetchConfig) -> None:
     from degla_ray.evaluation.downloads.fetch import fetch_benchmarks
+    from degla_ray.next_command import after_fetch
 
     if not fetch_benchmarks(config):
         sys.exit(1)
-    _next(f"evaluate --model.name MODEL --published.data {config.output} --output runs/evaluate/MODEL")
+    _next(after_fetch(config))
 
 
 def _export_degla_json(config: ExportDeglaJsonConfig) -> None:
@@ -185,7 +197,7 @@ COMMANDS: dict[str, Command] = {
         summary="Fine-tune a model; run again, it continues after its last checkpoint.",
         first=(
             *("name", "data.prepared", "data.negatives", "model.name", "model.pretrained", "objective.name"),
-            *("global_batch_size", "epochs", "optimizer.lr", "num_workers", "use_gpu"),
+            *("global_batch_size", "epochs", "optimizer.lr", "num_workers", "compute.use_gpu"),
         ),
     ),
     "evaluate": Command(
@@ -193,7 +205,7 @@ COMMANDS: dict[str, Command] = {
         summary="Score a model on test sets and published benchmarks.",
         first=(
             *("model.name", "model.pretrained", "output", "published.data", "prepared", "negatives"),
-            *("suite", "benchmarks", "label", "use_gpu"),
+            *("suite", "benchmarks", "label", "compute.use_gpu"),
         ),
     ),
     "compare": Command(
@@ -219,7 +231,11 @@ COMMANDS: dict[str, Command] = {
     "chain": Command(
         run=_chain,
         summary="Run every stage in order from one file; continue where it stopped.",
-        first=("output", "seed", "prepare", "negatives", "base_model", "fine_tune", "evaluate"),
+        first=(
+            *("output", "seed", "prepare.source", "negatives.engine", "negatives.kinds", "base_model.name"),
+            *("fine_tune.LABEL.objective.name", "fine_tune.LABEL.max_steps", "fine_tune.LABEL.optimizer.lr"),
+            "evaluate.benchmarks",
+        ),
     ),
     "neighbours": Command(
         run=_neighbours,
@@ -253,7 +269,13 @@ COMMANDS: dict[str, Command] = {
 def main(name: str, argv: list[str] | None = None) -> None:
     """Run one stage with the settings of a command line (default: sys.argv)."""
     command = COMMANDS[name]
-    run(JOBS[name], command.run, command.summary, argv, command.first)
+
+    def job(config: Any) -> None:
+        from degla_ray.training.latest import with_latest
+
+        command.run(with_latest(config))
+
+    run(JOBS[name], job, command.summary, argv, command.first)
 
 
 def degla(argv: list[str] | None = None) -> None:
@@ -289,9 +311,15 @@ def _overview() -> str:
     )
 
 
-def _next(command: str) -> None:
-    """Print the command that comes next, in the form in which this one was given."""
-    stage, _, options = command.partition(" ")
+def _print(lines: list[str]) -> None:
+    for line in lines:
+        print(line)
+
+
+def _next(words: list[str]) -> None:
+    """Print the command that comes next, in the form in which this one was given, quoted for a shell."""
+    stage, *options = words
     program = Path(sys.argv[0])
-    said = f"python {program.with_name(f'{stage}.py')}" if program.suffix == ".py" else f"degla {stage}"
-    print(f"next:   {said} {options}")
+    is_file = program.suffix == ".py"
+    said = ["python", str(program.with_name(f"{stage}.py"))] if is_file else ["degla", stage]
+    print(f"next:   {shlex.join([*said, *options])}")

@@ -1,4 +1,4 @@
-"""A timeout for the rows of a Ray Data pipeline; Ray Data itself waits for ever."""
+"""A timeout for the rows of a Ray Data pipeline; without it, Ray Data waits forever."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def with_deadline(rows: Iterable[Row], seconds: float, stalled: Callable[[int], 
             for row in rows:
                 hand("row", row)
             hand("end", None)
-        except BaseException as error:  # to be raised where it can be handled
+        except BaseException as error:  # raised again in the reader's thread
             hand("error", error)
 
     puller = threading.Thread(target=pull, name="degla-rows", daemon=True)

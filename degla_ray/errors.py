@@ -1,4 +1,4 @@
-"""Errors a user can act on. Each names the setting or file, what was found and what would be right."""
+"""Errors that a user can correct: each names the setting or file, what was found and what was expected."""
 
 from __future__ import annotations
 
@@ -6,16 +6,19 @@ from typing import Any
 
 from degla_ray.masking import masked
 
+_TRACEBACK, _OURS = "Traceback (most recent call last)", f"{__name__}."
+_SHOWN = 200  # characters of a foreign error's message
+
 
 class DeglaError(Exception):
-    """Base of every error that a job prints as one line (no traceback)."""
+    """Base class of the errors that a job prints as one line, without a traceback."""
 
     def __init__(self, message: str) -> None:
         super().__init__(masked(message))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # An exception is unpickled by calling it with its message; those below take more than that, and
-        # have to come home from Ray's workers.
+        # Python unpickles an exception by calling its class with the message alone. The subclasses take other
+        # arguments, so they would not survive the way from a Ray worker to the driver.
         return _restore, (type(self), self.args, vars(self))
 
 
@@ -28,27 +31,56 @@ def _restore(
     return error
 
 
+def one_line(error: BaseException) -> str:
+    """Return one line that describes an error: our own errors' message, otherwise its type and message.
+
+    Ray wraps the error of a task: as `cause`, or as text that ends with the task's traceback. The line then
+    describes the wrapped error.
+    """
+    cause = getattr(error, "cause", None)
+    error = cause if isinstance(cause, BaseException) else error
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if any(line.startswith(_TRACEBACK) for line in lines):
+        ours = [line.partition(_OURS)[2] for line in lines if _OURS in line]
+        return ours[-1].partition(": ")[2] if ours else lines[-1]
+    text = " ".join(" ".join(lines).split())
+    if isinstance(error, DeglaError):
+        return text
+    return f"{type(error).__name__}: {text[:_SHOWN]}" if text else type(error).__name__
+
+
 class SettingError(DeglaError):
-    """A setting whose value cannot work.
+    """A setting with an unusable value.
 
     Attributes:
         setting: dotted name as on the command line, e.g. `model.checkpoint`.
-        found: what was found there.
-        expected: what would be right.
+        found: the value found.
+        expected: description of a valid value.
     """
 
     def __init__(self, setting: str, found: object, expected: str) -> None:
         self.setting, self.found, self.expected = setting, found, expected
         super().__init__(f"{setting}: found {found!r}; expected {expected}")
 
+    def below(self, path: str, raised_by: type) -> SettingError:
+        """Return this error with the setting named from the root of a config.
+
+        Args:
+            path: dotted name of the group whose class raised the error; empty for the root.
+            raised_by: that class. It may name a setting with its usual group (`objective.name`) or without.
+        """
+        group, dot, rest = self.setting.partition(".")
+        own = rest if dot and group not in getattr(raised_by, "__dataclass_fields__", ()) else self.setting
+        return SettingError(f"{path}.{own}" if path else self.setting, self.found, self.expected)
+
 
 class DataError(DeglaError):
-    """A file or dataset that cannot be used.
+    """An unusable file or dataset.
 
     Attributes:
-        where: file, folder or dataset, with a line or row number where there is one.
-        found: what was found there.
-        expected: what would be right.
+        where: file, folder or dataset, with a line or row number if known.
+        found: description of what was found.
+        expected: description of what would be valid.
     """
 
     def __init__(self, where: str, found: object, expected: str) -> None:
@@ -57,10 +89,10 @@ class DataError(DeglaError):
 
 
 class FingerprintMismatch(DataError):
-    """An output folder that another configuration made.
+    """An output folder created with another configuration.
 
     Attributes:
-        fields: dotted setting -> (value in the folder, value asked for).
+        fields: dotted setting -> (value in the folder, requested value).
     """
 
     def __init__(self, where: str, fields: dict[str, tuple[object, object]]) -> None:
@@ -72,4 +104,4 @@ class FingerprintMismatch(DataError):
 
 
 class TooManyRejects(DataError):
-    """More rows were rejected than `max_reject_fraction` allows."""
+    """A run that rejected more rows than `max_reject_fraction` allows."""

@@ -1,4 +1,4 @@
-"""Give a configuration one canonical form, and a fingerprint of it."""
+"""Convert a configuration to its canonical form, and compute its fingerprint."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from degla_ray.masking import masked
 def canonical(value: Any) -> Any:
     """Return `value` as JSON types in a canonical form, for hashing.
 
-    Raises:
-        TypeError: for anything that has no canonical form (an object, a function, a NaN).
+    Equal numbers have one form (1.0 becomes 1), so equal configs have equal canonical forms. Secrets in URIs
+    are masked: they do not affect results, and canonical forms are written to files.
 
-    Numbers that are equal have one form: 1.0 is 1, so equal configs are equal here. Secrets in URIs are
-    masked: they decide no result, and canonical forms are written to files.
+    Raises:
+        TypeError: the value has no canonical form (an object, a function, NaN).
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: canonical(getattr(value, f.name)) for f in dataclasses.fields(value)}

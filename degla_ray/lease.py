@@ -37,24 +37,24 @@ from degla_ray.storage import Storage
 HEARTBEAT_S = 10.0
 """Seconds between two touches of an owner's claim."""
 DEAD_AFTER_S = 120.0
-"""Age in seconds of the last touch at which an owner counts as dead, where its process cannot be seen."""
+"""Seconds without a touch after which an owner counts as dead, if its process cannot be inspected."""
 _TIE_S = 0.2
 _LONGEST_TIE_S = 5.0
-"""Seconds between two looks while another driver is also about to become the owner, at first and at most."""
+"""First and longest interval in seconds between checks while several drivers compete for the folder."""
 _PREFIX, _SUFFIX = "lease-", ".json"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Owner:
-    """Who has claimed a folder.
+    """A driver that has claimed a folder.
 
     Attributes:
         host: name of the machine.
-        pid: of the driver there.
+        pid: the driver's process id on that host.
         since: UTC, ISO 8601.
-        machine: boot and process namespace in which `pid` means something.
-        started: when the process started, in clock ticks after boot: tells a reused pid.
-        owns: False while the driver only asks.
+        machine: boot id and process namespace within which `pid` is unique.
+        started: start of the process in clock ticks after boot, which reveals a reused pid.
+        owns: False while the driver is only competing for ownership.
     """
 
     host: str
@@ -75,7 +75,7 @@ class Owner:
 
 
 class LeaseHeld(DataError):
-    """Another living driver writes the folder.
+    """A folder that another live driver is writing.
 
     Attributes:
         owner: that driver.
@@ -88,18 +88,18 @@ class LeaseHeld(DataError):
 
 
 class LeaseLost(DeglaError):
-    """An error of a driver that was taken for dead: another driver may already write its folder."""
+    """The loss of a lease by a driver that counted as dead; another may already be writing the folder."""
 
 
 class Lease:
     """Ownership of a folder while a `with` block lasts.
 
     Args:
-        storage: the folder; made if it does not exist, and removed again if nothing is written to it.
+        storage: the folder; created if it does not exist, and removed again if nothing is written to it.
 
     Raises:
         LeaseHeld: at entry, another driver owns the folder.
-        LeaseLost: at exit, or in the middle of the main thread's work, as soon as that is known.
+        LeaseLost: at exit; the main thread is interrupted as soon as the loss is detected.
     """
 
     def __init__(self, storage: Storage) -> None:
@@ -148,9 +148,9 @@ class Lease:
             for rival in rivals.values():
                 if rival.owns:
                     raise LeaseHeld(self.storage.uri, rival)
-            if min(rivals) < self._name:  # of those that ask at once, the smallest name stays
+            if min(rivals) < self._name:  # of the competing drivers, the one with the smallest name stays
                 self._withdraw()
-                wait = min(2 * wait, _LONGEST_TIE_S)  # or it would seldom find itself alone
+                wait = min(2 * wait, _LONGEST_TIE_S)  # so that the drivers do not keep colliding
             time.sleep(wait)
             self._claim(owns=False)
         self._claim(owns=True)
@@ -163,15 +163,15 @@ class Lease:
             self.storage.write_json(content, self._name)
 
     def _withdraw(self) -> None:
-        with contextlib.suppress(OSError):  # a store that is away: the claim dies of its age
+        with contextlib.suppress(OSError):  # unreachable store: the claim expires
             self.storage.delete_file(self._name)
             if self._made and _is_local(self.storage):
-                os.rmdir(self.storage.path())  # refused by the system unless it is empty
+                os.rmdir(self.storage.path())  # fails unless the folder is empty
 
     def _rivals(self) -> dict[str, Owner]:
         """Return the other living claims by name, and delete dead ones."""
         stamps = _stamps(self.storage)
-        if self._name not in stamps:  # taken for dead while it asked
+        if self._name not in stamps:  # another driver took this claim for dead
             self._claim(owns=False)
             return self._rivals()
         living = {}
@@ -192,7 +192,7 @@ class Lease:
         except OSError:
             if self.storage.is_file(name):
                 raise
-            return None  # given back in between
+            return None  # withdrawn in the meantime
 
     def _beat(self) -> None:
         """Touch the claim until the lease ends; report an unreachable store and retry."""
@@ -228,7 +228,7 @@ class Lease:
 
 
 def owned(uri: str) -> AbstractContextManager[object]:
-    """Return the lease of a stage's folder; a null context if it is finished and not written again."""
+    """Return the lease of a stage's folder; a null context if the stage has finished."""
     return contextlib.nullcontext() if is_complete(uri) else Lease(Storage(uri))
 
 

@@ -1,8 +1,8 @@
-"""Secrets in settings, hidden wherever a setting is shown or written.
+"""Mask secrets in settings wherever a setting is shown or written.
 
 A URI may carry a password (`https://USER:PASSWORD@HOST`, `s3://KEY:SECRET@BUCKET`, `?api_key=…`). Everything
-that is written as JSON, hashed, logged to MLflow or printed goes through `masked`; only what is opened keeps
-the secret. Passwords are better given in the store's environment variables.
+that is written as JSON, hashed, logged to MLflow or printed goes through `masked`; only a URI that is opened
+keeps its secret. Prefer the store's environment variables for passwords.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import TextIO
 
 MASK = "***"
 _USERINFO = re.compile(
-    r"""://(?: [^\s/'"]*@                          # all before the last @ of the host part
-          | [^\s/@:'"]*:(?!\d{1,5}/)[^\s@'"]*@ )    # also a secret that holds a / as it is
+    r"""://(?: [^\s/'"]*@                          # everything before the last @ of the host part
+          | [^\s/@:'"]*:(?!\d{1,5}/)[^\s@'"]*@ )    # also a secret with an unescaped /
     """,
     re.VERBOSE,
 )
@@ -33,7 +33,7 @@ def masked(text: str) -> str:
 
 
 class MaskedStream:
-    """A text stream that hides secrets in what is written to it, and is the wrapped stream otherwise."""
+    """A text stream that masks secrets in written text and otherwise acts as the wrapped stream."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream

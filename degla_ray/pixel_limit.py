@@ -1,8 +1,7 @@
-"""The limit on an image's pixels: ours for prepared images, Pillow's for all others.
+"""Lift Pillow's limit on an image's pixels for images that `prepare` has already checked.
 
-`prepare` refuses what has more than `max_image_pixels`, so what it kept is opened without a further limit.
-Files that it has not seen (a benchmark's, a request's) keep Pillow's, which refuses 179 million pixels and
-more.
+`prepare` refuses images with more than `max_image_pixels`, so prepared images need no second limit. Other
+images (of a benchmark, of a request) keep Pillow's, which refuses 179 million pixels and more.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from PIL import Image
 
 @contextmanager
 def without_pillows_limit() -> Iterator[None]:
-    """Lift Pillow's limit for opening and for cropping; process-wide, so for one thread at a time."""
+    """Lift Pillow's limit within a `with` block, for the whole process: use it in one thread at a time."""
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
         yield

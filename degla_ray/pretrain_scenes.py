@@ -2,9 +2,10 @@
 
     python jobs/pretrain_scenes.py --config jobs/configs/pretrain_scenes.yaml
 
-It is meant to have CLIP's own fault: it knows shapes and colours (zero-shot, retrieval) and is near chance
-where only relation or order differs, because captions that mostly say a part seldom need them, and because
-its image tower averages over places while it learns. What is exported keeps the places (model/towers.py).
+The model is meant to have CLIP's weakness. It recognises shapes and colours (zero-shot, retrieval), but is
+near chance if only relation or word order differs. There are two reasons. Most captions describe only part of
+the scene, so they seldom require either. The image tower also averages over positions during training; the
+exported model keeps the positions (model/towers.py).
 """
 
 from __future__ import annotations
@@ -39,9 +40,9 @@ ARCHITECTURE = Path(__file__).parent / "model" / "configs" / "scenes-tiny.json"
 
 
 def pretrain_scenes(config: PretrainScenesConfig) -> str:
-    """Prepare, train, evaluate, export to `config.export` and return that folder.
+    """Prepare, train, evaluate and export to `config.export`; return that folder.
 
-    A killed call continues when repeated; a finished one only exports again, in seconds.
+    If repeated, a killed run continues, and a finished run only exports again, within seconds.
     """
     if "://" in config.output:
         raise SettingError("output", config.output, "a local folder: open_clip opens the architecture there")
@@ -88,7 +89,7 @@ def pretrain_scenes(config: PretrainScenesConfig) -> str:
 
 
 def _architecture(config: PretrainScenesConfig, prepared: str) -> str:
-    """Return a copy of the architecture's JSON, beside a tokenizer trained on the training captions."""
+    """Return a copy of the architecture's JSON, next to a tokenizer trained on the training captions."""
     folder = Path(config.output) / "architecture"
     target = folder / ARCHITECTURE.name
     if not target.exists() or target.read_bytes() != ARCHITECTURE.read_bytes():

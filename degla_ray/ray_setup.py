@@ -21,7 +21,8 @@ import tempfile
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from degla_ray.errors import SettingError
+from degla_ray.errors import DeglaError, SettingError
+from degla_ray.ray_address import usable
 
 if TYPE_CHECKING:
     from degla_ray.config import RayConfig
@@ -43,6 +44,8 @@ WORKER_ENV = {
 _PROCESS_ENV = {
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
+    # Tune's new console output prints a box of settings and TensorBoard's command at any verbosity.
+    "RAY_AIR_NEW_OUTPUT": "0",
     # Ray 2.60 warns once a worker about how it will treat CUDA_VISIBLE_DEVICES; "0" is its new behaviour.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     # Lines from workers that alarm without cause: Train's cleaner asks a State API that only runs with the
@@ -77,11 +80,12 @@ def start(config: RayConfig, *, include_dashboard: bool = False) -> None:
     set_environment()
     given = config.address or os.environ.get("RAY_ADDRESS")
     if given and given != "local":
-        _check_address(given, "ray.address" if config.address else "RAY_ADDRESS")
+        setting = "ray.address" if config.address else "RAY_ADDRESS"
+        _check_address(given, setting)
         import ray
 
         if not ray.is_initialized():
-            _join(given, in_job=in_submitted_job())
+            _join(given, setting, in_job=in_submitted_job())
         _configure_data()
         return
     import ray
@@ -100,6 +104,29 @@ def in_submitted_job() -> bool:
 def is_local() -> bool:
     """Return whether `start` started Ray in this process; a local Ray cannot grow."""
     return _temp_dir is not None
+
+
+def require_cpus(setting: str, value: float, *, each: float, count: int = 1) -> None:
+    """Require that the cluster has CPUs for `count` actors or tasks at once.
+
+    Args:
+        setting: name of the setting that asks for them.
+        value: its value.
+        each: CPUs of one actor or task.
+        count: how many run at once.
+
+    Raises:
+        SettingError: the cluster has fewer CPUs; says what it has room for.
+    """
+    import ray
+
+    present = ray.cluster_resources().get("CPU", 0.0)
+    if count * each <= present:
+        return
+    expected = f"at most the cluster's {present:g} CPUs"
+    if count > 1:
+        expected = f"at most {int(present / each)}: each takes {each:g} of the cluster's {present:g} CPUs"
+    raise SettingError(setting, value, expected)
 
 
 def stop() -> None:
@@ -121,16 +148,25 @@ def _check_address(address: str, setting: str) -> None:
         )
 
 
-def _join(address: str, *, in_job: bool) -> None:
+def _join(address: str, setting: str, *, in_job: bool) -> None:
     import ray
 
+    if not in_job:  # Ray itself gave a submitted job its address
+        address = usable(address, setting)
     runtime_env: dict[str, Any] = {"env_vars": WORKER_ENV}
     if not in_job:  # a submitted job's files are already on every node
         runtime_env["env_vars"] = WORKER_ENV | {"PYTHONPATH": _python_path()}
     try:
         ray.init(address=address, runtime_env=runtime_env, logging_level=logging.WARNING)
-    except (ConnectionError, ray.exceptions.RaySystemError) as error:
-        raise SettingError("ray.address", address, f"the address of a running cluster ({error})") from error
+    except Exception as error:  # Ray raises many classes here, Exception itself among them
+        expected = (
+            "a cluster that this machine is a node of, or a job submitted to it (`ray job submit`); Ray"
+        )
+        raise SettingError(setting, address, f"{expected} says: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def _demand_token() -> None:
@@ -164,6 +200,7 @@ def _start_local(config: RayConfig, include_dashboard: bool) -> None:
     changed = WORKER_ENV | {"PYTHONPATH": _python_path()}
     before = {name: os.environ.get(name) for name in changed}
     os.environ.update(changed)
+    atexit.register(stop)  # also where the start fails half-way
     try:
         ray.init(
             address="local",
@@ -172,13 +209,18 @@ def _start_local(config: RayConfig, include_dashboard: bool) -> None:
             logging_level=logging.WARNING,
             _temp_dir=str(inside),
         )
+    except Exception as error:  # Ray raises this very class where a node does not come up
+        found = f"Ray did not start on this machine: {_first_line(error)}"
+        raise DeglaError(
+            f"{found}; expected free memory, space in {parent} and CPUs that are not all busy "
+            f"(run it again, or join a running Ray with --ray.address)"
+        ) from error
     finally:
         for name, value in before.items():
             if value is None:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-    atexit.register(stop)
 
 
 def remove_abandoned(parent: Path) -> None:

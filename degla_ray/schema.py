@@ -22,7 +22,7 @@ class Kind(StrEnum):
 
 
 class RejectReason(StrEnum):
-    """Closed list of reasons for rejecting a row; adding one is a design decision."""
+    """Reasons for rejecting a row. The list is closed: adding one is a design decision."""
 
     # images
     UNREADABLE = "unreadable"
@@ -67,7 +67,14 @@ IMAGES = pa.schema(
     [("image_id", pa.string()), ("image", pa.binary()), ("width", pa.int32()), ("height", pa.int32())]
 )
 IMAGE_INDEX = pa.schema(  # where an image's bytes are in its part of IMAGES; in the order of its rows
-    [("image_id", pa.string()), ("offset", pa.int64()), ("length", pa.int64()), ("crc32", pa.int64())]
+    [
+        ("image_id", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("offset", pa.int64()),
+        ("length", pa.int64()),
+        ("crc32", pa.int64()),
+    ]
 )
 CAPTIONS = pa.schema(
     [("sample_id", pa.string()), ("image_id", pa.string()), ("caption", pa.string()), ("split", pa.string())]
@@ -123,13 +130,13 @@ SCORES = pa.schema(
         (
             "image",
             pa.string(),
-        ),  # whose items stand or fall together: one key, whatever crops or copies it has
-        ("group", pa.string()),  # class or relation where the accuracy is the mean over groups, else null
+        ),  # unit of resampling; crops and copies of an image share its key
+        ("group", pa.string()),  # class or relation if the accuracy is a mean over groups, else null
         ("candidate_scores", pa.list_(pa.float32())),
         ("correct", pa.bool_()),
     ]
 )
-ITEMS = pa.schema(  # what an item of SCORES shows; the true image and the true text come first
+ITEMS = pa.schema(  # images and texts of each item in SCORES, the true ones first
     [
         ("benchmark", pa.string()),
         ("subset", pa.string()),
@@ -139,7 +146,7 @@ ITEMS = pa.schema(  # what an item of SCORES shows; the true image and the true 
     ]
 )
 
-# Evaluation items written by the project itself (scenes), in the form that every benchmark loads into.
+# Evaluation items that the project generates (scenes), in the form that every benchmark is loaded into.
 CHOICE_ITEMS = pa.schema(  # texts[0] is the true caption
     [
         ("benchmark", pa.string()),
@@ -149,7 +156,7 @@ CHOICE_ITEMS = pa.schema(  # texts[0] is the true caption
         ("texts", pa.list_(pa.string())),
     ]
 )
-CLASS_ITEMS = pa.schema(  # label indexes the `classes` list of the benchmark's JSON file
+CLASS_ITEMS = pa.schema(  # label: index into `classes` of the benchmark's JSON file
     [("benchmark", pa.string()), ("item_id", pa.string()), ("image_id", pa.string()), ("label", pa.int32())]
 )
 SCENE_GRAPHS = pa.schema([("image_id", pa.string()), ("graph", pa.string())])  # JSON of a scene graph

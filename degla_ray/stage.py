@@ -1,10 +1,10 @@
-"""Content-hashed shards under a manifest: how every stage writes, resumes and refuses.
+"""Stage folders: shards by content hash, receipts and a manifest, from which a stage resumes.
 
 A stage's output folder holds `manifest.json` and one subfolder per dataset with
-`part-00017-of-00256.parquet` files. Work is cut by a hash of the row's id, never by Ray's blocks
-(their layout differs between identical runs), so a rerun redoes exactly the shards that are missing:
-a finished run costs one manifest read. Trade-off: a shard is the unit of loss, at 1/num_shards of the
-work. Paths are anything pyarrow.fs opens (local, s3://, gs://).
+`part-00017-of-00256.parquet` files. Rows are assigned to shards by a hash of their id, never by Ray's blocks,
+whose layout differs between identical runs. A rerun therefore writes only the missing shards, and on a
+finished folder it only reads the manifest. Trade-off: a killed job loses whole shards, each 1/num_shards of
+the work. Folders may be on any filesystem that pyarrow.fs opens (local, s3://, gs://).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def part_name(shard: int, num_shards: int) -> str:
 
 
 def absolute_from(base: str, value: Any) -> Any:
-    """Make the relative paths that `relative_to` wrote absolute again."""
+    """Return a JSON value with the relative paths that `relative_to` wrote made absolute."""
     if isinstance(value, Mapping):
         return {key: absolute_from(base, each) for key, each in value.items()}
     if isinstance(value, list | tuple):
@@ -53,11 +53,11 @@ class StageFolder:
     Args:
         uri: the folder.
         stage: `prepare`, `negatives`, `evaluate` ...
-        identity: everything that decides the output (settings, input fingerprint, versions).
-        num_shards: fixed for the life of the folder.
+        identity: everything that determines the output (settings, input fingerprint, versions).
+        num_shards: number of shards, fixed for the life of the folder.
 
     Raises:
-        FingerprintMismatch: the folder was begun with another identity; names the fields.
+        FingerprintMismatch: the folder was created with another identity; names the fields.
         DataError: the folder belongs to another stage.
     """
 
@@ -106,7 +106,7 @@ class StageFolder:
         self.storage.write_json(dict(counts), "receipts", f"{shard:05d}.json")
 
     def counts(self) -> dict[str, int]:
-        """Return the sum of all receipts' counts. Half-written receipts of a killed job are not read."""
+        """Return the sum of all receipts' counts, without the half-written receipts of a killed job."""
         total: dict[str, int] = {}
         pending = set(self.pending())
         for shard in (s for s in range(self.num_shards) if s not in pending):
@@ -137,16 +137,16 @@ class StageFolder:
 
 
 def is_complete(uri: str) -> bool:
-    """Whether a stage finished in that folder."""
+    """Return whether a stage has finished in the folder."""
     storage = Storage(uri)
     return storage.exists(MANIFEST) and bool(_read_manifest(storage)["complete"])
 
 
 def read_complete(uri: str, stage: str) -> tuple[Storage, dict[str, Any]]:
-    """Opens a finished stage's folder as input.
+    """Open a finished stage's folder as input; return its storage and manifest.
 
     Raises:
-        DataError: no manifest, another stage's folder, or an unfinished one.
+        DataError: the folder has no manifest, belongs to another stage, or is unfinished.
     """
     storage = Storage(uri)
     if not storage.exists(MANIFEST):

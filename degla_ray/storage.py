@@ -1,4 +1,4 @@
-"""Read and write files on any filesystem that pyarrow opens: the one place that knows remote stores."""
+"""Read and write files on any filesystem that pyarrow opens. No other module handles remote stores."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ from degla_ray.masking import masked
 _PART = re.compile(r"part-\d{5}-of-(\d{5})\.parquet")
 
 
-NEAR = 3  # levels above a folder up to which its files name their neighbours by relative paths
+NEAR = 3  # maximum levels that a relative path in a folder's files may go up
 
 
 _COPY_BYTES = 8 * 2**20
 
 
-ROW_GROUP_ROWS = 16  # images are fetched by row number: a small group bounds what one fetch reads
+ROW_GROUP_ROWS = 16  # images are fetched by row number; a small group limits the bytes read per fetch
 
 
 def relative_to(base: str, value: Any) -> Any:
-    """JSON whose absolute paths and URIs near folder `base` are written from there, with ./ or ../ in front.
+    """Return a JSON value with absolute paths and URIs near folder `base` made relative to it (./ or ../).
 
-    A folder of runs may then be moved or copied as a whole. Near is up to NEAR levels above: what lies
-    further away, such as a dataset elsewhere, keeps its absolute path.
+    A folder of runs can then be moved or copied as a whole. A path is near if it needs at most NEAR steps up;
+    any other, such as that of a dataset elsewhere, stays absolute.
     """
     if isinstance(value, Mapping):
         return {key: relative_to(base, each) for key, each in value.items()}
@@ -53,10 +53,10 @@ def relative_to(base: str, value: Any) -> Any:
 
 
 class Storage:
-    """A folder on any filesystem pyarrow opens. Picklable: it travels to Ray tasks as its URI.
+    """A folder on any filesystem that pyarrow opens; pickled as its URI.
 
     Raises:
-        DataError: no filesystem goes by that URI.
+        DataError: pyarrow has no filesystem for the URI.
     """
 
     def __init__(self, uri: str) -> None:
@@ -86,12 +86,21 @@ class Storage:
         return self._fs.get_file_info(self.path(*parts)).type == pafs.FileType.Directory
 
     def names(self, *parts: str) -> list[str]:
-        """Base names of the files directly in a subfolder, sorted; [] where there is none."""
+        """Return the sorted names of the files directly in a subfolder; [] if it does not exist."""
         selector = pafs.FileSelector(self.path(*parts), allow_not_found=True)
         return sorted(i.base_name for i in self._fs.get_file_info(selector) if i.is_file)
 
+    def folders(self, *parts: str) -> list[str]:
+        """Return the names of the folders directly in a subfolder, sorted; [] if it does not exist."""
+        selector = pafs.FileSelector(self.path(*parts), allow_not_found=True)
+        return sorted(i.base_name for i in self._fs.get_file_info(selector) if not i.is_file)
+
+    def modified(self, *parts: str) -> int:
+        """Return when a file was last written, in ns since 1970 (a store's times are whole seconds)."""
+        return int(self._fs.get_file_info(self.path(*parts)).mtime_ns)
+
     def names_below(self, *parts: str) -> list[str]:
-        """Names, relative to the subfolder, of all files below it, sorted."""
+        """Return the sorted paths of all files below a subfolder, relative to it."""
         base = self.path(*parts)
         selector = pafs.FileSelector(base, recursive=True, allow_not_found=True)
         return sorted(i.path[len(base) + 1 :] for i in self._fs.get_file_info(selector) if i.is_file)
@@ -120,7 +129,7 @@ class Storage:
         return self._fs.type_name in ("s3", "gcs", "abfs")
 
     def upload(self, folder: Path, *parts: str) -> None:
-        """Copies everything below a local folder into a subfolder."""
+        """Copy all files below a local folder into a subfolder."""
         for file in sorted(path for path in folder.rglob("*") if path.is_file()):
             self.write_bytes(file.read_bytes(), *parts, *file.relative_to(folder).parts)
 
@@ -131,11 +140,11 @@ class Storage:
             raise DataError(self.path(*parts), f"broken JSON ({error})", "a JSON file") from error
 
     def write_json(self, value: Any, *parts: str) -> None:
-        """Writes a JSON file, secrets in URIs masked."""
+        """Write a JSON file with secrets in URIs masked."""
         self.write_bytes(masked(json.dumps(value, indent=2, sort_keys=True)).encode(), *parts)
 
     def write_table(self, table: pa.Table, *parts: str, row_group_rows: int | None = None) -> None:
-        """Writes one Parquet file atomically, verified by reading its row count back."""
+        """Write one Parquet file atomically, and verify its row count by reading it back."""
         self.write_tables(table.schema, [table], *parts, row_group_rows=row_group_rows)
 
     def write_tables(
@@ -187,7 +196,7 @@ class Storage:
             self._replace(written, target)
 
     def _replace(self, temporary: str, target: str) -> None:
-        """Rename once the bytes are on the disk: some filesystems write the new name before them."""
+        """Rename a file after syncing its bytes, because some filesystems write the new name first."""
         if not isinstance(self._fs, pafs.LocalFileSystem):
             self._fs.move(temporary, target)
             return
@@ -197,12 +206,12 @@ class Storage:
             _sync(os.path.dirname(target))
 
     def delete_file(self, *parts: str) -> None:
-        """Deletes one file if it is there."""
+        """Delete a file if it exists."""
         if self.is_file(*parts):
             self._fs.delete_file(self.path(*parts))
 
     def delete_folder(self, *parts: str) -> None:
-        """Deletes a folder and what is in it, if it is there."""
+        """Delete a folder and its contents if it exists."""
         if self.is_folder(*parts):
             self._fs.delete_dir(self.path(*parts))
 
@@ -210,10 +219,10 @@ class Storage:
         return pq.ParquetFile(self.path(*parts), filesystem=self._fs)
 
     def read_dataset(self, name: str, schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
-        """All parts of dataset `name` in shard order, as one table.
+        """Return all parts of dataset `name` as one table, in shard order.
 
         Raises:
-            DataError: there are no parts, one is missing, or one lacks a column of `schema`.
+            DataError: the dataset has no parts, a part is missing, or a part lacks a column of `schema`.
         """
         wanted = pa.schema([schema.field(c) for c in columns]) if columns else schema
         parts = [p for p in self.names(name) if p.endswith(".parquet")]
@@ -254,7 +263,7 @@ def _write_parquet(
 
 
 def _sync(path: str) -> None:
-    """Wait until a local file's bytes, or a folder's names, are on the disk."""
+    """Flush a local file's bytes, or a folder's entries, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -263,5 +272,5 @@ def _sync(path: str) -> None:
 
 
 def _leaves(schema: pa.Schema) -> list[str]:
-    """Parquet's names of the columns: a list's values stand one level deeper."""
+    """Return the columns' Parquet names; the values of a list column are nested one level deeper."""
     return [f"{f.name}.list.element" if pa.types.is_list(f.type) else f.name for f in schema]

@@ -82,7 +82,7 @@ def find_or_create_run(
         f"tags.`{key}` = '{value}'" for key, value in {FINGERPRINT_TAG: fingerprint, **parent}.items()
     )
     place = _cut(masked(folder), TAG_LENGTH)
-    # the oldest: should two processes ever have raced, both settle on the same one
+    # the oldest, so that two processes that raced agree on one run
     candidates = client.search_runs([experiment_id], query, order_by=["attributes.start_time ASC"])
     found = [
         run

@@ -1,4 +1,4 @@
-"""Import the stages for the jobs beside this file, or say how to make that work."""
+"""Import the stages for the jobs in this folder, or exit with the command that fixes a failed import."""
 
 import sys
 

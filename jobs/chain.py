@@ -3,7 +3,7 @@
 
     python jobs/chain.py --config jobs/configs/demo.yaml
 
-`make demo` is this command. Killed and run again, the chain continues; a finished one takes seconds.
+`make demo` runs this command. Run again, a killed chain continues, and a finished one takes seconds.
 """
 
 from _start import main

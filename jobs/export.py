@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Write a model for open_clip, Hugging Face or MLflow.
 
-python jobs/export.py --model.name runs/train/RUN/export_student --format huggingface --output clip-hf
+python jobs/export.py --model.name runs/train/latest/export_student --format huggingface --output clip-hf
 """
 
 from _start import main

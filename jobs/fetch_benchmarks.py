@@ -3,7 +3,8 @@
 
     python jobs/fetch_benchmarks.py --output benchmarks-data
 
-Interrupted downloads continue. What needs a form or a login is said (docs/benchmarks.md).
+Interrupted downloads continue. For files that need a form or a login, the job prints the steps
+(docs/benchmarks.md).
 """
 
 from _start import main

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
-"""Evaluate models on the line between two, weights (1 - a) * first + a * second (WiSE-FT).
+"""Evaluate interpolations of two models: weights (1 - a) * first + a * second (WiSE-FT).
 
-    python jobs/interpolate.py --first scenes-base --second runs/train/RUN/export_student \
+    python jobs/interpolate.py --first scenes-base --second runs/train/latest/export_student \
         --suite runs/scenes/tests
 """
 

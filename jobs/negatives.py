@@ -4,8 +4,8 @@
     python jobs/negatives.py --prepared runs/scenes --output runs/scenes-negatives
 
 The default engine, `rules`, edits captions by grammar. `--engine vllm` and `--engine openai` ask a language
-model; `--engine given` takes the negatives that the source brought (docs/negatives.md). Run again, an
-unfinished folder continues.
+model; `--engine given` uses the negatives that the source supplies (docs/negatives.md). Run again, the job
+continues an unfinished folder.
 """
 
 from _start import main

@@ -6,8 +6,8 @@
         --csv.captions '{train: DIR/captions_train.txt, val: DIR/captions_val.txt}'
 
 `--source` names the format: `scenes` renders its own images, `coco`, `csv`, `parquet`, `webdataset`,
-`degla_json` and `negclip_tsv` read yours (docs/sources.md). Run again, an unfinished folder continues and a
-finished one stays as it is.
+`degla_json` and `negclip_tsv` read yours (docs/sources.md). Run again, the job continues an unfinished folder
+and leaves a finished one unchanged.
 """
 
 from _start import main

@@ -69,7 +69,7 @@ def choice_rows(items: int) -> list[dict[str, Any]]:
 
 
 def write_suite(folder: Path, items: int = 12, images: dict[str, bytes] | None = None) -> Path:
-    """Writes the suite; `images` replaces some or all of img-0 … img-11."""
+    """Write the suite; `images` replaces some or all of img-0 … img-11."""
     storage = Storage(str(folder))
     given = {f"img-{i}": png(i) for i in range(12)} | (images or {})
     storage.write_table(images_table(given), "images", PART, row_group_rows=5)

@@ -119,7 +119,7 @@ def write_parquet(path: Path, rows: list[dict[str, Any]], group_rows: int = 2, *
 
 
 def write_huggingface(folder: Path, images: int = 6) -> ParquetConfig:
-    """Images as Hugging Face data sets hold them, three a file, each with a list of two captions."""
+    """Write Parquet files in the layout of Hugging Face: three images each, with a list of two captions."""
     rows = [
         {
             "image": {"bytes": encode(noise(seed=i)), "path": f"p{i}.jpg"},
@@ -145,7 +145,7 @@ def write_tar(path: Path, files: dict[str, bytes]) -> Path:
 
 
 def write_webdataset(folder: Path, shards: int = 2, samples: int = 3) -> WebdatasetConfig:
-    """Shards whose keys begin anew in each; the last is in split val."""
+    """Write shards that each number their keys from the start; the last is in split val."""
     for shard in range(shards):
         files: dict[str, bytes] = {}
         for i in range(samples):
@@ -231,7 +231,7 @@ _NAMES = {
 
 
 def prepare_config(source: SourceConfig, output: Path, **settings: Any) -> PrepareConfig:
-    """Settings of `prepare` with 4 shards and any number of rejects allowed, unless told otherwise."""
+    """Return settings of `prepare` with 4 shards and no limit on rejects, unless overridden."""
     settings = {"num_shards": 4, "max_reject_fraction": 1.0, **settings}
     name = _NAMES[type(source)]
     return PrepareConfig(source=name, output=str(output), **{name: source}, **settings)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""A server that speaks OpenAI's chat API on 127.0.0.1, in threads, and answers as a test says."""
+"""A server that speaks OpenAI's chat API on 127.0.0.1, in threads, and answers as the test specifies."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Server:
 
 @contextmanager
 def openai_server(answer: Callable[[dict[str, Any], Server], Reply]) -> Iterator[Server]:
-    """Serves `answer(request, server)` for every chat request, and one model, `small`."""
+    """Serve `answer(request, server)` for every chat request, and list the model `small`."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:

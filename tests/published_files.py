@@ -1,4 +1,4 @@
-"""What the tests of the published benchmarks share: annotation files made up, features that tie, tables."""
+"""Shared fixtures of the published benchmarks' tests: generated annotation files, tied features, tables."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from degla_ray.encoding.features import FeatureTable
-from degla_ray.evaluation.benchmarks.base import Benchmark, Scored, scores_table
+from degla_ray.evaluation.benchmarks.base import Benchmark, Scored, ScoredItems, scores_table
 from degla_ray.evaluation.summary import Summary, summarise
 from degla_ray.storage import Storage
 
@@ -82,7 +82,12 @@ def summary_at(benchmark: Benchmark, percent: Mapping[str, float]) -> Summary:
     parts = [(subset, i, i < round(10 * value)) for subset, value in percent.items() for i in range(1000)]
     subsets, numbers, correct = zip(*parts, strict=True)
     ids = [str(number) for number in numbers]
-    scores = scores_table(benchmark.name, subsets, ids, ids, np.zeros((len(ids), 2)), np.array(correct))
+    scores = scores_table(
+        benchmark.name,
+        ScoredItems(subsets=subsets, ids=ids, images=ids),
+        np.zeros((len(ids), 2)),
+        np.array(correct),
+    )
     return summary_of(benchmark, Scored(scores=scores, missing={}))
 
 

@@ -1,9 +1,9 @@
-"""Search space over the weights of DeGLA's three terms other than the base loss.
+"""Define a search space over the weights of DeGLA's three terms other than the base loss.
 
 λ_igc starts at twice the published 0.1, since short runs on small data need more (docs/log.md); λ_tgc and
 λ_distill are centred on the published 0.1 and 1.28. Each is log-uniform over a factor of 100, because the
-order of magnitude matters most. If only one weight matters, a joint search costs no more than searching it
-alone.
+order of magnitude matters most. If only one weight matters, a joint search costs no more than a search over
+that weight alone.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from degla_ray.config.evaluation import (
     PublishedConfig,
 )
 from degla_ray.config.negatives import GenerationConfig, NegativesConfig, OpenAIConfig, VLLMConfig
-from degla_ray.config.shared import RayConfig, TrackingConfig
+from degla_ray.config.shared import ComputeConfig, RayConfig, TrackingConfig
 from degla_ray.config.sources import (
     CocoConfig,
     CsvConfig,
@@ -30,7 +30,6 @@ from degla_ray.config.sources import (
     WebdatasetConfig,
 )
 from degla_ray.config.training import (
-    ABLATIONS,
     AdaptConfig,
     CheckpointConfig,
     DataConfig,
@@ -39,6 +38,7 @@ from degla_ray.config.training import (
     ObjectiveConfig,
     OptimizerConfig,
     TeacherConfig,
+    TrainComputeConfig,
     TrainConfig,
     ValidationSettings,
 )
@@ -62,13 +62,13 @@ JOBS: dict[str, type] = {
 """Settings class of each job, in the order in which a project uses the jobs."""
 
 __all__ = [
-    "ABLATIONS",
     "JOBS",
     "AdaptConfig",
     "ChainConfig",
     "CheckpointConfig",
     "CocoConfig",
     "CompareConfig",
+    "ComputeConfig",
     "CsvConfig",
     "DataConfig",
     "DeglaJsonConfig",
@@ -95,6 +95,7 @@ __all__ = [
     "ScenesConfig",
     "TeacherConfig",
     "TrackingConfig",
+    "TrainComputeConfig",
     "TrainConfig",
     "TuneConfig",
     "VLLMConfig",

@@ -1,13 +1,18 @@
-"""Settings of the jobs that run other jobs: `tune`, `chain`, `pretrain_scenes`."""
+"""Settings of the jobs that run other jobs: `tune`, `chain` and `pretrain_scenes`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
+from degla_ray.config.evaluation import EvaluateConfig
+from degla_ray.config.negatives import NegativesConfig
+from degla_ray.config.sections import complete, without
 from degla_ray.config.shared import RayConfig, TrackingConfig, require
-from degla_ray.config.sources import ScenesConfig
-from degla_ray.config.training import OptimizerConfig, TrainConfig
+from degla_ray.config.sources import PrepareConfig, ScenesConfig
+from degla_ray.config.training import ModelConfig, OptimizerConfig, TrainConfig
+
+BASE = "base"
+"""Label of the model that a chain's fine-tuning runs start from."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,33 +44,118 @@ class TuneConfig:
         require(0 <= self.max_zero_shot_loss <= 1, "max_zero_shot_loss", self.max_zero_shot_loss, "0 to 1")
 
 
+@without(PrepareConfig, "output", "ray", "scenes.seed")
+class PrepareSection:
+    """Settings of job `prepare`."""
+
+
+@without(NegativesConfig, "prepared", "output", "seed", "tracking", "ray")
+class NegativesSection:
+    """Settings of job `negatives`."""
+
+
+@without(
+    TrainConfig,
+    *("name", "output", "model", "seed", "tracking", "ray", "data.prepared", "data.negatives"),
+)
+class TrainSection:
+    """Settings of job `train`."""
+
+
+@without(EvaluateConfig, "model", "label", "output", "suite", "prepared", "negatives", "tracking", "ray")
+class EvaluateSection:
+    """Settings of job `evaluate`."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ChainConfig:
-    """Job `chain`: all stages in order; each section holds a stage's settings, and the chain connects the
-    folders."""
+    """Settings of job `chain`: a section for each stage, without what the chain decides (folders, seed)."""
 
     output: str
     """Folder for everything that the chain writes; each seed gets its own subfolder."""
-    prepare: dict[str, Any]
-    """Settings of job `prepare`, without `output`."""
-    fine_tune: dict[str, dict[str, Any]]
-    """Label -> settings of job `train` for that fine-tuning run, without data folders, `model` and
-    `output`."""
-    negatives: dict[str, Any] = field(default_factory=dict)
-    """Settings of job `negatives`, without folders."""
-    base_model: dict[str, Any] = field(default_factory=dict)
-    """Section `model` of job `train` that names the model to start from; empty means `scenes-base`."""
-    pretrain: dict[str, Any] | None = None
-    """Settings of job `train` to pretrain the base model with; null starts from `base_model`."""
-    evaluate: dict[str, Any] = field(default_factory=dict)
-    """Settings of job `evaluate`, without model and folders."""
     seed: int = 0
     """Seed of scenes, negatives and training."""
+    prepare: PrepareSection
+    negatives: NegativesSection = field(default_factory=NegativesSection)
+    base_model: ModelConfig
+    pretrain: TrainSection | None = None
+    """Training of the base model from `base_model`; null starts the fine-tuning runs from `base_model`."""
+    fine_tune: dict[str, TrainSection] = field(default_factory=dict)
+    """Label -> settings of that fine-tuning run; null in place of the settings leaves a run out."""
+    evaluate: EvaluateSection = field(default_factory=EvaluateSection)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     ray: RayConfig = field(default_factory=RayConfig)
 
     def __post_init__(self) -> None:
-        require("base" not in self.fine_tune, "fine_tune", "base", "a label other than the base model's")
+        require(bool(self.fine_tune), "fine_tune", self.fine_tune, "at least one label with its settings")
+        require(BASE not in self.fine_tune, "fine_tune", BASE, "a label other than the base model's")
+        self.stages()  # so that a setting that cannot work is an error here
+
+    @property
+    def root(self) -> str:
+        """Return the folder of this seed."""
+        return f"{self.output}/seed{self.seed}"
+
+    def stages(self) -> Stages:
+        """Return every stage's config: its section and what the chain decides.
+
+        Raises:
+            SettingError: an impossible combination in a section.
+        """
+        prepared, negatives = f"{self.root}/prepared", f"{self.root}/negatives"
+        made = {"seed": self.seed, "tracking": self.tracking}
+        on_scenes = self.prepare.source == "scenes"  # type: ignore[attr-defined]
+        data = {"prepared": prepared, "negatives": negatives}
+        tests = {"suite": f"{prepared}/tests"} if on_scenes else data
+        pretrain = None
+        if self.pretrain is not None:
+            pretrain = self._training("pretrain", BASE, self.pretrain, {"prepared": prepared})
+        return Stages(
+            prepare=complete(
+                PrepareConfig, self.prepare, "prepare", output=prepared, scenes={"seed": self.seed}
+            ),
+            negatives=complete(
+                NegativesConfig, self.negatives, "negatives", prepared=prepared, output=negatives, **made
+            ),
+            pretrain=pretrain,
+            fine_tune={
+                label: self._training(f"fine_tune.{label}", label, section, data)
+                for label, section in self.fine_tune.items()
+            },
+            evaluate=complete(
+                EvaluateConfig,
+                self.evaluate,
+                "evaluate",
+                model=self.base_model,
+                output=f"{self.root}/evaluate",
+                label=BASE,
+                tracking=self.tracking,
+                **tests,
+            ),
+        )
+
+    def _training(self, path: str, label: str, section: TrainSection, data: dict[str, str]) -> TrainConfig:
+        decided = {"model": self.base_model, "seed": self.seed, "tracking": self.tracking}
+        return complete(
+            TrainConfig, section, path, name=label, output=f"{self.root}/train", data=data, **decided
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stages:
+    """Configs of a chain's stages.
+
+    Attributes:
+        pretrain: training of the base model; None if it is given.
+        fine_tune: by label; with `pretrain`, they start from what that leaves instead of their own model.
+        evaluate: of the base model; `model`, `output` and `label` differ for the others.
+    """
+
+    prepare: PrepareConfig
+    negatives: NegativesConfig
+    pretrain: TrainConfig | None
+    fine_tune: dict[str, TrainConfig]
+    evaluate: EvaluateConfig
 
 
 @dataclass(frozen=True, kw_only=True)

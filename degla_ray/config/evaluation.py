@@ -1,11 +1,11 @@
-"""Settings of `evaluate`, `compare`, `interpolate`, `export` and `fetch_benchmarks`."""
+"""Settings of jobs `evaluate`, `compare`, `interpolate`, `export` and `fetch_benchmarks`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Literal
 
-from degla_ray.config.shared import RayConfig, TrackingConfig, require
+from degla_ray.config.shared import ComputeConfig, RayConfig, TrackingConfig, require
 from degla_ray.config.training import ModelConfig
 
 
@@ -72,10 +72,7 @@ class EvaluateConfig:
     runs."""
     num_actors: int = 2
     """Ray Data actors that encode images and texts."""
-    cpus_per_actor: float = 1.0
-    """Logical CPUs per actor."""
-    use_gpu: bool = False
-    """Reserve one GPU per actor."""
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
     batch_size: int = 128
     """Images or texts per batch."""
     bootstrap_samples: int = 1000
@@ -100,7 +97,6 @@ class EvaluateConfig:
         )
         for setting in ("num_actors", "batch_size", "bootstrap_samples"):
             require(getattr(self, setting) >= 1, setting, getattr(self, setting), "at least 1")
-        require(self.cpus_per_actor > 0, "cpus_per_actor", self.cpus_per_actor, "more than 0")
         require(self.stall_minutes > 0, "stall_minutes", self.stall_minutes, "more than 0")
 
 

@@ -153,13 +153,13 @@ class GenerationConfig:
             self.estimate is None or self.estimate >= 1,
             "generation.estimate",
             self.estimate,
-            "at least 1, or none",
+            "at least 1, or null",
         )
         require(
             not self.retry_reasons or self.retry_failed,
             "generation.retry_reasons",
             [str(reason) for reason in self.retry_reasons],
-            "none without generation.retry_failed",
+            "an empty list, or generation.retry_failed true",
         )
 
 

@@ -33,3 +33,16 @@ class TrackingConfig:
     """MLflow tracking URI."""
     experiment: str = "degla-ray"
     """MLflow experiment; created if it does not exist."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComputeConfig:
+    """Hardware of one process that runs a model: a Ray Train worker, or an actor that encodes."""
+
+    use_gpu: bool = False
+    """Use one GPU per worker or actor instead of CPUs."""
+    cpus: float = 1.0
+    """Logical CPUs reserved for each worker or actor, beside a GPU too."""
+
+    def __post_init__(self) -> None:
+        require(self.cpus > 0, "compute.cpus", self.cpus, "more than 0")

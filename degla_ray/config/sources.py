@@ -193,6 +193,9 @@ class PrepareConfig:
     follow_links: bool = False
     """Follow links below the image folder's first level even if they lead out of the folder; links directly
     in the folder are always followed."""
+    val_fraction: float | None = None
+    """Share of the images (between 0 and 1) moved from split `train` to `val`, for a source without split
+    `val`; a hash of the image id selects them, so more data moves no image; null: none."""
     limit: int | None = None
     """Maximum number of images, taken from the start of each split in proportion to its size; null: all."""
     ray: RayConfig = field(default_factory=RayConfig)
@@ -200,12 +203,18 @@ class PrepareConfig:
     def __post_init__(self) -> None:
         require(self.num_shards >= 1, "num_shards", self.num_shards, "at least 1")
         require(0 <= self.max_reject_fraction <= 1, "max_reject_fraction", self.max_reject_fraction, "0 to 1")
-        require(self.limit is None or self.limit >= 1, "limit", self.limit, "at least 1, or none")
+        require(
+            self.val_fraction is None or 0 < self.val_fraction < 1,
+            "val_fraction",
+            self.val_fraction,
+            "between 0 and 1, or null",
+        )
+        require(self.limit is None or self.limit >= 1, "limit", self.limit, "at least 1, or null")
         require(
             self.short_side is None or self.short_side >= 1,
             "short_side",
             self.short_side,
-            "at least 1 pixel, or none",
+            "at least 1 pixel, or null",
         )
         require(self.max_image_pixels >= 1, "max_image_pixels", self.max_image_pixels, "at least 1")
 

@@ -1,20 +1,21 @@
-"""Settings of `train` (model, objective, teacher, optimizer, data) and of `neighbours`."""
+"""Settings of jobs `train` (model, objective, teacher, optimizer, data) and `neighbours`."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from difflib import get_close_matches
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Literal, get_args, get_type_hints
 
-from degla_ray.config.shared import RayConfig, TrackingConfig, require
+from degla_ray.config.shared import ComputeConfig, RayConfig, TrackingConfig, require
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """An open_clip model and its weights."""
 
-    name: str = "scenes-base"
-    """open_clip name, path of a JSON config or model folder, `hf-hub:ORG/REPO`, or `scenes-base`."""
+    name: str
+    """open_clip name (with `pretrained`), path of a JSON config or model folder, `hf-hub:ORG/REPO`, or
+    `scenes-base`, the demo's small model for rendered scenes."""
     pretrained: str | None = None
     """open_clip tag, checkpoint file or model folder; null: the folder's own weights, else random weights."""
     random_init: bool = False
@@ -37,54 +38,34 @@ class ModelConfig:
         require(self.std is None or min(self.std) > 0, "model.std", self.std, "numbers above 0")
 
 
-ABLATIONS: dict[str, dict[str, Any]] = {
-    "degla_no_igc": {"lambda_igc": 0.0},
-    "degla_no_tgc": {"lambda_tgc": 0.0},
-    "degla_no_distill": {"lambda_distill": 0.0},
-    "degla_frozen_teacher": {},  # TeacherConfig.kind, set by TrainConfig
-    "degla_released": {"tgc_negatives": "released", "distill_reduction": "sum", "lambda_distill": 0.005},
-}
-"""Ablations of `degla`, each with the settings it fixes."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig:
     """The training loss. The defaults are the published settings of each method."""
 
-    name: Literal[
-        "clip",
-        "negclip",
-        "ceclip",
-        "degla",
-        "degla_no_igc",
-        "degla_no_tgc",
-        "degla_no_distill",
-        "degla_frozen_teacher",
-        "degla_released",
-    ] = "degla"
-    """`clip` uses no negatives; `degla_...` are ablations, which fix the settings that they name."""
+    name: Literal["clip", "negclip", "ceclip", "degla"] = "degla"
+    """Method; `clip` uses no negatives. jobs/configs/ablations/ has variants of `degla`."""
     negatives_per_caption: int | None = None
-    """K, negatives drawn each time a caption is visited; null: 0 for clip, 1 for negclip, else 4."""
+    """K, negatives drawn at each visit of a caption; null: the published 0 (clip), 1 (negclip) or 4."""
     lambda_igc: float = 0.1
-    """Weight of the image-grounded contrast (degla)."""
+    """Weight of the image-grounded contrast (degla; published: 0.1)."""
     lambda_tgc: float = 0.1
-    """Weight of the text-grounded contrast (degla)."""
+    """Weight of the text-grounded contrast (degla; published: 0.1)."""
     lambda_distill: float = 1.28
-    """Weight of self-distillation, the distance to the teacher (degla, mean; 1.28 = released 0.005 * 256)."""
-    tgc_temperature: float = 10.0
-    """Inverse temperature of the text-grounded contrast."""
+    """Weight of the distance to the teacher (degla; published: 1.28, which is 0.005 * 256 as a mean)."""
+    tgc_scale: float = 10.0
+    """Inverse temperature of the text-grounded contrast (degla; published: 10)."""
     tgc_negatives: Literal["own", "released"] = "own"
-    """Negatives in the text-grounded contrast: the caption's own (paper), or those of the released code."""
+    """Negatives in that contrast: the caption's `own` (published), or as in `released` code (degla)."""
     distill_reduction: Literal["mean", "sum"] = "mean"
-    """Reduction of the distillation loss: `mean` (independent of batch size) or `sum` (released code)."""
+    """Reduction of the distance to the teacher: `mean`, or `sum` as in released code (degla)."""
     focal_gamma: float = 0.0
     """Focal exponent of the image- and text-grounded contrasts; 0 is plain cross-entropy (degla)."""
     label_smoothing: float = 0.0
     """Share of the target (0 to 1) spread over the caption and its negatives in both contrasts (degla)."""
     lambda_cmr: float = 0.2
-    """Weight of the cross-modal ranking hinge (ceclip)."""
+    """Weight of the cross-modal ranking hinge (ceclip; published: 0.2)."""
     lambda_imc: float = 0.3
-    """Weight of the intra-modal contrast (ceclip)."""
+    """Weight of the intra-modal contrast (ceclip; published: 0.3)."""
     cmr_threshold_max: float = 10.0
     """Largest adaptive margin of the hinge, in logits (ceclip)."""
     imc_target: Literal["paper", "released"] = "paper"
@@ -95,15 +76,6 @@ class ObjectiveConfig:
         near = get_close_matches(str(self.name), known, n=1)
         hint = f"did you mean {near[0]}? One" if near else "one"
         require(self.name in known, "objective.name", self.name, f"{hint} of {', '.join(known)}")
-        for setting, value in ABLATIONS.get(self.name, {}).items():
-            found = getattr(self, setting)
-            require(
-                found in (value, type(self).__dataclass_fields__[setting].default),
-                f"objective.{setting}",
-                found,
-                f"{value!r}, which objective {self.name!r} fixes, or objective 'degla'",
-            )
-            object.__setattr__(self, setting, value)
         K = self.num_negatives
         require(K >= 0, "objective.negatives_per_caption", K, ">= 0")
         require(
@@ -116,11 +88,6 @@ class ObjectiveConfig:
         require(self.focal_gamma >= 0, "objective.focal_gamma", self.focal_gamma, ">= 0")
 
     @property
-    def family(self) -> Literal["clip", "negclip", "ceclip", "degla"]:
-        """Return the method; ablations belong to `degla`."""
-        return "degla" if self.name in ABLATIONS else self.name  # type: ignore[return-value]
-
-    @property
     def num_negatives(self) -> int:
         """Return K. It is resolved here, not at construction, because its default depends on `name`."""
         if self.negatives_per_caption is not None:
@@ -130,7 +97,7 @@ class ObjectiveConfig:
     @property
     def wants_teacher(self) -> bool:
         """Return whether a term with non-zero weight needs teacher features."""
-        return self.family == "degla" and bool(self.lambda_tgc or self.lambda_distill)
+        return self.name == "degla" and bool(self.lambda_tgc or self.lambda_distill)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,9 +107,9 @@ class TeacherConfig:
     kind: Literal["ema", "frozen", "none"] = "ema"
     """`ema` averages the student's weights; `frozen` keeps the starting weights; `none`: no teacher."""
     decay: float = 0.9996
-    """Decay per `reference_batch` samples (ema)."""
+    """Decay per `reference_batch` samples (ema; published: 0.9996)."""
     reference_batch: int = 256
-    """Samples to which `decay` refers."""
+    """Samples to which `decay` refers (published: 256, the batch)."""
 
     def __post_init__(self) -> None:
         require(0 < self.decay <= 1, "teacher.decay", self.decay, "more than 0 and at most 1")
@@ -154,7 +121,7 @@ class OptimizerConfig:
     """AdamW with linear warm-up, then cosine decay to 0."""
 
     lr: float = 1e-6
-    """Peak learning rate."""
+    """Peak learning rate (published: 1e-6, for large pretrained models)."""
     beta1: float = 0.9
     """AdamW beta 1."""
     beta2: float = 0.98
@@ -162,9 +129,9 @@ class OptimizerConfig:
     eps: float = 1e-6
     """AdamW epsilon."""
     weight_decay: float = 0.1
-    """Weight decay of matrices; biases, norms and logit_scale get none."""
+    """Weight decay of matrices (published: 0.1); biases, norms and logit_scale have none."""
     warmup_steps: int = 50
-    """Steps of linear warm-up."""
+    """Optimizer steps of linear warm-up (published: 50)."""
     clip_grad_norm: float | None = None
     """Largest global gradient norm; null: no clipping."""
 
@@ -185,14 +152,14 @@ class AdaptConfig:
     """Rank of LoRA adapters on attention and MLPs; all else but logit_scale is then frozen. 0: no LoRA."""
     lora_alpha: float | None = None
     """LoRA alpha: adapters are scaled by alpha / rank; null: alpha = rank."""
-    lora_rate: float = 10.0
+    lora_lr_multiplier: float = 10.0
     """Learning-rate multiplier of the LoRA adapters."""
 
     def __post_init__(self) -> None:
         for setting in ("freeze_image_blocks", "freeze_text_blocks", "lora_rank"):
             require(getattr(self, setting) >= 0, f"adapt.{setting}", getattr(self, setting), ">= 0")
         require(0 < self.layer_decay <= 1, "adapt.layer_decay", self.layer_decay, "above 0, at most 1")
-        require(self.lora_rate > 0, "adapt.lora_rate", self.lora_rate, "above 0")
+        require(self.lora_lr_multiplier > 0, "adapt.lora_lr_multiplier", self.lora_lr_multiplier, "above 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,17 +169,30 @@ class DataConfig:
     prepared: str
     """Folder that `prepare` wrote."""
     negatives: str | None = None
-    """Folder that `negatives` wrote; may be null only for objectives without negatives."""
+    """Folder that `negatives` wrote; null only if the objective uses no negatives."""
     neighbours: str | None = None
     """Folder that `neighbours` wrote: adds a hard-negative image to each image (objective negclip)."""
     split: str = "train"
     """Split of the captions to train on."""
     crop_scale_min: float = 0.9
     """Smallest share of the image's area that RandomResizedCrop keeps (0 to 1)."""
-    decode_tasks: int = 2
-    """Ray actors that decode for each worker."""
+    decode_tasks: int | None = None
+    """Ray actors that decode for each worker, one logical CPU each; null: the cores its node has left."""
     prefetch_batches: int = 4
     """Batches decoded ahead of each worker."""
+    cache: str | None = None
+    """Local folder for copies of a remote data set's parts, shared by a node's processes; null: a temporary
+    folder."""
+    cache_gb: float = 50.0
+    """Largest size of `cache` in GB. A larger data set is read image by image, unless `block_rows` is set."""
+    block_rows: int = 0
+    """Rows that are shuffled among each other, in whole parts; 0: all rows of the split."""
+
+    def __post_init__(self) -> None:
+        tasks = self.decode_tasks
+        require(tasks is None or tasks >= 1, "data.decode_tasks", tasks, "at least 1, or null")
+        require(self.cache_gb > 0, "data.cache_gb", self.cache_gb, "more than 0")
+        require(self.block_rows >= 0, "data.block_rows", self.block_rows, "at least 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,7 +233,7 @@ class ValidationSettings:
             self.every_steps is None or self.every_steps >= 1,
             "validation.every_steps",
             self.every_steps,
-            "at least 1, or none",
+            "at least 1, or null",
         )
         require(
             self.every_steps is None or self.suite is not None or self.prepared is not None,
@@ -277,15 +257,23 @@ class ValidationSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TrainComputeConfig(ComputeConfig):
+    """Hardware of a Ray Train worker, and the precision that it computes in."""
+
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Autocast dtype; losses are always computed in fp32."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """Settings of job `train`."""
 
     name: str
     """Name of the run; the config's fingerprint is appended to it to name the run's folder."""
     data: DataConfig
+    model: ModelConfig
     output: str = "runs/train"
     """Parent folder of the runs: a path or any URI that pyarrow opens."""
-    model: ModelConfig = field(default_factory=ModelConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -295,23 +283,18 @@ class TrainConfig:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     ray: RayConfig = field(default_factory=RayConfig)
     global_batch_size: int = 256
-    """Samples per step, summed over all workers."""
+    """Samples per optimizer step, over all workers (published: 256)."""
     epochs: float = 5.0
-    """Passes over the split; ignored if `max_steps` is set."""
+    """Passes over the split (published: 5); ignored if `max_steps` is set."""
     max_steps: int | None = None
-    """Steps of the whole run; also the length of the learning-rate schedule; null: `epochs` decides."""
+    """Optimizer steps of the run and length of the learning-rate schedule; null: `epochs` decides."""
     accumulation_steps: int = 1
-    """Micro-batches into which a worker's share of a step is split: less memory, the same gradients."""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Autocast dtype; losses are always computed in fp32."""
+    """Micro-batches per worker and step: more need less memory and give the same gradients."""
     seed: int = 42
     """Seed of initialisation, data order, augmentation and the drawing of negatives."""
     num_workers: int = 1
     """Number of Ray Train workers (world size)."""
-    cpus_per_worker: float = 1.0
-    """Logical CPUs reserved for each worker."""
-    use_gpu: bool = False
-    """Train on one GPU per worker (NCCL) instead of CPUs (Gloo)."""
+    compute: TrainComputeConfig = field(default_factory=TrainComputeConfig)
     resume: Literal["auto", "never"] = "auto"
     """`auto` continues a run of the same name and config; `never` is an error if such a run exists."""
 
@@ -323,10 +306,10 @@ class TrainConfig:
             self.global_batch_size,
             f"a multiple of num_workers ({self.num_workers})",
         )
-        pieces = self.num_workers * self.accumulation_steps
+        micro_batches = self.num_workers * self.accumulation_steps
         require(self.accumulation_steps >= 1, "accumulation_steps", self.accumulation_steps, "at least 1")
         require(
-            self.global_batch_size % pieces == 0,
+            self.global_batch_size % micro_batches == 0,
             "accumulation_steps",
             self.accumulation_steps,
             f"a divisor of global_batch_size / num_workers ({self.global_batch_size // self.num_workers})",
@@ -338,19 +321,11 @@ class TrainConfig:
             f"a folder that `negatives` wrote: objective {self.objective.name!r} needs negatives",
         )
         require(
-            self.data.neighbours is None or self.objective.family == "negclip",
+            self.data.neighbours is None or self.objective.name == "negclip",
             "data.neighbours",
             self.data.neighbours,
-            f"none: objective {self.objective.name!r} has no hard-negative images (negclip has)",
+            f"null: objective {self.objective.name!r} takes no hard-negative images, only negclip does",
         )
-        if self.objective.name == "degla_frozen_teacher":
-            require(
-                self.teacher.kind != "none",
-                "teacher.kind",
-                self.teacher.kind,
-                "'frozen', which objective 'degla_frozen_teacher' fixes, or objective 'degla'",
-            )
-            object.__setattr__(self, "teacher", replace(self.teacher, kind="frozen"))
         require(
             self.teacher.kind != "none" or not self.objective.wants_teacher,
             "teacher.kind",
@@ -375,10 +350,7 @@ class NeighboursConfig:
     """Number of neighbours per image."""
     num_actors: int = 2
     """Ray Data actors that encode."""
-    cpus_per_actor: float = 1.0
-    """Logical CPUs reserved for each actor."""
-    use_gpu: bool = False
-    """Run each actor on one GPU."""
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
     batch_size: int = 128
     """Images encoded at a time."""
     ray: RayConfig = field(default_factory=RayConfig)

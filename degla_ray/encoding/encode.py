@@ -11,7 +11,6 @@ decoded. The model travels through Ray's object store, so its files need not be 
 from __future__ import annotations
 
 import hashlib
-import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,18 +18,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from degla_ray import ray_setup
 from degla_ray.deadline import with_deadline
 from degla_ray.encoding.feature_cache import FeatureCache, image_digest, text_digest
 from degla_ray.encoding.features import image_key
-from degla_ray.encoding.images import ImageBatch, ImageFile, ImageSource
+from degla_ray.encoding.images import ImageBatch, ImageSource, StoredImage
 from degla_ray.encoding.needs import Encoded, Needs, Work
-from degla_ray.errors import DataError, SettingError
+from degla_ray.errors import DataError, SettingError, one_line
 from degla_ray.identity import canonical, fingerprint
 
 if TYPE_CHECKING:
     from degla_ray.model.loaded import LoadedModel
 
-NO_PIXELS = b""
+NO_FEATURES = b""
+STALL_S = 1200.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +43,7 @@ class Pool:
     use_gpu: bool
     batch_size: int
     """Images or texts per batch."""
-    stall_seconds: float
+    stall_seconds: float = STALL_S
     """Seconds without a finished batch after which encoding fails."""
 
 
@@ -92,10 +93,10 @@ def encode(
     """
     work = Work(needs, on_progress)
     if cache is not None:
-        for text in list(work.unseen_texts()):
+        for text in list(work.pending_texts()):
             digest = text_digest(text)
             if (feature := cache.get(digest)) is not None:
-                work.have_text(text, feature, cut=digest in cache.truncated)
+                work.add_text(text, feature, truncated=digest in cache.truncated)
     batches = _batches(sources, work, pool.batch_size)
     yield from work.finished()
     try:
@@ -123,7 +124,7 @@ def _batches(sources: Mapping[str, ImageSource], work: Work, batch_size: int) ->
     """Return work rows for all images and uncached texts, in the order in which benchmarks need them."""
     rows: list[tuple[tuple[int, int], dict[str, Any]]] = []
     by_source: dict[str, set[str]] = defaultdict(set)
-    for what, key in list(work.users):
+    for what, key in list(work.needed_by):
         if what == "key":
             source, _, image_id = key.partition(":")
             by_source[source].add(image_id)
@@ -134,13 +135,13 @@ def _batches(sources: Mapping[str, ImageSource], work: Work, batch_size: int) ->
         else:
             batches, absent = sources[source].batches(wanted, batch_size)
         for image_id, reason in absent.items():
-            work.have_not(image_key(source, image_id), reason)
+            work.add_missing(image_key(source, image_id), reason)
         for batch in batches:
-            first = min(work.first_user("key", image_key(source, i)) for i in batch.ids)
+            first = min(work.first_needed_by("key", image_key(source, i)) for i in batch.ids)
             rows.append(((first, 0), {"source": source, "ids": batch.ids, "where": batch.where}))
     by_user: dict[int, list[str]] = defaultdict(list)
-    for text in work.unseen_texts():
-        by_user[work.first_user("text", text)].append(text)
+    for text in work.pending_texts():
+        by_user[work.first_needed_by("text", text)].append(text)
     for number, texts in by_user.items():
         ordered = sorted(texts, key=lambda text: (len(text), text))
         rows += [
@@ -158,17 +159,17 @@ def _take(row: Mapping[str, Any], work: Work, cache: FeatureCache | None, model:
     cut = list(row["truncated"]) or [False] * len(names)
     for name, digest, feature, is_cut in zip(names, row["digests"], rows, cut, strict=True):
         if row["source"]:
-            work.have_image(image_key(row["source"], name), feature)
+            work.add_image(image_key(row["source"], name), feature)
         else:
-            work.have_text(name, feature, cut=bool(is_cut))
+            work.add_text(name, feature, truncated=bool(is_cut))
         if cache is not None:
             cache.add(digest, feature, bool(is_cut))
     for name, digest in zip(row["known"], row["known_digests"], strict=True):
         feature = cache.get(digest) if cache is not None else None
         assert feature is not None  # "known" means that the cache has it
-        work.have_image(image_key(row["source"], name), feature)
+        work.add_image(image_key(row["source"], name), feature)
     for name, reason in zip(row["failed"], row["reasons"], strict=True):
-        work.have_not(image_key(row["source"], name), reason)
+        work.add_missing(image_key(row["source"], name), reason)
 
 
 def _run(
@@ -184,17 +185,7 @@ def _run(
 
     if not batches:
         return
-    total = ray.cluster_resources()
-    if pool.use_gpu and total.get("GPU", 0) < 1:
-        raise SettingError("use_gpu", True, "a cluster with a GPU, or use_gpu=false")
-    fitting = int(
-        min(total.get("CPU", 0) / pool.cpus_per_actor, total["GPU"] if pool.use_gpu else sys.maxsize)
-    )
-    if fitting < 1:
-        raise SettingError(
-            "cpus_per_actor", pool.cpus_per_actor, f"at most the cluster's {total.get('CPU', 0):g} CPUs"
-        )
-    actors = min(pool.num_actors, fitting, len(batches))
+    actors = min(_fitting_actors(pool, ray.cluster_resources()), len(batches))
     known = cache.digests() if cache is not None else np.array([], dtype="S32")
     results = (
         ray.data.from_items(batches, override_num_blocks=len(batches))
@@ -217,6 +208,19 @@ def _run(
     yield from with_deadline(results.iter_rows(), pool.stall_seconds, stalled)
 
 
+def _fitting_actors(pool: Pool, total: Mapping[str, float]) -> int:
+    """Return how many of the pool's actors fit a cluster with these resources, at least one.
+
+    Raises:
+        SettingError: the cluster cannot host a single actor.
+    """
+    if pool.use_gpu and total.get("GPU", 0) < 1:
+        raise SettingError("compute.use_gpu", True, "a cluster with a GPU, or false")
+    ray_setup.require_cpus("compute.cpus", pool.cpus_per_actor, each=pool.cpus_per_actor)
+    fitting = [pool.num_actors, int(total["CPU"] / pool.cpus_per_actor)]
+    return min(*fitting, int(total["GPU"])) if pool.use_gpu else min(fitting)
+
+
 class _Decoder:
     """Reads and preprocesses those images of a batch that are not cached; passes texts through."""
 
@@ -234,28 +238,26 @@ class _Decoder:
         if not row["source"]:
             digests = [text_digest(text) for text in row["ids"]]
             return {**row, **found, "ids": list(row["ids"]), "digests": digests, "pixels": b"", "shape": []}
-        from degla_ray.model.preprocess import (
-            eval_transform,  # open_clip: seconds that the driver need not spend
-        )
+        from degla_ray.model.preprocess import eval_transform  # imports open_clip, which takes seconds
 
         transform, known = eval_transform(self.preprocess_cfg), ray.get(self.known_ref)
         batch = ImageBatch(ids=list(row["ids"]), where=row["where"])
         pixels = []
-        for image_id, image_file in zip(batch.ids, self.sources[row["source"]].read(batch), strict=True):
+        for image_id, stored in zip(batch.ids, self.sources[row["source"]].read(batch), strict=True):
             try:
-                if isinstance(image_file, Exception):
-                    raise image_file
-                digest = image_digest(image_file.content)
+                if isinstance(stored, Exception):
+                    raise stored
+                digest = image_digest(stored.content)
                 if _holds(known, digest):
                     found["known"].append(image_id)
                     found["known_digests"].append(digest)
                     continue
-                pixels.append(_decode(image_file, transform))
+                pixels.append(_decode(stored, transform))
                 found["ids"].append(image_id)
                 found["digests"].append(digest)
             except Exception as error:  # Pillow raises a dozen types; the image is recorded as failed
                 found["failed"].append(image_id)
-                found["reasons"].append(f"{type(error).__name__}: {error}".splitlines()[0])
+                found["reasons"].append(one_line(error))
         stacked = np.stack(pixels) if pixels else np.zeros((0,), dtype=np.float32)
         return {**row, **found, "pixels": stacked.tobytes(), "shape": list(stacked.shape)}
 
@@ -283,7 +285,7 @@ class _Encoder:
         from degla_ray.model.encode import encode_image, encode_text
 
         torch, names = _torch(), list(row["ids"])
-        features, truncated = NO_PIXELS, []
+        features, truncated = NO_FEATURES, []
         with torch.inference_mode():
             if not row["source"]:
                 tokens_BL = self.tokenizer(names)
@@ -310,8 +312,8 @@ class _Encoder:
         return [bool(last != padding) for last in longer_BL[1:, -1]]
 
 
-def _decode(image_file: ImageFile, transform: Any) -> np.ndarray:
-    with image_file.open() as image:
+def _decode(stored: StoredImage, transform: Any) -> np.ndarray:
+    with stored.open() as image:
         array: np.ndarray = transform(image).numpy()
     if not np.isfinite(array).all():
         raise ValueError("not finite after preprocessing")

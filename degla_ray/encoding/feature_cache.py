@@ -22,7 +22,7 @@ SCHEMA = pa.schema([("digest", pa.string()), ("feature", pa.binary()), ("truncat
 
 
 def image_digest(content: bytes) -> str:
-    """Return the digest of an image's `ImageFile.content`."""
+    """Return the digest of an image's `StoredImage.content`."""
     return hashlib.blake2b(content, digest_size=16, person=b"image").hexdigest()
 
 

@@ -27,11 +27,11 @@ from degla_ray.pixel_limit import without_pillows_limit
 from degla_ray.schema import IMAGES
 from degla_ray.storage import Storage
 
-NOT_THERE = "not in the images dataset"
+NOT_IN_DATASET = "not in the images dataset"
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageFile:
+class StoredImage:
     """An image as read from its source.
 
     Attributes:
@@ -92,7 +92,7 @@ class ImageSource(Protocol):
         The order of the batches depends on nothing but the arguments and the source's files.
         """
 
-    def read(self, batch: ImageBatch) -> list[ImageFile | Exception]:
+    def read(self, batch: ImageBatch) -> list[StoredImage | Exception]:
         """Return the images of a batch; an exception in place of each image that cannot be read."""
 
 
@@ -125,10 +125,10 @@ class ParquetImages:
                 chunk = found[start : start + size]
                 where = json.dumps([part, [row for row, _ in chunk]])
                 batches.append(ImageBatch(ids=[image_id for _, image_id in chunk], where=where))
-        return batches, dict.fromkeys(sorted(unseen), NOT_THERE)
+        return batches, dict.fromkeys(sorted(unseen), NOT_IN_DATASET)
 
-    def read(self, batch: ImageBatch) -> list[ImageFile | Exception]:
-        """Read only the row groups that contain the batch, whose rows ascend."""
+    def read(self, batch: ImageBatch) -> list[StoredImage | Exception]:
+        """Read only the row groups that contain the batch; its rows are in ascending order."""
         part, rows = json.loads(batch.where)
         by_group: dict[int, list[int]] = defaultdict(list)
         found: list[bytes | None] = []
@@ -140,7 +140,7 @@ class ParquetImages:
             for group in sorted(by_group):
                 column = file.read_row_group(group, columns=["image"])["image"]
                 found += column.take(by_group[group]).to_pylist()
-        return [ImageFile(data=data or b"", prepared=True) for data in found]
+        return [StoredImage(data=data or b"", prepared=True) for data in found]
 
 
 @dataclass(frozen=True)
@@ -154,13 +154,13 @@ class FileImages:
         ordered = sorted(wanted)
         return [ImageBatch(ids=ordered[i : i + size]) for i in range(0, len(ordered), size)], {}
 
-    def read(self, batch: ImageBatch) -> list[ImageFile | Exception]:
+    def read(self, batch: ImageBatch) -> list[StoredImage | Exception]:
         storage = Storage(self.uri)
-        found: list[ImageFile | Exception] = []
+        found: list[StoredImage | Exception] = []
         for image_id in batch.ids:
             path, _, box = image_id.partition("#")
             try:
-                found.append(ImageFile(data=storage.read_bytes(path), box=_box(box)))
+                found.append(StoredImage(data=storage.read_bytes(path), box=_box(box)))
             except (OSError, ValueError, pyarrow.lib.ArrowException) as error:
                 absent = isinstance(error, FileNotFoundError)
                 found.append(FileNotFoundError(f"no such file: {storage.path(path)}") if absent else error)
@@ -184,15 +184,15 @@ def _box(text: str) -> tuple[int, int, int, int] | None:
     return x, y, width, height
 
 
-def spec(source: ImageSource) -> dict[str, Any]:
-    """Return a source as JSON, from which `opened` restores it."""
+def source_spec(source: ImageSource) -> dict[str, Any]:
+    """Return a source as JSON, from which `source_from_spec` restores it."""
     assert dataclasses.is_dataclass(source)  # every source is one
     assert not isinstance(source, type)
     return {"kind": f"{type(source).__module__}:{type(source).__name__}", **dataclasses.asdict(source)}
 
 
-def opened(spec: Mapping[str, Any]) -> ImageSource:
-    """Return the source that a `spec` describes."""
+def source_from_spec(spec: Mapping[str, Any]) -> ImageSource:
+    """Return the source that a `source_spec` describes."""
     fields = dict(spec)
     module, _, name = fields.pop("kind").partition(":")
     if not module.startswith(("degla_ray.encoding.", "degla_ray.evaluation.")):

@@ -26,7 +26,7 @@ class Needs:
 
 @dataclass(frozen=True, kw_only=True)
 class Encoded:
-    """Features, and the images for which there are none."""
+    """Features, and the images that have none."""
 
     features: FeatureTable
     missing: Mapping[str, str]
@@ -47,37 +47,37 @@ class Work:
     truncated: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        self.users: dict[tuple[str, str], list[int]] = defaultdict(list)
+        self.needed_by: dict[tuple[str, str], list[int]] = defaultdict(list)
         for number, need in enumerate(self.needs):
             for key in need.keys:
-                self.users["key", key].append(number)
+                self.needed_by["key", key].append(number)
             for text in need.texts:
-                self.users["text", text].append(number)
+                self.needed_by["text", text].append(number)
         self._left = [len(need.keys) + len(need.texts) for need in self.needs]
         self._yielded = [False] * len(self.needs)
 
-    def first_user(self, what: str, name: str) -> int:
-        return self.users[what, name][0]
+    def first_needed_by(self, what: str, name: str) -> int:
+        return self.needed_by[what, name][0]
 
-    def unseen_texts(self) -> Iterator[str]:
-        return (name for what, name in self.users if what == "text" and name not in self.txt)
+    def pending_texts(self) -> Iterator[str]:
+        return (name for what, name in self.needed_by if what == "text" and name not in self.txt)
 
-    def have_text(self, text: str, feature: np.ndarray, *, cut: bool) -> None:
+    def add_text(self, text: str, feature: np.ndarray, *, truncated: bool) -> None:
         self.txt[text] = feature
-        if cut:
+        if truncated:
             self.truncated.add(text)
         self._done("text", text)
 
-    def have_image(self, key: str, feature: np.ndarray) -> None:
+    def add_image(self, key: str, feature: np.ndarray) -> None:
         self.img[key] = feature
         self._done("key", key)
 
-    def have_not(self, key: str, reason: str) -> None:
+    def add_missing(self, key: str, reason: str) -> None:
         self.missing[key] = reason
         self._done("key", key)
 
     def _done(self, what: str, name: str) -> None:
-        for number in self.users[what, name]:
+        for number in self.needed_by[what, name]:
             self._left[number] -= 1
             total = len(self.needs[number].keys) + len(self.needs[number].texts)
             self.on_progress(number, total - self._left[number], total)

@@ -68,10 +68,9 @@ def _find_neighbours(config: NeighboursConfig) -> dict[str, int]:
         ray_setup.start(config.ray)
         pool = encoding.Pool(
             num_actors=config.num_actors,
-            cpus_per_actor=config.cpus_per_actor,
-            use_gpu=config.use_gpu,
+            cpus_per_actor=config.compute.cpus,
+            use_gpu=config.compute.use_gpu,
             batch_size=config.batch_size,
-            stall_seconds=1200.0,
         )
         keys = {image_key(_SOURCE, image_id): image_id for image_id in image_ids}
         encoded = encoding.encode_all(loaded, {_SOURCE: ParquetImages(config.prepared)}, keys, [], pool)

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from degla_ray.encoding.images import ImageBatch, ImageFile
-from degla_ray.errors import DataError
+from degla_ray.encoding.images import ImageBatch, StoredImage
+from degla_ray.errors import DataError, one_line
 from degla_ray.sources.tar_walk import MEMBER_NAME, members
 from degla_ray.storage import Storage
 
@@ -65,7 +65,7 @@ class TarImages:
                 batches.append(ImageBatch(ids=[image_id for image_id, _ in chunk], where=where))
         return batches, dict.fromkeys(sorted(wanted - self.samples.keys()), "not in the shards")
 
-    def read(self, batch: ImageBatch) -> list[ImageFile | Exception]:
+    def read(self, batch: ImageBatch) -> list[StoredImage | Exception]:
         shard, places = json.loads(batch.where)
         storage = Storage(self.uri)
         try:
@@ -74,7 +74,7 @@ class TarImages:
         except (OSError, pa.ArrowException) as error:
             return [error] * len(batch.ids)
         return [
-            ImageFile(data=data)
+            StoredImage(data=data)
             if len(data) == size
             else OSError(f"{len(data)} of {size} bytes in {shard}: it has been changed")
             for data, (_, size) in zip(found, places, strict=True)
@@ -109,8 +109,7 @@ def _walk(storage: Storage, shard: str) -> dict[str, TarSample]:
                 if suffix == "cls":
                     labels[key] = file.read_at(member.size, member.offset_data)
     except (tarfile.TarError, ValueError, OverflowError, OSError, pa.ArrowException) as error:
-        found = f"{type(error).__name__}: {error}"
-        raise DataError(where, found, "a whole, uncompressed tar file") from error
+        raise DataError(where, one_line(error), "a whole, uncompressed tar file") from error
     samples = {}
     for key, own in places.items():
         image = next((own[suffix] for suffix in SUFFIXES if suffix in own), None)

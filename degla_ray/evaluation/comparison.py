@@ -1,6 +1,6 @@
 """Compare several evaluations with the first one: differences and their significance tests. Pure functions.
 
-Each test is of the difference that is printed (a mean of means, where the score is one). It resamples images,
+Each test concerns exactly the printed difference, also that of a mean of means. It resamples images,
 and an image has the same weight for both models. Only models that saw the same test sets are tested.
 """
 
@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from degla_ray.evaluation.benchmarks.aro import ARO, ARO_MEMBERS
 from degla_ray.evaluation.benchmarks.zero_shot import PREFIX
-from degla_ray.evaluation.statistics import Difference, Mean, difference, holm
+from degla_ray.evaluation.statistics import Difference, Mean, holm, paired_difference
 from degla_ray.evaluation.summary import ZERO_SHOT, Score, Summary, mean_of_rows
 
 Means = Mapping[str, Mean]  # `benchmark/subset` -> its mean
@@ -65,7 +65,7 @@ class Cell:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Group:
+class ScoreGroup:
     """Scores shown in one table: those of one benchmark or of a family of small benchmarks."""
 
     title: str
@@ -84,7 +84,7 @@ class Comparison:
     summaries: tuple[Summary, ...]
     averages: tuple[str, ...]
     """Averages shown at the top of the report, if any model has them."""
-    groups: tuple[Group, ...]
+    groups: tuple[ScoreGroup, ...]
     """Subsets and averages within one benchmark, by benchmark."""
     cells: Mapping[tuple[int, str], Cell]
     """(model number, name) -> result."""
@@ -144,7 +144,7 @@ def set_side_by_side(summaries: Sequence[Summary], means: Sequence[Means]) -> Co
                 before, after = (
                     [given[s] for s in score.of or (name,)] for given in (means[0], means[model])
                 )
-                test = difference(before, after, score.weights or (1.0,), SAMPLES, name)
+                test = paired_difference(before, after, score.weights or (1.0,), SAMPLES, name)
             cells[model, name] = Cell(score=score, delta=delta, test=test)
     for names in (averages, *(group.names for group in groups)):
         _correct(cells, names)
@@ -180,7 +180,7 @@ def _family(benchmark: str) -> str:
     return SCENES_FAMILY if benchmark.startswith("scenes") else benchmark
 
 
-def _groups(subsets: Sequence[str], averages: Sequence[str]) -> tuple[Group, ...]:
+def _groups(subsets: Sequence[str], averages: Sequence[str]) -> tuple[ScoreGroup, ...]:
     by_family: dict[str, list[str]] = {}
     for name in subsets:
         by_family.setdefault(_family(name.partition("/")[0]), []).append(name)
@@ -194,7 +194,7 @@ def _groups(subsets: Sequence[str], averages: Sequence[str]) -> tuple[Group, ...
         benchmarks = {name.partition("/")[0] for name in names}
         short = benchmarks == {title}
         headings = [name.partition("/")[2] if short else name.removeprefix(PREFIX) for name in names]
-        groups.append(Group(title=title, names=(*names, *own), headings=(*headings, *own)))
+        groups.append(ScoreGroup(title=title, names=(*names, *own), headings=(*headings, *own)))
     return tuple(groups)
 
 

@@ -16,7 +16,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 from rich.console import Console
-from rich.progress import Progress
 
 from degla_ray import ray_setup, tracking
 from degla_ray.config import EvaluateConfig
@@ -37,7 +36,6 @@ from degla_ray.evaluation.summary import (
     SUMMARY,
     Summary,
     has_random_weights,
-    headline,
     read_summary,
     summarise,
     write_summary,
@@ -46,6 +44,7 @@ from degla_ray.lease import owned
 from degla_ray.model.build import build_with_weights
 from degla_ray.model.loaded import LoadedModel
 from degla_ray.model.source import SourceKind, check_model, find_model
+from degla_ray.progress_bars import ProgressBars
 from degla_ray.schema import CAPTIONS, ITEMS, NEGATIVES
 from degla_ray.stage import StageFolder, read_complete
 from degla_ray.storage import Storage
@@ -107,14 +106,31 @@ def _evaluate(
         },
         inputs=tests.inputs,
         fingerprint=folder.fingerprint,
-        sources={name: images.spec(source) for name, source in tests.sources.items()},
+        sources={name: images.source_spec(source) for name, source in tests.sources.items()},
     )
+    summary = _score_all(config, tests, loaded, folder, summary)
+    _track(config, summary, identity)
+    for number, benchmark in enumerate(tests.benchmarks):
+        own = [s for s in summary.subsets if s.name.startswith(f"{benchmark.name}/")]
+        n, lost = sum(s.n for s in own), sum(s.missing for s in own)
+        folder.write_receipt(number, {"items": n + lost, "scored": n, "missing": lost})
+    folder.finish()
+    if config.cache is None:
+        folder.storage.delete_folder(OWN_CACHE)
+    _print_counts(summary)
+    return summary
+
+
+def _score_all(
+    config: EvaluateConfig, tests: _Tests, loaded: LoadedModel, folder: StageFolder, summary: Summary
+) -> Summary:
+    """Encode and score all benchmarks, write each one's scores and items, and return the whole summary."""
     own_cache = f"{config.output.rstrip('/')}/{OWN_CACHE}"
-    cache = FeatureCache(config.cache or own_cache, identity["model"])
+    cache = FeatureCache(config.cache or own_cache, summary.model["identity"])
     scored: dict[int, Scored] = {}
     missing: dict[str, str] = {}
     truncated: dict[str, int] = {}
-    for number, encoded in _encoded(config, tests, loaded, cache, label):
+    for number, encoded in _encoded(config, tests, loaded, cache):
         benchmark = tests.benchmarks[number]
         scored[number] = benchmark.score(encoded.features)
         folder.write_part("scores", number, scored[number].scores)
@@ -130,20 +146,10 @@ def _evaluate(
             truncated,
         )
         write_summary(folder.storage, summary)  # covers the benchmarks scored so far
-        console.print(f"  {headline(summary, benchmark)}", markup=False, highlight=False)
-    _track(config, summary, identity)
-    for number, benchmark in enumerate(tests.benchmarks):
-        own = [s for s in summary.subsets if s.name.startswith(f"{benchmark.name}/")]
-        n, lost = sum(s.n for s in own), sum(s.missing for s in own)
-        folder.write_receipt(number, {"items": n + lost, "scored": n, "missing": lost})
-    folder.finish()
-    if config.cache is None:
-        folder.storage.delete_folder(OWN_CACHE)
-    _print(summary)
     return summary
 
 
-def check(config: EvaluateConfig) -> None:
+def check_tests(config: EvaluateConfig) -> None:
     """Raise what `evaluate` would raise about test sets and benchmark names, without encoding anything."""
     _tests(config)
 
@@ -163,30 +169,27 @@ class _Tests:
 
 
 def _encoded(
-    config: EvaluateConfig, tests: _Tests, loaded: LoadedModel, cache: FeatureCache, label: str
+    config: EvaluateConfig, tests: _Tests, loaded: LoadedModel, cache: FeatureCache
 ) -> Iterator[tuple[int, Encoded]]:
     """Yield each benchmark's number and features, showing one progress bar per benchmark."""
     needs = [Needs(keys=b.image_keys(), texts=b.texts()) for b in tests.benchmarks]
-    n_images = len(set().union(*(need.keys for need in needs)))
-    n_texts = len(set().union(*(need.texts for need in needs)))
-    known = f"; {len(cache):,} features are already cached" if len(cache) else ""
-    console.print(f"{label}: {n_images:,} images and {n_texts:,} texts to encode{known}", markup=False)
     pool = encoding.Pool(
         num_actors=config.num_actors,
-        cpus_per_actor=config.cpus_per_actor,
-        use_gpu=config.use_gpu,
+        cpus_per_actor=config.compute.cpus,
+        use_gpu=config.compute.use_gpu,
         batch_size=config.batch_size,
         stall_seconds=60 * config.stall_minutes,
     )
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        tasks = [progress.add_task(b.name, total=None) for b in tests.benchmarks]
+    with ProgressBars("images and texts", console) as bars:
+        for benchmark in tests.benchmarks:  # show all from the start, although the first ones come first
+            bars.update(benchmark.name, 0, None)
         yield from encoding.encode(
             loaded,
             tests.sources,
             needs,
             pool,
             cache,
-            lambda number, done, total: progress.update(tasks[number], completed=done, total=total),
+            lambda number, done, total: bars.update(tests.benchmarks[number].name, done, total),
         )
 
 
@@ -204,9 +207,9 @@ def _tests(config: EvaluateConfig) -> _Tests:
     sources: dict[str, ImageSource] = {}
     inputs: dict[str, Any] = {"suite": None, "prepared": None, "negatives": None, "split": None}
     if config.suite is not None:
-        benchmarks += suite.load(config.suite)
+        benchmarks += suite.load_suite(config.suite)
         sources[suite.SOURCE] = ParquetImages(Storage(config.suite).uri)
-        inputs["suite"] = suite.identity(config.suite)
+        inputs["suite"] = suite.suite_identity(config.suite)
     if config.prepared is not None:
         storage, manifest = read_complete(config.prepared, "prepare")
         captions = _split(storage, config)
@@ -219,7 +222,7 @@ def _tests(config: EvaluateConfig) -> _Tests:
             benchmarks.append(own_negatives(captions, table, PREPARED, config.negatives))
             inputs["negatives"] = manifest["fingerprint"]
     if config.published.given:
-        found = published.load(config.published, config.benchmarks)
+        found = published.load_published(config.published, config.benchmarks)
         benchmarks += found.benchmarks
         sources |= found.sources
         inputs["published"] = {name: found.identity[name] for name in sorted(found.identity)}
@@ -269,7 +272,7 @@ def _finished(storage: Storage, label: str) -> Summary:
     if summary.label != label:  # the label is only a table heading, so it may change
         summary = dataclasses.replace(summary, label=label)
         write_summary(storage, summary)
-    console.print(f"{label}: already evaluated in {storage.uri}")
+    console.print(f"{label}: already evaluated in {storage.uri}", markup=False, soft_wrap=True)
     return summary
 
 
@@ -294,11 +297,12 @@ def _track(config: EvaluateConfig, summary: Summary, identity: dict[str, Any]) -
         tracking.log_files(config.tracking, run_id, storage, [SUMMARY, *parts], ARTIFACTS)
 
 
-def _print(summary: Summary) -> None:
+def _print_counts(summary: Summary) -> None:
     if has_random_weights(summary):
         console.print("[bold red]random weights[/]: nothing was loaded, because model.random_init is set")
     n, missing = sum(s.n for s in summary.subsets), sum(s.missing for s in summary.subsets)
-    console.print(f"items in {n + missing:,} = scored {n:,} + missing {missing:,}")
+    told = f"{summary.label}: items in {n + missing:,} = scored {n:,} + missing {missing:,}"
+    console.print(told, markup=False, highlight=False, soft_wrap=True)
     if summary.missing_images:
         console.print(f"[bold red]partial[/]: {len(summary.missing_images):,} images could not be read:")
         for name, reason in list(summary.missing_images.items())[:NAMED_MISSING]:

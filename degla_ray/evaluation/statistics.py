@@ -128,7 +128,7 @@ class Difference:
     """Images whose contribution to the score differs between the two models."""
 
 
-def difference(
+def paired_difference(
     first: Sequence[Mean], second: Sequence[Mean], weights: Sequence[float], samples: int, name: str
 ) -> Difference:
     """Compare two models' weighted sums of means by a paired bootstrap, in which an image has one weight for

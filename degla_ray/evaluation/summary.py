@@ -22,6 +22,7 @@ from degla_ray.evaluation.benchmarks.base import Benchmark, Scored
 from degla_ray.evaluation.benchmarks.negatives import NAME as NEGATIVES
 from degla_ray.evaluation.benchmarks.zero_shot import ZERO_SHOT_ELEVEN
 from degla_ray.evaluation.statistics import Mean, interval, mean_of
+from degla_ray.model.source import RANDOM
 from degla_ray.stage import absolute_from, read_complete
 from degla_ray.storage import Storage, relative_to
 
@@ -77,7 +78,7 @@ class Summary:
     fingerprint: str
     """Fingerprint of the evaluation folder."""
     sources: Mapping[str, Any] = field(default_factory=dict)
-    """Image sources, for reports that show images: source name -> `images.spec`."""
+    """Image sources, for reports that show images: source name -> `images.source_spec`."""
     partial: bool = False
     """Whether any item is missing."""
     subsets: tuple[Score, ...] = ()
@@ -254,25 +255,6 @@ def read_evaluation(uri: str) -> tuple[Storage, Summary]:
     return storage, read_summary(storage)
 
 
-def percent(value: float | None) -> str:
-    """Return a fraction as percent, e.g. `83.4`; a dash for None."""
-    return "–" if value is None else f"{100 * value:.1f}"
-
-
-def value_text(score: Score | None) -> str:
-    """Return a score as percent, followed by `†` if it is partial."""
-    return percent(None if score is None else score.value) + (
-        "†" if score is not None and score.partial else ""
-    )
-
-
-def headline(summary: Summary, benchmark: Benchmark) -> str:
-    """Return the console line of a scored benchmark: its averages, or its subsets if it has none."""
-    names = list(benchmark.averages) or [f"{benchmark.name}/{subset}" for subset in benchmark.subsets]
-    scores = [(name.rpartition("/")[2], summary.score(name)) for name in names]
-    return f"{benchmark.name}: " + ", ".join(f"{name} {value_text(score)}" for name, score in scores)
-
-
 def has_random_weights(summary: Summary) -> bool:
     """Return whether the model was untrained, which an evaluation allows only with `model.random_init`."""
-    return summary.model.get("source") == "random"
+    return summary.model.get("source") == RANDOM

@@ -27,13 +27,13 @@ def inflected(lexicon: Lexicon, noun: str, number: Number) -> str | None:
 
 
 def counts(token: Token) -> bool:
-    """Return whether a determiner or numeral goes only with counted things."""
+    """Return whether a determiner or numeral requires a countable noun."""
     word = token.text.lower()
     return token.tag is Tag.NUM or word in _SINGULAR_DETERMINERS or word in _PLURAL_DETERMINERS
 
 
 def with_noun(token: Token, lexicon: Lexicon, lemma: str, number: Number) -> Token | None:
-    """Return `token` with another noun, or None if that noun lacks the number."""
+    """Return `token` with another noun, or None if that noun has no form in the token's number."""
     text = inflected(lexicon, lemma, number)
     return (
         None
@@ -85,13 +85,13 @@ def moved(sentence: Sentence, units: Sequence[range], order: Sequence[range]) ->
 
 
 def grammatical_number(sentence: Sentence, phrase: NounPhrase) -> Number | None:
-    """Return the number that a verb agrees with; None if it may be either (a group of dogs)."""
+    """Return the number that a verb agrees with; None if both are possible (a group of dogs)."""
     tokens = sentence.tokens[phrase.start : phrase.end]
     return None if any(t.tag is Tag.MEASURE for t in tokens) else sentence.tokens[phrase.head].number
 
 
 def _agree(following: list[Token], number: Number | None) -> None:
-    """Make the finite verb at the start of `following`, if there is one, agree (in place)."""
+    """Make a finite verb at the start of `following` agree, in place."""
     for i, token in enumerate(following[:2]):
         if token.tag is Tag.ADV:
             continue
@@ -117,7 +117,7 @@ def _conjugated(text: str, lemma: str, detail: str, number: Number) -> str:
 
 
 def _fit_articles(before: Sequence[Token], after: Sequence[Token]) -> list[Token]:
-    """Correct a/an before words that changed; mistakes of the original caption stay."""
+    """Correct a/an before changed words; mistakes in the original caption stay."""
     places = [i for i, t in enumerate(after) if t.tag is Tag.DET and t.text in ("a", "an", "A", "An")]
     if not places:
         return list(after)

@@ -55,7 +55,7 @@ class Grammar:
         stances: base forms removed from a relation before it is compared.
         negations: words whose scope is never edited.
         verbs_after_subject: plural nouns that are verbs after a living subject.
-        gendered: words that indicate a person's sex.
+        gendered: words that state a person's sex.
     """
 
     phrases: dict[tuple[str, ...], str]

@@ -37,7 +37,7 @@ class Entry:
         word: the word itself (nouns: in the singular).
         line: first word of its line; words of a line may name the same thing.
         group: name of its semantic field.
-        wider: whether it is a word for the whole group.
+        wider: whether the word names the whole group.
         is_noun: True for a noun, False for an adjective.
     """
 
@@ -140,7 +140,7 @@ class Lexicon:
         return (self._noun_groups if entry.is_noun else self._adjective_groups)[entry.group]
 
     def noun(self, text: str) -> tuple[Entry, Number] | None:
-        """Return entry and number of a noun form; an unlisted compound is looked up by its last word."""
+        """Return the entry and number of a noun form; an unlisted compound is looked up by its last word."""
         text = text.lower()
         return self._nouns.get(text) or self._nouns.get(text.rsplit(" ", 1)[-1])
 
@@ -149,7 +149,7 @@ class Lexicon:
         return text.lower() in self._nouns
 
     def adjective(self, text: str, noun: Entry | None = None) -> Entry | None:
-        """Return the entry of an adjective, from the first group that goes with `noun`."""
+        """Return the entry of an adjective from the first group that may precede `noun`."""
         for entry in self._adjectives.get(text.lower(), ()):
             group = self._adjective_groups[entry.group]
             if group.only_with and (noun is None or noun.group not in group.only_with):
@@ -166,7 +166,7 @@ class Lexicon:
         return {entry.line for entry in self._adjectives.get(text.lower(), ())}
 
     def multiwords(self) -> dict[tuple[str, ...], str]:
-        """Return word sequences that are one noun or adjective -> NOUN or ADJ."""
+        """Return the multiword nouns and adjectives: word sequence -> NOUN or ADJ."""
         found = {tuple(w.split(" ")): "ADJ" for w in self._adjectives if " " in w}
         found.update({tuple(w.split(" ")): "NOUN" for w in self._nouns if " " in w})
         return found
@@ -181,7 +181,7 @@ class Lexicon:
         return Behaviour.COUNT
 
     def synonymous(self, a: Entry | None, b: Entry | None) -> bool:
-        """Return whether one word may stand for the other: same line, or one wider than the other."""
+        """Return whether one word may replace the other with the same meaning: same line, or one is wider."""
         if a is None or b is None or a.is_noun != b.is_noun:
             return False
         return a.line == b.line or (a.group == b.group and (a.wider or b.wider))

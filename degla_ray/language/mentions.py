@@ -1,4 +1,4 @@
-"""Collect what an image's captions mention: it may be present, so it cannot serve as a replacement.
+"""Collect the words of an image's captions, which may describe it and so cannot be replacements.
 
 Captions are read without the tagger (which would run 5 times per image); any listed form counts.
 """
@@ -39,7 +39,7 @@ class Mentioned:
             self._pairs |= pairs
 
     def noun(self, word: str) -> bool:
-        """Return whether a caption names `word` or something that may be it."""
+        """Return whether a caption names `word` or something that may be the same thing."""
         known = self._lexicon.noun(word)
         if known is None:
             return False

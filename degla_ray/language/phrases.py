@@ -27,7 +27,7 @@ class NounPhrase:
     Attributes:
         start, end: token span, end exclusive.
         head: index of its noun.
-        adjectives: indices of its adjectives, predicates included ("the circle is red").
+        adjectives: indices of its adjectives, including predicates ("the circle is red").
         usable: whether it may be exchanged or replaced.
     """
 
@@ -40,7 +40,7 @@ class NounPhrase:
 
 @lru_cache(maxsize=4096)
 def noun_phrases(sentence: Sentence, grammar: Grammar, lexicon: Lexicon) -> tuple[NounPhrase, ...]:
-    """Return the phrases of a sentence in order; nouns that only frame it are not phrases of their own."""
+    """Return the phrases of a sentence in order, without nouns that only frame it."""
     tokens = sentence.tokens
     phrases: list[NounPhrase] = []
     negated = False
@@ -56,7 +56,7 @@ def noun_phrases(sentence: Sentence, grammar: Grammar, lexicon: Lexicon) -> tupl
             continue
         adjectives = [i for i in range(start, head) if tokens[i].tag is Tag.ADJ]
         adjectives += _said_of(tokens, head)
-        # A colour used as a noun ("in red"), or a word that is just as often a verb, is not safe to move.
+        # Moving a colour used as a noun ("in red"), or a word that is as often a verb, would not be safe.
         usable = (
             token.sure
             and not negated
@@ -116,7 +116,7 @@ def _owns(tokens: Sequence[Token], head: int) -> bool:
 
 
 def _start(tokens: Sequence[Token], head: int, floor: int) -> int:
-    """Return the index of the first token of the phrase that ends in `head`, not before `floor`."""
+    """Return the index, at least `floor`, of the first token of the phrase that ends in `head`."""
     start = head
     while start > floor:
         before = tokens[start - 1]

@@ -65,7 +65,7 @@ class Token:
         number: number of a noun, else None.
         space: white space before it.
         start, end: span in the original string.
-        sure: for nouns, whether the word has no other class for the tagger, or the lexicon lists it.
+        sure: for nouns, whether the tagger knows no other class of the word or the lexicon lists it.
     """
 
     text: str
@@ -108,12 +108,12 @@ def plain(caption: str) -> str:
 
 
 def is_placeholder(text: str) -> bool:
-    """Return whether a token stands for a name that was taken out of the caption."""
+    """Return whether a token is a placeholder for a name that was removed from the caption."""
     return _PLACEHOLDER.fullmatch(text) is not None
 
 
 class Tagger:
-    """Turns captions into sentences. Deterministic; not safe to share between threads."""
+    """Converter of captions to sentences; deterministic, but not thread-safe."""
 
     def __init__(self, grammar: Grammar | None = None, lexicon: Lexicon | None = None) -> None:
         from HanTa.HanoverTagger import HanoverTagger  # costs 0.2 s and 60 MB, so it is imported here
@@ -134,7 +134,7 @@ class Tagger:
         self._is_sure = lru_cache(maxsize=50_000)(self._only_noun)
 
     def own_tags(self, words: Sequence[str]) -> list[str]:
-        """Return HanTa's tag (CLAWS 5) for each word of a caption, without our corrections."""
+        """Return HanTa's tag (CLAWS 5) for each word of a caption, before corrections."""
         return [str(tag) for tag in self._hanta.tag_sent(list(words), taglevel=0)] if words else []
 
     def _analyse(self, caption: str) -> Sentence:
@@ -246,7 +246,7 @@ class Tagger:
         return tokens
 
     def _is_adjective(self, before: Token | None, token: Token, after: Token | None) -> bool:
-        """Return whether a listed adjective with another tag is an adjective here: a brick wall."""
+        """Return whether a listed adjective that has another tag is used as an adjective: a brick wall."""
         entry = None if token.tag is Tag.ADJ else self.lexicon.adjective(token.text)
         if entry is None:
             return False
@@ -256,7 +256,7 @@ class Tagger:
         return substance or (_opens(before) and not self.lexicon.lists_noun(token.text))
 
     def _is_noun(self, before: Token | None, token: Token, after: Token | None) -> bool:
-        """Return whether a listed noun with another tag is a noun here: the surf, a young male."""
+        """Return whether a listed noun that has another tag is used as a noun: the surf, a young male."""
         return (
             token.tag in (Tag.VERB, Tag.ADJ, Tag.ADV, Tag.OTHER)
             and before is not None
@@ -281,7 +281,7 @@ class Tagger:
         return living and (word in self.grammar.verbs_after_subject or self._can_be_verb(word))
 
     def _join_compounds(self, tokens: list[Token]) -> list[Token]:
-        """Join noun + noun into one noun, whose number the last word determines."""
+        """Join noun + noun into one noun with the number of the last word."""
         joined: list[Token] = []
         for token in tokens:
             last = joined[-1] if joined else None

@@ -120,19 +120,14 @@ class BatchReader:
         drawn = uniforms(spec.order.seed, "crop", visits, _UNIFORMS)
         images_B = self.samples.image[visits.row_B]
         out_BHWC = np.empty((len(images_B), height, width, 3), dtype=np.uint8)
-        for out, number, data, u in zip(
-            out_BHWC, images_B, self._files.read(images_B.tolist()), drawn, strict=True
-        ):
+        files_B = self._files.read(images_B.tolist())
+        for out, number, data, u in zip(out_BHWC, images_B, files_B, drawn, strict=True):
+            box_of = partial(crop_box, uniform_U=u, scale_min=spec.crop_scale_min)
             try:
-                out[:] = cropped(
-                    data, partial(crop_box, uniform_U=u, scale_min=spec.crop_scale_min), spec.size, method
-                )
-            except Exception as error:  # decoders raise whatever a broken file leads them to
-                raise DataError(
-                    self._files.describe(int(number)),
-                    f"{type(error).__name__}: {error}",
-                    "an image that decodes",
-                ) from error
+                out[:] = np.asarray(cropped(data, box_of, spec.size, method))
+            except Exception as error:  # a broken file can raise anything
+                found = f"{type(error).__name__}: {error}"
+                raise DataError(self._files.describe(number), found, "an image that decodes") from error
         return out_BHWC
 
     def _texts(
@@ -168,7 +163,7 @@ def tower_input(
 
 
 def with_hard_negatives(visits: Visits, samples: Samples, seed: int) -> Visits:
-    """Append to the visits one for each: a random caption of a random neighbour of its image."""
+    """Append one visit for each visit: a random caption of a random neighbour of its image."""
     which_B, caption_B = uniforms(seed, "neighbour", visits, 2).T
     neighbours_BM = samples.neighbour[samples.image[visits.row_B]]
     image_B = neighbours_BM[np.arange(len(which_B)), (which_B * neighbours_BM.shape[1]).astype(np.int64)]
@@ -219,7 +214,7 @@ def crop_box(width: int, height: int, uniform_U: NDArray[np.float64], scale_min:
         width: width of the image in pixels.
         height: height of the image in pixels.
         uniform_U: 22 numbers in [0, 1) that determine the rectangle.
-        scale_min: smallest share of the area; the largest is 1. The aspect ratio is between 3/4 and 4/3.
+        scale_min: smallest share of the area; the largest is 1. The aspect ratio is 3/4 to 4/3.
     """
     for scale_u, ratio_u in uniform_U[: 2 * _TRIES].reshape(_TRIES, 2):
         area = width * height * (scale_min + (1.0 - scale_min) * scale_u)
@@ -229,7 +224,7 @@ def crop_box(width: int, height: int, uniform_U: NDArray[np.float64], scale_min:
             top = int(uniform_U[-2] * (height - h + 1))
             left = int(uniform_U[-1] * (width - w + 1))
             return left, top, w, h
-    # fallback: a centre crop, as large as the bounds of the ratio allow
+    # Fallback: the largest centre crop with an allowed aspect ratio.
     ratio = width / height
     w = round(height * 4 / 3) if ratio > 4 / 3 else width
     h = round(width / (3 / 4)) if ratio < 3 / 4 else height

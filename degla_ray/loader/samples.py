@@ -92,11 +92,12 @@ class Samples:
         crc32_I: [I] int64, checksum of the bytes.
         negative: [G] large_string; row r's negatives are `first_negative[r]:first_negative[r + 1]`.
         first_negative: [N + 1] int64.
-        neighbour: [I, M] int64, each image's neighbours as indices into the images, -1 for none; M = 0
+        neighbour: [I, M] int64, each image's neighbours as indices into the images, -1 if missing; M = 0
             without hard-negative images.
         row_of: [N] int64, rows ordered by image; image i's rows are `first_row[i]:first_row[i + 1]`.
         first_row: [I + 1] int64.
-        texts: tokens of the N captions and then of the G negatives; None before `tokens.settle`.
+        short_side: median short side of the images in pixels.
+        texts: tokens of the N captions and then of the G negatives; None before `tokens.tokenise_all`.
     """
 
     folder: str
@@ -114,10 +115,16 @@ class Samples:
     neighbour: NDArray[np.int64]
     row_of: NDArray[np.int64]
     first_row: NDArray[np.int64]
+    short_side: int
     texts: Texts | None = None
 
     def __len__(self) -> int:
         return len(self.caption)
+
+    @property
+    def part_rows(self) -> tuple[int, ...]:
+        """Return the rows of each part; rows are in the order of the parts only with `block_rows`."""
+        return tuple(np.bincount(self.part_I[self.image], minlength=len(self.parts)).tolist())
 
 
 def load_samples(config: DataConfig, *, with_negatives: bool) -> Samples:
@@ -125,16 +132,16 @@ def load_samples(config: DataConfig, *, with_negatives: bool) -> Samples:
 
     Raises:
         DataError: an input folder is missing, unfinished or of another stage, a caption's image is missing,
-            or there are no negatives for this split.
+            or this split has no negatives.
         SettingError: the split does not exist.
     """
     storage, _ = read_complete(config.prepared, "prepare")
     captions = storage.read_dataset("captions", CAPTIONS)
     chosen = captions.filter(pc.equal(captions["split"], config.split)).sort_by("sample_id")
     if chosen.num_rows == 0:
-        there = sorted(pc.unique(captions["split"]).to_pylist())
-        raise SettingError("data.split", config.split, f"one of {there}")
-    parts, part_I, index = _image_index(storage)
+        splits = ", ".join(sorted(pc.unique(captions["split"]).to_pylist()))
+        raise SettingError("data.split", config.split, f"one of {splits}")
+    parts, part_I, index = _read_index(storage)
     image_id = _large(index["image_id"])
     image_row = pc.index_in(_large(chosen["image_id"]), value_set=image_id)
     if image_row.null_count:
@@ -142,11 +149,14 @@ def load_samples(config: DataConfig, *, with_negatives: bool) -> Samples:
         raise DataError(
             config.prepared,
             f"no image {row['image_id']!r} (caption {row['sample_id']!r})",
-            "an image for every caption: run `jobs/prepare.py` anew",
+            "an image for every caption: run `jobs/prepare.py` again into a new folder",
         )
+    image = image_row.to_numpy(zero_copy_only=False).astype(np.int64)
+    if config.block_rows:  # rows part by part, whose images are then read together
+        stored = np.lexsort((np.arange(len(image)), index["offset"].to_numpy()[image], part_I[image]))
+        chosen, image = chosen.take(stored), image[stored]
     sample_id = _large(chosen["sample_id"])
     negative, first_negative = _negatives(config, sample_id) if with_negatives else _none(len(sample_id))
-    image = image_row.to_numpy(zero_copy_only=False).astype(np.int64)
     return Samples(
         folder=storage.uri,
         parts=parts,
@@ -161,10 +171,11 @@ def load_samples(config: DataConfig, *, with_negatives: bool) -> Samples:
         neighbour=_neighbours(config, image_id, image),
         row_of=np.argsort(image, kind="stable"),
         first_row=np.searchsorted(np.sort(image), np.arange(len(image_id) + 1)).astype(np.int64),
+        short_side=int(np.median(np.minimum(index["width"].to_numpy(), index["height"].to_numpy()))),
     )
 
 
-def _image_index(storage: Storage) -> tuple[tuple[str, ...], NDArray[np.int32], pa.Table]:
+def _read_index(storage: Storage) -> tuple[tuple[str, ...], NDArray[np.int32], pa.Table]:
     """Return the names of the parts of `images`, the part of each image, and the index of all images."""
     parts = tuple(p for p in storage.names("images") if p.endswith(".parquet"))
     if parts != tuple(storage.names("image_index")):
@@ -184,7 +195,7 @@ def _negatives(
     config: DataConfig, sample_id: pa.LargeStringArray
 ) -> tuple[pa.LargeStringArray, NDArray[np.int64]]:
     """Return each row's negatives, in an order that does not depend on the shards."""
-    assert config.negatives is not None  # TrainConfig demands it of objectives with negatives
+    assert config.negatives is not None  # TrainConfig requires it for objectives with negatives
     storage, _ = read_complete(config.negatives, "negatives")
     table = storage.read_dataset("negatives", NEGATIVES, ["sample_id", "kind", "negative"])
     table = table.append_column("row", pc.index_in(_large(table["sample_id"]), value_set=sample_id))
@@ -193,7 +204,7 @@ def _negatives(
         raise DataError(
             config.negatives,
             f"no negatives for split {config.split!r} of {config.prepared}",
-            "the negatives of this very prepared folder",
+            "negatives made from this prepared folder",
         )
     table = table.sort_by([(name, "ascending") for name in ("row", "kind", "negative")])
     row = table["row"].to_numpy()
@@ -215,8 +226,8 @@ def _neighbours(
     if row.null_count or found.null_count or missing:
         raise DataError(
             config.neighbours,
-            f"other images than split {config.split!r} of {config.prepared} has",
-            "the neighbours of this very prepared folder and split",
+            f"images other than those of split {config.split!r} of {config.prepared}",
+            "neighbours made from this prepared folder and split",
         )
     neighbour = np.full((len(image_id), len(lists[0])), -1, dtype=np.int64)
     neighbour[row.to_numpy()] = found.to_numpy().reshape(len(table), -1)

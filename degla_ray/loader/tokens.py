@@ -74,21 +74,21 @@ class Counts:
     duplicate_negative: int
 
     def describe(self) -> str:
-        said = f"{self.captions_cut:,} of {self.captions:,} captions are cut at {self.length} tokens"
+        line = f"{self.captions_cut:,} of {self.captions:,} captions are cut at {self.length} tokens"
         if not self.negatives:
-            return said
+            return line
         dropped = self.same_as_caption + self.duplicate_negative
-        said += f"; {dropped:,} of {self.negatives:,} negatives dropped"
+        line += f"; {dropped:,} of {self.negatives:,} negatives dropped"
         if not dropped:
-            return said
+            return line
         return (
-            f"{said}: {self.same_as_caption:,} have their caption's tokens, {self.duplicate_negative:,} "
+            f"{line}: {self.same_as_caption:,} have their caption's tokens, {self.duplicate_negative:,} "
             f"those of another negative ({REJECTS_FOLDER}/)"
         )
 
 
 def tokenise(samples: Samples, tokenizer: Callable[..., Any], first: int, last: int) -> Tokenised:
-    """Tokenise rows [first, last) and their negatives, and compare each negative with its own row's texts."""
+    """Tokenise rows [first, last) and compare each negative with its row's caption and other negatives."""
     captions = samples.caption.slice(first, last - first).to_pylist()
     begin, end = int(samples.first_negative[first]), int(samples.first_negative[last])
     tokens_RL, cut_R, padding = _cut(tokenizer, captions)
@@ -122,7 +122,7 @@ def _tokenizer(model: ModelConfig) -> Callable[..., Any]:
     return build_tokenizer(model)
 
 
-def settle(run: Storage, samples: Samples, model: ModelConfig) -> tuple[Samples, Counts]:
+def tokenise_all(run: Storage, samples: Samples, model: ModelConfig) -> tuple[Samples, Counts]:
     """Return the samples with their tokens, without negatives that the model cannot tell apart; and counts.
 
     Args:
@@ -159,7 +159,7 @@ def settle(run: Storage, samples: Samples, model: ModelConfig) -> tuple[Samples,
     if len(fault_G) and fault_G.all():
         raise DataError(
             run.path(REJECTS_FOLDER),
-            f"all {len(fault_G):,} negatives, which read like their captions within {length} tokens",
+            f"{len(fault_G):,} negatives, none of which differs from its caption in {length} tokens",
             "negatives that differ early enough, or a model with a longer context",
         )
     negatives = Texts.joined([tokenised.negatives for tokenised in found]).take(np.flatnonzero(fault_G == 0))

@@ -29,37 +29,39 @@ def adapt(model: nn.Module, config: AdaptConfig) -> None:
     """Freeze weights and add adapters in place; parameters that still require gradients are trained.
 
     Raises:
-        SettingError: more blocks are to be frozen than the tower has, or the model has no blocks to adapt.
+        SettingError: the tower has fewer blocks than are to be frozen, or the model has no blocks to adapt.
     """
-    staying = {"image": config.freeze_image_blocks, "text": config.freeze_text_blocks, "": 0}
-    there = _blocks(model)
-    for tower, blocks in staying.items():
-        if blocks > there[tower]:
+    frozen_blocks = {"image": config.freeze_image_blocks, "text": config.freeze_text_blocks, "": 0}
+    available = _blocks(model)
+    for tower, blocks in frozen_blocks.items():
+        if blocks > available[tower]:
             raise SettingError(
-                f"adapt.freeze_{tower}_blocks", blocks, f"at most {there[tower]}, the tower's blocks"
+                f"adapt.freeze_{tower}_blocks", blocks, f"at most {available[tower]}, the tower's blocks"
             )
     if config.lora_rank:
         _add_lora(model, config)
     for name, parameter in model.named_parameters():
         tower = _tower(name)
-        # freezing the first blocks also freezes the layers before them
-        if tower == config.freeze or (staying[tower] and _depth(name, there[tower]) <= staying[tower]):
+        # Freezing the first blocks also freezes the layers before them.
+        frozen = frozen_blocks[tower]
+        if tower == config.freeze or (frozen and _depth(name, available[tower]) <= frozen):
             parameter.requires_grad_(False)
 
 
-def rate_factors(model: nn.Module, config: AdaptConfig) -> dict[str, float]:
+def lr_multipliers(model: nn.Module, config: AdaptConfig) -> dict[str, float]:
     """Return each parameter's learning-rate multiplier, by name.
 
     It is `layer_decay` to the power of the number of layers above the parameter in its tower: 0 after the
     last block and for the logit scalars, 1 in the last block, the number of blocks + 1 for the embeddings
-    before the first. For adapters it is multiplied by `lora_rate`.
+    before the first. For adapters it is multiplied by `lora_lr_multiplier`.
     """
-    blocks, factors = _blocks(model), {}
+    blocks, multipliers = _blocks(model), {}
     for name, _ in model.named_parameters():
         tower = _tower(name)
         above = 0 if tower == "" else blocks[tower] + 1 - _depth(name, blocks[tower])
-        factors[name] = config.layer_decay**above * (config.lora_rate if _is_adapter(name) else 1.0)
-    return factors
+        rate = config.lora_lr_multiplier if _is_adapter(name) else 1.0
+        multipliers[name] = config.layer_decay**above * rate
+    return multipliers
 
 
 def plain_state(model: nn.Module) -> dict[str, Tensor]:
@@ -79,7 +81,7 @@ def merged(model: nn.Module) -> nn.Module:
     """Return a trainable copy without adapters, whose weights include the adapters' products."""
     plain = copy.deepcopy(model)
     for module in [m for m in plain.modules() if parametrize.is_parametrized(m)]:
-        # torch creates a class per such module; a copy shares it, and removal would change the original too
+        # torch creates a class for each such module. A copy shares it, and removal would change both.
         own = type(module)
         module.__class__ = type(own.__name__, own.__bases__, dict(own.__dict__))
         for weight in list(module.parametrizations):  # type: ignore[arg-type]

@@ -192,7 +192,7 @@ class _QuickMlp(torch.autograd.Function):
         )
 
 
-def known(transformer: Any) -> bool:
+def is_supported(transformer: Any) -> bool:
     """Return whether this file computes all blocks of `transformer`."""
     return all(
         type(block) is ResidualAttentionBlock and type(block.ln_1) is type(block.ln_2) is LayerNorm
@@ -204,7 +204,7 @@ def pooled_output(transformer: Any, x_TW: Tensor, layout: Layout, pooled_B: Tens
     """Return x_BW, the transformer's output for one token per row.
 
     Args:
-        transformer: open_clip Transformer for which `known` is true.
+        transformer: open_clip Transformer for which `is_supported` is true.
         x_TW: embedded tokens, packed.
         layout: rows that the tokens form.
         pooled_B: index of each row's pooled token among the T tokens; if causal, the row's last token.

@@ -24,7 +24,7 @@ from open_clip.tokenizer import HFTokenizer
 from torch import Tensor, nn
 
 from degla_ray.config import ModelConfig
-from degla_ray.errors import DataError, SettingError
+from degla_ray.errors import DataError, SettingError, one_line
 from degla_ray.model import activation as guard
 from degla_ray.model import (
     huggingface,
@@ -41,8 +41,9 @@ from degla_ray.model.files import (
     weights_in,
 )
 from degla_ray.model.hub import hub_folder
-from degla_ray.model.loaded import RANDOM, LoadedModel
+from degla_ray.model.loaded import LoadedModel
 from degla_ray.model.source import (
+    RANDOM,
     ModelSource,
     SourceKind,
     check_model,
@@ -152,7 +153,7 @@ def build_tokenizer(config: ModelConfig) -> Callable[..., Tensor]:
 def _architecture(source: ModelSource, name: str, stack: ExitStack) -> _Architecture:
     if source.kind is SourceKind.OPEN_CLIP:
         model_cfg = open_clip.get_model_config(source.where)
-        refuse_code_in_config(name, model_cfg, None)  # ./roberta-base comes before the Hub's
+        refuse_code_in_config(name, model_cfg, None)  # a folder ./roberta-base precedes the Hub's
         return _Architecture(model_cfg=model_cfg, preprocess_cfg={}, registry_name=source.where)
     if source.kind is SourceKind.CONFIG:
         return _json_architecture(_local(source.where, stack))
@@ -218,8 +219,8 @@ def _from_file(
 def _is_random_export(folder: Path) -> bool:
     """Return whether `folder` is an export of a model with random, untrained weights."""
     path = folder / DEGLA_FILE
-    said = read_json(path, "what `export` wrote") if path.is_file() else {}
-    return said.get("source") == RANDOM and "steps" not in said
+    metadata = read_json(path, "what `export` wrote") if path.is_file() else {}
+    return metadata.get("source") == RANDOM and "steps" not in metadata
 
 
 def _from_tag(config: ModelConfig, arch: _Architecture, tag: str) -> tuple[nn.Module, str]:
@@ -254,9 +255,8 @@ def _tokenizer(arch: _Architecture, name: str) -> Callable[..., Tensor]:
             **(text_cfg.get("tokenizer_kwargs") or {}),
         )
     except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
-        reason = " ".join(str(error).split())[:200]
         raise DataError(
-            name, f"no tokenizer {hf_name!r} ({reason})", "a folder with the tokenizer's files"
+            name, f"no tokenizer {hf_name!r} ({one_line(error)})", "a folder with the tokenizer's files"
         ) from error
     tokens, size = len(tokenizer.tokenizer), text_cfg.get("vocab_size", 49408)
     if tokens > size:
@@ -285,11 +285,11 @@ def _local(uri: str, stack: ExitStack) -> Path:
 def _decide_preprocessing(
     config: ModelConfig, arch: _Architecture, pretrained: ModelSource | None
 ) -> dict[str, Any]:
-    """Return the preprocessing known before the model is built; the model determines `size`."""
+    """Return the preprocessing known before the model is built: all but `size`, which the model decides."""
     processor = None
     if arch.image_processor is not None:
         processor = (arch.image_processor, arch.model_cfg["vision_cfg"]["image_size"])
-    decided = preprocess.decide(
+    decided = preprocess.decide_preprocessing(
         config,
         arch.preprocess_cfg,
         from_file=pretrained is not None and pretrained.kind is not SourceKind.TAG,

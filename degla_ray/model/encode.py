@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from open_clip.transformer import TextTransformer, VisionTransformer
 from torch import Tensor, nn
 
-from degla_ray.model.blocks import Causal, Dense, known, pooled_output
+from degla_ray.model.blocks import Causal, Dense, is_supported, pooled_output
 from degla_ray.model.packing import PackedText, TextEnd, pack
 
 # open_clip's models have attributes that torch's type annotations do not declare.
@@ -32,7 +32,7 @@ def encode_image(model: OpenClipModel, images_BCHW: Tensor, normalize: bool = Tr
         and tower.attn_pool is None
         and tower.pool_type == "tok"
         and not tower.output_tokens
-        and known(tower.transformer)
+        and is_supported(tower.transformer)
     )
     img_BD = _class_token(tower, images_BCHW) if pools_one_token else model.encode_image(images_BCHW)
     return _unit(img_BD, normalize)
@@ -100,7 +100,7 @@ def _causal_tower(model: OpenClipModel) -> OpenClipModel | None:
             return None
     else:
         return None
-    if tower.attn_mask is None or pool_type not in ("argmax", "eos") or not known(tower.transformer):
+    if tower.attn_mask is None or pool_type not in ("argmax", "eos") or not is_supported(tower.transformer):
         return None
     return tower
 

@@ -13,7 +13,7 @@ from huggingface_hub.errors import (
     LocalEntryNotFoundError,
 )
 
-from degla_ray.errors import DataError
+from degla_ray.errors import DataError, one_line
 from degla_ray.model.files import CLIP_MODEL_WEIGHTS, INDEX_SUFFIX, OPEN_CLIP_WEIGHTS
 from degla_ray.model.source import HUB
 
@@ -41,8 +41,9 @@ def hub_folder(repository: str) -> Path:
                     hf_hub_download(repo, file, revision=revision or None)
             return folder
     except (OSError, HfHubHTTPError, HFValidationError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise DataError(f"{HUB}{repository}", f"no download ({reason})", "a reachable Hub") from error
+        raise DataError(
+            f"{HUB}{repository}", f"no download ({one_line(error)})", "a reachable Hub"
+        ) from error
     expected = f"one of {', '.join((*OPEN_CLIP_WEIGHTS, *CLIP_MODEL_WEIGHTS))}"
     raise DataError(f"{HUB}{repository}", "no weights", expected)
 

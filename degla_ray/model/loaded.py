@@ -11,9 +11,7 @@ from torch import Tensor, nn
 
 from degla_ray.model.activation import Activation
 from degla_ray.model.preprocess import eval_transform
-
-RANDOM = "random"
-"""`LoadedModel.source` of a model with random, untrained weights."""
+from degla_ray.model.source import RANDOM
 
 
 @dataclass(kw_only=True)

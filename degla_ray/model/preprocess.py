@@ -20,7 +20,7 @@ from torch import Tensor
 
 from degla_ray.config import ModelConfig
 from degla_ray.errors import DataError, SettingError
-from degla_ray.model.files import OPEN_CLIP_CONFIG
+from degla_ray.model.files import OPEN_CLIP_CONFIG, WEIGHT_SUFFIXES
 from degla_ray.storage import Storage
 
 RESAMPLE = {"bilinear": 2, "bicubic": 3}
@@ -31,7 +31,6 @@ _OPENAI = {
     "interpolation": "bicubic",
     "resize_mode": "shortest",
 }
-_WEIGHTS = (".pt", ".pth", ".bin", ".safetensors")
 _RESIZE_MODES = ("shortest", "squash", "longest")
 _SHOWN_TAGS = 3
 _PROCESSORS = ("CLIPImageProcessor", "SiglipImageProcessor", "ViTImageProcessor")
@@ -40,7 +39,7 @@ _NOT_PIXELS = ("feature_extractor_type", "processor_class", "data_format")
 _MADE_INTO_SIZE = ("default_to_square", "use_square_size")  # transformers turns them into `size`
 
 
-def decide(
+def decide_preprocessing(
     config: ModelConfig,
     stated: Mapping[str, Any],
     *,
@@ -170,7 +169,7 @@ def _of_tag(name: str, tag: str) -> dict[str, Any]:
 def _beside(pretrained: str) -> dict[str, Any] | None:
     """Return the preprocess config in the folder of open_clip's own weights; None for any other file."""
     folder, _, file = pretrained.rpartition("/")
-    if not file.endswith(_WEIGHTS):
+    if not file.endswith(WEIGHT_SUFFIXES):
         folder = pretrained
     elif not file.startswith("open_clip_"):
         return None
@@ -186,15 +185,15 @@ def _resize_mode(processor: Any, image_size: int) -> tuple[str | None, str]:
     size, square = processor.size, (image_size, image_size)
     crop = processor.crop_size if processor.do_center_crop else None
     cut = (crop.height, crop.width) if crop else None
-    said = f"size {dict(size)}" + (f", then crop_size {dict(crop)}" if crop else ", then no do_center_crop")
-    said += f", for a model of {image_size} x {image_size} pixels"
+    stated = f"size {dict(size)}" + (f", then crop_size {dict(crop)}" if crop else ", then no do_center_crop")
+    stated += f", for a model of {image_size} x {image_size} pixels"
     if not processor.do_resize:
-        return None, f"do_resize false, {said}"
+        return None, f"do_resize false, {stated}"
     if (size.height, size.width) == square and cut in (None, square):
         return "squash", ""
     if (size.shortest_edge, size.longest_edge) == (image_size, None) and cut == square:
         return "shortest", ""
-    return None, said
+    return None, stated
 
 
 def _interpolation(resample: Any) -> tuple[str | None, str]:

@@ -20,6 +20,8 @@ from degla_ray.errors import DataError, SettingError
 from degla_ray.model import files as model_files
 from degla_ray.storage import Storage
 
+RANDOM = "random"
+"""`LoadedModel.source` of a model with random, untrained weights."""
 SCENES_BASE = "scenes-base"
 HUB, LOCAL_FOLDER = "hf-hub:", "local-dir:"  # open_clip's own prefixes
 _MODEL = Path(__file__).parent

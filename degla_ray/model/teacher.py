@@ -1,9 +1,9 @@
-"""The EMA teacher: a slowly following copy of the student that anchors it to its initial abilities.
+"""The EMA teacher: a copy of the student that follows it slowly and anchors it to its initial abilities.
 
 The teacher starts with the student's initial weights. After every optimizer step
 θ̂ ← α^(b/256)·θ̂ + (1 − α^(b/256))·θ with α = 0.9996 and b the number of samples in that step, so that the
-decay per epoch does not depend on the batch size. Buffers are copied. `update` must not be called for a step
-that the gradient scaler skipped. A frozen teacher keeps its initial weights. The cost is one more copy of the
+decay per epoch does not depend on the batch size. Buffers are copied. Do not call `update` after a step that
+the gradient scaler skipped. A frozen teacher keeps its initial weights. The cost is one more copy of the
 weights, without gradients or optimizer state.
 """
 
@@ -35,8 +35,8 @@ class Teacher:
     def __init__(self, student: nn.Module, config: TeacherConfig) -> None:
         """Copy `student` (the open_clip model itself, not a DistributedDataParallel wrapper).
 
-        If the student has LoRA adapters, the teacher averages the merged weights and not the factors, since
-        the average of factors does not give the average of their products.
+        If the student has LoRA adapters, the teacher averages the merged weights, because averaging the
+        factors would not average their products.
         """
         self.config = config
         self.model = merged(student).eval().requires_grad_(False)
@@ -61,14 +61,14 @@ class Teacher:
             return
         decay_log = math.log(self.config.decay) * samples / self.config.reference_batch
         step = -math.expm1(decay_log)  # 1 - α^(b/256) without cancellation near 1
-        torch._foreach_lerp_(*self._beside(student), step)
+        torch._foreach_lerp_(*self._parameter_pairs(student), step)
         if self._buffers:
             torch._foreach_copy_(self._buffers, self._student_buffers)
 
     @torch.no_grad()
     def distance(self, student: nn.Module) -> float:
         """Return the L2 norm of the difference between all parameters of teacher and student."""
-        mine, theirs = self._beside(student)
+        mine, theirs = self._parameter_pairs(student)
         norms: list[Tensor] = []
         for first in range(
             0, len(mine), _CHUNK
@@ -85,7 +85,7 @@ class Teacher:
         """Load a `state_dict()`; every name must be present."""
         self.model.load_state_dict(state, strict=True)
 
-    def _beside(self, student: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+    def _parameter_pairs(self, student: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
         """Return the teacher's parameters and the student's in the same order.
 
         The lists are made once, because walking two models costs milliseconds of a step; adapters need a new

@@ -29,7 +29,7 @@ CELLS = 2  # along each side
 
 
 class GridNormFreeNet(NormFreeNet):
-    """Norm-free network: float (B, 3, H, W) -> float (B, C * CELLS²), with each channel's cells adjacent."""
+    """Norm-free network: float (B, 3, H, W) -> float (B, C * CELLS²). A channel's cells are adjacent."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(model_cfgs[AVERAGED], num_classes=0, **kwargs)

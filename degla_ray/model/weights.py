@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from degla_ray.errors import DataError
+from degla_ray.errors import DataError, one_line
 from degla_ray.model.files import INDEX_SUFFIX, check_weights, shards_of
 
 _STATE_KEYS = ("state_dict", "model_state_dict", "model", "module")
@@ -225,8 +225,9 @@ def _read_pt(path: Path) -> Any:
             str(path), f"{found}, so it is not unpickled", "torch.save({'state_dict': model.state_dict()}, …)"
         ) from error
     except Exception as error:  # the unpickler raises many types of errors on truncated or foreign files
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        raise DataError(str(path), f"a broken file ({reason})", "a whole file from torch.save") from error
+        raise DataError(
+            str(path), f"a broken file ({one_line(error)})", "a whole file from torch.save"
+        ) from error
 
 
 def _first(names: list[str]) -> str:

@@ -8,7 +8,6 @@ it compares fingerprints and returns within a second, without starting Ray.
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections import Counter
@@ -16,22 +15,26 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pyarrow as pa
+from rich.console import Console
+from rich.table import Table
 
 from degla_ray import ray_setup
 from degla_ray.config import NegativesConfig
 from degla_ray.errors import DataError
 from degla_ray.language.identify import ENGLISH, describe, survey
 from degla_ray.lease import Lease, owned
-from degla_ray.negatives import rules
 from degla_ray.negatives.checks import CHECKS_VERSION
 from degla_ray.negatives.given import read_given, write_given
-from degla_ray.negatives.llm.engines import COMPLETERS, ENGINES
-from degla_ray.negatives.llm.estimate import estimate
+from degla_ray.negatives.llm.engines import ENGINES
+from degla_ray.negatives.llm.engines.base import Engine
 from degla_ray.negatives.llm.failures import require_accepted, tell_failures
-from degla_ray.negatives.llm.generation import GenerationJob, generate_pending, reopen
-from degla_ray.negatives.llm.preflight import check_resources, preflight
+from degla_ray.negatives.llm.generation import generate_pending, reopen
+from degla_ray.negatives.llm.progress import estimate
 from degla_ray.negatives.llm.prompting import Prompts, load_prompts, prompt_sha
-from degla_ray.negatives.proposals import ORDER
+from degla_ray.negatives.llm.sending import GenerationJob
+from degla_ray.negatives.progress_line import ProgressLine
+from degla_ray.negatives.rules import RuleEngine
+from degla_ray.negatives.selection import ORDER
 from degla_ray.negatives.shard import STAGE, ShardTask, captions_of, vocabulary, write_shard
 from degla_ray.schema import CAPTIONS, GIVEN_KIND, SCENE_GRAPHS, Kind
 from degla_ray.stage import StageFolder, is_complete, read_complete
@@ -39,7 +42,20 @@ from degla_ray.storage import Storage
 
 CAPTIONS_PER_ACTOR = 4000
 """Captions per additional actor: loading an actor costs as much as processing about 1,000 captions."""
+EDITORS = {"rules": RuleEngine}
+"""Engines that edit captions, by name; each implements the protocol `CaptionEditor` and takes the dataset's
+vocabulary."""
 
+STATES = {
+    "negatives": "rows.{}",
+    "captions with": "captions.{}.ok",
+    "rejected": "captions.{}.rejected",
+    "n/a": "captions.{}.not_applicable",
+    "failed": "captions.{}.error",
+}
+"""Headings on the console and the counts of a kind: its negatives, and all captions by state."""
+TRUTHS = {"true": "truth.{}.true", "false": "truth.{}.false", "not parseable": "truth.{}.not_parseable"}
+"""Headings and counts of a kind's candidates that passed the text checks, by their truth of a scene."""
 
 Publish = Callable[[NegativesConfig, StageFolder, str], None]
 """Reports a language model's output; the last argument is the model's name."""
@@ -81,13 +97,15 @@ def _generate(config: NegativesConfig, publish: Publish | None) -> dict[str, int
         "per_kind": config.per_kind,
         "seed": config.seed,
     }
-    again = config.engine in COMPLETERS and config.generation.retry_failed
-    if again or not is_complete(config.output):
-        preflight(config)  # before the folder is created: settings fixed after an error must not conflict
-    if config.engine in COMPLETERS and config.generation.estimate is not None:
+    engine = ENGINES[config.engine](config) if config.engine in ENGINES else None
+    again = engine is not None and config.generation.retry_failed
+    if engine is not None and (again or not is_complete(config.output)):
+        # Checked before the folder is created: settings fixed after an error must not conflict with it.
+        engine.check_settings()
+    if engine is not None and config.generation.estimate is not None:
         ray_setup.start(config.ray)
-        check_resources(config)
-        estimate(_job(config, prompts), _read(source)[0]["caption"].to_pylist())
+        engine.check_resources()
+        estimate(_job(config, engine, prompts), _read(source)[0]["caption"].to_pylist())
         return {}
     folder = StageFolder(config.output, STAGE, identity, config.num_shards)
     if again:
@@ -95,7 +113,7 @@ def _generate(config: NegativesConfig, publish: Publish | None) -> dict[str, int
     if folder.complete:
         print(f"{config.output} is finished: nothing to do")
         _report(folder.manifest["counts"])
-        _judge(config, folder, folder.manifest["counts"])
+        _check_accepted(config, folder, folder.manifest["counts"])
         return dict(folder.manifest["counts"])
     if folder.pending():
         captions, graphs = _read(source)
@@ -103,58 +121,57 @@ def _generate(config: NegativesConfig, publish: Publish | None) -> dict[str, int
         print(describe(languages))
         if config.engine != GIVEN_KIND:
             ray_setup.start(config.ray)
-        if config.engine in ENGINES:
+        if config.engine in EDITORS:
             english = languages.get(ENGLISH, 0.0) >= 0.5
             _write_by_edits(config, folder, kinds, captions, graphs, english)
         elif config.engine == GIVEN_KIND:
             write_given(folder, captions, read_given(source))
-        else:
-            check_resources(config)
-            if not generate_pending(_job(config, prompts), folder, captions, graphs):
-                print("stopped: generation.max_gpu_hours are used up; the same command goes on")
+        elif engine is not None:
+            engine.check_resources()
+            if not generate_pending(_job(config, engine, prompts), folder, captions, graphs):
+                print("stopped: generation.max_gpu_hours are used up; run the same command again to continue")
                 return folder.counts()
     counts = folder.counts()
-    _report(counts)
+    _report(counts, published=publish is not None and engine is not None)
     _check_ledger(config, counts)
     counts = folder.finish()
-    if publish is not None and config.engine in COMPLETERS:
-        publish(config, folder, COMPLETERS[config.engine].model(config))
-    _judge(config, folder, counts)
+    if publish is not None and engine is not None:
+        publish(config, folder, engine.model)
+    _check_accepted(config, folder, counts)
     return counts
 
 
-def _judge(config: NegativesConfig, folder: StageFolder, counts: Mapping[str, int]) -> None:
+def _check_accepted(config: NegativesConfig, folder: StageFolder, counts: Mapping[str, int]) -> None:
     """Report the failures among a language model's requests, and raise if nothing usable came of them."""
-    if config.engine in COMPLETERS:
+    if config.engine in ENGINES:
         require_accepted(config, counts, tell_failures(folder.storage, counts))
 
 
 def _prompts(config: NegativesConfig, kinds: tuple[Kind, ...]) -> Prompts:
     """Return the prompts for a language model; empty for other engines."""
-    if config.engine not in COMPLETERS:
+    if config.engine not in ENGINES:
         return {}
     asked = config.generation
     return load_prompts(kinds, asked.shots, config.seed, joint=asked.prompting == "joint")
 
 
-def _job(config: NegativesConfig, prompts: Prompts) -> GenerationJob:
-    model = COMPLETERS[config.engine].model(config)
-    return GenerationJob(config=config, prompts=prompts, prompt_sha=prompt_sha(prompts), model=model)
+def _job(config: NegativesConfig, engine: Engine, prompts: Prompts) -> GenerationJob:
+    return GenerationJob(config=config, engine=engine, prompts=prompts, prompt_sha=prompt_sha(prompts))
 
 
 def _engine_identity(config: NegativesConfig, prompts: Prompts) -> dict[str, Any]:
     """Return what determines an engine's output apart from the settings shared by all engines."""
     if config.engine == GIVEN_KIND:
         return {}
-    if config.engine in ENGINES:
-        return ENGINES[config.engine].identity()
+    if config.engine in EDITORS:
+        return EDITORS[config.engine].identity()
     asked = config.generation
     decides = ("prompting", "shots", "temperature", "top_p", "max_tokens", "attempts", "fill_with_rules")
     return {
-        **COMPLETERS[config.engine].identity(config),
+        **ENGINES[config.engine](config).identity(),
         **{name: getattr(asked, name) for name in decides},
         "prompt_sha": prompt_sha(prompts),
-        "words": rules.identity(),  # word lists of the checks, and of the rules used to fill in
+        "words": RuleEngine.identity(),  # word lists of the checks, and of the rules used to fill in
     }
 
 
@@ -181,16 +198,14 @@ def _write_by_edits(
     words = vocabulary(captions["caption"].to_pylist())
     share = len(captions) * len(pending) / folder.num_shards
     started = time.monotonic()
-    busy = 0.0
     rows = _run(config.engine, task, pending, (captions, graphs, words), share)
-    for done, row in enumerate(rows, start=1):
-        busy += row["seconds"]
-        print(f"negatives: {done} of {len(pending)} shards, {json.loads(row['counts'])['captions']} captions")
+    with ProgressLine("negatives", len(pending), "shards") as line:
+        for done, _ in enumerate(rows, start=1):
+            if line.due:
+                elapsed = time.monotonic() - started
+                line.show(done, left_s=elapsed * (len(pending) - done) / done)
     elapsed = time.monotonic() - started
-    print(
-        f"{share:,.0f} captions in {elapsed:.0f} s: {share / max(elapsed, 1e-9):,.0f} captions/s, "
-        f"{share / max(busy, 1e-9):,.0f} an actor"
-    )
+    print(f"{share:,.0f} captions in {elapsed:.0f} s: {share / max(elapsed, 1e-9):,.0f} captions/s")
 
 
 def _run(
@@ -214,20 +229,20 @@ def _run(
 
 
 class _ShardActor:
-    """Holds the engine; each call writes one shard."""
+    """Actor that holds a caption editor and writes one shard per call."""
 
     def __init__(self, engine: str, task: ShardTask, data: Any) -> None:
         import ray
 
         self._captions, self._graphs, words = ray.get(data)
         self._task = task
-        self._engine = ENGINES[engine].create(words)
+        self._editor = EDITORS[engine](words)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        shard, started = int(row["shard"]), time.monotonic()
+        shard = int(row["shard"])
         captions = captions_of(shard, self._task.folder.num_shards, self._captions, self._graphs)
-        counts = write_shard(self._task, self._engine, shard, captions)
-        return {"counts": json.dumps(counts), "seconds": time.monotonic() - started}
+        write_shard(self._task, self._editor, shard, captions)
+        return row
 
 
 def _check_ledger(config: NegativesConfig, counts: dict[str, int]) -> None:
@@ -244,25 +259,25 @@ def _kinds_of(counts: Mapping[str, int]) -> list[str]:
     return [name.removeprefix("rows.") for name in counts if name.startswith("rows.")]
 
 
-def _report(counts: dict[str, int]) -> None:
-    tally = Counter(counts)
-    for kind in _kinds_of(counts):
-        ok, rejected, without = (tally[f"captions.{kind}.{s}"] for s in ("ok", "rejected", "not_applicable"))
-        line = (
-            f"{kind}: {tally[f'rows.{kind}']} negatives; "
-            f"{tally['captions']} captions = {ok} with + {rejected} all rejected + {without} not applicable"
-        )
-        if failed := tally[f"captions.{kind}.error"]:
-            line += f" + {failed} failed"
-        judged = {t: tally[f"truth.{kind}.{t}"] for t in ("true", "false", "not_parseable")}
-        if sum(judged.values()):
-            line += (
-                f"; truth of what passed the text checks: {judged['true']} true (now rejected), "
-                f"{judged['false']} false, {judged['not_parseable']} not parseable"
-            )
-        print(line)
+def _report(counts: Mapping[str, int], published: bool = False) -> None:
+    """Print the numbers of each kind, unless a published report does, and the reasons of the rejects."""
+    if not published:
+        _print_table(f"Negatives of {counts.get('captions', 0):,} captions", STATES, counts)
+    if any(name.startswith("truth.") for name in counts):
+        _print_table("Truth of what passed the text checks (true: rejected)", TRUTHS, counts)
     reasons: Counter[str] = Counter()
     for name, count in counts.items():
         if name.startswith("rejects."):
             reasons[name.rpartition(".")[2]] += count
-    print("rejects: " + (", ".join(f"{reason} {count}" for reason, count in reasons.most_common()) or "none"))
+    print("rejects: " + (", ".join(f"{reason} {n:,}" for reason, n in reasons.most_common()) or "none"))
+
+
+def _print_table(title: str, columns: Mapping[str, str], counts: Mapping[str, int]) -> None:
+    """Print a row per kind."""
+    table = Table(title=title)
+    table.add_column("kind", no_wrap=True)
+    for heading in columns:
+        table.add_column(heading, justify="right")
+    for kind in _kinds_of(counts):
+        table.add_row(kind, *(f"{counts.get(name.format(kind), 0):,}" for name in columns.values()))
+    Console().print(table)

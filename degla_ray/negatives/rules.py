@@ -18,7 +18,7 @@ from degla_ray.language.mentions import Mentioned
 from degla_ray.language.phrases import NounPhrase, is_coordinated, noun_phrases
 from degla_ray.language.tagging import Sentence, Tag, is_placeholder, load_tagger, tagger_name
 from degla_ray.negatives.checks import Language, broken_bonds, statements
-from degla_ray.negatives.proposals import Proposal, Request, no_veto, select
+from degla_ray.negatives.selection import EditRequest, Proposal, no_veto, select
 from degla_ray.schema import Kind
 
 RULES_VERSION = 3
@@ -28,13 +28,8 @@ SCRAMBLES = 18
 """Maximum number of scrambled word orders tried per caption."""
 
 
-def identity() -> dict[str, str]:
-    """Return what determines the engine's output apart from its settings, without loading the tagger."""
-    return {"rules": str(RULES_VERSION), "model": tagger_name(), "prompt_sha": words_sha()}
-
-
 class RuleEngine:
-    """Generates negatives by rule; implements the protocol `Engine`.
+    """Generates negatives by rule; implements the protocol `CaptionEditor`.
 
     Args:
         vocabulary: words of the dataset; a replacement that no caption uses would be a text-only clue. None
@@ -49,7 +44,7 @@ class RuleEngine:
         self.language = Language(grammar=self._tagger.grammar, lexicon=self._tagger.lexicon)
         self.model = tagger_name()
         self.prompt_sha = words_sha()
-        self._rules: dict[Kind, Callable[[Sentence, Request, random.Random], Iterator[Proposal]]] = {
+        self._rules: dict[Kind, Callable[[Sentence, EditRequest, random.Random], Iterator[Proposal]]] = {
             Kind.SWAP_NOUNS: self._swap_nouns,
             Kind.SWAP_ADJECTIVES: self._swap_adjectives,
             Kind.REPLACE_NOUNS: self._replace_nouns,
@@ -57,17 +52,21 @@ class RuleEngine:
             Kind.RESHUFFLE: self._reshuffle,
         }
 
+    @staticmethod
+    def identity() -> dict[str, str]:
+        return {"rules": str(RULES_VERSION), "model": tagger_name(), "prompt_sha": words_sha()}
+
     def read(self, caption: str) -> Sentence:
         return self._tagger.analyse(caption)
 
-    def propose(self, requests: Sequence[Request], kind: Kind) -> Iterable[Iterable[Proposal]]:
+    def propose(self, requests: Sequence[EditRequest], kind: Kind) -> Iterable[Iterable[Proposal]]:
         for request in requests:
             rng = random.Random(f"{request.seed} {kind.value}")
             yield self._rules[kind](self.read(request.caption), request, rng)
 
     def negatives(self, caption: str, kind: Kind, limit: int, seed: int) -> list[str]:
         """Return at most `limit` checked negatives of one kind for one caption."""
-        request = Request(caption=caption, limit=limit, seed=str(seed))
+        request = EditRequest(caption=caption, limit=limit, seed=str(seed))
         return select(self, [request], [kind], [no_veto])[0].accepted[kind]
 
     def _phrases(self, sentence: Sentence) -> list[NounPhrase]:
@@ -75,7 +74,7 @@ class RuleEngine:
 
     # --- swaps
 
-    def _swap_nouns(self, sentence: Sentence, request: Request, rng: random.Random) -> Iterator[Proposal]:
+    def _swap_nouns(self, sentence: Sentence, request: EditRequest, rng: random.Random) -> Iterator[Proposal]:
         for first, second in self._pairs(sentence, rng):
             edited = self._nouns_swapped(sentence, first, second)
             if edited is not None:
@@ -111,7 +110,7 @@ class RuleEngine:
         return substituted(sentence, changes)
 
     def _swap_adjectives(
-        self, sentence: Sentence, request: Request, rng: random.Random
+        self, sentence: Sentence, request: EditRequest, rng: random.Random
     ) -> Iterator[Proposal]:
         same_field: list[tuple[int, int]] = []
         other: list[tuple[int, int]] = []
@@ -159,7 +158,9 @@ class RuleEngine:
 
     # --- replacements
 
-    def _replace_nouns(self, sentence: Sentence, request: Request, rng: random.Random) -> Iterator[Proposal]:
+    def _replace_nouns(
+        self, sentence: Sentence, request: EditRequest, rng: random.Random
+    ) -> Iterator[Proposal]:
         grammar, lexicon = self.language.grammar, self.language.lexicon
         mentioned = Mentioned(lexicon, sentence, request.siblings)
         gendered = any(t.text.lower() in grammar.gendered for t in sentence.tokens)
@@ -208,7 +209,7 @@ class RuleEngine:
         return Number.SINGULAR if old is Behaviour.MASS and any(t.tag is Tag.DET for t in before) else None
 
     def _replace_adjectives(
-        self, sentence: Sentence, request: Request, rng: random.Random
+        self, sentence: Sentence, request: EditRequest, rng: random.Random
     ) -> Iterator[Proposal]:
         lexicon = self.language.lexicon
         mentioned = Mentioned(lexicon, sentence, request.siblings)
@@ -232,7 +233,7 @@ class RuleEngine:
 
     # --- order
 
-    def _reshuffle(self, sentence: Sentence, request: Request, rng: random.Random) -> Iterator[Proposal]:
+    def _reshuffle(self, sentence: Sentence, request: EditRequest, rng: random.Random) -> Iterator[Proposal]:
         """Yield swaps of whole phrases across their relation and scrambled phrase orders, alternately."""
         pairs = self._pairs(sentence, rng)
         exchanges = (Proposal(sentence=exchanged(sentence, first, second)) for first, second in pairs)

@@ -15,25 +15,26 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from degla_ray.language.identify import is_english, language_of
-from degla_ray.negatives.proposals import ORDER, Engine, Request, Selection, Veto, no_veto, select
+from degla_ray.negatives.selection import ORDER, CaptionEditor, EditRequest, Selection, Veto, no_veto, select
 from degla_ray.schema import NEGATIVES, REJECTS, Kind, RejectReason
 from degla_ray.stage import StageFolder, shard_of
 
 STAGE = "negatives"
-BATCH = 256  # requests passed to the engine at a time
+BATCH = 256
+"""Requests passed to the editor at a time."""
 
 _WORDS = re.compile(r"[^\W\d_]+", re.UNICODE)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardTask:
-    """The settings that all shards share.
+    """Settings shared by all shards.
 
     Attributes:
-        folder: the output folder.
-        kinds: kinds wanted.
+        folder: output folder.
+        kinds: requested kinds.
         per_kind: maximum number of negatives per caption and kind.
-        seed: seed of the engine's choices.
+        seed: seed of the editor's choices.
         english: whether most captions of the source are English.
     """
 
@@ -93,7 +94,7 @@ def captions_of(
 
 
 def write_shard(
-    task: ShardTask, engine: Engine, shard: int, captions: Sequence[ImageCaption]
+    task: ShardTask, editor: CaptionEditor, shard: int, captions: Sequence[ImageCaption]
 ) -> dict[str, int]:
     """Generate, check and write one shard; return the counts of its receipt."""
     counts: Counter[str] = Counter(captions=len(captions))
@@ -104,10 +105,10 @@ def write_shard(
     for start in range(0, len(groups), BATCH):
         batch = list(groups.values())[start : start + BATCH]
         for group, selection in zip(
-            batch, _generate(task, engine, [g[0] for g in batch], counts), strict=True
+            batch, _generate(task, editor, [g[0] for g in batch], counts), strict=True
         ):
             selections.update((caption.sample_id, selection) for caption in group)
-    rows, rejects = _tables(engine, captions, selections)
+    rows, rejects = _tables(editor, captions, selections)
     _count(task, selections.values(), counts)
     task.folder.write_part("negatives", shard, rows)
     task.folder.write_part("rejects", shard, rejects)
@@ -116,11 +117,13 @@ def write_shard(
 
 
 def _generate(
-    task: ShardTask, engine: Engine, captions: Sequence[ImageCaption], counts: Counter[str]
+    task: ShardTask, editor: CaptionEditor, captions: Sequence[ImageCaption], counts: Counter[str]
 ) -> list[Selection]:
     english = [is_english(c.text, task.english) for c in captions]
     requests = [
-        Request(caption=c.text, siblings=c.siblings, limit=task.per_kind, seed=f"{task.seed} {c.sample_id}")
+        EditRequest(
+            caption=c.text, siblings=c.siblings, limit=task.per_kind, seed=f"{task.seed} {c.sample_id}"
+        )
         for c, readable in zip(captions, english, strict=True)
         if readable
     ]
@@ -129,7 +132,7 @@ def _generate(
         for c, readable in zip(captions, english, strict=True)
         if readable
     ]
-    selected = iter(select(engine, requests, task.kinds, vetoes))
+    selected = iter(select(editor, requests, task.kinds, vetoes))
     return [next(selected) if readable else _other_language(task.kinds) for readable in english]
 
 
@@ -154,7 +157,7 @@ def scene_veto(graph: str, counts: Counter[str]) -> Veto:
 
 
 def _tables(
-    engine: Engine, captions: Sequence[ImageCaption], selections: Mapping[str, Selection]
+    editor: CaptionEditor, captions: Sequence[ImageCaption], selections: Mapping[str, Selection]
 ) -> tuple[pa.Table, pa.Table]:
     rows, rejects = [], []
     for caption in captions:
@@ -162,7 +165,7 @@ def _tables(
         for kind in (k for k in ORDER if k in selection.accepted):
             for text in selection.accepted[kind]:
                 rows.append(
-                    (caption.sample_id, kind.value, text, engine.name, engine.model, engine.prompt_sha, 0)
+                    (caption.sample_id, kind.value, text, editor.name, editor.model, editor.prompt_sha, 0)
                 )
         if selection.unread is not None:
             code, probability = language_of(caption.text)

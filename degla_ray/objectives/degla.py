@@ -114,7 +114,7 @@ def distill(own: Features) -> Tensor:
     assert own.teacher_neg_BKD is not None
     img_B = (own.img_BD - own.teacher_img_BD).square().sum(dim=-1)
     txt_B = (own.txt_BD - own.teacher_txt_BD).square().sum(dim=-1)
-    neg_B = (own.neg_BKD - own.teacher_neg_BKD).square().sum(dim=(-1, -2))  # 0 where none exists
+    neg_B = (own.neg_BKD - own.teacher_neg_BKD).square().sum(dim=(-1, -2))  # 0 for missing negatives
     return (img_B + txt_B + neg_B).mean()
 
 
@@ -133,12 +133,10 @@ def losses(
         Scalars `loss`, `base`, `igc`, `tgc`, `distill`; only `loss` is weighted.
 
     Raises:
-        ValueError: a term with a weight needs teacher features, and there are none.
+        ValueError: a term with non-zero weight needs teacher features, which are missing.
     """
     if features.teacher_img_BD is None and config.wants_teacher:
-        raise ValueError(
-            "objective degla needs the teacher's features unless lambda_tgc = lambda_distill = 0"
-        )
+        raise ValueError("objective degla needs teacher features unless lambda_tgc = lambda_distill = 0")
     softening = Softening(gamma=config.focal_gamma, smoothing=config.label_smoothing)
     with torch.autocast(features.img_BD.device.type, enabled=False):
         scale = logit_scale.float()
@@ -147,7 +145,7 @@ def losses(
         if features.teacher_img_BD is None:
             terms["tgc"] = terms["distill"] = terms["base"].new_zeros(())
         else:
-            terms["tgc"] = tgc(features, batch, config.tgc_temperature, config.tgc_negatives, softening)
+            terms["tgc"] = tgc(features, batch, config.tgc_scale, config.tgc_negatives, softening)
             terms["distill"] = distill(features)
             if config.distill_reduction == "sum":
                 terms["distill"] = terms["distill"] * len(batch.img_ND)

@@ -12,7 +12,7 @@ import dataclasses
 import json
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -27,10 +27,12 @@ from degla_ray.lease import Lease
 from degla_ray.masking import MASK, masked
 from degla_ray.model.source import check_model
 from degla_ray.reporting import plots
-from degla_ray.reporting import tables as report
+from degla_ray.reporting.comparison_page import comparison_page
 from degla_ray.reporting.curves import training_curve
-from degla_ray.reporting.disagreements import Disagreement, most_disagreed
+from degla_ray.reporting.disagreements import most_disagreed
 from degla_ray.reporting.markdown import markdown
+from degla_ray.reporting.tables import console_tables
+from degla_ray.reporting.texts import Disagreements, findings, footnotes
 from degla_ray.reporting.thumbnails import thumbnails
 from degla_ray.schema import SCORES
 from degla_ray.stage import MANIFEST
@@ -72,7 +74,7 @@ def compare(config: CompareConfig) -> str:
 
 
 def _compare(config: CompareConfig, output: Storage) -> str:
-    found = [_read(entry, config) for entry in config.evaluations]
+    found = [_read_evaluation(entry, config) for entry in config.evaluations]
     comparison = set_side_by_side([e.summary for e in found], [e.means for e in found])
     drawn = _plots(comparison)
     disagreements = {
@@ -89,21 +91,21 @@ def _compare(config: CompareConfig, output: Storage) -> str:
     texts = {
         **files,
         "report.md": markdown(comparison, list(files), disagreements),
-        "report.html": report.html(comparison, drawn, disagreements, images),
+        "report.html": comparison_page(comparison, drawn, disagreements, images),
         "comparison.json": json.dumps(_as_json(comparison, disagreements, output.uri), indent=2),
     }
     for name, text in texts.items():
         output.write_bytes(masked(text).encode(), name)
-    for table in report.console_tables(comparison, console.width):
+    for table in console_tables(comparison, console.width):
         console.print(table)
-    for line in (*report.findings(comparison), "", *report.footnotes(comparison)):
+    for line in (*findings(comparison), "", *footnotes(comparison)):
         console.print(line, markup=False, highlight=False)
     _track(config, comparison, disagreements, output, list(texts))
     console.print(f"report: {output.uri}/report.html", markup=False, soft_wrap=True)
     return output.uri
 
 
-def _read(entry: str, config: CompareConfig) -> _Evaluation:
+def _read_evaluation(entry: str, config: CompareConfig) -> _Evaluation:
     """Return the evaluation behind an entry: a folder, an MLflow run, or a model, which is evaluated now."""
     storage = Storage(entry)
     if RUN_ID.fullmatch(entry) and not storage.exists(MANIFEST):
@@ -174,9 +176,9 @@ def _plots(comparison: Comparison) -> dict[str, str]:
         if curve is not None:
             curves[label] = curve
     drawn = {
-        "Composition against retention": plots.retention(comparison),
-        **plots.bars(comparison),
-        "Training losses": plots.losses(curves, comparison.labels),
+        "Composition against retention": plots.retention_plot(comparison),
+        **plots.accuracy_bars(comparison),
+        "Training losses": plots.loss_curves(curves, comparison.labels),
     }
     return {heading: svg for heading, svg in drawn.items() if svg is not None}
 
@@ -185,9 +187,7 @@ def _file_name(heading: str) -> str:
     return f"plots/{re.sub(r'[^a-z0-9]+', '_', heading.lower()).strip('_')}.svg"
 
 
-def _as_json(
-    comparison: Comparison, disagreements: Mapping[int, Sequence[Disagreement]], output: str
-) -> list[dict[str, object]]:
+def _as_json(comparison: Comparison, disagreements: Disagreements, output: str) -> list[dict[str, object]]:
     """Return one entry per model, for other programs.
 
     Disagreements are listed under the model that is compared with the first. Folders of models near `output`
@@ -212,7 +212,7 @@ def _as_json(
 def _track(
     config: CompareConfig,
     comparison: Comparison,
-    disagreements: Mapping[int, Sequence[Disagreement]],
+    disagreements: Disagreements,
     output: Storage,
     files: Sequence[str],
 ) -> None:
@@ -235,9 +235,7 @@ def _track(
             tracking.log_table(config.tracking, run_id, "disagreements", table)
 
 
-def _table(
-    labels: Sequence[str], disagreements: Mapping[int, Sequence[Disagreement]]
-) -> dict[str, list[object]]:
+def _table(labels: Sequence[str], disagreements: Disagreements) -> dict[str, list[object]]:
     """Return the columns of a table of all disagreements, one row per item."""
     rows = [(labels[model], item) for model, items in disagreements.items() for item in items]
     return {

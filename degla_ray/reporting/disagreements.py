@@ -99,6 +99,41 @@ def disagreements(first: pa.Table, second: pa.Table, items: pa.Table, count: int
     if not common:
         return []
     pair_N2 = np.array([(one.row[key], other.row[key]) for key in common])
+    margin_N2 = _standardised_margins(common, one, other, pair_N2)
+    differ_N = one.correct[pair_N2[:, 0]] != other.correct[pair_N2[:, 1]]
+    differ_N &= np.isfinite(margin_N2).all(axis=1)
+    gap_N = np.abs(margin_N2[:, 0] - margin_N2[:, 1])
+    order = sorted(np.flatnonzero(differ_N).tolist(), key=lambda n: (-gap_N[n], common[n]))[:count]
+    what = _shown(items, [common[n] for n in order])
+    benchmark = items["benchmark"][0].as_py()
+    found = []
+    for n in order:
+        if common[n] not in what:
+            continue
+        (subset, item_id), (images, texts) = common[n], what[common[n]]
+        first_row, second_row = pair_N2[n]
+        candidates = _compared(subset, images, texts, (one, first_row), (other, second_row))
+        found.append(
+            Disagreement(
+                benchmark=benchmark,
+                subset=subset,
+                item_id=item_id,
+                images=images,
+                texts=candidates.beside,
+                candidates=candidates.names,
+                true=candidates.true,
+                scores=candidates.scores,
+                margins=(float(margin_N2[n, 0]), float(margin_N2[n, 1])),
+                correct=(bool(one.correct[first_row]), bool(other.correct[second_row])),
+            )
+        )
+    return found
+
+
+def _standardised_margins(
+    common: Sequence[tuple[str, str]], one: _Scores, other: _Scores, pair_N2: np.ndarray
+) -> np.ndarray:
+    """Return both models' margins of the common items, in standard deviations; NaN where one is unknown."""
     margin_N2 = np.full(pair_N2.shape, np.nan)
     for form, size, number_n in _alike(common, one, other, pair_N2):
         scores = [s.matrix(pair_N2[number_n, i], size) for i, s in enumerate((one, other))]
@@ -110,41 +145,42 @@ def disagreements(first: pa.Table, second: pa.Table, items: pa.Table, count: int
             margin_N2[number_n[neither_n]] = np.nan
     known_N = np.isfinite(margin_N2).all(axis=1)
     if not known_N.any():
-        return []
+        return margin_N2
     deviation_2 = margin_N2[known_N].std(axis=0)
-    margin_N2 /= np.where(deviation_2 > 0, deviation_2, 1.0)
-    differ_N = known_N & (one.correct[pair_N2[:, 0]] != other.correct[pair_N2[:, 1]])
-    gap_N = np.where(differ_N, np.abs(margin_N2[:, 0] - margin_N2[:, 1]), -1.0)
-    order = sorted(np.flatnonzero(differ_N).tolist(), key=lambda n: (-gap_N[n], common[n]))[:count]
-    what = _shown(items, [common[n] for n in order])
-    found = []
-    for n in order:
-        subset, item_id = common[n]
-        if common[n] not in what:
-            continue
-        images, texts = what[common[n]]
-        rows = one.scores(pair_N2[n, 0]), other.scores(pair_N2[n, 1])
-        form = _form(subset, len(rows[0]))
-        if form is Form.CLASSES:
-            true = int(_true_class(one.correct[[pair_N2[n, 0]]], rows[0][None], rows[1][None])[0])
-            rows = _best_two(rows[0], true), _best_two(rows[1], true)
-        candidates, beside = _candidates(form, images, texts, len(rows[0]))
-        right = {Form.TWO_POSITIVES: (0, 1), Form.TWO_PAIRS: (0, 3)}.get(form, (0,))
-        found.append(
-            Disagreement(
-                benchmark=items["benchmark"][0].as_py(),
-                subset=subset,
-                item_id=item_id,
-                images=images,
-                texts=beside,
-                candidates=candidates,
-                true=tuple(number in right for number in range(len(candidates))),
-                scores=(tuple(rows[0].tolist()), tuple(rows[1].tolist())),
-                margins=(float(margin_N2[n, 0]), float(margin_N2[n, 1])),
-                correct=(bool(one.correct[pair_N2[n, 0]]), bool(other.correct[pair_N2[n, 1]])),
-            )
-        )
-    return found
+    return margin_N2 / np.where(deviation_2 > 0, deviation_2, 1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Candidates:
+    """Candidates of one item as a report shows them; see Disagreement."""
+
+    names: tuple[str, ...]
+    beside: tuple[str, ...]
+    true: tuple[bool, ...]
+    scores: tuple[tuple[float, ...], tuple[float, ...]]
+
+
+def _compared(
+    subset: str,
+    images: tuple[str, ...],
+    texts: tuple[str, ...],
+    first: tuple[_Scores, int],
+    second: tuple[_Scores, int],
+) -> _Candidates:
+    """Return an item's candidates, given each model's scores and its row in them."""
+    rows = tuple(scores.scores(row) for scores, row in (first, second))
+    form = _form(subset, len(rows[0]))
+    if form is Form.CLASSES:
+        true = int(_true_class(first[0].correct[[first[1]]], rows[0][None], rows[1][None])[0])
+        rows = tuple(_best_two(row, true) for row in rows)
+    names, beside = _candidates(form, images, texts, len(rows[0]))
+    right = {Form.TWO_POSITIVES: (0, 1), Form.TWO_PAIRS: (0, 3)}.get(form, (0,))
+    return _Candidates(
+        names=names,
+        beside=beside,
+        true=tuple(number in right for number in range(len(names))),
+        scores=(tuple(rows[0].tolist()), tuple(rows[1].tolist())),
+    )
 
 
 def margins(form: Form, scores_nK: np.ndarray, true_n: np.ndarray | None = None) -> np.ndarray:

@@ -9,19 +9,19 @@ from __future__ import annotations
 import random
 from collections import Counter
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import pyarrow as pa
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 from rich.console import Console
 from rich.table import Table
 
 from degla_ray import tracking
 from degla_ray.config import NegativesConfig
 from degla_ray.identity import canonical
-from degla_ray.negatives.blind import blind_accuracy
 from degla_ray.negatives.llm.ledger import State
-from degla_ray.negatives.proposals import ORDER
+from degla_ray.negatives.selection import ORDER
+from degla_ray.negatives.text_only import text_only_accuracy
+from degla_ray.number_formats import MISSING, percent
+from degla_ray.reporting.pages import render_page
 from degla_ray.schema import CAPTIONS, NEGATIVES, Kind
 from degla_ray.stage import StageFolder
 from degla_ray.storage import Storage
@@ -29,7 +29,6 @@ from degla_ray.storage import Storage
 SAMPLES = 50
 """Random negatives of each kind shown on the page."""
 STATES = tuple(state.value for state in State)
-_TEMPLATES = Path(__file__).parent / "templates"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +42,8 @@ class KindReport:
         reasons: rows of rejects by reason.
         prompt_tokens, completion_tokens, cached_tokens: totals over all answers.
         words: number of negatives by their length in words.
-        blind_accuracy: text-only accuracy, i.e. how well a classifier tells negatives from captions by their
-            text; None for too few pairs.
+        text_only_accuracy: how well a classifier tells negatives from captions by their text alone; None for
+            too few pairs.
     """
 
     captions: dict[str, int]
@@ -55,7 +54,7 @@ class KindReport:
     completion_tokens: int
     cached_tokens: int
     words: dict[int, int]
-    blind_accuracy: float | None
+    text_only_accuracy: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,8 +115,8 @@ class Report:
         }
         for kind, report in self.kinds.items():
             flat |= {f"{kind}/{state}": n for state, n in report.captions.items()}
-            if report.blind_accuracy is not None:
-                flat[f"{kind}/blind_accuracy"] = report.blind_accuracy
+            if report.text_only_accuracy is not None:
+                flat[f"{kind}/text_only_accuracy"] = report.text_only_accuracy
         return {name: float(value) for name, value in flat.items()}
 
 
@@ -154,7 +153,9 @@ def publish(config: NegativesConfig, folder: StageFolder, model: str) -> None:
     report, pairs = build_report(config, folder, model)
     Console().print(console_table(report))
     rng = random.Random(0)
-    page = html(report, {kind: rng.sample(found, min(SAMPLES, len(found))) for kind, found in pairs.items()})
+    page = generation_page(
+        report, {kind: rng.sample(found, min(SAMPLES, len(found))) for kind, found in pairs.items()}
+    )
     folder.storage.write_json(asdict(report) | {"totals": report.metrics()}, "report.json")
     folder.storage.write_bytes(page.encode(), "report.html")
     uri = folder.storage.uri
@@ -185,12 +186,12 @@ def console_table(report: Report) -> Table:
             f"{report.answers:,} answers, {report.timed_answers:,} of them in {report.seconds:,.0f} s: "
             f"{totals['answers_per_second']:,.1f}/s, accepted {totals['accepted_per_second']:,.1f}/s; "
             f"{totals['tokens_per_accepted']:,.0f} tokens per accepted negative; "
-            f"prefix cache {totals['prefix_cache_hit_rate']:.0%}; "
+            f"prefix cache {percent(totals['prefix_cache_hit_rate'], digits=0)}%; "
             f"{report.gpu_hours:.2f} engine hours, cost {report.cost:.2f}"
         ),
     )
     table.add_column("kind", no_wrap=True)
-    for heading in ("rows", "with", "without", "failed", "n/a", "answers", "passed", "blind"):
+    for heading in ("rows", "with", "without", "failed", "n/a", "answers", "passed", "text-only"):
         table.add_column(heading, justify="right")
     for kind, row in report.kinds.items():
         answers = sum(n for state, n in row.answers.items() if state != "not_applicable")
@@ -199,28 +200,22 @@ def console_table(report: Report) -> Table:
             f"{row.negatives:,}",
             *(f"{row.captions[state]:,}" for state in STATES),
             f"{answers:,}",
-            f"{100 * row.answers['ok'] / max(1, answers):.1f} %",
-            "–" if row.blind_accuracy is None else f"{100 * row.blind_accuracy:.0f} %",
+            f"{percent(row.answers['ok'] / max(1, answers))} %",
+            MISSING if row.text_only_accuracy is None else f"{percent(row.text_only_accuracy, digits=0)} %",
         )
     return table
 
 
-def html(report: Report, samples: dict[str, list[tuple[str, str]]]) -> str:
+def generation_page(report: Report, samples: dict[str, list[tuple[str, str]]]) -> str:
     """Return the report as one page without external resources.
 
     Args:
         report: the numbers.
         samples: kind -> (caption, negative).
     """
-    environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES),
-        autoescape=select_autoescape(),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+    return render_page(
+        "generation.html", report=report, totals=report.metrics(), samples=samples, states=STATES
     )
-    page = environment.get_template("generation.html")
-    return page.render(report=report, totals=report.metrics(), samples=samples, states=STATES)
 
 
 def pairs_by_kind(captions: pa.Table, negatives: pa.Table) -> dict[str, list[tuple[str, str]]]:
@@ -244,7 +239,7 @@ def _kind_report(kind: Kind, counts: Counter[str], pairs: list[tuple[str, str]],
         completion_tokens=counts[f"completion_tokens.{kind}"],
         cached_tokens=counts[f"cached_tokens.{kind}"],
         words=_word_counts([negative for _, negative in pairs]),
-        blind_accuracy=blind_accuracy(pairs, seed),
+        text_only_accuracy=text_only_accuracy(pairs, seed),
     )
 
 

@@ -6,18 +6,18 @@ import re
 from collections.abc import Sequence
 
 from degla_ray.evaluation.comparison import Cell, Comparison, title
+from degla_ray.number_formats import points
+from degla_ray.reporting.among_published import among_published
 from degla_ray.reporting.disagreements import Disagreement
-from degla_ray.reporting.tables import (
+from degla_ray.reporting.texts import (
     DISAGREEMENTS,
     Disagreements,
-    among_published,
     comparisons_text,
     findings,
     footnotes,
     interval_text,
+    label_suffix,
     margin_text,
-    mark,
-    points,
     value_text,
 )
 
@@ -85,7 +85,7 @@ def _md_row(*cells: str) -> str:
 
 
 def _md_label(comparison: Comparison, model: int) -> str:
-    return literal(comparison.labels[model]) + mark(comparison, model)
+    return literal(comparison.labels[model]) + label_suffix(comparison, model)
 
 
 def literal(text: str) -> str:

@@ -30,7 +30,7 @@ Axis = tuple[str, tuple[str, ...]]  # label, names of the scores that are averag
 Curve = Mapping[str, Sequence[float]]  # column of a training trace -> values; includes `step`
 
 
-def retention(comparison: Comparison) -> str | None:
+def retention_plot(comparison: Comparison) -> str | None:
     """Plot composition against retention, with intervals; None if no model has both.
 
     The plot uses the project's own scenes if a model has both scores there. Otherwise it uses published
@@ -49,29 +49,29 @@ def retention(comparison: Comparison) -> str | None:
         return None
     with _figure(6.4, 4.4) as (figure, svg):
         axes = figure.subplots()
-        points = published_points(x_names, y_names)
-        for point in points:
+        published = published_points(x_names, y_names)
+        for point in published:
             cut = point.protocol.startswith("int_logits")
             axes.plot(point.x, point.y, "o", color=GREY, markersize=5, fillstyle="none" if cut else "full")
             axes.annotate(
-                _plain(point.model), (point.x, point.y), (6, -9), textcoords="offset points",
+                _literal(point.model), (point.x, point.y), (6, -9), textcoords="offset points",
                 color=GREY, fontsize=8,
             )  # fmt: skip
         for model, label, x, y in placed:
             colour = COLOURS[model % len(COLOURS)]
             (x_low, x_high), (y_low, y_high) = _reach(x), _reach(y)
             axes.errorbar(
-                _percent(x), _percent(y), xerr=[[x_low], [x_high]], yerr=[[y_low], [y_high]], fmt="o",
+                _in_percent(x), _in_percent(y), xerr=[[x_low], [x_high]], yerr=[[y_low], [y_high]], fmt="o",
                 color=colour, ecolor=colour, elinewidth=1, capsize=3, markersize=8,
             )  # fmt: skip
             axes.annotate(
-                _plain(label), (_percent(x), _percent(y)), (8, 7), textcoords="offset points",
+                _literal(label), (_in_percent(x), _in_percent(y)), (8, 7), textcoords="offset points",
                 color=colour, fontweight="bold",
             )  # fmt: skip
         base = placed[0]
-        axes.axvline(_percent(base[2]), color="#bbbbbb", linestyle=":", linewidth=1, zorder=0)
-        axes.axhline(_percent(base[3]), color="#bbbbbb", linestyle=":", linewidth=1, zorder=0)
-        note = "\ngrey: published; hollow where its zero-shot scores are int_logits" if points else ""
+        axes.axvline(_in_percent(base[2]), color="#bbbbbb", linestyle=":", linewidth=1, zorder=0)
+        axes.axhline(_in_percent(base[3]), color="#bbbbbb", linestyle=":", linewidth=1, zorder=0)
+        note = "\ngrey: published; hollow where its zero-shot scores are int_logits" if published else ""
         axes.set_xlabel(textwrap.fill(x_label, 80) + note)
         axes.set_ylabel(textwrap.fill(y_label, 50))
         axes.margins(x=0.25, y=0.2)
@@ -131,7 +131,7 @@ def _mean(scores: Sequence[Score | None]) -> Score | None:
     return Score(name="", value=mean, low=mean - below, high=mean + above, n=0, missing=0)
 
 
-def bars(comparison: Comparison) -> dict[str, str]:
+def accuracy_bars(comparison: Comparison) -> dict[str, str]:
     """Return heading -> bar plot of accuracies by model with intervals, one per benchmark or family.
 
     Benchmarks with a single subset share a plot; one with more than MOST_BARS subsets is shown in the tables
@@ -169,12 +169,12 @@ def _bars(comparison: Comparison, named: Mapping[str, str]) -> str:
         axes = figure.subplots()
         for model, label in enumerate(comparison.labels):
             scores = [comparison.cell(model, name).score for name in named]
-            heights = [_percent(s) for s in scores]
+            heights = [_in_percent(s) for s in scores]
             reach = np.array([_reach(s) for s in scores]).T
             error = {"elinewidth": 1, "ecolor": "#333333", "capsize": 2}
             axes.bar(
                 at + (model - (models - 1) / 2) * width, heights, width * 0.92, yerr=reach, error_kw=error,
-                color=COLOURS[model % len(COLOURS)], label=_plain(label),
+                color=COLOURS[model % len(COLOURS)], label=_literal(label),
             )  # fmt: skip
         for place, name in zip(at, named, strict=True):
             chance = next((s.chance for s in (m.score(name) for m in comparison.summaries) if s), None)
@@ -193,14 +193,14 @@ def _bars(comparison: Comparison, named: Mapping[str, str]) -> str:
 def _broken(label: str) -> str:
     """Return a tick's label broken after `/`, `_` and `-` into lines of at most TICK letters."""
     lines = [""]
-    for part in re.findall(r"[^/_-]+[/_-]*|[/_-]+", _plain(label)):
+    for part in re.findall(r"[^/_-]+[/_-]*|[/_-]+", _literal(label)):
         if lines[-1] and len(lines[-1]) + len(part) > TICK:
             lines.append("")
         lines[-1] += part
     return "\n".join(line.rstrip("_/") for line in lines)
 
 
-def losses(curves: Mapping[str, Curve], labels: Sequence[str]) -> str | None:
+def loss_curves(curves: Mapping[str, Curve], labels: Sequence[str]) -> str | None:
     """Plot one panel per loss term and one line per training run (label -> trace); None without traces."""
     terms = [
         t
@@ -223,7 +223,7 @@ def losses(curves: Mapping[str, Curve], labels: Sequence[str]) -> str | None:
                         step,
                         value,
                         color=COLOURS[labels.index(label) % len(COLOURS)],
-                        label=_plain(label),
+                        label=_literal(label),
                         linewidth=1.4,
                     )
             axes.set_title(term, fontsize=10, loc="left")
@@ -250,7 +250,7 @@ def _figure(width: float, height: float) -> Iterator[tuple[Figure, list[str]]]:
     svg.append(text[text.index("<svg") :])
 
 
-def _plain(label: str) -> str:
+def _literal(label: str) -> str:
     """Return a label that Matplotlib shows unchanged.
 
     A `$` would start a formula, and a leading `_` would hide the label from the legend.
@@ -259,7 +259,7 @@ def _plain(label: str) -> str:
     return f" {text}" if text.startswith("_") else text
 
 
-def _percent(score: Score | None) -> float:
+def _in_percent(score: Score | None) -> float:
     return 100 * score.value if score is not None and score.value is not None else float("nan")
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image
 
-from degla_ray.encoding.images import ImageFile, opened
+from degla_ray.encoding.images import StoredImage, source_from_spec
 
 SIZE = 240  # pixels of the longer side
 BATCH = 16  # images read together
@@ -34,17 +34,17 @@ def thumbnails(keys: Iterable[str], sources: Sequence[Mapping[str, Any]]) -> dic
             if name in known:
                 wanted.setdefault(name, set()).add(image_id)
         for name, ids in wanted.items():
-            for image_id, image_file in _images(known[name], ids):
-                uri = _data_uri(image_file)
+            for image_id, stored in _images(known[name], ids):
+                uri = _data_uri(stored)
                 if uri is not None:
                     found[f"{name}:{image_id}"] = uri
     return found
 
 
-def _images(spec: Mapping[str, Any], ids: set[str]) -> Iterator[tuple[str, ImageFile]]:
+def _images(spec: Mapping[str, Any], ids: set[str]) -> Iterator[tuple[str, StoredImage]]:
     """Yield the images of a source that can be read; the report shows the others by their keys."""
     try:
-        source = opened(spec)
+        source = source_from_spec(spec)
         batches, _ = source.batches(ids, BATCH)
     except Exception:  # a deleted folder, a dataset of another format, a filesystem without access
         return
@@ -53,14 +53,14 @@ def _images(spec: Mapping[str, Any], ids: set[str]) -> Iterator[tuple[str, Image
             read = source.read(batch)
         except Exception:
             continue
-        for image_id, image_file in zip(batch.ids, read, strict=True):
-            if isinstance(image_file, ImageFile):
-                yield image_id, image_file
+        for image_id, stored in zip(batch.ids, read, strict=True):
+            if isinstance(stored, StoredImage):
+                yield image_id, stored
 
 
-def _data_uri(image_file: ImageFile) -> str | None:
+def _data_uri(stored: StoredImage) -> str | None:
     try:
-        image = image_file.open()
+        image = stored.open()
         image.thumbnail((SIZE, SIZE))
         file = io.BytesIO()
         image.convert("RGB").save(file, format="JPEG", quality=QUALITY)

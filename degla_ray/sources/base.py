@@ -20,11 +20,11 @@ from degla_ray.schema import GIVEN, GIVEN_KIND, REJECTS, RejectReason
 from degla_ray.storage import Storage
 
 STAGE = "prepare"
-TEXT_CHARS = 500  # maximum characters kept of a rejected row's text
+TEXT_CHARS = 500  # maximum length of a rejected row's stored text
 
 
 class Unit(StrEnum):
-    """What a rejected row was; written to the column `kind` of the rejects."""
+    """Kind of a rejected row: image or caption; stored in the rejects' column `kind`."""
 
     IMAGE = "image"
     CAPTION = "caption"
@@ -33,7 +33,7 @@ class Unit(StrEnum):
 class Caption(NamedTuple):
     """One valid caption; `sample_id` is unique within the source and stable across reruns.
 
-    `given` holds the negatives that the source supplies for it.
+    `given` holds the caption's negatives that the source supplies.
     """
 
     sample_id: str
@@ -59,12 +59,12 @@ class Refusal(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reject:
-    """One row that is left out.
+    """One rejected row.
 
     Attributes:
         unit: whether it counts as an image or as a caption.
         row_id: image_id, sample_id, or `file:line` if the row has no id.
-        image_id: the image it belongs to; empty if there is none.
+        image_id: image that the row belongs to; empty if unknown.
         text: the caption or file name as found.
     """
 
@@ -78,7 +78,7 @@ class Reject:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RowsRead:
-    """Number of rows read from a file, counted independently of what becomes of them."""
+    """Number of rows read from a file, counted independently of the records and rejects."""
 
     images: int = 0
     captions: int = 0
@@ -86,7 +86,7 @@ class RowsRead:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Note:
-    """A console message about something that was skipped and is not a row."""
+    """A console message about skipped data that does not count as a row."""
 
     text: str
 
@@ -126,7 +126,7 @@ class Source(ABC):
         return {}
 
     def write_extras(self, storage: Storage) -> None:  # noqa: B027 (most sources have none)
-        """Write files that belong next to the shards, once, before the folder is marked as finished."""
+        """Write additional files next to the shards, once, before the folder is marked as finished."""
 
 
 def check_caption(value: object) -> str | Refusal:

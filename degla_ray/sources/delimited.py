@@ -18,7 +18,7 @@ from degla_ray.sources.base import Refusal
 
 
 class Row(NamedTuple):
-    """One row: `file:line` of its first line, that line's text, and its cells or why it has none."""
+    """One row: `file:line` of its first line, that line's text, and its cells or why they are invalid."""
 
     where: str
     line: str

@@ -1,4 +1,4 @@
-"""Export of captions and negatives in DeGLA's released format, for training code that reads it.
+"""Export captions and negatives in DeGLA's released format, for training code that reads it.
 
 Run by `jobs/export_degla_json.py`. The format identifies an image by its COCO number alone, so only COCO
 images can be exported. All texts are held in memory: about 1 GB for 414,000 captions with ten negatives each.
@@ -24,7 +24,7 @@ from degla_ray.storage import Storage
 
 
 class Released(NamedTuple):
-    """Entries of the released file, and the number of captions left out for lack of negatives."""
+    """Entries of the released file, and the number of captions omitted for having too few negatives."""
 
     entries: list[dict[str, Any]]
     left_out: int
@@ -59,8 +59,8 @@ def read_pair(prepared_uri: str, negatives_uri: str, split: str) -> tuple[pa.Tab
     """Return the captions of a split, and the negatives (sample_id, kind, negative) of all splits.
 
     Raises:
-        SettingError: no such split.
-        DataError: a folder is unfinished, or the negatives are those of another prepared folder.
+        SettingError: the split does not exist.
+        DataError: a folder is unfinished, or the negatives belong to another prepared folder.
     """
     prepared, about_prepared = read_complete(prepared_uri, "prepare")
     negatives, about_negatives = read_complete(negatives_uri, "negatives")
@@ -75,12 +75,16 @@ def read_pair(prepared_uri: str, negatives_uri: str, split: str) -> tuple[pa.Tab
 
 
 def too_few(where: str, min_negatives: int) -> DataError:
-    """Return the error for a folder none of whose captions can be written."""
+    """Return the error for a folder in which every caption has too few negatives."""
     return DataError(where, f"no caption with {min_negatives} negatives", "some, or a smaller min_negatives")
 
 
 def write_file(text: str, output: str, expected: str) -> None:
-    """Write one file to any URI; raises SettingError if `output` does not name a file."""
+    """Write one file to any URI.
+
+    Raises:
+        SettingError: `output` does not name a file.
+    """
     folder, slash, name = output.rpartition("/")
     storage = Storage(folder + slash if slash else ".")
     if not name or storage.is_folder(name):

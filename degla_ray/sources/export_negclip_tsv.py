@@ -1,7 +1,7 @@
-"""Captions and their negatives as NegCLIP's training file, for training code that reads that.
+"""Export captions and negatives as NegCLIP's training file, for training code that reads it.
 
-Run by `jobs/export_negclip_tsv.py`. NegCLIP's own code opens `filepath` as it is written. It draws one of
-`neg_caption` and one of `neg_image` for every row, so it needs `neighbours` too. All texts are held in
+Run by `jobs/export_negclip_tsv.py`. NegCLIP's code opens `filepath` unchanged. For every row it draws
+one element of `neg_caption` and one of `neg_image`, so it also needs `neighbours`. All texts are held in
 memory: about 1 GB for 414,000 captions with ten negatives.
 """
 
@@ -20,14 +20,15 @@ from degla_ray.sources.export_degla_json import dealt, read_pair, too_few, write
 from degla_ray.sources.listing import IMAGE_SUFFIXES
 from degla_ray.stage import read_complete
 
-HEADER = ("", "title", "filepath", "neg_caption", "neg_image")  # the first is pandas' index
+HEADER = ("", "title", "filepath", "neg_caption", "neg_image")  # the first column is pandas' index
 
 
 def export_negclip_tsv(config: ExportNegclipTsvConfig) -> dict[str, int]:
-    """Write the file; return the counts captions, written and left_out.
+    """Write the file and return the counts captions, written and left_out.
 
     Raises:
-        SettingError: no such split, `output` names no file, or `filepath` names no image files.
+        SettingError: the split does not exist, `output` is not a file name, or `filepath` does not name image
+            files.
         DataError: the folders are unfinished or do not belong together, or no caption has enough negatives.
     """
     captions, negatives = read_pair(config.prepared, config.negatives, config.split)
@@ -86,7 +87,7 @@ def filepath(pattern: str, image_id: str) -> str:
 
 
 def _neighbours(config: ExportNegclipTsvConfig) -> dict[str, list[str]] | None:
-    """Return each image's neighbours, nearest first; None without the setting."""
+    """Return each image's neighbours, nearest first; None if `neighbours` is not set."""
     if config.neighbours is None:
         return None
     storage, about = read_complete(config.neighbours, "neighbours")
@@ -100,7 +101,7 @@ def _neighbours(config: ExportNegclipTsvConfig) -> dict[str, list[str]] | None:
 
 
 def _images_with_neighbours(images: Iterable[str], near: dict[str, list[str]]) -> set[str]:
-    """Return those of `images` that keep a neighbour among those returned."""
+    """Return the largest subset of `images` in which every image has a neighbour."""
     kept = set(images)
     while lonely := {image for image in kept if kept.isdisjoint(near.get(image, []))}:
         kept -= lonely

@@ -75,13 +75,13 @@ def some(names: Sequence[str]) -> str:
     return ", ".join(repr(name) for name in names[:_NAMED]) + more
 
 
-@functools.lru_cache(maxsize=16)  # an S3 client takes longer to make than an image to read
+@functools.lru_cache(maxsize=16)  # creating an S3 client takes longer than reading an image
 def _folder(uri: str) -> Storage:
     return Storage(uri)
 
 
 def _find(name: str, setting: str, suffix: str, others: list[str]) -> Iterator[str]:
-    """Yield the files that one name stands for; append the skipped files of a folder to `others`."""
+    """Yield the files that one name matches; append the skipped files of a folder to `others`."""
     storage = _named(name)
     if storage is not None and storage.is_file():
         yield storage.uri
@@ -110,7 +110,7 @@ def _named(name: str) -> Storage | None:
     try:
         return Storage(name)
     except DataError:
-        if _WILD.search(name):  # no character of a remote store's URI
+        if _WILD.search(name):  # not allowed in a remote store's URI
             return None
         raise
 

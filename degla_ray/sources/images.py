@@ -45,14 +45,14 @@ def check_and_convert(data: bytes, max_pixels: int, short_side: int | None) -> C
     if not data:
         return Refusal(RejectReason.ZERO_BYTE, "the file is empty")
     with warnings.catch_warnings(), without_pillows_limit():
-        warnings.simplefilter("ignore")  # of broken EXIF, which is decided here
+        warnings.simplefilter("ignore")  # about broken EXIF, which is handled here
         try:
             with Image.open(io.BytesIO(data), formats=_available()) as image:
                 return _check(image, data, max_pixels, short_side)
         except UnidentifiedImageError:
             reason = RejectReason.TRUNCATED if _ends_early(data) else RejectReason.UNREADABLE
             return Refusal(reason, f"no image in {len(data)} bytes that begin with {data[:8]!r}")
-        except Exception as error:  # a broken file can make a decoder raise anything
+        except Exception as error:  # a decoder may raise any exception on a broken file
             truncated = "truncated" in str(error).lower() or isinstance(error, EOFError) or _ends_early(data)
             reason = RejectReason.TRUNCATED if truncated else RejectReason.UNREADABLE
             return Refusal(reason, f"{type(error).__name__}: {error}")
@@ -73,7 +73,7 @@ def _check(
     orientation = _orientation(image)
     width, height = image.size if orientation < 5 else image.size[::-1]
     target = _target(width, height, short_side)
-    sixteen_bit_png = image.format == "PNG" and data[24] == 16  # Pillow hides it: mode RGB, 8 bits a channel
+    sixteen_bit_png = image.format == "PNG" and data[24] == 16  # Pillow says RGB, 8 bits per channel
     if target is not None and image.format in ("JPEG", "MPO"):
         box = target if orientation < 5 else target[::-1]
         image.draft(None, (2 * box[0], 2 * box[1]))  # the decoder downscales by up to 8

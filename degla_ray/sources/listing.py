@@ -1,7 +1,7 @@
 """Turn the names in an annotation file into records: find the images and check the captions.
 
-Shared by every source whose images are files in a folder. The folder is listed once (one system call per few
-hundred names) instead of querying each name; only names missing from the listing are looked up individually.
+Every source with images as files in a folder uses this module. The folder is listed once (one system call per
+few hundred names); only names missing from the listing are looked up individually.
 Links directly in the folder, such as a linked train2014, are the user's own and are followed; deeper links
 are followed only if they stay inside the folder.
 """
@@ -58,19 +58,19 @@ class NamedImage:
 
 
 class Finder(Protocol):
-    """Finds an image by its names: returns a locator for `Source.read_image`, or why there is none."""
+    """Lookup of an image by its names: returns a locator for `Source.read_image`, or a Refusal."""
 
     def find(self, names: Sequence[str]) -> str | Refusal: ...
 
     def notes(self) -> Iterator[Note]:
-        """Yield what is to be said once every image was looked for."""
+        """Yield the messages to print after all images have been looked up."""
 
 
 class Located:
-    """Images whose location was read along with their captions, so that the name is already the locator.
+    """Finder for images whose location was read with the captions: the name is already the locator.
 
     Args:
-        missing: the reason given if the name is empty.
+        missing: reason for refusing an empty name.
     """
 
     def __init__(self, missing: str = "there is no image with the captions") -> None:
@@ -102,7 +102,7 @@ class ImageFolder:
         if not self._storage.is_folder():
             raise SettingError(setting, uri, "an existing folder of images")
         self._follow_links = follow_links
-        # Prefixes of absolute paths that belong to the folder.
+        # Prefixes of absolute paths inside the folder.
         self._roots = {self._storage.uri.rstrip("/"), self._storage.path().rstrip("/")}
         if isinstance(self._storage.filesystem, pafs.LocalFileSystem):
             self._roots.add(os.path.realpath(self._storage.path()))
@@ -162,7 +162,7 @@ class FolderListing:
         return Refusal(RejectReason.MISSING_IMAGE, detail)
 
     def notes(self) -> Iterator[Note]:
-        """Name the files that no caption names, such as images of another split."""
+        """Yield a message about files without a caption, such as images of another split."""
         if left := sorted(self.files - self._found):
             yield Note(text=f"in the image folder, named by no caption: {some(left)}")
 
@@ -182,7 +182,7 @@ class AnnotatedFolder(Source):
         config: the source's settings, with `images`.
         setting: dotted name of the setting that holds the files, e.g. `flickr8k.captions`.
         files: annotation file of each split.
-        expected: what such a file is called in errors, e.g. `a TSV file`.
+        expected: description of a valid file for errors, e.g. `a TSV file`.
         follow_links: see ImageFolder.
 
     Raises:
@@ -222,7 +222,7 @@ def normalise(name: str) -> str | None:
 
 
 def to_rows(images: Iterable[NamedImage], finder: Finder) -> Iterator[Record | Reject | Note]:
-    """Every named image as one Record or image Reject; every caption in a Record or as a Reject.
+    """Yield one Record or image Reject per named image, and one Reject per caption outside the Records.
 
     An image belongs to the split that names it first. Its captions in other splits are rejected, so that no
     image is used for both training and evaluation.

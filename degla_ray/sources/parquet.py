@@ -44,9 +44,9 @@ _EMBEDDED = (
 
 
 class _Row(NamedTuple):
-    """One row without its image. `name` is the image's locator or, of a column of paths, its path.
+    """One row without its image. `name` is the image's locator or, if the column holds paths, its path.
 
-    `damaged` says why nothing of the row can be read; it then counts as one image with one caption.
+    `damaged` is the reason why the row is unreadable; such a row counts as one image with one caption.
     """
 
     where: str
@@ -59,7 +59,7 @@ class _Row(NamedTuple):
 
 
 class _Group(NamedTuple):
-    """A row group without the images' bytes: the columns that settings name, or why they cannot be read."""
+    """The named columns of a row group without the images' bytes, or the reason why they are unreadable."""
 
     number: int
     first: int  # its first row in the file
@@ -67,8 +67,8 @@ class _Group(NamedTuple):
     table: pa.Table | str
 
 
-class _Reader:
-    """Reads cells of one column of a row group, in ascending order of rows."""
+class _ParquetReader:
+    """A reader of one column of a row group, in ascending order of rows."""
 
     def __init__(self, uri: str, group: int, column: str) -> None:
         self.place = (uri, group)
@@ -79,7 +79,7 @@ class _Reader:
         self._batch = pa.array([])
 
     def cell(self, row: int) -> Any:
-        """Return the cell of a row that is not before `first`."""
+        """Return the cell of a row at or after `first`."""
         while row >= self.first + len(self._batch):
             self.first += len(self._batch)
             batch = next(self._batches, None)
@@ -114,7 +114,7 @@ class ParquetSource(Source):
         self._folder = (
             None if self._embedded else ImageFolder(config.images or "", "parquet.images", follow_links)
         )
-        self._reader: _Reader | None = None
+        self._reader: _ParquetReader | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_reader": None}
@@ -168,7 +168,7 @@ class ParquetSource(Source):
         reader, self._reader = self._reader, None  # a reader that failed is not reused
         try:
             if reader is None or reader.place != (uri, int(group)) or int(row) < reader.first:
-                reader = _Reader(uri, int(group), self._config.image_column)
+                reader = _ParquetReader(uri, int(group), self._config.image_column)
             value = reader.cell(int(row))
         except pa.ArrowException as error:
             raise OSError(_line(error)) from error
@@ -185,8 +185,8 @@ class ParquetSource(Source):
         """Yield the row groups of a file.
 
         Raises:
-            DataError: the file cannot be read, be it only for now.
-            SettingError: it lacks a column.
+            DataError: the file cannot be read, perhaps only temporarily.
+            SettingError: the file lacks a column.
         """
         config = self._config
         wanted = [
@@ -269,7 +269,7 @@ class ParquetSource(Source):
     def _image(
         self, row: _Row, images: dict[str, NamedImage], digests: dict[str, bytes | None]
     ) -> NamedImage | Refusal:
-        """Return the image of a row, entered if it is new; else why it cannot be told which it is."""
+        """Return a row's image, registering a new one; a Refusal if the image cannot be identified."""
         if row.damaged:
             return Refusal(RejectReason.UNREADABLE, row.damaged)
         name = row.name if isinstance(row.name, str) and row.name.isprintable() else ""
@@ -290,7 +290,7 @@ class ParquetSource(Source):
     def _same(
         self, row: _Row, name: str, image: NamedImage, digests: dict[str, bytes | None]
     ) -> NamedImage | Refusal:
-        """Return `image` if the row shows it or has no image; else why not."""
+        """Return `image` if the row shows it or has no image; else the reason for refusing the row."""
         first = image.names[0]
         if self._embedded:
             own, earlier = digests.get(name), digests.get(first)
@@ -341,7 +341,7 @@ def _open(uri: str) -> pq.ParquetFile:
 
 
 def _require_bytes(uri: str, group: pq.RowGroupMetaData, columns: list[str]) -> None:
-    """Raise DataError if the store does not give the bytes of a row group's columns: no damage then."""
+    """Raise DataError if the store cannot deliver the columns' bytes, which is not damage to the file."""
     try:
         with open_file(uri) as file:
             for chunk in map(group.column, range(group.num_columns)):
@@ -416,7 +416,7 @@ def _is_list(kind: pa.DataType) -> bool:
 
 
 def _values(column: pa.ChunkedArray) -> list[Any]:
-    """Return the cells as Python values; invalid UTF-8 stays bytes, which every check refuses."""
+    """Return the cells as Python values; invalid UTF-8 stays bytes and fails every later check."""
     try:
         return column.to_pylist()
     except UnicodeDecodeError:

@@ -21,7 +21,9 @@ from degla_ray.lease import owned
 from degla_ray.schema import RejectReason
 from degla_ray.sources import open_source
 from degla_ray.sources.base import STAGE, Note, Record, Reject, Source, Unit
+from degla_ray.sources.hold_out import hold_out
 from degla_ray.sources.write_shard import (
+    IMAGES_OF_SPLIT,
     PrepareTask,
     Progress,
     ShardResult,
@@ -35,7 +37,7 @@ from degla_ray.stage import MANIFEST, StageFolder, shard_of
 from degla_ray.storage import Storage
 
 OUTPUT_VERSION = 1
-"""Raised whenever the same input would give different output; a folder of another version is not resumed."""
+"""Increase when the same input gives different output; a folder of another version is not resumed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +70,7 @@ def prepare(config: PrepareConfig) -> dict[str, int]:
         FingerprintMismatch: the output folder was made with other settings or other input.
         LeaseHeld: another driver is writing the output folder.
         TooManyRejects: more than `max_reject_fraction` of the rows was rejected.
-        DataError: the counts do not add up to rows in = rows out + rejects, or an annotation file is broken.
+        DataError: the rows read do not equal rows written plus rejects, or an annotation file is broken.
     """
     source = open_source(config)
     if _storage(config.output).exists(MANIFEST):
@@ -82,7 +84,7 @@ def prepare(config: PrepareConfig) -> dict[str, int]:
 
 
 def _prepare(config: PrepareConfig, source: Source) -> dict[str, int]:
-    listing = list_rows(source, config.limit)
+    listing = list_rows(source, config.limit, config.val_fraction)
     for note in listing.notes:
         print(f"note: {note}")
     result = ShardResult()
@@ -103,10 +105,18 @@ def _prepare(config: PrepareConfig, source: Source) -> dict[str, int]:
     return folder.finish(counts)
 
 
-def list_rows(source: Source, limit: int | None) -> Listing:
+def list_rows(source: Source, limit: int | None, val_fraction: float | None = None) -> Listing:
     """Return all rows of `source`, or those of `limit` images: the first of each split, in proportion.
 
     With a limit, rows of images that were not chosen count neither as input nor as rejected.
+
+    Args:
+        source: the source to list.
+        limit: maximum number of images; None: all.
+        val_fraction: share of the images to move from split `train` to `val`; None: none.
+
+    Raises:
+        SettingError: `val_fraction` is set and the source has a split `val`, or none called `train`.
     """
     records: list[Record] = []
     rejects: list[Reject] = []
@@ -121,6 +131,8 @@ def list_rows(source: Source, limit: int | None) -> Listing:
             notes.append(row.text)
         else:
             images_in, captions_in = images_in + row.images, captions_in + row.captions
+    if val_fraction is not None:
+        records = hold_out(records, val_fraction)
     if limit is not None and len(records) > limit:
         records = _first_of_each_split(records, limit)
         chosen = {r.image_id for r in records}
@@ -156,7 +168,7 @@ def _storage(uri: str) -> Storage:
 
 
 def _open_folder(config: PrepareConfig, source: Source) -> StageFolder:
-    identity = {
+    identity: dict[str, Any] = {
         "version": OUTPUT_VERSION,
         "source": config.source,
         config.source: source.identity(),
@@ -165,6 +177,8 @@ def _open_folder(config: PrepareConfig, source: Source) -> StageFolder:
         "follow_links": config.follow_links,
         "limit": config.limit,
     }
+    if config.val_fraction is not None:  # only then, so that folders made before it existed stay valid
+        identity["val_fraction"] = config.val_fraction
     try:
         return StageFolder(config.output, STAGE, identity, config.num_shards)
     except OSError as error:
@@ -258,3 +272,7 @@ def _print_counts(counts: dict[str, int]) -> None:
         print(
             f"{unit}s: {rows_in} in = {rows_out} out + {lost} rejects" + (f" ({reasons})" if reasons else "")
         )
+    splits = sorted(name for name in counts if name.startswith(IMAGES_OF_SPLIT))
+    if splits:  # folders written by an earlier version lack these counts
+        shown = (f"{name.removeprefix(IMAGES_OF_SPLIT)} {counts[name]} images" for name in splits)
+        print(f"splits: {', '.join(shown)}")

@@ -1,4 +1,4 @@
-"""Show the progress of Ray tasks on the driver's console while they run.
+"""Count the images that Ray tasks finish, and show them on the driver's console.
 
 A shard is one task, so Ray Data itself would show "0 of 8" and then "8 of 8". Instead, tasks report finished
 images to a small actor (one message per 16 images), and a thread on the driver displays the total.
@@ -12,11 +12,10 @@ from typing import Any, Self
 
 import ray
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
+
+from degla_ray.progress_bars import ProgressBars
 
 _POLL_SECONDS = 0.5
-_PLAIN_SECONDS = 10.0  # interval between lines if the output is not a terminal
 
 
 class _CountedImages:
@@ -34,7 +33,7 @@ _Counter: Any = ray.remote(num_cpus=0)(_CountedImages)
 
 
 class Reporter:
-    """Callable with which tasks report finished images; it is sent to them."""
+    """Callable sent to the tasks, which report finished images by calling it."""
 
     def __init__(self, counter: Any) -> None:
         self._counter = counter
@@ -44,7 +43,7 @@ class Reporter:
 
 
 class ShardProgress:
-    """A progress bar over all tasks; periodic lines if the output is not a terminal.
+    """Progress of all tasks together, shown during a `with` block.
 
     Args:
         total: total number of images.
@@ -72,25 +71,10 @@ class ShardProgress:
         ray.kill(self._counter)
 
     def _draw(self) -> None:
-        console = Console(stderr=True)
-        if not console.is_terminal:
-            while not self._stop.wait(_PLAIN_SECONDS):
-                console.print(f"{self._title}: {self._done()} of {self._total} images")
-            return
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("images"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-        )
-        with Bar(*columns, console=console) as bar:
-            task = bar.add_task(self._title, total=self._total)
+        with ProgressBars("images", Console(stderr=True)) as bars:
             while not self._stop.wait(_POLL_SECONDS):
-                bar.update(task, completed=self._done())
-            bar.update(task, completed=self._done())
+                bars.update(self._title, self._done(), self._total)
 
     def _done(self) -> int:
-        # A task that Ray ran twice also reports twice.
+        # A task that Ray runs twice also reports twice.
         return min(self._total, int(ray.get(self._counter.total.remote())))

@@ -92,7 +92,7 @@ def _gap(file: pa.NativeFile, start: int, end: int) -> Gap | None:
 
 
 def _tail(file: pa.NativeFile, end: int, total: int) -> Gap | None:
-    """Return what is wrong after the last member, or None if the file ends properly."""
+    """Return the Gap after the last member, or None if the file ends properly."""
     if total - end < tarfile.BLOCKSIZE:
         return Gap(end, total, f"unexpected end of data: no end mark at byte {end}", cut_off=True)
     head = min(total, end + tarfile.BLOCKSIZE)

@@ -144,7 +144,7 @@ class WebdatasetSource(Source):
         if own:
             reason, detail = RejectReason.FURTHER_IMAGE, f"{own[0]} is the image of the sample"
         else:
-            # The sample itself is rejected for lack of an image and stands for the first of these.
+            # The sample is rejected because it has no image; that reject counts for the first of these.
             reason, detail = RejectReason.MISSING_IMAGE, "its suffix is not among webdataset.image_suffixes"
             further = further[1:]
         for suffix in further:

@@ -40,7 +40,7 @@ class Sample:
         files: suffixes as found.
         images: images by suffix, one of `image_suffixes`.
         further: longer suffixes of additional images of the sample, e.g. `seg.png`.
-        caption: the caption file's bytes, or why they are not used.
+        caption: the caption file's bytes, or the reason for rejecting them.
         damage: description of adjacent unreadable data that may have held one of the sample's files.
     """
 
@@ -72,7 +72,7 @@ class Shard:
     """The contents of one tar file.
 
     Attributes:
-        twice: names of repeated files, with the unit each would have been.
+        twice: names of repeated files, each with its unit (image or caption).
         strays: names of files that belong to no sample.
         size: size of the file in bytes.
         bytes_read: bytes of its readable members, including headers and padding.
@@ -114,7 +114,7 @@ def read_shard(uri: str, image_suffixes: Sequence[str], caption_suffix: str) -> 
         DataError: the file cannot be opened, or is compressed.
     """
     shard, digest = Shard(), hashlib.sha256()
-    reader = _Reader(shard, tuple(image_suffixes), caption_suffix)
+    reader = _ShardReader(shard, tuple(image_suffixes), caption_suffix)
     key: str | None = None
     try:
         with open_file(uri) as file:
@@ -149,8 +149,8 @@ def read_shard(uri: str, image_suffixes: Sequence[str], caption_suffix: str) -> 
     return shard
 
 
-class _Reader:
-    """Adds members to a shard's samples; `gather` then assigns those with unknown suffixes."""
+class _ShardReader:
+    """A collector of members into samples; `gather` then assigns members with unknown suffixes."""
 
     def __init__(self, shard: Shard, images: tuple[str, ...], caption: str) -> None:
         self._shard, self._images, self._caption = shard, images, caption

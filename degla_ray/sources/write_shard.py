@@ -22,11 +22,13 @@ from degla_ray.stage import StageFolder
 from degla_ray.storage import ROW_GROUP_ROWS
 
 Progress = Callable[[int], None]  # called with the number of images finished since the last call
+IMAGES_OF_SPLIT = "images_out."
+"""Start of the counts of images by split: `images_out.train`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareTask:
-    """Everything a task needs apart from its rows.
+    """Settings of a task: everything that it needs apart from its rows.
 
     Attributes:
         max_pixels: maximum pixels of an image, checked before decoding.
@@ -63,7 +65,7 @@ def write_shard(
         rejects: rows that the driver rejected and that are stored in this shard.
 
     Returns:
-        The rows that this task itself wrote and lost, without `rejects`; the receipt includes them.
+        Counts of the rows that this task wrote and rejected. `rejects` are only in the receipt.
     """
     kept: list[Record] = []
     lost: list[Reject] = []
@@ -79,6 +81,7 @@ def write_shard(
     folder.write_part("rejects", shard, rejects_table([*rejects, *lost]))
     result = ShardResult()
     result.counts.update(images_out=len(kept), captions_out=len(captions))
+    result.counts.update(IMAGES_OF_SPLIT + record.captions[0].split for record in kept)
     result.add_rejects(lost)
     receipt = ShardResult(counts=Counter(result.counts))
     receipt.add_rejects(rejects)

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import ray
 from ray import tune as ray_tune
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.search.basic_variant import BasicVariantGenerator
@@ -32,14 +31,17 @@ from degla_ray.config import (
     TrainConfig,
     TuneConfig,
 )
-from degla_ray.errors import DataError, DeglaError, SettingError
+from degla_ray.errors import DataError, DeglaError, SettingError, one_line
 from degla_ray.evaluation.run import evaluate
 from degla_ray.evaluation.summary import Summary
 from degla_ray.identity import canonical, fingerprint
 from degla_ray.lease import Lease, LeaseHeld
 from degla_ray.model.source import check_model, find_model
+from degla_ray.number_formats import percent
 from degla_ray.storage import Storage
-from degla_ray.training.trainer import absolute, cpus, run_identity, train
+from degla_ray.training.ray_train import cpus
+from degla_ray.training.run_identity import absolute, run_identity
+from degla_ray.training.trainer import train
 
 TRIAL_CPUS = 0.01
 TURN_S = 2.0
@@ -93,13 +95,22 @@ def tune(config: TuneConfig) -> Trial:
             elif name == "objective.name":
                 ObjectiveConfig(name=value)
     config = _absolute(config)
-    mark = fingerprint({**_identity(config), "space": Path(config.space).read_text(encoding="utf-8")})
-    sweep = Storage(f"{config.train.output}/sweep-{config.train.name}-{mark}")
+    identity = fingerprint({**_identity(config), "space": Path(config.space).read_text(encoding="utf-8")})
+    sweep = Storage(f"{config.train.output}/sweep-{config.train.name}-{identity}")
     ray_setup.start(config.train.ray)
-    _require_cpus(config)
+    # Trials that held every CPU would wait for ever for CPUs to decode on.
+    at_once = config.max_concurrent_trials
+    ray_setup.require_cpus(
+        "max_concurrent_trials", at_once, each=cpus(config.train) + TRIAL_CPUS, count=at_once
+    )
     track = config.train.tracking
     tracked = tracking.running(
-        track, f"sweep-{config.train.name}", mark, sweep.uri, params=canonical(config), tags={"stage": "tune"}
+        track,
+        f"sweep-{config.train.name}",
+        identity,
+        sweep.uri,
+        params=canonical(config),
+        tags={"stage": "tune"},
     )
     with Lease(sweep), tracked as parent:
         base = evaluate(_evaluation(config, config.train.model, f"{sweep.uri}/base", "base"))
@@ -225,7 +236,7 @@ def _run_trials(
                 zero_shot=metrics.get(ZERO_SHOT),
                 run_id=metrics.get("run_id"),
                 run_folder=metrics.get("run_folder"),
-                error=_reason(error) if failed else None,
+                error=(one_line(error) if error else "no result") if failed else None,
             )
         )
     return trials
@@ -268,13 +279,6 @@ def _accuracy(summary: Summary, name: str) -> float:
     return score.value
 
 
-def _reason(error: Exception | None) -> str:
-    """Return the most informative line of an error; Tune hands over a worker's whole traceback."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    named = [line for line in lines if "degla_ray.errors." in line]
-    return (named or lines or ["no result"])[-1]
-
-
 def _identity(config: TuneConfig) -> dict[str, Any]:
     shared = {
         field.name: getattr(config, field.name)
@@ -288,19 +292,6 @@ def _identity(config: TuneConfig) -> dict[str, Any]:
 def _absolute(config: TuneConfig) -> TuneConfig:
     """Return the config with local paths made absolute, because trials run in folders of their own."""
     return dataclasses.replace(config, train=absolute(config.train), suite=Storage(config.suite).uri)
-
-
-def _require_cpus(config: TuneConfig) -> None:
-    """Raise an error if the trials would hold every CPU, because each would then wait forever for decoding
-    CPUs."""
-    each = cpus(config.train) + TRIAL_CPUS
-    there = ray.cluster_resources().get("CPU", 0.0)
-    if config.max_concurrent_trials * each > there:
-        raise SettingError(
-            "max_concurrent_trials",
-            config.max_concurrent_trials,
-            f"at most {int(there / each)}: each takes {each:g} of the cluster's {there:g} CPUs",
-        )
 
 
 def _report(
@@ -318,8 +309,8 @@ def _report(
     table.add_row(
         "base",
         *("" for _ in names),
-        _percent(_accuracy(base, COMPOSITION)),
-        _percent(_accuracy(base, ZERO_SHOT)),
+        _accuracy_text(_accuracy(base, COMPOSITION)),
+        _accuracy_text(_accuracy(base, ZERO_SHOT)),
     )
     for trial in trials:
         drawn = [
@@ -330,8 +321,8 @@ def _report(
         table.add_row(
             mark,
             *drawn,
-            _percent(trial.composition),
-            _percent(trial.zero_shot),
+            _accuracy_text(trial.composition),
+            _accuracy_text(trial.zero_shot),
             trial.error or (trial.run_id or "")[:8],
         )
     console.print(table)
@@ -360,5 +351,5 @@ def headings(names: Sequence[str]) -> list[str]:
     return [word.replace(".", ".\n").replace("_", "_\n") for word in short]
 
 
-def _percent(accuracy: float | None) -> str:
-    return "failed" if accuracy is None else f"{100 * accuracy:.1f} %"
+def _accuracy_text(accuracy: float | None) -> str:
+    return "failed" if accuracy is None else f"{percent(accuracy)} %"

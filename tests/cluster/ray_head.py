@@ -100,7 +100,7 @@ def _wait_for(dashboard: str, token: str, process: subprocess.Popen, log: Path) 
 
 
 def process_wait(process: subprocess.Popen, seconds: float) -> None:
-    """Returns when the process has ended, or after so many seconds."""
+    """Wait until the process has ended, or for the given number of seconds."""
     try:
         process.wait(seconds)
     except subprocess.TimeoutExpired:
@@ -108,7 +108,7 @@ def process_wait(process: subprocess.Popen, seconds: float) -> None:
 
 
 def _end(process: subprocess.Popen) -> None:
-    """Ends a process and all that it has started, and nothing else."""
+    """End a process and all its descendants, and nothing else."""
     try:
         family = psutil.Process(process.pid).children(recursive=True)
     except psutil.NoSuchProcess:

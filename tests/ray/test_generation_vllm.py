@@ -30,7 +30,7 @@ from degla_ray.config import (
     VLLMConfig,
 )
 from degla_ray.errors import DeglaError, SettingError
-from degla_ray.negatives.llm import generation
+from degla_ray.negatives.llm import sending
 from degla_ray.negatives.llm.failures import NothingAccepted
 from degla_ray.negatives.pipeline import generate
 from degla_ray.schema import ATTEMPTS, Kind
@@ -117,7 +117,7 @@ def test_generate_vllm_joint_answers_have_every_kind(config: NegativesConfig, tm
 def test_generate_vllm_engine_killed_is_replaced_and_nothing_is_lost(
     config: NegativesConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(generation, "BLOCK", 3)
+    monkeypatch.setattr(sending, "BLOCK", 3)
     config = replace(config, output=str(tmp_path / "out"))
     killed: list[int] = []
     watcher = threading.Thread(target=kill_engine_core, args=(tmp_path / "out" / "ledger", killed))
@@ -129,7 +129,7 @@ def test_generate_vllm_engine_killed_is_replaced_and_nothing_is_lost(
 
 
 def kill_engine_core(ledger: Path, killed: list[int], deadline_s: float = 300.0) -> None:
-    """Kills the process in which vLLM computes, a child of its actor, when it has answered something."""
+    """Kill the process that runs vLLM (a child of its actor) after its first answers."""
     end = time.monotonic() + deadline_s
     while time.monotonic() < end and not killed:
         if not list(ledger.glob("*.parquet")):

@@ -123,6 +123,7 @@ def test_batch_with_hard_negatives_has_a_neighbour_of_each_row_behind_them(folde
     assert seen == {0, 1, 2}
 
 
+@pytest.mark.slow  # test_batch_with_hard_negatives_… holds what a batch is
 def test_train_negclip_with_hard_negatives_is_the_same_on_two_workers(folder: Path) -> None:
     settings = {"objective": ObjectiveConfig(name="negclip"), "data": data_config(folder), "max_steps": 8}
     one, two = (train(train_config(folder, name=f"hard-{n}", num_workers=n, **settings)) for n in (1, 2))
@@ -136,4 +137,4 @@ def test_train_negclip_with_hard_negatives_is_the_same_on_two_workers(folder: Pa
 
 def test_train_hard_negatives_for_another_objective_are_refused(folder: Path) -> None:
     with pytest.raises(SettingError, match=r"data\.neighbours.*'degla' has no hard-negative images"):
-        TrainConfig(name="x", data=data_config(folder))
+        TrainConfig(name="x", data=data_config(folder), model=ModelConfig(name="scenes-base"))

@@ -89,8 +89,10 @@ def test_prepare_flickr8k_writes_each_image_once_with_its_very_bytes(
     for row in tables["images"].to_pylist():
         assert row["image"] == (Path(config.images) / row["image_id"]).read_bytes()
         assert (row["width"], row["height"]) == (40, 30)
-    lines = capsys.readouterr().out.splitlines()
-    assert lines == ["images: 40 in = 40 out + 0 rejects", "captions: 200 in = 200 out + 0 rejects"]
+    printed = capsys.readouterr().out
+    assert "images: 40 in = 40 out + 0 rejects" in printed
+    assert "captions: 200 in = 200 out + 0 rejects" in printed
+    assert "splits: train 39 images, val 1 images" in printed
 
 
 def test_prepare_puts_images_and_their_captions_into_the_shard_of_the_image(tmp_path: Path) -> None:
@@ -280,6 +282,22 @@ def test_prepare_images_of_a_split_that_was_not_asked_for_do_not_stop_it(tmp_pat
     assert read(tmp_path / "out")["images"].num_rows == 1
 
 
+def test_prepare_csv_without_a_split_holds_out_images_with_all_their_captions(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_flickr8k(tmp_path / "data", images=40)
+    only = Flickr8kConfig(images=data.images, captions={"train": data.captions["train"]})
+    counts = prepare(prepare_config(only, tmp_path / "out", max_reject_fraction=0.5, val_fraction=0.3))
+    captions = read(tmp_path / "out")["captions"]
+    images: dict[str, set[str]] = {"train": set(), "val": set()}
+    for split, image in zip(captions["split"].to_pylist(), captions["image_id"].to_pylist(), strict=True):
+        images[split].add(image)
+    assert not images["train"] & images["val"]
+    found = {split: len(each) for split, each in images.items()}
+    assert found == {split: counts[f"images_out.{split}"] for split in found}
+    assert f"splits: train {found['train']} images, val {found['val']} images" in capsys.readouterr().out
+
+
 def test_prepare_coco_and_karpathy_give_the_same_rows(tmp_path: Path) -> None:
     official = write_coco(tmp_path / "official")
     entries = [karpathy_entry(i, "restval", "train2014") for i in range(100, 105)]
@@ -377,16 +395,18 @@ def test_prepare_short_side_is_kept_to(tmp_path: Path) -> None:
     ],
 )
 def test_prepare_job_wrong_setting_is_one_line_and_exit_2(
-    tmp_path: Path, options: list[str], message: str
+    tmp_path: Path,
+    options: list[str],
+    message: str,
+    run_stage: Callable[..., int],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     config = write_flickr8k(tmp_path / "data")
     captions = "{" + ", ".join(f"{split}: {path}" for split, path in config.captions.items()) + "}"
-    command = [sys.executable, "jobs/prepare.py", "--source", "flickr8k", "--output", str(tmp_path / "out")]
-    command += ["--flickr8k.images", config.images, "--flickr8k.captions", captions, *options]
-    env = {**os.environ, "PYTHONPATH": str(REPO)}
-    done = subprocess.run(command, cwd=REPO, env=env, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 2, done.stderr
-    (line,) = done.stderr.splitlines()
+    given = ["--source", "flickr8k", "--output", tmp_path / "out"]
+    given += ["--flickr8k.images", config.images, "--flickr8k.captions", captions]
+    assert run_stage("prepare", *given, *options) == 2
+    (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: " + message)
     assert not (tmp_path / "out").exists()
 

@@ -1,8 +1,16 @@
-"""Ray as every job starts it, and errors on their way home from its workers."""
+"""Ray as every job starts it, and errors that its workers send to the driver."""
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +20,7 @@ import ray.data
 from ray.train import ScalingConfig
 from ray.train.torch import TorchTrainer
 
-from degla_ray import ray_setup
+from degla_ray import ray_address, ray_setup
 from degla_ray.cli import user_error
 from degla_ray.config import RayConfig
 from degla_ray.errors import DataError, FingerprintMismatch, SettingError
@@ -77,6 +85,152 @@ def test_ray_setup_address_for_job_submission_is_refused() -> None:
         ray_setup.start(RayConfig(address="http://127.0.0.1:8265"))
 
 
+@pytest.mark.slow
+def test_ray_setup_that_cannot_start_ends_in_one_line_and_leaves_no_folder(repo: Path) -> None:
+    """Too little address space for Ray's processes: Ray gives up after 30 s."""
+    code = (
+        "import resource, sys\nfrom degla_ray import ray_setup\nfrom degla_ray.config import RayConfig\n"
+        "from degla_ray.errors import DeglaError\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (3_000_000_000, 3_000_000_000))\n"
+        "try:\n    ray_setup.start(RayConfig(address='local'))\n"
+        "except DeglaError as error:\n    print(ray_setup._temp_dir, error, sep='\\n')\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(repo)}
+    started = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+    folder, said = started.stdout.splitlines()
+    assert said.startswith("Ray did not start on this machine: ")
+    assert not Path(folder).exists()
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """host:port of another Ray on this machine, started by `ray start`."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    folder = Path("/tmp") / f"degla-head-{port}"  # short: a socket's path may not exceed 107 bytes
+    options = f"--head --port {port} --temp-dir {folder} --num-cpus 2 --include-dashboard false --block"
+    environment = os.environ | {"RAY_AUTH_MODE": "disabled"}
+    environment.pop("RAY_ADDRESS", None)
+    program = Path(sys.executable).with_name("ray")
+    started = subprocess.Popen(
+        [str(program), "start", *options.split()],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    end = time.monotonic() + 120
+    while time.monotonic() < end and not _listens(port):
+        time.sleep(0.5)
+    yield f"127.0.0.1:{port}"
+    started.terminate()
+    started.wait(60)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def _refused(address: str) -> str:
+    """The one line with which an address is refused."""
+    with pytest.raises(SettingError) as caught:
+        ray_address.usable(address, "ray.address")
+    assert caught.value.setting == "ray.address"
+    assert len(str(caught.value).splitlines()) == 1
+    return str(caught.value)
+
+
+def test_ray_address_of_a_running_ray_is_joined_by_a_job(head: str, repo: Path) -> None:
+    code = (
+        "import sys, ray\nfrom degla_ray import ray_setup\nfrom degla_ray.config import RayConfig\n"
+        "ray_setup.start(RayConfig(address=sys.argv[1]))\n"
+        "print(ray.get_runtime_context().gcs_address, ray.cluster_resources()['CPU'])\n"
+    )
+    environment = os.environ | {"RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(repo)}
+    run = [sys.executable, "-c", code]
+    joined = subprocess.run([*run, head], env=environment, capture_output=True, text=True, check=False)
+    assert joined.stdout.split()[0].rpartition(":")[2] == head.rpartition(":")[2], joined.stderr
+    assert joined.stdout.split()[1] == "2.0"
+
+
+def test_ray_address_where_nothing_answers_is_refused_at_once() -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # bound, but nobody listens
+        started = time.monotonic()
+        said = _refused(f"127.0.0.1:{closed.getsockname()[1]}")
+        assert "nothing answers there" in said
+        assert "leave it out to start Ray on this machine" in said
+        assert time.monotonic() - started < 5
+    assert "nothing answers there" in _refused("no-such-host.invalid:6379")
+
+
+@pytest.mark.parametrize("address", ["nonsense", "host:", ":6379", "ray://127.0.0.1:10001"])
+def test_ray_address_of_a_wrong_form_is_refused(address: str) -> None:
+    assert "host:port of a head" in _refused(address)
+
+
+def test_ray_address_of_another_program_is_refused_within_the_deadline(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ray_address, "PROBE_S", 5.0)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        assert "a Ray that answers within 5 s" in _refused(f"127.0.0.1:{silent.getsockname()[1]}")
+
+
+def test_ray_address_of_a_ray_that_hangs_is_refused_within_the_deadline(
+    head: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_address, "PROBE_S", 5.0)
+    asked = ["pgrep", "-f", f"gcs_server.*degla-head-{head.rpartition(':')[2]}"]
+    server = int(subprocess.run(asked, capture_output=True, text=True, check=True).stdout.split()[0])
+    os.kill(server, signal.SIGSTOP)
+    try:
+        assert "a Ray that answers within 5 s" in _refused(head)
+    finally:
+        os.kill(server, signal.SIGCONT)
+
+
+def test_ray_address_of_a_ray_with_a_token_names_the_token() -> None:
+    own = ray.get_runtime_context().gcs_address
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_TOKEN", "another" * 5)
+        assert "RAY_AUTH_TOKEN as it was started with" in _refused(own)
+    assert ray_address.usable(own, "ray.address") == own
+
+
+def test_ray_address_auto_with_two_rays_on_the_machine_names_both(head: str) -> None:
+    own = ray.get_runtime_context().gcs_address
+    said = _refused("auto")
+    for address in (own, head):
+        assert address.rpartition(":")[2] in said
+
+
+def test_ray_address_of_a_ray_of_another_version_names_both_versions(head: str) -> None:
+    from ray._common.usage import usage_constants
+    from ray._private import ray_constants
+
+    write = (
+        "import json, sys\nfrom ray._raylet import GcsClient\n"
+        "GcsClient(address=sys.argv[1]).internal_kv_put(sys.argv[2].encode(), sys.argv[3].encode(), True, "
+        "namespace=sys.argv[4].encode())\n"
+    )
+    key, space = usage_constants.CLUSTER_METADATA_KEY, ray_constants.KV_NAMESPACE_CLUSTER
+    content = json.dumps({"ray_version": "2.9.0", "python_version": "3.8.1"})
+    subprocess.run([sys.executable, "-c", write, head, key.decode(), content, space.decode()], check=True)
+    assert f"it runs Ray 2.9.0 on Python 3.8.1, this is Ray {ray.__version__} on Python" in _refused(head)
+
+
 def test_user_error_from_a_task_and_a_task_of_a_task_is_found() -> None:
     for task in (_mismatch, _mismatch_of_a_task):
         with pytest.raises(ray.exceptions.RayTaskError) as caught:
@@ -95,6 +249,7 @@ def test_user_error_from_ray_data_is_found() -> None:
     assert str(found).splitlines()[0] == "a.b: found 1; expected 2"
 
 
+@pytest.mark.slow  # test_user_error_of_a_worker_group_is_found holds the rule
 def test_user_error_from_ray_train_is_found(tmp_path: Any) -> None:
     trainer = TorchTrainer(
         _bad_data,

@@ -1,4 +1,4 @@
-"""SIGKILL of a whole training job, Ray included, at a random step: what follows is as if nothing was."""
+"""SIGKILL of a whole training job, Ray included, at a random step: the resumed run gives the same result."""
 
 from __future__ import annotations
 
@@ -41,6 +41,7 @@ def short_temp() -> Iterator[Path]:
     shutil.rmtree(path, ignore_errors=True)
 
 
+@pytest.mark.slow  # test_train_continued_by_another_driver_… holds the rule
 @pytest.mark.timeout(900)
 def test_train_job_killed_at_a_random_step_then_rerun_equals_uninterrupted(
     folder: Path, short_temp: Path, repo: Path, ray_cluster: None
@@ -91,7 +92,7 @@ def compare(whole: TrainResult, other: TrainResult, tolerance: float) -> None:
 
 
 def kill_job(folder: Path, temp: Path, repo: Path, kill_at: int) -> Path:
-    """Starts jobs/train.py in a session of its own and kills all of it; returns the run's folder."""
+    """Start jobs/train.py in its own session, kill the whole session and return the run's folder."""
     arguments = {
         "name": "tiny",
         "output": folder / "killed",

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from degla_ray.errors import DataError
-from degla_ray.evaluation.benchmarks.base import Scored, scores_table
+from degla_ray.evaluation.benchmarks.base import Scored, ScoredItems, scores_table
 from degla_ray.evaluation.benchmarks.sugarcrepe import (
     EXTRA_ITEM,
     SUBSETS,
@@ -171,9 +171,11 @@ def test_sugarcrepe_golden_decisions_give_the_published_row_of_clip(real_data: P
         ]
         scores = scores_table(
             benchmark.name,
-            [i.subset for i in items],
-            [i.item_id for i in items],
-            [i.images[0] for i in items],
+            ScoredItems(
+                subsets=[i.subset for i in items],
+                ids=[i.item_id for i in items],
+                images=[i.images[0] for i in items],
+            ),
             np.zeros((len(items), 2)),
             np.array(right),
         )

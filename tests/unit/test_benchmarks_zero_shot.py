@@ -33,6 +33,8 @@ from degla_ray.evaluation.benchmarks.classification import (
     TOP1,
     TOP5,
     Classification,
+    ClassPrompts,
+    ClassProtocol,
     Scores,
 )
 from degla_ray.evaluation.summary import mean_of_rows
@@ -87,9 +89,9 @@ def made(
     rng = np.random.default_rng(seed)
     labels = [int(x) for x in rng.integers(0, classes - 1, items)]  # the last class has no items
     names = [f"class {i}" for i in range(classes)]
-    benchmark = Classification(
-        "z", items_table(labels), names, ["{}"], "s", metrics=(TOP1, TOP5, MEAN_PER_CLASS), scores=scores
-    )
+    protocol = ClassProtocol(metrics=(TOP1, TOP5, MEAN_PER_CLASS), scores=scores)
+    prompts = ClassPrompts(classes=names, templates=["{}"])
+    benchmark = Classification("z", items_table(labels), prompts, "s", protocol=protocol)
     features = FeatureTable(
         img_ND=unit_rows(rng, items),
         txt_MD=unit_rows(rng, classes),
@@ -177,7 +179,8 @@ def test_metrics_without_any_image_has_every_subset_and_no_rows() -> None:
 
 
 def test_classes_of_one_name_where_allowed_the_first_wins() -> None:
-    benchmark = Classification("z", items_table([0, 1]), ["a", "a"], ["{}"], "s", unique_names=False)
+    prompts = ClassPrompts(classes=["a", "a"], templates=["{}"], unique_names=False)
+    benchmark = Classification("z", items_table([0, 1]), prompts, "s")
     one = unit_rows(np.random.default_rng(0), 1)
     features = FeatureTable(img_ND=one, txt_MD=one, image_row={"s:i0": 0, "s:i1": 0}, text_row={"a": 0})
     assert benchmark.score(features).scores["correct"].to_pylist() == [True, False]

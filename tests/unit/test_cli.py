@@ -16,7 +16,16 @@ import pytest
 from degla_ray.cli import build_parser, from_settings, parse, run, user_error
 from degla_ray.cli_help import settings
 from degla_ray.commands import COMMANDS, degla, main
-from degla_ray.config import JOBS, CompareConfig, EvaluateConfig, NegativesConfig, TrainConfig
+from degla_ray.config import (
+    JOBS,
+    ChainConfig,
+    CompareConfig,
+    EvaluateConfig,
+    NegativesConfig,
+    TrainConfig,
+    TuneConfig,
+)
+from degla_ray.config.renamed import RENAMED
 from degla_ray.errors import DataError, DeglaError, FingerprintMismatch, SettingError, TooManyRejects
 from degla_ray.schema import Kind
 
@@ -190,6 +199,13 @@ def test_user_error_behind_a_chain_of_causes_is_found() -> None:
     assert user_error(RuntimeError("ours")) is None
 
 
+def test_user_error_of_a_worker_group_is_found() -> None:
+    from ray.train.v2.api.exceptions import WorkerGroupError
+
+    setting = SettingError("a.b", 1, "2")
+    assert user_error(WorkerGroupError("worker 1 failed", {0: RuntimeError("lost"), 1: setting})) is setting
+
+
 @pytest.mark.parametrize(
     "error",
     [
@@ -217,7 +233,9 @@ def test_jobs_are_there() -> None:
 
 
 @pytest.mark.parametrize("job", _job_files(), ids=lambda path: path.stem)
-def test_job_help_answers_fast_and_wrong_setting_is_one_line(job: Path, tmp_path: Path) -> None:
+def test_job_help_answers_and_wrong_setting_is_one_line(
+    job: Path, tmp_path: Path, run_stage: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
     # From another folder, as a user may: the package is installed, not found by the working directory.
     shown = subprocess.run(
         [sys.executable, str(job), "--help"], capture_output=True, text=True, cwd=tmp_path, timeout=60
@@ -225,16 +243,10 @@ def test_job_help_answers_fast_and_wrong_setting_is_one_line(job: Path, tmp_path
     assert shown.returncode == 0, shown.stderr
     assert "--print_config" in shown.stdout
     assert "default:" in shown.stdout
-    wrong = subprocess.run(
-        [sys.executable, str(job), "--no_such_setting", "1"],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        timeout=60,
-    )
-    assert wrong.returncode == 2
-    assert wrong.stdout == ""
-    assert wrong.stderr == "error: --no_such_setting: no such setting (in: --no_such_setting 1)\n"
+    assert run_stage(job.stem, "--no_such_setting", "1") == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err == "error: --no_such_setting: no such setting (in: --no_such_setting 1)\n"
 
 
 def test_job_help_does_not_import_torch_ray_or_mlflow() -> None:
@@ -295,6 +307,90 @@ def test_parse_mistaken_setting_suggests_the_right_one(argv: list[str], said: st
     with pytest.raises(DeglaError) as raised:
         parse(TrainConfig, "", ["--name", "x", "--data.prepared", "p", *argv])
     assert said in str(raised.value)
+
+
+@pytest.mark.parametrize("job", ["train", "evaluate", "export", "neighbours", "tune", "chain"])
+def test_parse_without_a_model_names_a_real_clip_and_the_demos(job: str) -> None:
+    required = {
+        "train": ["--name", "x", "--data.prepared", "p", "--objective.name", "clip"],
+        "evaluate": ["--output", "o", "--suite", "s"],
+        "export": ["--output", "o"],
+        "neighbours": ["--output", "o", "--prepared", "p"],
+        "tune": ["--suite", "s", "--train.name", "x", "--train.data.prepared", "p"],
+        "chain": ["--output", "o", "--prepare.source", "scenes"],
+    }
+    with pytest.raises(DeglaError, match=r"model(\.name)?: required, but not set; .*openai.* scenes-base"):
+        parse(JOBS[job], "", required[job])
+
+
+DATA = {"name": "x", "model": {"name": "m"}, "data": {"prepared": "p", "negatives": "n"}}
+
+
+@pytest.mark.parametrize(("old", "new"), RENAMED.items())
+def test_old_name_of_a_setting_is_accepted_with_a_line_that_says_the_new_one(
+    old: str, new: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On the command line, as a group in braces, in a file, in a section of a chain."""
+    jobs = {
+        "train": (TrainConfig, ["--name=x", "--model.name=m", "--data.prepared=p", "--data.negatives=n"]),
+        "evaluate": (EvaluateConfig, ["--model.name=m", "--suite=s", "--output=o"]),
+    }
+    [job] = [job for job, (each, _) in jobs.items() if new in settings(build_parser(each, ""))][:1]
+    if old == "cpus_per_actor":
+        job = "evaluate"
+    config_class, needed = jobs[job]
+    value = {"precision": "bf16", "use_gpu": "true"}.get(old, "3")
+    expected = parse(config_class, "", [*needed, f"--{new}={value}"])
+    group, _, last = old.rpartition(".")
+    nested = f"{group}: {{{last}: {value}}}" if group else f"{last}: {value}"
+    forms = [[f"--{old}", value], [f"--{old}={value}"], ["--config", _write(tmp_path, nested)]]
+    if group:
+        forms.append([f"--{group}", f"{{{last}: {value}}}"])
+    for form in forms:
+        capsys.readouterr()
+        assert parse(config_class, "", [*needed, *form]) == expected
+        assert capsys.readouterr().err == f"note: {old} is now called {new}\n"
+        for both in ([*form, f"--{new}={value}"], [f"--{new}={value}", *form]):
+            with pytest.raises(DeglaError, match=rf"^{old}: given a second time as {new}"):
+                parse(config_class, "", [*needed, *both])
+
+
+def test_old_name_of_a_setting_in_a_section_is_accepted(capsys: pytest.CaptureFixture[str]) -> None:
+    chain = {"output": "o", "prepare": {"source": "scenes"}, "base_model": {"name": "scenes-base"}}
+    chain["fine_tune"] = {"a": {"use_gpu": True}}
+    assert from_settings(ChainConfig, chain, "chain").stages().fine_tune["a"].compute.use_gpu
+    assert capsys.readouterr().err == "note: fine_tune.a.use_gpu is now called fine_tune.a.compute.use_gpu\n"
+    sweep = from_settings(TuneConfig, {"suite": "s", "train": DATA | {"cpus_per_worker": 2}}, "tune")
+    assert sweep.train.compute.cpus == 2
+
+
+def test_name_that_is_old_elsewhere_is_kept_where_it_is_a_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    folders = {"prepared": "a", "output": "b"}
+    config = from_settings(NegativesConfig, folders | {"vllm": {"cpus_per_actor": 3}}, "negatives")
+    assert config.vllm.cpus_per_actor == 3
+    assert capsys.readouterr().err == ""
+
+
+def test_config_files_are_merged_setting_by_setting(tmp_path: Path) -> None:
+    base, overlay = tmp_path / "base.yaml", tmp_path / "overlay.yaml"
+    base.write_text("name: x\ninner: {size: 5}\n")
+    overlay.write_text("limit: 4\ninner: {}\n")
+    merged = parse(Outer, "", ["--config", str(base), "--config", str(overlay)])
+    assert merged == Outer(name="x", inner=Inner(size=5), limit=4)
+    overlay.write_text("inner: {size: 6}\n")
+    assert parse(Outer, "", ["--config", str(base), f"--config={overlay}"]) == Outer(
+        name="x", inner=Inner(size=6)
+    )
+    assert parse(Outer, "", ["--config", str(overlay), "--config", str(base)]).inner.size == 5
+
+
+def test_error_of_a_section_names_the_setting_from_the_root() -> None:
+    for values, named in (
+        ({"num_workers": 0}, r"train\.num_workers: found 0"),
+        ({"objective": {"negatives_per_caption": -1}}, r"train\.objective\.negatives_per_caption: found -1"),
+    ):
+        with pytest.raises(DeglaError, match=rf"^tune\.{named}"):
+            from_settings(TuneConfig, {"suite": "s", "train": DATA | values}, "tune")
 
 
 def test_parse_config_of_another_job_names_that_job() -> None:

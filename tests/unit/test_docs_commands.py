@@ -1,4 +1,6 @@
-"""The commands in the README and the docs parse, and the files they name are there."""
+"""The commands in the README and the docs parse, the files they name are there, and README's Python runs.
+
+tests/ray/test_readme.py runs README's commands."""
 
 from __future__ import annotations
 
@@ -47,6 +49,19 @@ def _parse(words: list[str], monkeypatch: pytest.MonkeyPatch) -> object:
 @pytest.mark.parametrize(("page", "words"), _commands(), ids=lambda value: str(value)[:60])
 def test_docs_command_parses(page: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     assert dataclasses.is_dataclass(_parse(words, monkeypatch)), page
+
+
+def test_readme_python_runs_as_printed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(REPO)  # it opens an image of the docs
+    blocks = re.findall(r"```python\n(.*?)```", (REPO / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert blocks
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), {})
+    scores = [float(number) for number in re.findall(r"-?\d\.\d+", capsys.readouterr().out)]
+    assert len(scores) == 2
+    assert scores[0] != scores[1]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)

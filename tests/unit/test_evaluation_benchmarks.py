@@ -12,8 +12,8 @@ from degla_ray.encoding.features import FeatureTable
 from degla_ray.errors import DataError
 from degla_ray.evaluation.benchmarks import suite
 from degla_ray.evaluation.benchmarks.base import Rule, decide
-from degla_ray.evaluation.benchmarks.choice import Choice
-from degla_ray.evaluation.benchmarks.classification import Classification
+from degla_ray.evaluation.benchmarks.choice import Choice, ChoiceProtocol
+from degla_ray.evaluation.benchmarks.classification import Classification, ClassPrompts
 from degla_ray.evaluation.benchmarks.negatives import own_negatives
 from degla_ray.evaluation.benchmarks.retrieval import Retrieval
 from degla_ray.schema import CAPTIONS, CHOICE_ITEMS, CLASS_ITEMS, NEGATIVES, SCORES
@@ -61,7 +61,7 @@ def test_decide_ties_and_nan_follow_the_rule(scores: list[float], strict: bool, 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_choice_decisions_equal_a_plain_loop_and_the_stored_scores(tmp_path: Path, seed: int) -> None:
-    for benchmark in suite.load(str(write_suite(tmp_path / "suite", items=30)))[:2]:
+    for benchmark in suite.load_suite(str(write_suite(tmp_path / "suite", items=30)))[:2]:
         assert isinstance(benchmark, Choice)
         features = random_features(benchmark.image_keys(), benchmark.texts(), seed)
         result = benchmark.score(features)
@@ -90,7 +90,9 @@ def test_choice_items_with_unequal_numbers_of_foils_are_scored_each_on_its_own()
         {"benchmark": "b", "subset": "s", "item_id": str(i), "image_id": f"i{i % 3}", "texts": texts}
         for i, texts in enumerate([[f"t{k}" for k in range(2 + i)] for i in range(7)])
     ]
-    benchmark = Choice("b", pa.Table.from_pylist(rows, schema=CHOICE_ITEMS), Rule.STRICT, "suite")
+    benchmark = Choice(
+        "b", pa.Table.from_pylist(rows, schema=CHOICE_ITEMS), ChoiceProtocol(rule=Rule.STRICT), "suite"
+    )
     features = random_features(benchmark.image_keys(), benchmark.texts())
     scored = benchmark.score(features).scores.to_pylist()
     assert [len(r["candidate_scores"]) for r in scored] == [2 + i for i in range(7)]
@@ -100,7 +102,7 @@ def test_choice_items_with_unequal_numbers_of_foils_are_scored_each_on_its_own()
 
 
 def test_choice_missing_image_is_counted_by_subset_and_not_scored(tmp_path: Path) -> None:
-    benchmark = suite.load(str(write_suite(tmp_path / "suite", items=24)))[0]
+    benchmark = suite.load_suite(str(write_suite(tmp_path / "suite", items=24)))[0]
     features = random_features(benchmark.image_keys() - {"suite:img-3"}, benchmark.texts())
     result = benchmark.score(features)
     assert dict(result.missing) == dict.fromkeys(benchmark.subsets, 2)
@@ -110,7 +112,7 @@ def test_choice_missing_image_is_counted_by_subset_and_not_scored(tmp_path: Path
 
 def test_choice_without_items_has_its_subsets_and_no_rows() -> None:
     empty = pa.Table.from_pylist([], schema=CHOICE_ITEMS)
-    benchmark = Choice("b", empty, Rule.STRICT, "suite", subsets=("x", "y"))
+    benchmark = Choice("b", empty, ChoiceProtocol(rule=Rule.STRICT, subsets=("x", "y")), "suite")
     result = benchmark.score(random_features(set(), set()))
     assert benchmark.subsets == ("x", "y")
     assert len(result.scores) == 0
@@ -133,14 +135,20 @@ def test_choice_broken_item_is_refused_by_name(change: dict[str, object], messag
     row = {"benchmark": "b", "subset": "s", "image_id": "i", "texts": ["a", "b"]}
     rows = [row | {"item_id": "0"}, row | {"item_id": "1"} | change]
     with pytest.raises(DataError, match=message) as caught:
-        Choice("b", pa.Table.from_pylist(rows, schema=CHOICE_ITEMS), Rule.STRICT, "suite", where="FILE")
+        Choice(
+            "b",
+            pa.Table.from_pylist(rows, schema=CHOICE_ITEMS),
+            ChoiceProtocol(rule=Rule.STRICT),
+            "suite",
+            where="FILE",
+        )
     assert "FILE, b/s" in str(caught.value)
 
 
 def test_classification_averages_normalised_templates_then_takes_the_first_maximum() -> None:
     rows = [{"benchmark": "z", "item_id": str(i), "image_id": f"i{i}", "label": i % 12} for i in range(200)]
     table = pa.Table.from_pylist(rows, schema=CLASS_ITEMS)
-    benchmark = Classification("z", table, CLASSES, TEMPLATES, "suite")
+    benchmark = Classification("z", table, ClassPrompts(classes=CLASSES, templates=TEMPLATES), "suite")
     assert (benchmark.subsets, benchmark.protocol) == (("top1",), "standard")
     features = random_features(benchmark.image_keys(), benchmark.texts())
     weights = []
@@ -157,7 +165,12 @@ def test_classification_averages_normalised_templates_then_takes_the_first_maxim
 
 def test_classification_two_classes_that_tie_the_first_wins() -> None:
     rows = [{"benchmark": "z", "item_id": str(i), "image_id": "i", "label": i} for i in range(2)]
-    benchmark = Classification("z", pa.Table.from_pylist(rows, schema=CLASS_ITEMS), ["a", "b"], ["{}"], "s")
+    benchmark = Classification(
+        "z",
+        pa.Table.from_pylist(rows, schema=CLASS_ITEMS),
+        ClassPrompts(classes=["a", "b"], templates=["{}"]),
+        "s",
+    )
     same = unit_rows(np.random.default_rng(0), 1)
     features = FeatureTable(
         img_ND=same, txt_MD=np.repeat(same, 2, axis=0), image_row={"s:i": 0}, text_row={"a": 0, "b": 1}
@@ -182,7 +195,12 @@ def test_classification_broken_description_is_refused(
 ) -> None:
     rows = [{"benchmark": "z", "item_id": "1", "image_id": "i", "label": label}]
     with pytest.raises(DataError, match=message):
-        Classification("z", pa.Table.from_pylist(rows, schema=CLASS_ITEMS), classes, templates, "suite")
+        Classification(
+            "z",
+            pa.Table.from_pylist(rows, schema=CLASS_ITEMS),
+            ClassPrompts(classes=classes, templates=templates),
+            "suite",
+        )
 
 
 def captions_table(pairs: list[tuple[str, str]], split: str = "val") -> pa.Table:

@@ -18,7 +18,7 @@ from mlflow import MlflowClient
 from degla_ray import tracking
 from degla_ray.config import CompareConfig, TrackingConfig
 from degla_ray.errors import DataError, SettingError
-from degla_ray.evaluation.benchmarks.base import Scored, scores_table
+from degla_ray.evaluation.benchmarks.base import Scored, ScoredItems, scores_table
 from degla_ray.evaluation.benchmarks.suite import SCENES_SUBSETS
 from degla_ray.evaluation.comparison import set_side_by_side
 from degla_ray.evaluation.summary import ARTIFACTS, STAGE, SUMMARY, Summary, summarise, write_summary
@@ -63,7 +63,11 @@ def write_evaluation(
         for subset in benchmark.subsets:
             ids, right = [f"{subset}-{i}" for i in range(ITEMS)], decisions(skill, subset)
             shown = np.ones((ITEMS, 2))
-            tables.append(scores_table(benchmark.name, [subset] * ITEMS, ids, ids, shown, right))
+            tables.append(
+                scores_table(
+                    benchmark.name, ScoredItems(subsets=[subset] * ITEMS, ids=ids, images=ids), shown, right
+                )
+            )
         missing = changes.get("missing", {})
         scored.append(Scored(scores=pa.concat_tables(tables), missing=missing))  # type: ignore[arg-type]
     stage = StageFolder(str(folder), STAGE, {"label": label, "suite": suite}, num_shards=1)

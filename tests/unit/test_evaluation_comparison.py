@@ -12,15 +12,16 @@ from rich.console import Console
 
 from degla_ray.encoding.features import FeatureTable
 from degla_ray.evaluation.benchmarks.aro import ARO
-from degla_ray.evaluation.benchmarks.base import Rule, Scored, scores_table
-from degla_ray.evaluation.benchmarks.choice import Choice
+from degla_ray.evaluation.benchmarks.base import Rule, Scored, ScoredItems, scores_table
+from degla_ray.evaluation.benchmarks.choice import Choice, ChoiceProtocol
 from degla_ray.evaluation.benchmarks.sugarcrepe import AVERAGES, SUGARCREPE
 from degla_ray.evaluation.benchmarks.valse import AVERAGES as VALSE_AVERAGES
 from degla_ray.evaluation.benchmarks.zero_shot import ZERO_SHOT_ELEVEN
 from degla_ray.evaluation.comparison import Comparison, means_of, set_side_by_side
 from degla_ray.evaluation.summary import ZERO_SHOT, Summary, summarise
+from degla_ray.reporting.comparison_page import comparison_page
 from degla_ray.reporting.markdown import markdown
-from degla_ray.reporting.tables import console_tables, html
+from degla_ray.reporting.tables import console_tables
 from degla_ray.schema import CHOICE_ITEMS
 
 Counts = Mapping[str, tuple[int, int]]  # subset -> items that the first model has right, the second
@@ -65,7 +66,11 @@ def drawn(fixed: Fixed, grouped: Sequence[str] = (), models: int = 3) -> tuple[F
     for _ in range(models):
         skill = {s: rng.uniform(0.4, 0.8) for s in fixed.subsets}
         right = rng.random(len(rows)) < [skill[s] for s in subsets]
-        tables.append(scores_table(fixed.name, subsets, ids, images, shown, right, groups))
+        tables.append(
+            scores_table(
+                fixed.name, ScoredItems(subsets=subsets, ids=ids, images=images, groups=groups), shown, right
+            )
+        )
     return fixed, tables
 
 
@@ -110,7 +115,7 @@ def uneven() -> Comparison:
     tables = [
         pa.concat_tables(
             scores_table(
-                SUGARCREPE, [s] * len(own), own, own, np.ones((len(own), 2)),
+                SUGARCREPE, ScoredItems(subsets=[s] * len(own), ids=own, images=own), np.ones((len(own), 2)),
                 np.arange(len(own)) < counts[s][model],
             )
             for s, own in ids.items()
@@ -143,7 +148,7 @@ def test_comparison_corrects_for_the_comparisons_of_a_table_and_the_note_counts_
     with console.capture() as capture:
         console.print(*console_tables(comparison, 200))
     pages = {
-        "html": html(comparison, {}, {}, {}),
+        "html": comparison_page(comparison, {}, {}, {}),
         "md": markdown(comparison, [], {}),
         "console": capture.get(),
     }
@@ -159,7 +164,7 @@ def test_comparison_difference_without_a_star_has_no_colour() -> None:
     cells = [comparison.cell(model, name) for model in (1, 2) for name in comparison.names]
     assert {bool(cell.stars) for cell in cells} == {True, False}
     assert all(bool(cell.trend) == bool(cell.stars) for cell in cells)
-    page = html(comparison, {}, {}, {})
+    page = comparison_page(comparison, {}, {}, {})
     shown = re.findall(r'class="delta (\w*)" title="[^"]*">([^<]*)<', page)
     assert shown
     assert all(bool(colour) == ("*" in text) for colour, text in shown)
@@ -181,7 +186,7 @@ def test_choice_items_of_one_image_s_parts_have_one_image_in_their_scores() -> N
         for i in range(4)
     ]
     items = pa.Table.from_pylist([dict(zip(CHOICE_ITEMS.names, r, strict=True)) for r in rows], CHOICE_ITEMS)
-    benchmark = Choice("b", items, Rule.STRICT, None)
+    benchmark = Choice("b", items, ChoiceProtocol(rule=Rule.STRICT))
     row_of = {key: i for i, key in enumerate(sorted(benchmark.image_keys()))}
     features = FeatureTable(
         img_ND=np.eye(4, dtype=np.float32),

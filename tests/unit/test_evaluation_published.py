@@ -26,8 +26,8 @@ from degla_ray.encoding import images as images
 from degla_ray.encoding.features import FeatureTable, image_key
 from degla_ray.encoding.images import FileImages
 from degla_ray.evaluation.benchmarks.base import Benchmark, Rule, Shown
-from degla_ray.evaluation.benchmarks.choice import Choice
-from degla_ray.evaluation.benchmarks.classification import Classification
+from degla_ray.evaluation.benchmarks.choice import Choice, ChoiceProtocol
+from degla_ray.evaluation.benchmarks.classification import Classification, ClassPrompts, ClassProtocol
 from degla_ray.evaluation.benchmarks.image_choice import ImageChoice
 from degla_ray.evaluation.benchmarks.retrieval import Retrieval
 from degla_ray.evaluation.benchmarks.sugarcrepe import AVERAGES, SUBSETS
@@ -75,7 +75,7 @@ def choice(
     ]
     rule = Rule.FIRST_ARGMAX if foils > 1 else Rule.STRICT
     table = pa.Table.from_pylist(rows, schema=CHOICE_ITEMS)
-    return Choice(name, table, rule, SOURCE, subsets, averages=averages)
+    return Choice(name, table, ChoiceProtocol(rule=rule, subsets=subsets, averages=averages or {}), SOURCE)
 
 
 def zero_shot(name: str, metrics: Sequence[str] = METRICS, n: int = 40, classes: int = 7) -> Classification:
@@ -87,10 +87,9 @@ def zero_shot(name: str, metrics: Sequence[str] = METRICS, n: int = 40, classes:
     return Classification(
         name,
         items,
-        [f"class {c} of {name}" for c in range(classes)],
-        ["a {}"],
+        ClassPrompts(classes=[f"class {c} of {name}" for c in range(classes)], templates=["a {}"]),
         source=SOURCE,
-        metrics=metrics,
+        protocol=ClassProtocol(metrics=metrics),
     )
 
 
@@ -153,7 +152,7 @@ def evaluation(
         model={"name": label, "source": "", "identity": "0", "folder": None},
         inputs=inputs,
         fingerprint=stage.fingerprint,
-        sources={SOURCE: images.spec(FileImages(str(folder.parent / "images")))},
+        sources={SOURCE: images.source_spec(FileImages(str(folder.parent / "images")))},
     )
     summary = summarise(base, benchmarks, scored, dict.fromkeys(lost, "gone"), bootstrap_samples=100)
     stage.write_part("scores", 0, pa.concat_tables([s.scores for s in scored]))
@@ -325,7 +324,7 @@ def test_retention_takes_the_composition_that_all_models_have(tmp_path: Path) ->
         summary(["sugarcrepe", "valse", "zeroshot", "vg", "coco", "flickr30k"]),
         summary(["sugarcrepe", "valse", "zeroshot"]),
     )
-    svg = plots.retention(set_side_by_side([full, no_aro], means))
+    svg = plots.retention_plot(set_side_by_side([full, no_aro], means))
     assert svg is not None
     drawn = text_of(svg)
     assert "composition: mean of SugarCrepe and VALSE" in drawn
@@ -333,9 +332,9 @@ def test_retention_takes_the_composition_that_all_models_have(tmp_path: Path) ->
     assert "Structure-CLIP" in drawn
     sets = [b for b in whole if b.name in ("sugarcrepe", "zeroshot_dtd", "zeroshot_pets")]
     two = summarise(base, sets, [b.score(known) for b in sets], {}, bootstrap_samples=50)
-    drawn = text_of(plots.retention(set_side_by_side([full, two], means)) or "")
+    drawn = text_of(plots.retention_plot(set_side_by_side([full, two], means)) or "")
     assert "mean of pets, dtd" in drawn
-    assert plots.retention(set_side_by_side([full, summary(["zeroshot"])], means)) is None
+    assert plots.retention_plot(set_side_by_side([full, summary(["zeroshot"])], means)) is None
 
 
 def text_of(svg: str) -> str:
@@ -502,7 +501,7 @@ def test_disagreements_of_models_that_agree_or_share_no_item_are_none() -> None:
 
 
 def test_compare_shows_disagreements_with_images_and_texts_as_they_stand(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, mlflow_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_images(tmp_path / "images", [f"{i}.png" for i in range(4)])  # 4.png is gone
     (tmp_path / "images" / "3.png").write_bytes(b"not an image")
@@ -511,7 +510,7 @@ def test_compare_shows_disagreements_with_images_and_texts_as_they_stand(
         evaluation(tmp_path / name, name, benchmarks, seed, skill)
         for name, seed, skill in (("base", 1, 0.3), ("plain", 2, 0.5), ("tuned", 3, 0.9))
     ]
-    tracking = TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db", experiment="published")
+    tracking = TrackingConfig(uri=mlflow_uri, experiment="published")
     config = CompareConfig(evaluations=folders, output=str(tmp_path / "out"), tracking=tracking)
     output = Path(compare(config))
     compare(config)  # once more, into the same run
@@ -551,7 +550,7 @@ def test_compare_shows_disagreements_with_images_and_texts_as_they_stand(
 
 def test_thumbnails_come_from_the_first_source_that_can_read_them(tmp_path: Path) -> None:
     write_images(tmp_path / "there", ["a.png"])
-    gone, there = (images.spec(FileImages(str(tmp_path / name))) for name in ("gone", "there"))
+    gone, there = (images.source_spec(FileImages(str(tmp_path / name))) for name in ("gone", "there"))
     strange = {"kind": "degla_ray.encoding.images:Nothing"}
     found = thumbnails(["s:a.png", "s:b.png", "other:a.png"], [{"s": strange}, {"s": gone}, {"s": there}])
     assert list(found) == ["s:a.png"]

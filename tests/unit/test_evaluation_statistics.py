@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest, bootstrap
 
-from degla_ray.evaluation.benchmarks.base import Scored, scores_table
+from degla_ray.evaluation.benchmarks.base import Scored, ScoredItems, scores_table
 from degla_ray.evaluation.benchmarks.suite import SCENES_SUBSETS
-from degla_ray.evaluation.statistics import Mean, difference, holm, interval, mean_of
+from degla_ray.evaluation.statistics import Mean, holm, interval, mean_of, paired_difference
 from degla_ray.evaluation.summary import Summary, summarise
 
 
@@ -63,7 +63,7 @@ def test_interval_and_difference_agree_with_drawing_images_and_scoring_anew(numb
         assert interval([mean], [1.0], 10_000, "x") == pytest.approx(
             tuple(np.quantile(drawn, [0.025, 0.975])), abs=0.008
         )
-    found = difference([first], [second], [1.0], 10_000, "x")
+    found = paired_difference([first], [second], [1.0], 10_000, "x")
     drawn = reference[:, 1] - reference[:, 0]
     assert found.value == pytest.approx(second.value - first.value)
     assert (found.low, found.high) == pytest.approx(tuple(np.quantile(drawn, [0.025, 0.975])), abs=0.005)
@@ -77,7 +77,7 @@ def test_items_said_five_times_of_an_image_count_once() -> None:
     often = [mean_of(np.repeat(c, 5), np.repeat(each_its_own(400), 5).tolist()) for c in correct]
     as_if_apart = mean_of(np.repeat(correct[0], 5), each_its_own(2000))
     assert interval([often[0]], [1.0], 5_000, "x") == pytest.approx(interval([once[0]], [1.0], 5_000, "x"))
-    tests = [difference([a], [b], [1.0], 5_000, "x") for a, b in (once, often)]
+    tests = [paired_difference([a], [b], [1.0], 5_000, "x") for a, b in (once, often)]
     assert tests[0].p_value == tests[1].p_value
     low, high = interval([as_if_apart], [1.0], 5_000, "x")
     assert high - low < 0.6 * np.ptp(interval([once[0]], [1.0], 5_000, "x"))
@@ -88,12 +88,12 @@ def test_difference_of_an_average_is_tested_as_printed_and_not_pooled() -> None:
     small, large = each_its_own(100), [f"other {i}" for i in range(2000)]
     first = [mean_of(np.arange(100) < 50, small), mean_of(np.arange(2000) < 1000, large)]
     second = [mean_of(np.arange(100) < 58, small), mean_of(np.arange(2000) < 960, large)]
-    found = difference(first, second, [0.5, 0.5], 10_000, "x")
+    found = paired_difference(first, second, [0.5, 0.5], 10_000, "x")
     assert found.value == pytest.approx(0.03)
     assert binomtest(8, 48).pvalue < 0.001  # what a McNemar test of the pooled items would have starred
     assert 0 < found.low < 0.03 < found.high
     assert 0.001 < found.p_value < 0.05
-    back = difference(second, first, [0.5, 0.5], 10_000, "x")
+    back = paired_difference(second, first, [0.5, 0.5], 10_000, "x")
     assert back.value == pytest.approx(-0.03)
     assert back.high < 0
 
@@ -107,20 +107,22 @@ def test_difference_of_few_items_is_never_far_surer_than_the_exact_test(won: int
     second[:won], first[won : won + lost] = True, True
     means = [mean_of(c, each_its_own(n)) for c in (first, second)]
     exact = binomtest(won, won + lost).pvalue
-    found = difference(means[:1], means[1:], [1.0], 10_000, "x")
+    found = paired_difference(means[:1], means[1:], [1.0], 10_000, "x")
     assert exact / 2 < found.p_value <= 1.05 * exact
     assert (found.low <= 0 <= found.high) == (found.p_value >= 0.05)
     assert found.differing == won + lost
 
 
 def test_difference_between_models_that_answer_alike_is_none_and_has_an_interval() -> None:
-    found = difference([of(30, 40)], [of(30, 40)], [1.0], 1_000, "x")
+    found = paired_difference([of(30, 40)], [of(30, 40)], [1.0], 1_000, "x")
     assert (found.value, found.p_value) == (0, 1)
     assert -0.2 < found.low < 0 < found.high < 0.2
 
 
 def test_difference_far_beyond_every_resample_keeps_the_order_of_its_p_values() -> None:
-    p_values = [difference([of(0, 900)], [of(k, 900)], [1.0], 1_000, "x").p_value for k in (30, 60, 600)]
+    p_values = [
+        paired_difference([of(0, 900)], [of(k, 900)], [1.0], 1_000, "x").p_value for k in (30, 60, 600)
+    ]
     assert 1e-4 > p_values[0] > p_values[1] > p_values[2]
 
 
@@ -192,7 +194,7 @@ def test_difference_of_25_010_items_takes_well_under_a_second() -> None:
     first = rng.random(25_010) < 0.6
     second = first ^ (rng.random(25_010) < 0.1)
     started = time.process_time()
-    difference([mean_of(first, images)], [mean_of(second, images)], [1.0], 10_000, "x")
+    paired_difference([mean_of(first, images)], [mean_of(second, images)], [1.0], 10_000, "x")
     assert time.process_time() - started < 1
 
 
@@ -216,9 +218,11 @@ def summary_of(
         tables = [
             scores_table(
                 name,
-                [s] * n,
-                [f"{i}" for i in range(n)],
-                [f"{s}{i}" for i in range(n)],
+                ScoredItems(
+                    subsets=[s] * n,
+                    ids=[f"{i}" for i in range(n)],
+                    images=[f"{s}{i}" for i in range(n)],
+                ),
                 np.ones((n, 2)),
                 np.arange(n) < right,
             )

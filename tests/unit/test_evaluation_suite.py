@@ -17,7 +17,7 @@ from tests.evaluation_suite import PART, choice_rows, png, write_suite
 
 def refused(folder: Path) -> str:
     with pytest.raises(DataError) as caught:
-        suite.load(str(folder))
+        suite.load_suite(str(folder))
     line = str(caught.value)
     assert "\n" not in line
     assert str(folder) in line
@@ -25,7 +25,7 @@ def refused(folder: Path) -> str:
 
 
 def test_suite_whole_folder_gives_four_benchmarks(tmp_path: Path) -> None:
-    benchmarks = suite.load(str(write_suite(tmp_path)))
+    benchmarks = suite.load_suite(str(write_suite(tmp_path)))
     assert [b.name for b in benchmarks] == ["scenes", "scenes_order", "scenes_zeroshot", "scenes_retrieval"]
     assert set(benchmarks[0].subsets) == set(suite.SCENES_SUBSETS)
 
@@ -83,14 +83,14 @@ def test_suite_subset_without_items_is_still_reported(tmp_path: Path) -> None:
     write_suite(tmp_path)
     rows = [row for row in choice_rows(2) if row["subset"] != "add_att"]
     Storage(str(tmp_path)).write_table(pa.Table.from_pylist(rows, schema=CHOICE_ITEMS), "choices", PART)
-    assert "add_att" in suite.load(str(tmp_path))[0].subsets
+    assert "add_att" in suite.load_suite(str(tmp_path))[0].subsets
 
 
 def test_suite_null_caption_and_empty_classification_are_handled(tmp_path: Path) -> None:
     write_suite(tmp_path)
     storage = Storage(str(tmp_path))
     storage.write_table(pa.Table.from_pylist([], schema=CLASS_ITEMS), "classification", PART)
-    assert "scenes_zeroshot" not in [b.name for b in suite.load(str(tmp_path))]
+    assert "scenes_zeroshot" not in [b.name for b in suite.load_suite(str(tmp_path))]
     rows = [{"sample_id": "s", "image_id": "img-0", "caption": None, "split": "test"}]
     storage.write_table(pa.Table.from_pylist(rows, schema=CAPTIONS), "retrieval", PART)
     assert "null" in refused(tmp_path)
@@ -98,6 +98,6 @@ def test_suite_null_caption_and_empty_classification_are_handled(tmp_path: Path)
 
 def test_suite_identity_follows_content_and_not_place(tmp_path: Path) -> None:
     first, second = write_suite(tmp_path / "a"), write_suite(tmp_path / "b")
-    assert suite.identity(str(first)) == suite.identity(str(second))
+    assert suite.suite_identity(str(first)) == suite.suite_identity(str(second))
     third = write_suite(tmp_path / "c", images={"img-4": png(99)})
-    assert suite.identity(str(third)) != suite.identity(str(first))
+    assert suite.suite_identity(str(third)) != suite.suite_identity(str(first))

@@ -21,10 +21,10 @@ from rich.console import Console
 
 from degla_ray.config import FetchConfig
 from degla_ray.errors import DataError, DeglaError, SettingError
-from degla_ray.evaluation.downloads.catalogue import CATALOGUE, Item, read_catalogue, select
+from degla_ray.evaluation.downloads.catalogue import CATALOGUE, CatalogueItem, needed_items, read_catalogue
 from degla_ray.evaluation.downloads.download import CHUNK, RETRY
 from degla_ray.evaluation.downloads.fetch import RECORD, fetch_benchmarks
-from degla_ray.evaluation.downloads.unpack import python_list, unpack
+from degla_ray.evaluation.downloads.unpack import python_list, unpack_archive
 
 BODY = bytes(range(256)) * 4096  # 1 MiB
 HALFWAY = 4 * CHUNK
@@ -155,7 +155,7 @@ def job(tmp_path: Path, site: Site, monkeypatch: pytest.MonkeyPatch) -> Job:
 
 
 @pytest.fixture(scope="module")
-def shipped() -> list[Item]:
+def shipped() -> list[CatalogueItem]:
     return read_catalogue(CATALOGUE)
 
 
@@ -171,7 +171,7 @@ def _no_rests(output: Path) -> bool:
     return not [path for path in output.rglob("*") if path.suffix in (".part", ".download", ".unpacking")]
 
 
-def test_fetch_file_fresh_is_there_and_recorded(job: Job) -> None:
+def test_fetch_file_fresh_is_present_and_recorded(job: Job) -> None:
     sha256 = hashlib.sha256(BODY).hexdigest()
     ok, printed = job.run({"name": "a.json", "url": job.url("a", BODY), "bytes": len(BODY), "sha256": sha256})
     assert ok
@@ -188,7 +188,7 @@ def test_fetch_again_asks_nothing(job: Job) -> None:
     ok, printed = job.run(item)
     assert ok
     assert len(job.site.requests) == 1
-    assert " there " in printed
+    assert " present " in printed
 
 
 def test_fetch_dropped_connection_goes_on_where_it_broke(job: Job) -> None:
@@ -364,7 +364,7 @@ def test_unpack_tar_strips_and_leaves_links_out(tmp_path: Path) -> None:
             member.type = tarfile.SYMTYPE if link else tarfile.REGTYPE
             member.linkname = link
             archive.addfile(member, io.BytesIO(b"one"))
-    unpack(tmp_path / "t.tar.gz", "tar", tmp_path / "out", "val")
+    unpack_archive(tmp_path / "t.tar.gz", "tar", tmp_path / "out", "val")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["1.jpg"]
 
 
@@ -372,7 +372,7 @@ def test_unpack_what_is_no_archive_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "z").write_bytes(b"no archive")
     for kind in ("zip", "tar"):
         with pytest.raises(DataError, match=r"expected a (zip|tar) archive"):
-            unpack(tmp_path / "z", kind, tmp_path / "out", "")
+            unpack_archive(tmp_path / "z", kind, tmp_path / "out", "")
     assert not (tmp_path / "out").exists()
 
 
@@ -430,7 +430,7 @@ def test_fetch_form_is_listed_and_not_tried(job: Job) -> None:
     (job.output / "images/w").mkdir(parents=True)
     assert " by hand " in job.run(item)[1]
     (job.output / "images/w/1.png").write_bytes(b"1")
-    assert " there " in job.run(item)[1]
+    assert " present " in job.run(item)[1]
 
 
 def test_fetch_without_images_takes_annotations_only(job: Job) -> None:
@@ -470,9 +470,9 @@ def test_fetch_torchvision_set_is_moved_when_it_is_whole(job: Job, monkeypatch: 
     assert [path.name for path in (job.output / "zeroshot").iterdir()] == ["fake"]
 
 
-def test_select_unknown_benchmark_names_those_there_are(shipped: list[Item]) -> None:
+def test_select_unknown_benchmark_names_those_there_are(shipped: list[CatalogueItem]) -> None:
     with pytest.raises(SettingError, match=r"sugarcrepes.*expected all, or some of .*sugarcrepe"):
-        select(shipped, ["sugarcrepes"], images=True)
+        needed_items(shipped, ["sugarcrepes"], images=True)
 
 
 @pytest.mark.parametrize(
@@ -496,7 +496,7 @@ def test_catalogue_of_two_items_of_one_name_is_refused(job: Job) -> None:
         job.run({"name": "a", "url": job.url("a", BODY)}, {"name": "a", "url": job.url("b", BODY)})
 
 
-def test_catalogue_shipped_is_complete(shipped: list[Item]) -> None:
+def test_catalogue_shipped_is_complete(shipped: list[CatalogueItem]) -> None:
     for item in shipped:
         assert item.licence, item.name
         assert item.benchmarks, item.name
@@ -517,7 +517,7 @@ def test_catalogue_shipped_is_complete(shipped: list[Item]) -> None:
     }
 
 
-def test_catalogue_shipped_checksums_have_the_right_length(shipped: list[Item]) -> None:
+def test_catalogue_shipped_checksums_have_the_right_length(shipped: list[CatalogueItem]) -> None:
     lengths = {"sha256": 64, "md5": 32, "sha1": 40}
     for item in shipped:
         for kind, value in item.checksums.items():

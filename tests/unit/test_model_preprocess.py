@@ -9,6 +9,7 @@ import torch
 import transformers
 from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
 from PIL import Image
+from safetensors.torch import load_file
 from tiny_models import CAPTIONS, write_config
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
@@ -17,7 +18,7 @@ from degla_ray.errors import DataError, SettingError
 from degla_ray.model import encode_image, encode_text, load
 from degla_ray.model.build import WEIGHTS_FILE, build
 from degla_ray.model.export import export, export_huggingface
-from degla_ray.model.preprocess import decide, eval_transform
+from degla_ray.model.preprocess import decide_preprocessing, eval_transform
 
 FIELDS = ("mean", "std", "interpolation", "resize_mode")
 TAGGED = [name for name in open_clip.list_models() if list_pretrained_tags_by_model(name)]
@@ -39,7 +40,7 @@ def test_decide_checkpoint_under_an_open_clip_name_gets_the_values_of_all_its_ta
     for name in TAGGED:
         config = ModelConfig(name=name, pretrained="weights.pt")
         try:
-            found = decide(config, {}, from_file=True, registry_name=name)
+            found = decide_preprocessing(config, {}, from_file=True, registry_name=name)
         except SettingError:
             stopped.append(name)
             continue
@@ -53,14 +54,16 @@ def test_decide_checkpoint_under_an_open_clip_name_gets_the_values_of_all_its_ta
 def test_decide_tags_that_differ_names_the_settings_and_takes_them():
     config = ModelConfig(name="ViT-H-14", pretrained="weights.pt")
     with pytest.raises(SettingError, match=r"model.resize_mode: .*--model.resize_mode squash \(as dfn5b\)"):
-        decide(config, {}, from_file=True, registry_name="ViT-H-14")
+        decide_preprocessing(config, {}, from_file=True, registry_name="ViT-H-14")
     given = dataclasses.replace(config, resize_mode="squash")
-    assert decide(given, {}, from_file=True, registry_name="ViT-H-14") == of_tag("ViT-H-14", "dfn5b")
+    assert decide_preprocessing(given, {}, from_file=True, registry_name="ViT-H-14") == of_tag(
+        "ViT-H-14", "dfn5b"
+    )
     large = ModelConfig(name="ViT-L-14", pretrained="weights.pt", mean=OPENAI["mean"])
     with pytest.raises(SettingError, match=r"^model.std: .*\[0.5, 0.5, 0.5\]' \(as laion2b_s32b_b82k\)"):
-        decide(large, {}, from_file=True, registry_name="ViT-L-14")
+        decide_preprocessing(large, {}, from_file=True, registry_name="ViT-L-14")
     large = dataclasses.replace(large, std=OPENAI["std"])
-    assert decide(large, {}, from_file=True, registry_name="ViT-L-14") == OPENAI
+    assert decide_preprocessing(large, {}, from_file=True, registry_name="ViT-L-14") == OPENAI
 
 
 @pytest.mark.slow
@@ -96,7 +99,10 @@ def test_build_settings_decide_and_the_export_keeps_them(tmp_path):
 def test_build_file_beside_its_config_takes_that_configs_preprocessing(tmp_path):
     name = write_config(tmp_path / "config")
     export(build(ModelConfig(name=name, resize_mode="squash", mean=(0.5,) * 3)), str(tmp_path / "v1.2"))
-    for pretrained in (tmp_path / "v1.2" / WEIGHTS_FILE, tmp_path / "v1.2"):
+    weights = tmp_path / "v1.2" / WEIGHTS_FILE
+    index = weights.with_name(f"{weights.name}.index.json")
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(load_file(weights), weights.name)}))
+    for pretrained in (weights, index, tmp_path / "v1.2"):
         loaded = build(ModelConfig(name=name, pretrained=str(pretrained)))
         assert (loaded.preprocess_cfg["resize_mode"], loaded.preprocess_cfg["mean"]) == ("squash", (0.5,) * 3)
         given = build(ModelConfig(name=name, pretrained=str(pretrained), resize_mode="shortest"))
@@ -122,7 +128,7 @@ def test_build_config_with_impossible_preprocessing_is_refused_by_name(stated, n
 
 def test_model_config_std_of_zero_is_refused():
     with pytest.raises(SettingError, match=r"model\.std"):
-        ModelConfig(std=(0.5, 0.0, 0.5))
+        ModelConfig(name="scenes-base", std=(0.5, 0.0, 0.5))
 
 
 @pytest.fixture

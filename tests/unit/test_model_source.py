@@ -9,6 +9,7 @@ import pytest
 import torch
 from tiny_models import write_config
 
+from degla_ray.cli import from_settings
 from degla_ray.config import ChainConfig, DataConfig, ModelConfig, ObjectiveConfig, TrainConfig, TuneConfig
 from degla_ray.errors import DataError, SettingError
 from degla_ray.model import load
@@ -22,7 +23,7 @@ from degla_ray.model.source import (
     in_any_folder,
     starts_random,
 )
-from degla_ray.training.trainer import _model_identity
+from degla_ray.training.run_identity import model_identity
 from degla_ray.tuning.sweep import tune
 
 
@@ -58,7 +59,7 @@ def test_build_folder_with_a_json_of_its_name_beside_it_has_the_folders_weights(
 def test_model_identity_of_a_folder_with_a_json_beside_it_is_its_files(trained):
     folder, _ = trained
     beside(folder)
-    identity = _model_identity(ModelConfig(name=str(folder)))
+    identity = model_identity(ModelConfig(name=str(folder)))
     assert set(identity["name"]) == {path.name for path in folder.iterdir()}
 
 
@@ -130,18 +131,18 @@ def test_check_model_of_names_imports_neither_torch_nor_open_clip(trained):
 def test_chain_mistyped_model_is_told_of_before_the_first_stage(tmp_path):
     from degla_ray.chain import run_chain
 
-    config = ChainConfig(output=str(tmp_path / "out"), prepare={"source": "scenes"}, fine_tune={"a": {}})
+    settings = {"output": str(tmp_path / "out"), "prepare": {"source": "scenes"}, "fine_tune": {"a": {}}}
+    settings["base_model"] = {"name": "scenes-base"}
     for changed, message in (
         ({"base_model": {"name": "scenes-bse"}}, r"base_model\.name.*scenes-base"),
         ({"base_model": {"name": "flickr-small"}}, r"base_model\.random_init true"),
-        ({"fine_tune": {"a": {"model": {"pretrained": "b.pt"}}}}, r"fine_tune\.a\.model\.pretrained"),
         (
             {"base_model": {"name": "ViT-B-23"}, "pretrain": {"objective": {"name": "clip"}}},
             r"base_model\.name",
         ),
     ):
         with pytest.raises(SettingError, match=message):
-            run_chain(dataclasses.replace(config, **changed))
+            run_chain(from_settings(ChainConfig, settings | changed, "chain"))
     assert not (tmp_path / "out").exists()
 
 
@@ -149,22 +150,25 @@ def test_chain_mistyped_model_is_told_of_before_the_first_stage(tmp_path):
     ("space", "message"),
     [
         ("{'model.name': tune.grid_search(['scenes-base', 'scenes-bse'])}", "did you mean scenes-base"),
-        ("{'objective.name': tune.choice(['degla', 'degla_no_icg'])}", "did you mean degla_no_igc"),
+        ("{'objective.name': tune.choice(['degla', 'degal'])}", "did you mean degla"),
     ],
 )
 def test_tune_mistyped_name_in_a_space_is_told_of_before_the_first_trial(space, message, tmp_path):
     file = tmp_path / "space.py"
     file.write_text(f"from ray import tune\n\ndef space():\n    return {space}\n")
-    train = TrainConfig(name="x", data=DataConfig(prepared="p", negatives="n"), output=str(tmp_path / "runs"))
+    train = TrainConfig(
+        name="x",
+        data=DataConfig(prepared="p", negatives="n"),
+        model=ModelConfig(name="scenes-base"),
+        output=str(tmp_path / "runs"),
+    )
     with pytest.raises(SettingError, match=message):
         tune(TuneConfig(train=train, suite="s", space=str(file)))
 
 
 def test_objective_mistyped_name_says_what_is_near():
-    with pytest.raises(
-        SettingError, match=r"objective\.name: found 'degla_no_icg'.*did you mean degla_no_igc"
-    ):
-        ObjectiveConfig(name="degla_no_icg")
+    with pytest.raises(SettingError, match=r"objective\.name: found 'negclp'.*did you mean negclip"):
+        ObjectiveConfig(name="negclp")
 
 
 # Random weights
@@ -203,17 +207,8 @@ def test_build_folder_without_weights_is_never_random(trained, tmp_path):
 
 
 @pytest.mark.parametrize("job", ["export", "evaluate"])
-def test_job_of_random_weights_is_refused_and_names_the_setting(job, tmp_path):
-    extra = [] if job == "export" else ["--suite", str(tmp_path)]
-    command = [
-        sys.executable,
-        f"jobs/{job}.py",
-        "--model.name",
-        "flickr-small",
-        "--output",
-        str(tmp_path / "o"),
-    ]
-    done = subprocess.run([*command, *extra], capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert "model.random_init true" in done.stderr
+def test_job_of_random_weights_is_refused_and_names_the_setting(job, tmp_path, run_stage, capsys):
+    extra = [] if job == "export" else ["--suite", tmp_path]
+    assert run_stage(job, "--model.name", "flickr-small", "--output", tmp_path / "o", *extra) == 2
+    assert "model.random_init true" in capsys.readouterr().err
     assert not (tmp_path / "o").exists()

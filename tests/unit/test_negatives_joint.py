@@ -7,7 +7,7 @@ import json
 import pytest
 
 from degla_ray.negatives.llm.answers import Unusable, read_answer
-from degla_ray.negatives.llm.vllm_actor import BLANK, json_schema, split
+from degla_ray.negatives.llm.engines.vllm_actor import BLANK, json_schema, split
 from degla_ray.schema import RejectReason
 
 KINDS = ["swap_nouns", "replace_nouns", "reshuffle"]

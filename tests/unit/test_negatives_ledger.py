@@ -25,20 +25,20 @@ def row(key="a", kind="swap_nouns", attempt=0, state="ok", text="a cat bites a d
 
 
 @pytest.fixture
-def book():
+def states():
     return StateTable(["a", "b"], KINDS, per_kind=1, attempts=2)
 
 
-def asked(book):
-    return [(key, kind, attempt) for key, kind, attempt, _ in book.next_round()]
+def asked(states):
+    return [(key, kind, attempt) for key, kind, attempt, _ in states.next_round()]
 
 
 def test_text_key_joins_captions_that_read_alike():
     assert text_key("A dog  runs.") == text_key("a dog runs") != text_key("A dog runs!")
 
 
-def test_book_asks_for_everything_by_kind_first(book):
-    assert asked(book) == [
+def test_state_table_asks_for_everything_by_kind_first(states):
+    assert asked(states) == [
         ("a", "swap_nouns", 0),
         ("b", "swap_nouns", 0),
         ("a", "reshuffle", 0),
@@ -46,37 +46,39 @@ def test_book_asks_for_everything_by_kind_first(book):
     ]
 
 
-def test_book_asks_again_until_accepted_or_no_attempt_is_left(book):
-    book.add([row("a"), row("b", state="rejected", reason="same_as_caption")])
-    assert asked(book) == [("a", "reshuffle", 0), ("b", "reshuffle", 0)], "first attempts before second ones"
-    book.add([row(key, "reshuffle", text=f"{key} dog bites a cat") for key in "ab"])
-    assert book.next_round() == [("b", "swap_nouns", 1, True)]
-    book.add([row("b", attempt=1, state="error", reason="timeout")])
-    assert asked(book) == []
-    assert book.settled() == 4
+def test_state_table_asks_again_until_accepted_or_no_attempt_is_left(states):
+    states.add([row("a"), row("b", state="rejected", reason="same_as_caption")])
+    assert asked(states) == [("a", "reshuffle", 0), ("b", "reshuffle", 0)], (
+        "first attempts before second ones"
+    )
+    states.add([row(key, "reshuffle", text=f"{key} dog bites a cat") for key in "ab"])
+    assert states.next_round() == [("b", "swap_nouns", 1, True)]
+    states.add([row("b", attempt=1, state="error", reason="timeout")])
+    assert asked(states) == []
+    assert states.settled() == 4
 
 
-def test_book_asks_no_more_where_the_kind_cannot_be(book):
-    book.add([row(key, kind, state="not_applicable", text="") for key in "ab" for kind in KINDS])
-    assert asked(book) == []
+def test_state_table_asks_no_more_where_the_kind_cannot_be(states):
+    states.add([row(key, kind, state="not_applicable", text="") for key in "ab" for kind in KINDS])
+    assert asked(states) == []
 
 
-def test_book_wants_as_many_as_per_kind_says():
-    book = StateTable(["a"], KINDS[:1], per_kind=2, attempts=2)
-    book.add([row()])
-    assert asked(book) == [("a", "swap_nouns", 1)]
-    book.add([row(attempt=1, text="a dog bites a bone")])
-    assert asked(book) == []
+def test_state_table_wants_as_many_as_per_kind_says():
+    states = StateTable(["a"], KINDS[:1], per_kind=2, attempts=2)
+    states.add([row()])
+    assert asked(states) == [("a", "swap_nouns", 1)]
+    states.add([row(attempt=1, text="a dog bites a bone")])
+    assert asked(states) == []
 
 
 @pytest.mark.parametrize("late_first", [False, True])
-def test_book_keeps_the_earlier_kind_of_two_equal_negatives_whichever_came_first(late_first):
-    book = StateTable(["a"], KINDS, per_kind=1, attempts=2)
+def test_state_table_keeps_the_earlier_kind_of_two_equal_negatives_whichever_came_first(late_first):
+    states = StateTable(["a"], KINDS, per_kind=1, attempts=2)
     rows = [row(), row(kind="reshuffle", text="A cat bites the dog!")]
-    book.add(reversed(rows) if late_first else rows)
-    assert asked(book) == [("a", "reshuffle", 1)]
-    assert book.entries[("a", "reshuffle")].rows[0]["reason"] == "duplicate_negative"
-    assert book.entries[("a", "swap_nouns")].state() is State.OK
+    states.add(reversed(rows) if late_first else rows)
+    assert asked(states) == [("a", "reshuffle", 1)]
+    assert states.rows[("a", "reshuffle")].attempts[0]["reason"] == "duplicate_negative"
+    assert states.rows[("a", "swap_nouns")].state() is State.OK
 
 
 @pytest.mark.parametrize(
@@ -91,22 +93,22 @@ def test_book_keeps_the_earlier_kind_of_two_equal_negatives_whichever_came_first
     ],
 )
 def test_may_retry_errors_and_the_named_reasons(rows, reasons, again):
-    assert may_retry(StateRow(allowed=1, rows=rows), reasons) is again
+    assert may_retry(StateRow(allowed=1, attempts=rows), reasons) is again
 
 
-def test_book_retry_allows_as_many_attempts_more(book):
+def test_state_table_retry_allows_as_many_attempts_more(states):
     failed = [row("a", attempt=i, state="error", reason="engine_error") for i in range(2)]
-    book.add(failed)
+    states.add(failed)
     others = [("b", "swap_nouns"), ("a", "reshuffle"), ("b", "reshuffle")]
-    book.add([row(key, kind, text=f"{key} {kind}") for key, kind in others])
-    assert asked(book) == []
-    assert book.retry([]) == 1
-    assert asked(book) == [("a", "swap_nouns", 2)]
+    states.add([row(key, kind, text=f"{key} {kind}") for key, kind in others])
+    assert asked(states) == []
+    assert states.retry([]) == 1
+    assert asked(states) == [("a", "swap_nouns", 2)]
 
 
-def test_entry_state_is_the_best_then_the_last():
-    assert StateRow(allowed=2, rows=[row(), row(state="error")]).state() is State.OK
-    assert StateRow(allowed=2, rows=[row(state="error"), row(state="rejected")]).state() is State.REJECTED
+def test_state_row_is_the_best_then_the_last():
+    assert StateRow(allowed=2, attempts=[row(), row(state="error")]).state() is State.OK
+    assert StateRow(allowed=2, attempts=[row(state="error"), row(state="rejected")]).state() is State.REJECTED
 
 
 @pytest.fixture
@@ -128,7 +130,7 @@ def test_ledger_forgets_appended_rows_only_after_they_are_in_their_shard(ledger)
     ledger.clear({1})
     assert ledger.read([0]) == []
     assert ledger.read([1]) == [row()]
-    assert [entry.state() for entry in ledger.settled(1)] == [State.OK]
+    assert [row.state() for row in ledger.settled(1)] == [State.OK]
 
 
 def test_ledger_keeps_appended_rows_of_shards_that_are_not_settled(ledger):

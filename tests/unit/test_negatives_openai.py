@@ -12,8 +12,7 @@ import pytest
 
 from degla_ray.config import NegativesConfig, OpenAIConfig, VLLMConfig
 from degla_ray.errors import SettingError
-from degla_ray.negatives.llm.openai_actor import OpenAIActor
-from degla_ray.negatives.llm.preflight import preflight
+from degla_ray.negatives.llm.engines.openai_engine import OpenAIActor, OpenAIEngine
 from tests.openai_server import Reply, Server, completion, openai_server
 
 GOOD = "A white cat chases a brown dog."
@@ -253,12 +252,12 @@ def test_config_password_in_the_address_is_refused_and_not_repeated() -> None:
     assert "hunter2" not in str(raised.value)
 
 
-def test_preflight_key_that_no_header_can_hold_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_settings_key_that_no_header_can_hold_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "“secret”")
     with openai_server(lambda request, server: completion(GOOD)) as server:
         config = NegativesConfig(
             prepared="", output="", engine="openai", openai=OpenAIConfig(base_url=server.url, model="small")
         )
         with pytest.raises(SettingError, match=r"openai\.key_variable") as raised:
-            preflight(config)
+            OpenAIEngine(config).check_settings()
     assert "secret" not in str(raised.value)

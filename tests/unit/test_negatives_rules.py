@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from degla_ray.language.lexicon import singular
 from degla_ray.language.tagging import Tag
 from degla_ray.negatives.checks import normal_form
-from degla_ray.negatives.proposals import Request, no_veto, select
 from degla_ray.negatives.rules import RuleEngine
+from degla_ray.negatives.selection import EditRequest, no_veto, select
 from degla_ray.schema import Kind, RejectReason
 
 FOX = "The quick brown fox jumps over the lazy dog in the quiet park."
@@ -153,7 +153,7 @@ def test_swap_nouns_across_and_with_other_attributes_changes_the_meaning() -> No
 
 def test_replace_nouns_avoids_what_other_captions_of_the_image_mention() -> None:
     siblings = ("a cow and some sheep in a field", "a bird on a zebra")
-    request = Request(caption="a dog sleeps", siblings=siblings, limit=100, seed="1")
+    request = EditRequest(caption="a dog sleeps", siblings=siblings, limit=100, seed="1")
     with_siblings = select(engine(), [request], [Kind.REPLACE_NOUNS], [no_veto])[0].accepted[
         Kind.REPLACE_NOUNS
     ]
@@ -172,7 +172,7 @@ def test_replace_nouns_beside_a_pronoun_keeps_the_sex() -> None:
 
 
 def test_select_all_kinds_of_a_caption_are_distinct_and_failures_become_rejects() -> None:
-    request = Request(caption="a dog bites a man", limit=5, seed="0")
+    request = EditRequest(caption="a dog bites a man", limit=5, seed="0")
     selection = select(engine(), [request], list(Kind), [no_veto])[0]
     texts = [normal_form(text) for found in selection.accepted.values() for text in found]
     assert len(texts) == len(set(texts)) > 3
@@ -247,7 +247,7 @@ def test_negatives_of_real_captions_pass_and_cover_most_of_them(real_data: Path)
         pytest.skip(f"no {file}")
     lines = file.read_text(encoding="utf-8").splitlines()[1:301]
     texts = [line.split(",", 1)[1] for line in lines]
-    requests = [Request(caption=text, limit=2, seed=str(i)) for i, text in enumerate(texts)]
+    requests = [EditRequest(caption=text, limit=2, seed=str(i)) for i, text in enumerate(texts)]
     selections = select(engine(), requests, list(Kind), [no_veto] * len(texts))
     with_any: Counter[Kind] = Counter()
     for text, selection in zip(texts, selections, strict=True):

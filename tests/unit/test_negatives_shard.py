@@ -13,8 +13,8 @@ import pytest
 from degla_ray.config import NegativesConfig, ScenesConfig
 from degla_ray.errors import DataError
 from degla_ray.negatives.pipeline import generate
-from degla_ray.negatives.proposals import ORDER, Proposal, Request
 from degla_ray.negatives.rules import RuleEngine
+from degla_ray.negatives.selection import ORDER, EditRequest, Proposal
 from degla_ray.negatives.shard import ImageCaption, ShardTask, captions_of, vocabulary, write_shard
 from degla_ray.schema import NEGATIVES, REJECTS, Kind, RejectReason
 from degla_ray.sources.scenes.captions import captions as scene_captions
@@ -30,7 +30,7 @@ class CountingEngine(RuleEngine):
         super().__init__()
         self.asked: list[str] = []
 
-    def propose(self, requests: Sequence[Request], kind: Kind) -> Iterable[Iterable[Proposal]]:
+    def propose(self, requests: Sequence[EditRequest], kind: Kind) -> Iterable[Iterable[Proposal]]:
         self.asked += [request.caption for request in requests]
         return super().propose(requests, kind)
 

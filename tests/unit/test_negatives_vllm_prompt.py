@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from degla_ray.negatives.llm.vllm_actor import prompt_tokens, reasons
+from degla_ray.negatives.llm.engines.vllm_actor import prompt_tokens, reasons
 
 TURNS = [{"role": "user", "content": "dog"}]
 TEMPLATE = (

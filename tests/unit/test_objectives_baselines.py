@@ -1,6 +1,7 @@
 """NegCLIP, CE-CLIP, SigLIP-style bias and softened contrast against loops in float64 NumPy."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,12 +11,16 @@ from hypothesis import strategies as st
 from test_objectives_degla import features_of, minus_log_softmax, random_arrays
 
 from degla_ray.cli import from_settings, parse
-from degla_ray.config import ABLATIONS, DataConfig, ObjectiveConfig, TeacherConfig, TrainConfig
+from degla_ray.config import DataConfig, ModelConfig, ObjectiveConfig, TeacherConfig, TrainConfig
+from degla_ray.config.renamed import OVERLAYS
 from degla_ray.errors import DeglaError, SettingError
+from degla_ray.identity import canonical, flatten
 from degla_ray.objectives import losses, next_state
 from degla_ray.objectives.degla import Softening, igc, tgc
 from degla_ray.objectives.gather import gather
 
+MODEL = ModelConfig(name="scenes-base")
+REQUIRED = {"name": "x", "data": {"prepared": "x", "negatives": "y"}, "model": {"name": "scenes-base"}}
 SHAPES = {
     "seed": st.integers(0, 2**31),
     "n": st.integers(1, 6),
@@ -143,22 +148,55 @@ def test_softened_contrast_has_finite_gradients_where_it_is_certain():
     assert features.img_BD.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("name", sorted(ABLATIONS))
-def test_ablation_differs_from_degla_in_its_setting_alone(name):
-    config = ObjectiveConfig(name=name)
-    assert config.family == "degla"
-    changed = {key for key, value in vars(config).items() if value != getattr(ObjectiveConfig(), key)}
-    assert changed == {"name", *ABLATIONS[name]}
-    data = DataConfig(prepared="x", negatives="y")
-    teacher = TrainConfig(name="x", data=data, objective=config).teacher
-    assert teacher == TeacherConfig(kind="frozen" if name == "degla_frozen_teacher" else "ema")
+ABLATIONS = Path(__file__).parents[2] / "jobs" / "configs" / "ablations"
+RECIPE = ["--name=x", "--model.name=scenes-base", "--data.prepared=x", "--data.negatives=y"]
+RECIPE.append("--objective.negatives_per_caption=2")
+
+
+def ablated(name: str, *recipe: str) -> TrainConfig:
+    """A recipe of DeGLA under the ablation of that name."""
+    return parse(TrainConfig, "", [*RECIPE, *recipe, "--config", str(ABLATIONS / f"{name}.yaml")])
+
+
+@pytest.mark.parametrize(
+    ("name", "changed"),
+    {
+        "no_igc": {"objective.lambda_igc": 0},
+        "no_tgc": {"objective.lambda_tgc": 0},
+        "no_distill": {"objective.lambda_distill": 0},
+        "frozen_teacher": {"teacher.kind": "frozen"},
+        "released": {
+            "objective.tgc_negatives": "released",
+            "objective.distill_reduction": "sum",
+            "objective.lambda_distill": 0.005,
+        },
+    }.items(),
+)
+def test_ablation_differs_from_its_recipe_in_its_settings_alone(name, changed):
+    assert {path.stem for path in ABLATIONS.iterdir()} >= {name}
+    recipe = flatten(canonical(parse(TrainConfig, "", RECIPE)))
+    found = flatten(canonical(ablated(name)))
+    assert {key: value for key, value in found.items() if value != recipe[key]} == changed
+
+
+def test_ablation_overrides_a_recipe_that_sets_the_same():
+    assert ablated("no_igc", "--objective.lambda_igc=10").objective.lambda_igc == 0
+
+
+@pytest.mark.parametrize("old", sorted(OVERLAYS))
+def test_ablation_by_its_old_name_is_refused_with_the_file_that_replaces_it(old):
+    assert (ABLATIONS.parents[2] / OVERLAYS[old]).is_file()
+    with pytest.raises(DeglaError, match=rf"objective\.name: .*--config {OVERLAYS[old]}"):
+        from_file(old)
+    with pytest.raises(DeglaError, match=rf"objective\.name: .*--config {OVERLAYS[old]}"):
+        parse(TrainConfig, "", [*RECIPE, f"--objective.name={old}"])
 
 
 def test_ablation_without_a_term_equals_the_sum_of_the_others():
     features = features_of(random_arrays(5, 4, 3, 6))
     terms = losses(features, torch.tensor(20.0), ObjectiveConfig())
     for name in ("igc", "tgc", "distill"):
-        found = losses(features, torch.tensor(20.0), ObjectiveConfig(name=f"degla_no_{name}"))
+        found = losses(features, torch.tensor(20.0), ablated(f"no_{name}").objective)
         left_out = getattr(ObjectiveConfig(), f"lambda_{name}") * terms[name]
         assert found["loss"].item() == pytest.approx((terms["loss"] - left_out).item(), rel=1e-5)
         assert left_out > 1e-3
@@ -179,54 +217,19 @@ def test_objective_config_impossible_setting_is_named(settings_, setting):
 
 def from_file(objective: str) -> TrainConfig:
     """The name alone is set, as in a user's YAML."""
-    data = {"prepared": "x", "negatives": "y"}
-    return from_settings(TrainConfig, {"name": "x", "data": data, "objective": {"name": objective}}, "train")
+    return from_settings(TrainConfig, REQUIRED | {"objective": {"name": objective}}, "train")
 
 
-def test_objective_named_in_a_file_has_its_own_defaults():
-    for name, expected in {"clip": 0, "negclip": 1, "ceclip": 4, "degla": 4, "degla_no_tgc": 4}.items():
+def test_objective_named_in_a_file_has_its_own_number_of_negatives():
+    for name, expected in {"clip": 0, "negclip": 1, "ceclip": 4, "degla": 4}.items():
         assert from_file(name).objective.num_negatives == expected
-    assert from_file("degla_no_igc").objective.lambda_igc == 0
-    assert from_file("degla_released").objective.lambda_distill == 0.005
-    assert from_file("degla_frozen_teacher").teacher.kind == "frozen"
-
-
-FIXED = [(name, setting, value) for name, fixed in ABLATIONS.items() for setting, value in fixed.items()]
-OTHER = {"tgc_negatives": "own", "distill_reduction": "mean"}
-
-
-@pytest.mark.parametrize(("name", "setting", "value"), FIXED)
-def test_ablation_against_an_explicit_setting_is_refused(name, setting, value):
-    """Python sees a value that is neither the default nor the fixed one; a file may not name the default."""
-    assert getattr(ObjectiveConfig(name=name, **{setting: value}), setting) == value
-    settings = {"name": "x", "data": {"prepared": "x", "negatives": "y"}}
-    data = ["--name=x", "--data.prepared=x", "--data.negatives=y"]
-    default = getattr(ObjectiveConfig(), setting)
-    for wrong in {default, OTHER.get(setting, 0.5)}:
-        with pytest.raises(DeglaError, match=rf"objective\.{setting}: found {wrong!r}; expected {value!r}"):
-            from_settings(TrainConfig, settings | {"objective": {"name": name, setting: wrong}}, "train")
-        with pytest.raises(DeglaError, match=rf"objective\.{setting}: found {wrong!r}; expected {value!r}"):
-            parse(TrainConfig, "", [*data, f"--objective.name={name}", f"--objective.{setting}={wrong}"])
-    if setting not in OTHER:
-        with pytest.raises(SettingError, match=rf"objective\.{setting}: found 0\.5"):
-            ObjectiveConfig(name=name, **{setting: 0.5})
-
-
-@pytest.mark.parametrize("kind", ["ema", "none"])
-def test_frozen_teacher_against_an_explicit_kind_is_refused(kind):
-    settings = {"name": "x", "data": {"prepared": "x", "negatives": "y"}, "teacher": {"kind": kind}}
-    settings["objective"] = {"name": "degla_frozen_teacher"}
-    with pytest.raises(DeglaError, match=rf"teacher\.kind: found '{kind}'; expected 'frozen'"):
-        from_settings(TrainConfig, settings, "train")
-    settings["teacher"] = {"kind": "frozen"}
-    assert from_settings(TrainConfig, settings, "train").teacher.kind == "frozen"
 
 
 def test_train_config_teacher_none_is_refused_where_a_term_needs_one():
     data = DataConfig(prepared="x", negatives="y")
     with pytest.raises(SettingError, match=r"teacher\.kind: found 'none'.*lambda_distill = 0"):
-        TrainConfig(name="x", data=data, teacher=TeacherConfig(kind="none"))
+        TrainConfig(name="x", data=data, model=MODEL, teacher=TeacherConfig(kind="none"))
     bare = ObjectiveConfig(lambda_tgc=0, lambda_distill=0)
     assert not TrainConfig(
-        name="x", data=data, objective=bare, teacher=TeacherConfig(kind="none")
+        name="x", data=data, model=MODEL, objective=bare, teacher=TeacherConfig(kind="none")
     ).objective.wants_teacher

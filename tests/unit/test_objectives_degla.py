@@ -69,7 +69,7 @@ def reference(arrays: dict[str, np.ndarray], s: float, config: ObjectiveConfig) 
         else:
             columns = [i + m * N for m in range(K)]  # of negatives laid out at i·K+k
             seen = [n[c // K, c % K] for c in columns if mask[c // K, c % K]]
-        tau = config.tgc_temperature
+        tau = config.tgc_scale
         tgc_i.append(minus_log_softmax(tau * t[i] @ t_hat[i], [tau * t[i] @ x for x in seen]))
         distill_i.append(
             np.sum((v[i] - v_hat[i]) ** 2)

@@ -168,7 +168,7 @@ def test_write_test_sets_retrieval_captions_fit_one_image_each(
 
 
 def test_write_test_sets_suite_is_one_that_evaluation_loads(storage: Storage) -> None:
-    benchmarks = suite.load(storage.path("tests"))
+    benchmarks = suite.load_suite(storage.path("tests"))
     assert [b.name for b in benchmarks] == ["scenes", "scenes_order", "scenes_zeroshot", "scenes_retrieval"]
 
 

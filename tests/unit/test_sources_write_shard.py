@@ -94,6 +94,7 @@ def test_write_shard_keeps_the_drivers_rejects_and_counts_them_in_the_receipt(tm
     receipt = json.loads((tmp_path / "receipts" / "00000.json").read_text())
     assert receipt == {
         "images_out": 1,
+        "images_out.train": 1,
         "captions_out": 2,
         "captions_rejected": 1,
         "rejected.caption.malformed_row": 1,

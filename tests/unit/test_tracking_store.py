@@ -139,7 +139,7 @@ def test_tracking_metrics_beyond_one_batch_arrive_without_nan_and_inf(store: Tra
 
 
 def test_tracking_params_nested_long_and_illegal_are_logged_legally(store: TrackingConfig) -> None:
-    config = EvaluateConfig(model=ModelConfig(), output="out", suite="s")
+    config = EvaluateConfig(model=ModelConfig(name="scenes-base"), output="out", suite="s")
     params = {"evaluate": config, "long": "x" * 9000, "odd name?(μ)": 1, "up/../and/down": 2}
     params |= {f"p{i}": i for i in range(250)}
     run_id = tracking.find_or_create_run(store, "params", "fp-params", "folder", params)

@@ -14,9 +14,9 @@ def test_order_any_number_of_workers_same_bytes(workers: int, num_rows: int) -> 
     order = BatchOrder(seed=3, num_rows=num_rows, batch_size=16)
     for step in (0, 1, 5, 100):
         whole = order.batch(step)
-        pieces = [order.batch(step, rank, workers) for rank in range(workers)]
-        assert np.concatenate([p.row_B for p in pieces]).tobytes() == whole.row_B.tobytes()
-        assert np.concatenate([p.epoch_B for p in pieces]).tobytes() == whole.epoch_B.tobytes()
+        shares = [order.batch(step, rank, workers) for rank in range(workers)]
+        assert np.concatenate([p.row_B for p in shares]).tobytes() == whole.row_B.tobytes()
+        assert np.concatenate([p.epoch_B for p in shares]).tobytes() == whole.epoch_B.tobytes()
 
 
 @pytest.mark.parametrize(("num_rows", "batch_size"), [(10, 4), (64, 16), (5, 12), (1, 3)])

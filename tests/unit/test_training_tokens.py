@@ -39,6 +39,7 @@ def samples_of(negatives: dict[str, list[str]]) -> Samples:
         neighbour=np.empty((len(negatives), 0), np.int64),
         row_of=np.arange(len(negatives)),
         first_row=np.arange(len(negatives) + 1),
+        short_side=32,
     )
 
 

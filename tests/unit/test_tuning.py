@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from degla_ray.config import DataConfig, ObjectiveConfig, TrainConfig
+from degla_ray.config import DataConfig, ModelConfig, ObjectiveConfig, TrainConfig
 from degla_ray.errors import DeglaError, SettingError
-from degla_ray.tuning.sweep import Trial, best_trial, headings, load_space, with_settings
+from degla_ray.tuning.sweep import Trial, best_trial, distinct, headings, load_space, with_settings
 
-TRAIN = TrainConfig(name="x", data=DataConfig(prepared="p", negatives="n"))
+TRAIN = TrainConfig(
+    name="x", data=DataConfig(prepared="p", negatives="n"), model=ModelConfig(name="scenes-base")
+)
 
 
 def _trial(composition: float | None, zero_shot: float | None, **rest: object) -> Trial:
@@ -52,6 +55,12 @@ def test_best_trial_none_keeps_zero_shot_the_highest_zero_shot() -> None:
 def test_best_trial_no_result_names_the_reasons() -> None:
     with pytest.raises(DeglaError, match="none of 2 trials succeeded: no space left"):
         best_trial([_trial(None, None, error="no space left")] * 2, 0.9, 0.02)
+
+
+def test_distinct_trials_of_one_run_are_one() -> None:
+    one, other = _trial(0.6, 0.9), _trial(0.7, 0.9)
+    same = [replace(trial, run_folder=f) for trial, f in ((one, "a"), (other, "b"), (one, "a"))]
+    assert distinct(same) == same[:2]
 
 
 def test_load_space_committed_ones_fit_job_train() -> None:

@@ -10,13 +10,13 @@ from typing import Any
 from degla_ray.errors import DataError
 from degla_ray.storage import Storage
 
-Item = tuple[str, dict[str, Any]]  # item id, record
+AnnotatedItem = tuple[str, dict[str, Any]]  # item id, record
 _IN_WORDS = {str: "text that is not empty", int: "a whole number", list: "a list", dict: "an object"}
 
 
 def read_items(
     storage: Storage, *parts: str, fields: Mapping[str, type], id_field: str | None = None
-) -> list[Item]:
+) -> list[AnnotatedItem]:
     """Read the items of a JSON file that contains an object (item id -> record) or a list of records.
 
     Args:
@@ -29,7 +29,7 @@ def read_items(
     Raises:
         DataError: missing file, broken JSON, no items, a record that lacks a field, or a duplicate id.
     """
-    where, content = storage.path(*parts), read_json(storage, *parts)
+    where, content = storage.path(*parts), read_annotation(storage, *parts)
     if isinstance(content, dict):
         return _checked(where, content.items(), fields, id_field)
     if isinstance(content, list):
@@ -37,7 +37,9 @@ def read_items(
     raise DataError(where, f"a {type(content).__name__}", "an object or a list of items")
 
 
-def read_lines(storage: Storage, *parts: str, fields: Mapping[str, type], id_field: str) -> list[Item]:
+def read_lines(
+    storage: Storage, *parts: str, fields: Mapping[str, type], id_field: str
+) -> list[AnnotatedItem]:
     """Read the items of a file with one JSON record per line, skipping empty lines; see `read_items`."""
     where = storage.path(*parts)
     items = []
@@ -50,7 +52,7 @@ def read_lines(storage: Storage, *parts: str, fields: Mapping[str, type], id_fie
     return _checked(where, items, fields, id_field)
 
 
-def read_json(storage: Storage, *parts: str) -> Any:
+def read_annotation(storage: Storage, *parts: str) -> Any:
     """Return the content of a JSON file.
 
     Raises:
@@ -74,7 +76,7 @@ def _text(storage: Storage, *parts: str) -> str:
 
 def _checked(
     where: str, items: Iterable[tuple[str, Any]], fields: Mapping[str, type], id_field: str | None
-) -> list[Item]:
+) -> list[AnnotatedItem]:
     found: dict[str, dict[str, Any]] = {}
     for name, record in items:
         here = f"{where}, item {name!r}"

@@ -16,9 +16,9 @@ import pyarrow as pa
 from degla_ray.encoding.features import image_key
 from degla_ray.encoding.images import boxed
 from degla_ray.errors import DataError
-from degla_ray.evaluation.benchmarks.annotations import Item, read_items, read_json
+from degla_ray.evaluation.benchmarks.annotations import AnnotatedItem, read_annotation, read_items
 from degla_ray.evaluation.benchmarks.base import Rule
-from degla_ray.evaluation.benchmarks.choice import Choice
+from degla_ray.evaluation.benchmarks.choice import Choice, ChoiceProtocol
 from degla_ray.schema import CHOICE_ITEMS
 from degla_ray.storage import Storage
 
@@ -47,15 +47,14 @@ def load_vg_relation(annotations: Storage, *, average: Average = "macro") -> Cho
     """
     file = "visual_genome_relation.json"
     items = read_items(annotations, ARO, file, fields={"relation_name": str, **_FIELDS})
-    symmetric = read_json(annotations, ARO, SYMMETRIC)
+    symmetric = read_annotation(annotations, ARO, SYMMETRIC)
     if not isinstance(symmetric, list) or not all(isinstance(name, str) for name in symmetric):
         where = annotations.path(ARO, SYMMETRIC)
         raise DataError(where, f"{symmetric!r:.80}", "a JSON list of relations")
     names = [item["relation_name"] for _, item in items]
     return _choice(
         VG_RELATION,
-        items,
-        names,
+        list(zip(names, items, strict=True)),
         counted=set(names) - set(symmetric),
         subsets=("relations", "symmetric"),
         average=average,
@@ -82,8 +81,7 @@ def load_vg_attribution(annotations: Storage, *, average: Average = "macro") -> 
     names = ["_".join(item["attributes"][:2]) for _, item in items]
     return _choice(
         VG_ATTRIBUTION,
-        items,
-        names,
+        list(zip(names, items, strict=True)),
         counted={name for name, count in Counter(names).items() if count >= MIN_PAIR},
         subsets=("pairs", "rare_pairs"),
         average=average,
@@ -93,15 +91,17 @@ def load_vg_attribution(annotations: Storage, *, average: Average = "macro") -> 
 
 def _choice(
     name: str,
-    items: list[Item],
-    groups: list[str],
+    items: list[tuple[str, AnnotatedItem]],
     *,
     counted: set[str],
     subsets: tuple[str, str],
     average: Average,
     where: str,
 ) -> Choice:
-    """Build the benchmark: items of `counted` groups form the first subset, all others the second."""
+    """Build the benchmark from pairs of group and item.
+
+    Items of `counted` groups form the first subset, all others the second.
+    """
     if not counted:
         raise DataError(where, f"no item of {subsets[0]}", "at least one")
     rows = [
@@ -112,16 +112,9 @@ def _choice(
             "image_id": image_key(IMAGES, boxed(item["image_path"], *(item[side] for side in _BOX))),
             "texts": [item["true_caption"], item["false_caption"]],
         }
-        for group, (item_id, item) in zip(groups, items, strict=True)
+        for group, (item_id, item) in items
     ]
-    macro = {subsets[0]: [group for group in groups if group in counted]} if average == "macro" else {}
-    return Choice(
-        name,
-        pa.Table.from_pylist(rows, schema=CHOICE_ITEMS),
-        Rule.STRICT,
-        None,
-        subsets,
-        where,
-        groups=macro,
-        note=f"mean over {subsets[0]}" if macro else "mean over items",
-    )
+    macro = {subsets[0]: [group for group, _ in items if group in counted]} if average == "macro" else {}
+    note = f"mean over {subsets[0]}" if macro else "mean over items"
+    protocol = ChoiceProtocol(rule=Rule.STRICT, subsets=subsets, groups=macro, note=note)
+    return Choice(name, pa.Table.from_pylist(rows, schema=CHOICE_ITEMS), protocol, where=where)

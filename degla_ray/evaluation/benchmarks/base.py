@@ -106,32 +106,46 @@ def dot_NK(img_ND: np.ndarray, txt_NKD: np.ndarray) -> np.ndarray:
     return product_NKD.sum(axis=-1).astype(np.float32)
 
 
+@dataclass(frozen=True, kw_only=True)
+class ScoredItems:
+    """Columns of SCORES that say which items were scored, one value per item.
+
+    Attributes:
+        subsets, ids: see SCORES.
+        images: image of each item. Intervals and tests treat the items of one image as one observation.
+        groups: group of each item, None for an item without one; None if no subset is a mean over groups.
+    """
+
+    subsets: Sequence[str]
+    ids: Sequence[str]
+    images: Sequence[str]
+    groups: Sequence[str | None] | None = None
+
+
 def scores_table(
     benchmark: str,
-    subsets: Sequence[str],
-    item_ids: Sequence[str],
-    images: Sequence[str],
+    items: ScoredItems,
     candidate_scores: Sequence[np.ndarray] | np.ndarray,
     correct: np.ndarray,
-    groups: Sequence[str | None] | None = None,
 ) -> pa.Table:
     """Build rows of schema SCORES.
 
     Args:
-        benchmark, subsets, item_ids, correct: see SCORES.
-        images: image of each item. Intervals and tests treat the items of one image as one observation.
+        benchmark: name of the benchmark.
+        items: the items.
         candidate_scores: scores of each item's candidates.
-        groups: group of each item, None for an item without one; None if no subset is a mean over groups.
+        correct: decision of each item.
     """
-    lengths = np.fromiter((len(row) for row in candidate_scores), dtype=np.int64, count=len(item_ids))
+    count = len(items.ids)
+    lengths = np.fromiter((len(row) for row in candidate_scores), dtype=np.int64, count=count)
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-    flat = np.concatenate(candidate_scores) if len(item_ids) else np.zeros(0)
+    flat = np.concatenate(candidate_scores) if count else np.zeros(0)
     columns = [
-        pa.array([benchmark] * len(item_ids), pa.string()),
-        pa.array(subsets, pa.string()),
-        pa.array(item_ids, pa.string()),
-        pa.array(images, pa.string()),
-        pa.array(groups or [None] * len(item_ids), pa.string()),
+        pa.array([benchmark] * count, pa.string()),
+        pa.array(items.subsets, pa.string()),
+        pa.array(items.ids, pa.string()),
+        pa.array(items.images, pa.string()),
+        pa.array(items.groups or [None] * count, pa.string()),
         pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat.astype(np.float32))),
         pa.array(np.asarray(correct, dtype=bool)),
     ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
@@ -15,10 +16,41 @@ import pyarrow as pa
 from degla_ray.encoding.features import FeatureTable, image_key
 from degla_ray.encoding.images import unboxed
 from degla_ray.errors import DataError
-from degla_ray.evaluation.benchmarks.base import Rule, Scored, Shown, decide, dot_NK, scores_table
+from degla_ray.evaluation.benchmarks.base import (
+    Rule,
+    Scored,
+    ScoredItems,
+    Shown,
+    decide,
+    dot_NK,
+    scores_table,
+)
 
 RULE_IN_WORDS = {Rule.STRICT: "strict", Rule.FIRST_ARGMAX: "first of the best"}
 CHUNK = 4096  # items scored at once; limits the float64 product to CHUNK * K * D * 8 bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChoiceProtocol:
+    """How a choice benchmark decides and averages.
+
+    Attributes:
+        rule: how ties are decided.
+        subsets: subsets to report even if empty; None means those that occur, in order of appearance.
+        averages: published averages: name -> subsets.
+        groups: for a subset whose accuracy is a mean over groups: subset -> group of each item, in order.
+        note: details to append to the rule.
+    """
+
+    rule: Rule
+    subsets: Sequence[str] | None = None
+    averages: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    groups: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    note: str = ""
+
+    def in_words(self) -> str:
+        """Return the rule and its details."""
+        return f"{RULE_IN_WORDS[self.rule]}; {self.note}" if self.note else RULE_IN_WORDS[self.rule]
 
 
 class Choice:
@@ -27,13 +59,9 @@ class Choice:
     Args:
         name: benchmark name.
         items: CHOICE_ITEMS rows of this benchmark only.
-        rule: how ties are decided.
+        protocol: how it decides and averages.
         source: image source that the items' image_id refers to; None if each image_id is an `image_key`.
-        subsets: subsets to report even if empty; None means those that occur, in order of appearance.
         where: file that the items came from, for error messages.
-        averages: published averages: name -> subsets.
-        groups: for a subset whose accuracy is a mean over groups: subset -> group of each item, in order.
-        note: protocol details to append to the rule.
 
     Raises:
         DataError: an item without a foil, with a null, or with the (subset, item_id) of another item.
@@ -43,27 +71,23 @@ class Choice:
         self,
         name: str,
         items: pa.Table,
-        rule: Rule,
-        source: str | None,
-        subsets: Sequence[str] | None = None,
+        protocol: ChoiceProtocol,
+        source: str | None = None,
         where: str = "choices",
-        *,
-        averages: Mapping[str, Sequence[str]] | None = None,
-        groups: Mapping[str, Sequence[str]] | None = None,
-        note: str = "",
     ) -> None:
-        self.name, self.rule = name, rule
-        self.averages = dict(averages or {})
-        self.protocol = f"{RULE_IN_WORDS[rule]}; {note}" if note else RULE_IN_WORDS[rule]
+        self.name, self.rule = name, protocol.rule
+        self.averages = dict(protocol.averages)
+        self.protocol = protocol.in_words()
         columns = items.to_pydict()
         self._subset: list[str] = columns["subset"]
         self._item_id: list[str] = columns["item_id"]
         self._texts: list[list[str]] = columns["texts"]
         ids = columns["image_id"]
         self._key: list[str] = ids if source is None else [image_key(source, image_id) for image_id in ids]
-        self.subsets = tuple(subsets) if subsets is not None else tuple(dict.fromkeys(self._subset))
+        subsets = dict.fromkeys(self._subset) if protocol.subsets is None else protocol.subsets
+        self.subsets = tuple(subsets)
         self._validate(where, columns["image_id"])
-        names_of = {subset: iter(names) for subset, names in (groups or {}).items()}
+        names_of = {subset: iter(names) for subset, names in protocol.groups.items()}
         self._group = [next(names_of[s]) if s in names_of else None for s in self._subset]
 
     def _validate(self, where: str, image_ids: list[str | None]) -> None:
@@ -108,12 +132,14 @@ class Choice:
                 correct.update(zip(chunk, decide(scores_NK, self.rule).tolist(), strict=True))
         table = scores_table(
             self.name,
-            [self._subset[i] for i in scored],
-            [self._item_id[i] for i in scored],
-            [unboxed(self._key[i]) for i in scored],
+            ScoredItems(
+                subsets=[self._subset[i] for i in scored],
+                ids=[self._item_id[i] for i in scored],
+                images=[unboxed(self._key[i]) for i in scored],
+                groups=[self._group[i] for i in scored],
+            ),
             [rows[i] for i in scored],
             np.array([correct[i] for i in scored], dtype=bool),
-            [self._group[i] for i in scored],
         )
         return Scored(scores=table, missing=missing)
 

@@ -10,6 +10,7 @@ For `top1` all class scores are stored: 200 MB for ImageNet's 50,000 items of 1,
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -17,7 +18,7 @@ import pyarrow as pa
 
 from degla_ray.encoding.features import FeatureTable, image_key
 from degla_ray.errors import DataError
-from degla_ray.evaluation.benchmarks.base import Scored, Shown, scores_table
+from degla_ray.evaluation.benchmarks.base import Scored, ScoredItems, Shown, scores_table
 
 TOP1, TOP5, MEAN_PER_CLASS = "top1", "top5", "mean_per_class"
 CHUNK = 4096  # images scored at once
@@ -27,21 +28,51 @@ Scores = Literal["standard", "int_logits"]
 ties."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class ClassPrompts:
+    """Texts that stand for the classes.
+
+    Attributes:
+        classes: class names in the order of the labels.
+        templates: prompts with `{}` in place of the class name.
+        unique_names: whether two classes of the same name are an error; if not, the first of them wins ties.
+    """
+
+    classes: Sequence[str]
+    templates: Sequence[str]
+    unique_names: bool = True
+
+    def of_class(self, name: str) -> list[str]:
+        """Return the prompts of a class."""
+        return [template.replace("{}", name) for template in self.templates]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassProtocol:
+    """How a classification benchmark is scored and reported.
+
+    Attributes:
+        metrics: subsets to report. TOP5 is omitted for 5 classes or fewer, because it would always be
+            correct.
+        scores: which scores are stored and decided on.
+        note: details to append.
+    """
+
+    metrics: Sequence[str] = (TOP1,)
+    scores: Scores = "standard"
+    note: str = ""
+
+
 class Classification:
     """One classification benchmark.
 
     Args:
         name: benchmark name.
         items: CLASS_ITEMS rows of this benchmark only.
-        classes: class names in the order of the labels.
-        templates: prompts with `{}` in place of the class name.
+        prompts: texts of the classes.
         source: image source that the items' image_id refers to.
         where: file that the classes came from, for error messages.
-        metrics: subsets to report. TOP5 is omitted for 5 classes or fewer, because it would always be
-            correct.
-        scores: which scores are stored and decided on.
-        note: protocol details to append.
-        unique_names: whether two classes of the same name are an error; if not, the first of them wins ties.
+        protocol: how it is scored and reported.
 
     Raises:
         DataError: fewer than two classes, a duplicate class, a template without `{}`, a label out of range,
@@ -54,36 +85,30 @@ class Classification:
         self,
         name: str,
         items: pa.Table,
-        classes: Sequence[str],
-        templates: Sequence[str],
+        prompts: ClassPrompts,
         source: str,
         where: str = "classes.json",
-        *,
-        metrics: Sequence[str] = (TOP1,),
-        scores: Scores = "standard",
-        note: str = "",
-        unique_names: bool = True,
+        protocol: ClassProtocol = ClassProtocol(),
     ) -> None:
-        self.name = name
-        self.subsets = tuple(metric for metric in metrics if metric != TOP5 or len(classes) > 5)
-        self.protocol: str = f"{scores}; {note}" if note else scores
-        self._scores = scores
-        self._classes, self._templates = list(classes), list(templates)
+        self.name, self._prompts = name, prompts
+        self._classes = list(prompts.classes)
+        self.subsets = tuple(m for m in protocol.metrics if m != TOP5 or len(self._classes) > 5)
+        self.protocol: str = f"{protocol.scores}; {protocol.note}" if protocol.note else protocol.scores
+        self._scores = protocol.scores
         columns = items.to_pydict()
         self._item_id: list[str] = columns["item_id"]
         self._label: list[int] = columns["label"]
         self._key = [image_key(source, image_id) for image_id in columns["image_id"]]
-        self._validate(where, unique_names)
+        self._validate(where)
 
-    def _validate(self, where: str, unique_names: bool) -> None:
+    def _validate(self, where: str) -> None:
         here = f"{where}, {self.name}"
         repeated = len(set(self._classes)) != len(self._classes)
-        if len(self._classes) < 2 or (unique_names and repeated):
+        if len(self._classes) < 2 or (self._prompts.unique_names and repeated):
             raise DataError(here, f"classes {self._classes!r}", "at least two, each once")
-        if not self._templates or any("{}" not in template for template in self._templates):
-            raise DataError(
-                here, f"templates {self._templates!r}", "at least one, each with {} for the class"
-            )
+        templates = list(self._prompts.templates)
+        if not templates or any("{}" not in template for template in templates):
+            raise DataError(here, f"templates {templates!r}", "at least one, each with {} for the class")
         wrong = [
             (i, x)
             for i, x in zip(self._item_id, self._label, strict=True)
@@ -96,14 +121,11 @@ class Classification:
         if len(set(self._item_id)) != len(self._item_id):
             raise DataError(here, "an item_id twice", "each item_id once")
 
-    def _prompts(self, name: str) -> list[str]:
-        return [template.replace("{}", name) for template in self._templates]
-
     def image_keys(self) -> set[str]:
         return set(self._key)
 
     def texts(self) -> set[str]:
-        return {prompt for name in self._classes for prompt in self._prompts(name)}
+        return {prompt for name in self._classes for prompt in self._prompts.of_class(name)}
 
     def chance(self, subset: str) -> float | None:
         return (5 if subset == TOP5 else 1) / len(self._classes)
@@ -117,7 +139,7 @@ class Classification:
         won.
         """
         scored = [i for i, key in enumerate(self._key) if key in features.image_row]
-        items = [self._item_id[i] for i in scored]
+        ids = [self._item_id[i] for i in scored]
         label_N = np.array([self._label[i] for i in scored], dtype=np.int64)
         class_CD = self._class_features(features)
         ranks = {subset: 5 if subset == TOP5 else 1 for subset in self.subsets}
@@ -140,12 +162,14 @@ class Classification:
         tables = [
             scores_table(
                 self.name,
-                [subset] * len(items),
-                items,
-                images,
+                ScoredItems(
+                    subsets=[subset] * len(ids),
+                    ids=ids,
+                    images=images,
+                    groups=classes if subset == MEAN_PER_CLASS else None,
+                ),
                 parts[subset],
                 better_N < rank,
-                classes if subset == MEAN_PER_CLASS else None,
             )
             for subset, rank in ranks.items()
         ]
@@ -155,7 +179,10 @@ class Classification:
     def _class_features(self, features: FeatureTable) -> np.ndarray:
         """Return the normalised class embeddings, float64 [C, D]."""
         mean_CD = np.stack(
-            [features.texts(self._prompts(name)).mean(axis=0, dtype=np.float64) for name in self._classes]
+            [
+                features.texts(self._prompts.of_class(name)).mean(axis=0, dtype=np.float64)
+                for name in self._classes
+            ]
         )
         return mean_CD / np.linalg.norm(mean_CD, axis=1, keepdims=True)
 

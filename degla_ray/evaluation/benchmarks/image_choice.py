@@ -8,7 +8,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 
 from degla_ray.encoding.features import FeatureTable
-from degla_ray.evaluation.benchmarks.base import Rule, Scored, Shown, decide, dot_NK, scores_table
+from degla_ray.evaluation.benchmarks.base import (
+    Rule,
+    Scored,
+    ScoredItems,
+    Shown,
+    decide,
+    dot_NK,
+    scores_table,
+)
 from degla_ray.evaluation.benchmarks.choice import RULE_IN_WORDS
 
 
@@ -51,9 +59,12 @@ class ImageChoice:
         missing.subtract(item.subset for item in scored)
         rows = [dot_NK(features.texts(item.texts), features.images(item.images)[None])[0] for item in scored]
         correct = np.array([decide(row_K[None], self.rule)[0] for row_K in rows], dtype=bool)
-        subsets, ids = [item.subset for item in scored], [item.item_id for item in scored]
-        table = scores_table(self.name, subsets, ids, [self._image(item) for item in scored], rows, correct)
-        return Scored(scores=table, missing=missing)
+        items = ScoredItems(
+            subsets=[item.subset for item in scored],
+            ids=[item.item_id for item in scored],
+            images=[self._image(item) for item in scored],
+        )
+        return Scored(scores=scores_table(self.name, items, rows, correct), missing=missing)
 
     def shown(self) -> Iterator[Shown]:
         yield from self._items

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from degla_ray.errors import DataError
 from degla_ray.evaluation.benchmarks.base import Rule
-from degla_ray.evaluation.benchmarks.choice import Choice
+from degla_ray.evaluation.benchmarks.choice import Choice, ChoiceProtocol
 from degla_ray.schema import CHOICE_ITEMS, Kind
 
 NAME = "negatives"
@@ -49,4 +49,4 @@ def own_negatives(captions: pa.Table, negatives: pa.Table, source: str, where: s
     present = {row["subset"] for row in rows}
     subsets = [kind.value for kind in Kind if kind.value in present]
     items = pa.Table.from_pylist(rows, schema=CHOICE_ITEMS)
-    return Choice(NAME, items, Rule.STRICT, source, subsets, where)
+    return Choice(NAME, items, ChoiceProtocol(rule=Rule.STRICT, subsets=subsets), source, where)

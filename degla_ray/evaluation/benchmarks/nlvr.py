@@ -1,4 +1,4 @@
-"""NLVR's development set as a choice between images: a sentence with a scene it is true of and one it is not.
+"""NLVR's development set as a choice between two images: a sentence is true of one and false of the other.
 
 Only examples of the same presentation are paired: an identifier n-m belongs to presentation n (NLVR's
 README). Fifteen sentences occur in two or more presentations, which are not mixed. Each scene has six images,

@@ -17,7 +17,7 @@ from degla_ray.encoding.features import image_key
 from degla_ray.errors import DataError
 from degla_ray.evaluation.benchmarks.annotations import read_items
 from degla_ray.evaluation.benchmarks.base import Rule
-from degla_ray.evaluation.benchmarks.choice import Choice
+from degla_ray.evaluation.benchmarks.choice import Choice, ChoiceProtocol
 from degla_ray.evaluation.benchmarks.retrieval import Retrieval
 from degla_ray.evaluation.benchmarks.shuffles import made_with, pre_caption, shuffled
 from degla_ray.identity import fingerprint
@@ -76,8 +76,8 @@ def load_order(
         items = pa.Table.from_pylist(rows, schema=CHOICE_ITEMS)
         if cache is not None:
             cache.write_table(items, kept)
-    where = annotations.path(ORDER, file)
-    return Choice(name, items, Rule.FIRST_ARGMAX, None, (ORDER,), where, note=f"shuffles {key}")
+    protocol = ChoiceProtocol(rule=Rule.FIRST_ARGMAX, subsets=(ORDER,), note=f"shuffles {key}")
+    return Choice(name, items, protocol, where=annotations.path(ORDER, file))
 
 
 def load_retrieval(annotations: Storage, captions: CaptionSet) -> Retrieval:

@@ -14,7 +14,7 @@ from degla_ray.encoding.images import FileImages, ImageSource
 from degla_ray.encoding.tar_images import TarImages, tar_names
 from degla_ray.errors import DataError
 from degla_ray.evaluation.benchmarks.base import Benchmark
-from degla_ray.evaluation.benchmarks.classification import Scores
+from degla_ray.evaluation.benchmarks.classification import ClassPrompts, Scores
 from degla_ray.evaluation.benchmarks.zero_shot import labelled_images, with_braces
 from degla_ray.storage import Storage
 
@@ -49,24 +49,15 @@ def load_folder(uri: str, scores: Scores = "standard") -> tuple[Benchmark, Image
     empty = next((folder for folder in folders if not images[folder]), None)
     if empty is not None:
         raise DataError(storage.path(empty), "no images", f"at least one of *{', *'.join(IMAGES)}")
-    ids = [path for folder in folders for path in images[folder]]
-    labels = [label for label, folder in enumerate(folders) for _ in images[folder]]
-    marked = next((path for path in ids if "#" in path), None)
+    labelled = [(path, label) for label, folder in enumerate(folders) for path in images[folder]]
+    marked = next((path for path, _ in labelled if "#" in path), None)
     if marked is not None:
         raise DataError(storage.path(marked), "a # in its name", "no #, which marks a region of an image")
     classes, given = _folder_names(storage, folders)
     templates = with_braces(_lines(storage, "templates.txt") or [TEMPLATE])
-    benchmark = labelled_images(
-        f"folder_{_base_name(storage.uri)}",
-        ids,
-        labels,
-        classes,
-        templates,
-        uri,
-        scores,
-        unique_names=not given,
-    )
-    return benchmark, FileImages(uri)
+    prompts = ClassPrompts(classes=classes, templates=templates, unique_names=not given)
+    name = f"folder_{_base_name(storage.uri)}"
+    return labelled_images(name, labelled, prompts, uri, scores), FileImages(uri)
 
 
 def _is_image(path: str) -> bool:
@@ -99,7 +90,7 @@ def _lines(storage: Storage, name: str) -> list[str] | None:
     """Return the stripped lines of a text file; None if the file does not exist.
 
     Raises:
-        DataError: the file has no lines or an empty one, which among class names would be a class.
+        DataError: the file has no lines, or an empty one, which would be a class without a name.
     """
     if not storage.is_file(name):
         return None
@@ -138,19 +129,9 @@ def load_webdataset(uri: str, scores: Scores = "standard") -> tuple[Benchmark, I
     home, classes = _beside_or_above(shards, "classnames.txt")
     _, templates = _beside_or_above(shards, "zeroshot_classification_templates.txt")
     source = TarImages(shards.uri)
-    ids = list(source.samples)
-    labels = [sample.label for sample in source.samples.values()]
-    benchmark = labelled_images(
-        f"webdataset_{_base_name(home.uri)}",
-        ids,
-        labels,
-        classes,
-        with_braces(templates),
-        uri,
-        scores,
-        unique_names=False,
-    )
-    return benchmark, source
+    labelled = [(image_id, sample.label) for image_id, sample in source.samples.items()]
+    prompts = ClassPrompts(classes=classes, templates=with_braces(templates), unique_names=False)
+    return labelled_images(f"webdataset_{_base_name(home.uri)}", labelled, prompts, uri, scores), source
 
 
 def _beside_or_above(shards: Storage, name: str) -> tuple[Storage, list[str]]:

@@ -37,7 +37,7 @@ def _order(captions: CaptionSet, annotations: Storage, config: PublishedConfig) 
     return load_order(annotations, captions, seed=config.order_seed, cache=cache)
 
 
-BENCHMARKS: dict[str, tuple[str, Load]] = {  # name -> file or folder it needs in annotations/, its loader
+BENCHMARKS: dict[str, tuple[str, Load]] = {  # name -> (path that must exist in annotations/, loader)
     "sugarcrepe": ("sugarcrepe", lambda a, c: load_sugarcrepe(a, extra_item=c.swap_obj_items == 246)),
     "sugarcrepe_pp": ("sugarcrepe_pp", lambda a, _: load_sugarcrepe_pp(a)),
     "valse": ("valse", lambda a, c: load_valse(a, min_votes=c.valse_votes)),
@@ -76,7 +76,7 @@ class Published:
     absent: list[str] = field(default_factory=list)
 
 
-def load(config: PublishedConfig, names: Sequence[str]) -> Published:
+def load_published(config: PublishedConfig, names: Sequence[str]) -> Published:
     """Load the named benchmarks; [all] loads every benchmark whose files are present.
 
     Raises:
@@ -86,16 +86,16 @@ def load(config: PublishedConfig, names: Sequence[str]) -> Published:
     if config.data is not None:
         annotations = Storage(f"{config.data}/{ANNOTATIONS}")
         for name, (file, read) in BENCHMARKS.items():
-            if _wanted(name, names, there=annotations.exists(file), absent=found.absent):
+            if _wanted(name, names, present=annotations.exists(file), absent=found.absent):
                 _add(found, read(annotations, config), config)
         root = f"{config.data}/{ZERO_SHOT}"
-        there = set() if "://" in config.data else set(zero_shot.present(root))
+        sets = set() if "://" in config.data else set(zero_shot.present(root))
         for name in zero_shot.SETS:
             full = f"{zero_shot.PREFIX}{name}"
-            if _wanted(full, names, there=name in there, absent=found.absent):
+            if _wanted(full, names, present=name in sets, absent=found.absent):
                 for benchmark, source in zero_shot.load_torchvision(root, [name], config.zero_shot_scores):
                     _add(found, benchmark, config, source)
-    if config.nlvr is not None and _wanted(NLVR, names, there=True, absent=found.absent):
+    if config.nlvr is not None and _wanted(NLVR, names, present=True, absent=found.absent):
         _add(found, load_nlvr(Storage(config.nlvr)), config, FileImages(config.nlvr))
     for uri in config.class_folders:
         benchmark, source = load_folder(uri, config.zero_shot_scores)
@@ -106,7 +106,7 @@ def load(config: PublishedConfig, names: Sequence[str]) -> Published:
     return found
 
 
-def identity(benchmark: Benchmark) -> str:
+def benchmark_identity(benchmark: Benchmark) -> str:
     """Return a hash of a benchmark's items and of how they are scored."""
     digest = hashlib.blake2b(digest_size=8)
     digest.update(repr((benchmark.name, benchmark.protocol, list(benchmark.subsets))).encode())
@@ -116,16 +116,16 @@ def identity(benchmark: Benchmark) -> str:
     return digest.hexdigest()
 
 
-def _wanted(name: str, names: Sequence[str], *, there: bool, absent: list[str]) -> bool:
+def _wanted(name: str, names: Sequence[str], *, present: bool, absent: list[str]) -> bool:
     """Return whether to load a benchmark.
 
     A named benchmark is loaded even if its files are missing, so that its loader raises the error.
     """
     if list(names) != ["all"]:
         return name in names
-    if not there:
+    if not present:
         absent.append(name)
-    return there
+    return present
 
 
 def _add(
@@ -134,7 +134,7 @@ def _add(
     if benchmark.name in found.identity:
         raise DataError(benchmark.name, "two benchmarks of this name", "another name for one of the folders")
     found.benchmarks.append(benchmark)
-    found.identity[benchmark.name] = identity(benchmark)
+    found.identity[benchmark.name] = benchmark_identity(benchmark)
     for collection in sorted({key.partition(":")[0] for key in benchmark.image_keys()}):
         folder = config.images.get(collection, f"{config.data}/{IMAGES}/{collection}")
         found.sources[collection] = source or FileImages(folder)

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from degla_ray.encoding.features import FeatureTable, image_key
-from degla_ray.evaluation.benchmarks.base import Scored, Shown, scores_table
+from degla_ray.evaluation.benchmarks.base import Scored, ScoredItems, Shown, scores_table
 
 RANKS = (1, 5, 10)
 CHUNK = 512  # queries scored at once
@@ -78,12 +78,34 @@ class Retrieval:
         keys = [self._key[i] for i in images]
         shown = [keys[found[0]] for found in true_images]
         parts = [
-            *_direction(self.name, "i2t", images, keys, img_ND, txt_MD, true_texts),
-            *_direction(self.name, "t2i", texts, shown, txt_MD, img_ND, true_images),
+            *self._tables("i2t", images, keys, *_best_scores(img_ND, txt_MD, true_texts)),
+            *self._tables("t2i", texts, shown, *_best_scores(txt_MD, img_ND, true_images)),
         ]
         lost = {"i2t": len(self._texts_of) - len(images), "t2i": len(self._images_of) - len(texts)}
         missing: Mapping[str, int] = {subset: lost[subset[:3]] for subset in self.subsets}
         return Scored(scores=pa.concat_tables(parts), missing=missing)
+
+    def _tables(
+        self,
+        way: str,
+        ids: Sequence[str],
+        images: Sequence[str],
+        best_true_Q: np.ndarray,
+        best_wrong_QK: np.ndarray,
+    ) -> list[pa.Table]:
+        """Return the SCORES rows of one direction, one table per rank."""
+        tables = []
+        for k in RANKS:
+            rival_Q = np.full(len(ids), -np.inf, dtype=np.float32)
+            if k <= best_wrong_QK.shape[1]:
+                rival_Q = best_wrong_QK[:, k - 1]
+            shown = [
+                np.array([t, r] if np.isfinite(r) else [t], dtype=np.float32)
+                for t, r in zip(best_true_Q, rival_Q, strict=True)
+            ]
+            items = ScoredItems(subsets=[f"{way}_r{k}"] * len(ids), ids=ids, images=images)
+            tables.append(scores_table(self.name, items, shown, best_true_Q > rival_Q))
+        return tables
 
     def shown(self) -> Iterator[Shown]:
         for image_id, texts in self._texts_of.items():
@@ -94,25 +116,20 @@ class Retrieval:
             yield Shown(subset="t2i_r1", item_id=text, images=keys, texts=(text,))
 
 
-def _direction(
-    benchmark: str,
-    way: str,
-    items: Sequence[str],
-    images: Sequence[str],
-    query_QD: np.ndarray,
-    candidate_CD: np.ndarray,
-    truth: Sequence[Sequence[int]],
-) -> list[pa.Table]:
-    """Return the SCORES rows of one direction, one table per rank.
+def _best_scores(
+    query_QD: np.ndarray, candidate_CD: np.ndarray, truth: Sequence[Sequence[int]]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return each query's best true score [Q] and its highest wrong scores [Q, K], descending.
 
-    `truth[q]` contains the rows of query q's true candidates.
+    `truth[q]` contains the rows of query q's true candidates. A query with fewer than K wrong candidates has
+    -inf in place of the others.
     """
     candidate_CD = candidate_CD.astype(np.float64)
-    best_true = np.empty(len(items), dtype=np.float32)
+    best_true_Q = np.empty(len(query_QD), dtype=np.float32)
     keep = min(max(RANKS), len(candidate_CD))
-    best_wrong_QK = np.empty((len(items), keep), dtype=np.float32)  # descending, padded with -inf
-    for start in range(0, len(items), CHUNK):
-        stop = min(start + CHUNK, len(items))
+    best_wrong_QK = np.empty((len(query_QD), keep), dtype=np.float32)
+    for start in range(0, len(query_QD), CHUNK):
+        stop = min(start + CHUNK, len(query_QD))
         # float64, then rounded: BLAS's order of summation depends on position, but equal candidates must tie
         scores = (query_QD[start:stop].astype(np.float64) @ candidate_CD.T).astype(np.float32)
         rows = np.repeat(np.arange(stop - start), [len(t) for t in truth[start:stop]])
@@ -120,16 +137,7 @@ def _direction(
         true = np.full(stop - start, -np.inf, dtype=np.float32)
         np.maximum.at(true, rows, scores[rows, columns])
         scores[rows, columns] = -np.inf
-        best_true[start:stop] = true
+        best_true_Q[start:stop] = true
         top = np.partition(scores, scores.shape[1] - keep, axis=1)[:, scores.shape[1] - keep :]
         best_wrong_QK[start:stop] = np.sort(top, axis=1)[:, ::-1]
-    tables = []
-    for k in RANKS:
-        rival = best_wrong_QK[:, k - 1] if k <= keep else np.full(len(items), -np.inf, dtype=np.float32)
-        shown = [
-            np.array([t, r] if np.isfinite(r) else [t], dtype=np.float32)
-            for t, r in zip(best_true, rival, strict=True)
-        ]
-        subsets = [f"{way}_r{k}"] * len(items)
-        tables.append(scores_table(benchmark, subsets, items, images, shown, best_true > rival))
-    return tables
+    return best_true_Q, best_wrong_QK

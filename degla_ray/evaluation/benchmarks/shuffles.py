@@ -29,7 +29,7 @@ _ADJECTIVES = ("AJ",)  # Penn's JJ, JJR and JJS
 
 
 def made_with() -> dict[str, str]:
-    """Return everything except caption and seed that determines the shuffles."""
+    """Return what determines the shuffles besides caption and seed."""
     return {"shuffles": str(VERSION), "tagger": tagger_name()}
 
 

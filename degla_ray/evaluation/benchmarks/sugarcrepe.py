@@ -11,7 +11,7 @@ import pyarrow as pa
 from degla_ray.encoding.features import image_key
 from degla_ray.evaluation.benchmarks.annotations import read_items
 from degla_ray.evaluation.benchmarks.base import Rule, Shown
-from degla_ray.evaluation.benchmarks.choice import Choice
+from degla_ray.evaluation.benchmarks.choice import Choice, ChoiceProtocol
 from degla_ray.evaluation.benchmarks.two_positives import TwoPositives
 from degla_ray.schema import CHOICE_ITEMS
 from degla_ray.storage import Storage
@@ -62,15 +62,12 @@ def load_sugarcrepe(annotations: Storage, *, extra_item: bool = False) -> Choice
             }
             for item_id, item in items.items()
         ]
+    note = "swap_obj with 246 items" if extra_item else ""
     return Choice(
         SUGARCREPE,
         pa.Table.from_pylist(rows, schema=CHOICE_ITEMS),
-        Rule.STRICT,
-        None,
-        SUBSETS,
-        annotations.path(SUGARCREPE),
-        averages=AVERAGES,
-        note="swap_obj with 246 items" if extra_item else "",
+        ChoiceProtocol(rule=Rule.STRICT, subsets=SUBSETS, averages=AVERAGES, note=note),
+        where=annotations.path(SUGARCREPE),
     )
 
 

@@ -19,8 +19,8 @@ import pyarrow.compute as pc
 
 from degla_ray.errors import DataError
 from degla_ray.evaluation.benchmarks.base import Benchmark, Rule
-from degla_ray.evaluation.benchmarks.choice import Choice
-from degla_ray.evaluation.benchmarks.classification import Classification
+from degla_ray.evaluation.benchmarks.choice import Choice, ChoiceProtocol
+from degla_ray.evaluation.benchmarks.classification import Classification, ClassPrompts
 from degla_ray.evaluation.benchmarks.retrieval import Retrieval
 from degla_ray.schema import CAPTIONS, CHOICE_ITEMS, CLASS_ITEMS
 from degla_ray.stage import MANIFEST
@@ -36,7 +36,7 @@ RETRIEVAL = "scenes_retrieval"
 DATASETS = ("images", "choices", "classification", "retrieval")
 
 
-def load(uri: str) -> list[Benchmark]:
+def load_suite(uri: str) -> list[Benchmark]:
     """Load every benchmark of a suite folder.
 
     Raises:
@@ -56,7 +56,7 @@ def load(uri: str) -> list[Benchmark]:
     return benchmarks
 
 
-def identity(uri: str) -> str:
+def suite_identity(uri: str) -> str:
     """Return a hash of every file of a suite, independent of where the suite is stored."""
     storage = _open(uri)
     digest = hashlib.blake2b(digest_size=8)
@@ -96,7 +96,8 @@ def _choices(storage: Storage) -> list[Benchmark]:
             strange = sorted(str(s) for s in set(own["subset"].to_pylist()) - set(subsets))
             if strange:
                 raise DataError(where, f"subset {strange[0]!r} of {name}", f"one of {', '.join(subsets)}")
-            benchmarks.append(Choice(name, own, rule, SOURCE, subsets, where))
+            protocol = ChoiceProtocol(rule=rule, subsets=subsets)
+            benchmarks.append(Choice(name, own, protocol, SOURCE, where))
     return benchmarks
 
 
@@ -116,6 +117,7 @@ def _classifications(storage: Storage) -> list[Benchmark]:
         classes, templates = lists
         assert classes is not None  # checked above; for the type checker
         assert templates is not None
+        prompts = ClassPrompts(classes=classes, templates=templates)
         own = items.filter(pc.equal(items["benchmark"], name))
-        benchmarks.append(Classification(name, own, classes, templates, SOURCE, where))
+        benchmarks.append(Classification(name, own, prompts, SOURCE, where))
     return benchmarks

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from degla_ray.encoding.features import FeatureTable
-from degla_ray.evaluation.benchmarks.base import Scored, Shown, dot_NK, scores_table
+from degla_ray.evaluation.benchmarks.base import Scored, ScoredItems, Shown, dot_NK, scores_table
 
 ITT, TOT = "itt", "tot"
 
@@ -62,8 +62,8 @@ class TwoPositives:
             right = bool(tot_3[0] > tot_3[1:].max())
             rows.append((f"{item.subset}_{TOT}", item.item_id, item.images[0], tot_3, right))
         subsets, ids, images, scores, correct = zip(*rows, strict=True) if rows else ((), (), (), (), ())
-        table = scores_table(self.name, subsets, ids, images, scores, np.array(correct))
-        return Scored(scores=table, missing=missing)
+        items = ScoredItems(subsets=subsets, ids=ids, images=images)
+        return Scored(scores=scores_table(self.name, items, scores, np.array(correct)), missing=missing)
 
     def shown(self) -> Iterator[Shown]:
         for item in self._items:

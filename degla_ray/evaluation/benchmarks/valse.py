@@ -11,7 +11,7 @@ from degla_ray.encoding.features import image_key
 from degla_ray.errors import DataError
 from degla_ray.evaluation.benchmarks.annotations import read_items
 from degla_ray.evaluation.benchmarks.base import Rule
-from degla_ray.evaluation.benchmarks.choice import Choice
+from degla_ray.evaluation.benchmarks.choice import Choice, ChoiceProtocol
 from degla_ray.schema import CHOICE_ITEMS
 from degla_ray.storage import Storage
 
@@ -77,15 +77,12 @@ def load_valse(annotations: Storage, *, min_votes: int = 2) -> Choice:
             )
         if not kept:
             raise DataError(where, f"no item whose caption has {min_votes} votes", "at least one")
+    note = f"captions with {min_votes} of 3 votes or more" if min_votes else "all items"
     return Choice(
         VALSE,
         pa.Table.from_pylist(rows, schema=CHOICE_ITEMS),
-        Rule.STRICT,
-        None,
-        SUBSETS,
-        annotations.path(VALSE),
-        averages=AVERAGES,
-        note=f"captions with {min_votes} of 3 votes or more" if min_votes else "all items",
+        ChoiceProtocol(rule=Rule.STRICT, subsets=SUBSETS, averages=AVERAGES, note=note),
+        where=annotations.path(VALSE),
     )
 
 

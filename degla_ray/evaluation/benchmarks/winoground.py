@@ -11,7 +11,7 @@ import numpy as np
 
 from degla_ray.encoding.features import FeatureTable, image_key
 from degla_ray.evaluation.benchmarks.annotations import read_lines
-from degla_ray.evaluation.benchmarks.base import Scored, Shown, dot_NK, scores_table
+from degla_ray.evaluation.benchmarks.base import Scored, ScoredItems, Shown, dot_NK, scores_table
 from degla_ray.storage import Storage
 
 WINOGROUND = "winoground"
@@ -60,13 +60,13 @@ class Winoground:
         text = (c0_i0 > c1_i0) & (c1_i1 > c0_i1)
         image = (c0_i0 > c0_i1) & (c1_i1 > c1_i0)
         correct = np.concatenate([text, image, text & image])
-        subsets = [subset for subset in self.subsets for _ in scored]
-        ids = [item.item_id for item in scored] * len(self.subsets)
-        images = [item.images[0] for item in scored] * len(self.subsets)
+        items = ScoredItems(
+            subsets=[subset for subset in self.subsets for _ in scored],
+            ids=[item.item_id for item in scored] * len(self.subsets),
+            images=[item.images[0] for item in scored] * len(self.subsets),
+        )
         return Scored(
-            scores=scores_table(
-                self.name, subsets, ids, images, np.tile(rows, (len(self.subsets), 1)), correct
-            ),
+            scores=scores_table(self.name, items, np.tile(rows, (len(self.subsets), 1)), correct),
             missing=dict.fromkeys(self.subsets, len(self._items) - len(scored)),
         )
 

@@ -25,10 +25,18 @@ from typing import Any
 import pyarrow as pa
 from PIL import Image
 
-from degla_ray.encoding.images import FileImages, ImageBatch, ImageFile, ImageSource
-from degla_ray.errors import DataError, SettingError
+from degla_ray.encoding.images import FileImages, ImageBatch, ImageSource, StoredImage
+from degla_ray.errors import DataError, SettingError, one_line
 from degla_ray.evaluation.benchmarks.base import Benchmark
-from degla_ray.evaluation.benchmarks.classification import MEAN_PER_CLASS, TOP1, TOP5, Classification, Scores
+from degla_ray.evaluation.benchmarks.classification import (
+    MEAN_PER_CLASS,
+    TOP1,
+    TOP5,
+    Classification,
+    ClassPrompts,
+    ClassProtocol,
+    Scores,
+)
 from degla_ray.schema import CLASS_ITEMS
 
 PREFIX = "zeroshot_"
@@ -100,7 +108,7 @@ SETS = {
         official=MEAN_PER_CLASS,
         options=_TEST,
         prompts="flowers",
-        reworded=1,  # "ball moss" is "air plant"
+        reworded=1,  # "ball moss" is called "air plant"
     ),
     "sun397": TorchvisionSet(
         loader="SUN397",
@@ -184,47 +192,41 @@ def _load_torchvision(root: str, name: str, scores: Scores) -> tuple[Benchmark, 
     source: ImageSource
     if files is None:
         source = TorchvisionImages(root, name)
-        ids, labels = [str(i) for i in range(len(dataset))], list(dataset.targets)
+        images = [(str(i), label) for i, label in enumerate(dataset.targets)]
     else:
         source = FileImages(root)
         # sorted because SUN397's come in the filesystem's order
-        rows = sorted((Path(path).relative_to(root).as_posix(), int(label)) for path, label in files)
-        ids, labels = [path for path, _ in rows], [label for _, label in rows]
-    benchmark = labelled_images(
-        name, ids, labels, classes, _templates(spec), where, scores, note=spec.note, unique_names=False
-    )
-    return benchmark, source
+        images = sorted((Path(path).relative_to(root).as_posix(), int(label)) for path, label in files)
+    prompts = ClassPrompts(classes=classes, templates=_templates(spec), unique_names=False)
+    return labelled_images(name, images, prompts, where, scores, spec.note), source
 
 
 def labelled_images(
     name: str,
-    image_ids: Sequence[str],
-    labels: Sequence[int],
-    classes: Sequence[str],
-    templates: Sequence[str],
+    images: Sequence[tuple[str, int]],
+    prompts: ClassPrompts,
     where: str,
     scores: Scores,
     note: str = "",
-    unique_names: bool = True,
 ) -> Benchmark:
-    """Build a benchmark with one item per image; the image's id is also the item's id."""
+    """Build a benchmark with one item per image; the image's id is also the item's id.
+
+    Args:
+        name: name of the set, without PREFIX.
+        images: id and label of each image.
+        prompts: texts of the classes.
+        where: origin of the classes, for error messages.
+        scores: which scores are decided on.
+        note: protocol details to append.
+    """
     full = PREFIX + name
-    columns = [[full] * len(image_ids), image_ids, image_ids, labels]
+    ids, labels = [image_id for image_id, _ in images], [label for _, label in images]
+    columns = [[full] * len(ids), ids, ids, labels]
     items = pa.Table.from_arrays(
         [pa.array(column, f.type) for column, f in zip(columns, CLASS_ITEMS, strict=True)], schema=CLASS_ITEMS
     )
-    return Classification(
-        full,
-        items,
-        classes,
-        templates,
-        source=full,
-        where=where,
-        metrics=METRICS,
-        scores=scores,
-        note=note,
-        unique_names=unique_names,
-    )
+    protocol = ClassProtocol(metrics=METRICS, scores=scores, note=note)
+    return Classification(full, items, prompts, full, where, protocol)
 
 
 def _local(root: str) -> str:
@@ -258,7 +260,7 @@ def _open(root: str, name: str) -> Any:
     try:
         return getattr(torchvision.datasets, spec.loader)(os.path.join(root, spec.folder), **spec.options)
     except Exception as error:  # torchvision, scipy and pickle raise a dozen types over broken files
-        raise DataError(where, f"{type(error).__name__}: {error}", expected) from error
+        raise DataError(where, one_line(error), expected) from error
 
 
 def _files(dataset: Any) -> list[tuple[str, int]] | None:
@@ -372,7 +374,7 @@ class TorchvisionImages:
         ordered = sorted(wanted, key=lambda image_id: (len(image_id), image_id))
         return [ImageBatch(ids=ordered[i : i + size]) for i in range(0, len(ordered), size)], {}
 
-    def read(self, batch: ImageBatch) -> list[ImageFile | Exception]:
+    def read(self, batch: ImageBatch) -> list[StoredImage | Exception]:
         """Return the images encoded as PNG, which is lossless."""
         try:
             data = _open(self.root, self.name).data
@@ -381,11 +383,11 @@ class TorchvisionImages:
         return [_png(data, image_id) for image_id in batch.ids]
 
 
-def _png(data: Any, image_id: str) -> ImageFile | Exception:
+def _png(data: Any, image_id: str) -> StoredImage | Exception:
     try:
         array = data[int(image_id)]
     except (IndexError, ValueError) as error:
         return error
     file = io.BytesIO()
     Image.fromarray(array).save(file, format="PNG", compress_level=1)
-    return ImageFile(data=file.getvalue())
+    return StoredImage(data=file.getvalue())

@@ -18,7 +18,7 @@ ANNOTATIONS = "annotations"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Item:
+class CatalogueItem:
     """An entry of the catalogue, with exactly one of `url`, `torchvision` and `form`."""
 
     name: str
@@ -69,7 +69,7 @@ class Item:
         return {kind: value for kind, value in found.items() if value is not None}
 
 
-def read_catalogue(path: Path) -> list[Item]:
+def read_catalogue(path: Path) -> list[CatalogueItem]:
     """Read the items of a catalogue.
 
     Raises:
@@ -82,14 +82,18 @@ def read_catalogue(path: Path) -> list[Item]:
         raise DataError(
             str(path), error, "a YAML file with `items`, in the format of degla_ray's own catalogue"
         ) from error
-    items = [from_settings(Item, entry, f"{path.name}: items[{i}]") for i, entry in enumerate(entries)]
+    items = [
+        from_settings(CatalogueItem, entry, f"{path.name}: items[{i}]") for i, entry in enumerate(entries)
+    ]
     names = [item.name for item in items]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise DataError(str(path), f"two items called {twice}", "one of each name")
     return items
 
 
-def select(items: Sequence[Item], benchmarks: Sequence[str], images: bool) -> list[Item]:
+def needed_items(
+    items: Sequence[CatalogueItem], benchmarks: Sequence[str], images: bool
+) -> list[CatalogueItem]:
     """Return the items that some benchmarks need.
 
     Raises:

@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import requests
@@ -29,6 +30,23 @@ OnBytes = Callable[[int, int | None], None]
 """Called with the number of bytes received and the total, or None if the total is unknown."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class RemoteFile:
+    """A file to download.
+
+    Attributes:
+        url: its address.
+        checksums: `sha256`, `md5` or `sha1` -> hexadecimal digest.
+        size: bytes; None if unknown.
+        room: disk space that it needs, including what is unpacked from it, as a multiple of its size.
+    """
+
+    url: str
+    checksums: Mapping[str, str]
+    size: int | None
+    room: int
+
+
 class _Broken(Exception):
     """The connection ended before the file was complete."""
 
@@ -42,22 +60,8 @@ def open_session() -> requests.Session:
     return session
 
 
-def download(
-    session: requests.Session,
-    url: str,
-    target: Path,
-    on_bytes: OnBytes,
-    *,
-    expected: Mapping[str, str],
-    size: int | None,
-    room: int,
-) -> str:
-    """Download `url` to `target`, which exists only once it is complete and verified.
-
-    Args:
-        expected: `sha256`, `md5` or `sha1` -> hexadecimal digest.
-        size: bytes, if known.
-        room: disk space that the file needs, including what is unpacked from it, as a multiple of its size.
+def download(session: requests.Session, file: RemoteFile, target: Path, on_bytes: OnBytes) -> str:
+    """Download a file to `target`, which exists only once it is complete and verified.
 
     Returns:
         The file's SHA-256.
@@ -72,19 +76,19 @@ def download(
     while True:
         before = _length(part)
         try:
-            _receive(session, url, part, size=size, room=room, on_bytes=on_bytes)
+            _receive(session, file, part, on_bytes)
             break
         except _Broken as error:
             retries = RETRY if _length(part) > before else retries  # progress resets the retries
             try:
-                retries = retries.increment("GET", url, error=ProtocolError(str(error)))
+                retries = retries.increment("GET", file.url, error=ProtocolError(str(error)))
             except MaxRetryError:
                 raise DataError(
-                    url, f"broken connections ({error})", "the file; run again to resume"
+                    file.url, f"broken connections ({error})", "the file; run again to resume"
                 ) from error
             retries.sleep()
     try:
-        sha256 = verify(part, expected, size)
+        sha256 = verify(part, file.checksums, file.size)
     except DataError:
         _discard(part)
         raise
@@ -112,9 +116,9 @@ def verify(path: Path, expected: Mapping[str, str], size: int | None = None) -> 
     return digests["sha256"].hexdigest()
 
 
-def _receive(
-    session: requests.Session, url: str, part: Path, *, size: int | None, room: int, on_bytes: OnBytes
-) -> None:
+def _receive(session: requests.Session, file: RemoteFile, part: Path, on_bytes: OnBytes) -> None:
+    """Append the missing bytes to `part`, or all bytes if the server cannot resume."""
+    url, size = file.url, file.size
     have = _length(part)
     headers = {}
     if have:
@@ -139,14 +143,14 @@ def _receive(
         if size is not None and total != size:
             raise DataError(url, f"{total} bytes", f"{size} bytes")
         free = shutil.disk_usage(part.parent).free
-        if total is not None and free < (needed := room * total - have):
+        if total is not None and free < (needed := file.room * total - have):
             raise DataError(str(part.parent), f"{free} bytes free", f"{needed} bytes for {url}")
         _remember_validator(part, response)
-        with part.open("ab" if have else "wb") as file:
+        with part.open("ab" if have else "wb") as output:
             on_bytes(have, total)
             try:
                 for chunk in response.iter_content(CHUNK):
-                    file.write(chunk)
+                    output.write(chunk)
                     have += len(chunk)
                     on_bytes(have, total)
             except (requests.ConnectionError, requests.exceptions.ChunkedEncodingError) as error:

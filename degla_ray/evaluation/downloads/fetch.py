@@ -8,6 +8,7 @@ Archives are deleted once unpacked, so a rerun cannot verify images again (COCO'
 from __future__ import annotations
 
 import datetime
+import functools
 import json
 import os
 import shutil
@@ -21,14 +22,14 @@ import requests
 from rich.console import Console
 from rich.filesize import decimal
 from rich.markup import escape
-from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TransferSpeedColumn
 from rich.table import Table
 
 from degla_ray.config import FetchConfig
-from degla_ray.errors import DataError, SettingError
-from degla_ray.evaluation.downloads.catalogue import CATALOGUE, Item, read_catalogue, select
-from degla_ray.evaluation.downloads.download import OnBytes, download, open_session, verify
-from degla_ray.evaluation.downloads.unpack import python_list, unpack
+from degla_ray.errors import DataError, SettingError, one_line
+from degla_ray.evaluation.downloads.catalogue import CATALOGUE, CatalogueItem, needed_items, read_catalogue
+from degla_ray.evaluation.downloads.download import OnBytes, RemoteFile, download, open_session, verify
+from degla_ray.evaluation.downloads.unpack import python_list, unpack_archive
+from degla_ray.progress_bars import BYTES, ProgressBars
 
 RECORD = "fetched.json"
 
@@ -36,7 +37,7 @@ RECORD = "fetched.json"
 class FetchState(StrEnum):
     """Outcome of an item."""
 
-    THERE = "there"
+    PRESENT = "present"
     FETCHED = "fetched"
     FAILED = "failed"
     BY_HAND = "by hand"
@@ -46,7 +47,7 @@ class FetchState(StrEnum):
 class Outcome:
     """Row of an item in the final table."""
 
-    item: Item
+    item: CatalogueItem
     state: FetchState
     note: str = ""
 
@@ -68,21 +69,21 @@ class Fetcher:
             except ValueError as error:
                 raise DataError(str(path), error, "JSON as written by this job, or no such file") from error
 
-    def fetch(self, item: Item, on_bytes: OnBytes) -> Outcome:
+    def fetch(self, item: CatalogueItem, on_bytes: OnBytes) -> Outcome:
         """Fetch an item unless it is present; an error becomes the item's outcome."""
         target = self.output / item.to
         try:
             if target.is_file() or (target.is_dir() and any(target.iterdir())):
-                return Outcome(item=item, state=FetchState.THERE, note=self._check(item, target))
+                return Outcome(item=item, state=FetchState.PRESENT, note=self._check(item, target))
             if item.form is not None:
                 return Outcome(item=item, state=FetchState.BY_HAND, note=f"{item.by_hand} {item.form}")
             target.parent.mkdir(parents=True, exist_ok=True)
             note = self._torchvision(item, target) if item.torchvision else self._url(item, target, on_bytes)
         except (DataError, OSError, requests.RequestException) as error:
-            return Outcome(item=item, state=FetchState.FAILED, note=" ".join(str(error).split()))
+            return Outcome(item=item, state=FetchState.FAILED, note=one_line(error))
         return Outcome(item=item, state=FetchState.FETCHED, note=note)
 
-    def _check(self, item: Item, target: Path) -> str:
+    def _check(self, item: CatalogueItem, target: Path) -> str:
         """Raise an error if a file was changed after it was fetched; return a note if it cannot be
         verified."""
         if target.is_dir() or item.form is not None or item.extract is not None:
@@ -96,7 +97,7 @@ class Fetcher:
             raise DataError(error.where, error.found, right) from error
         return "" if expected else "not fetched by this job, and no checksum is published"
 
-    def _url(self, item: Item, target: Path, on_bytes: OnBytes) -> str:
+    def _url(self, item: CatalogueItem, target: Path, on_bytes: OnBytes) -> str:
         assert item.url is not None
         checksums, whole = item.checksums, item.unpack == "none" and item.extract is None
         source = target if whole else target.with_name(f"{target.name}.download")
@@ -105,10 +106,13 @@ class Fetcher:
         if source.exists():  # an earlier run was interrupted while unpacking
             sha256 = verify(source, checksums, item.bytes)
         else:
-            room = 1 if item.unpack == "none" else 2
-            sha256 = download(
-                self.session, item.url, source, on_bytes, expected=checksums, size=item.bytes, room=room
+            file = RemoteFile(
+                url=item.url,
+                checksums=checksums,
+                size=item.bytes,
+                room=1 if item.unpack == "none" else 2,  # the archive and what is unpacked from it
             )
+            sha256 = download(self.session, file, source, on_bytes)
         size = source.stat().st_size
         if not checksums and recorded is not None and sha256 != recorded:
             source.unlink()
@@ -119,7 +123,7 @@ class Fetcher:
             )
         try:
             if item.unpack != "none":
-                unpack(source, item.unpack, target, item.strip)
+                unpack_archive(source, item.unpack, target, item.strip)
             elif item.extract is not None:
                 values = python_list(source, item.extract.partition(":")[2])
                 _write(target, json.dumps(values, indent=0))
@@ -131,7 +135,7 @@ class Fetcher:
             source.unlink()
         return "" if checksums else f"no checksum is published; SHA-256 {sha256} recorded"
 
-    def _torchvision(self, item: Item, target: Path) -> str:
+    def _torchvision(self, item: CatalogueItem, target: Path) -> str:
         import torchvision.datasets  # takes 3 s, so only if needed
 
         root = target.with_name(f"{target.name}.download")
@@ -146,7 +150,7 @@ class Fetcher:
         self._record(item, {"torchvision": item.torchvision})
         return ""
 
-    def _record(self, item: Item, what: Mapping[str, Any]) -> None:
+    def _record(self, item: CatalogueItem, what: Mapping[str, Any]) -> None:
         self.records[item.name] = {**what, "to": item.to, "date": self.today}
         _write(self.output / RECORD, json.dumps(self.records, indent=1, sort_keys=True) + "\n")
 
@@ -167,23 +171,18 @@ def fetch_benchmarks(config: FetchConfig, console: Console | None = None) -> boo
         raise SettingError("output", config.output, "a local folder, where downloads can resume")
     console = console or Console()
     catalogue = read_catalogue(Path(config.catalogue or CATALOGUE))
-    items = select(catalogue, config.benchmarks, images=config.images)
+    items = needed_items(catalogue, config.benchmarks, images=config.images)
     output = Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
     fetcher = Fetcher(output, datetime.date.today().isoformat())
-    columns = ("{task.description}", BarColumn(), DownloadColumn(), TransferSpeedColumn())
     outcomes = []
-    with Progress(*columns, console=console, transient=True) as progress:
+    with ProgressBars(BYTES, console) as bars:
         for item in items:
-            task = progress.add_task(escape(item.name), total=item.bytes)
-            outcomes.append(fetcher.fetch(item, _bar(progress, task)))
-            progress.remove_task(task)
+            bars.update(item.name, 0, item.bytes)
+            outcomes.append(fetcher.fetch(item, functools.partial(bars.update, item.name)))
+            bars.remove(item.name)
     _show(console, outcomes, fetcher)
     return all(outcome.state != FetchState.FAILED for outcome in outcomes)
-
-
-def _bar(progress: Progress, task: TaskID) -> OnBytes:
-    return lambda done, total: progress.update(task, completed=done, total=total)
 
 
 def _show(console: Console, outcomes: Sequence[Outcome], fetcher: Fetcher) -> None:

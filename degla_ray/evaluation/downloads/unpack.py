@@ -21,7 +21,7 @@ from degla_ray.errors import DataError
 CHUNK = 1 << 20  # bytes
 
 
-def unpack(archive: Path, kind: Literal["zip", "tar"], target: Path, strip: str) -> None:
+def unpack_archive(archive: Path, kind: Literal["zip", "tar"], target: Path, strip: str) -> None:
     """Unpack the members below the folder `strip` of an archive into the folder `target`.
 
     Raises:

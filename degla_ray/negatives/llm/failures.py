@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from degla_ray.config import NegativesConfig
 from degla_ray.errors import DeglaError
+from degla_ray.negatives.llm.answers import HTTP
 from degla_ray.negatives.llm.ledger import Row, State
-from degla_ray.negatives.llm.quality import HTTP
 from degla_ray.schema import REJECTS, Kind, RejectReason
 from degla_ray.storage import Storage
 

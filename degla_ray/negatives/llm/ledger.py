@@ -50,48 +50,48 @@ class StateRow:
     """State-table row of one (caption, kind) pair.
 
     Attributes:
-        asked: number of attempts made.
+        made: number of attempts made.
         allowed: maximum number of attempts.
-        rows: the ledger's rows of these attempts.
+        attempts: the ledger's rows of these attempts.
     """
 
     allowed: int
-    asked: int = 0
-    rows: list[Row] = field(default_factory=list)
+    made: int = 0
+    attempts: list[Row] = field(default_factory=list)
 
     def state(self) -> State:
         """Return OK if any attempt was accepted, otherwise the state of the last attempt."""
-        states = [State(row["state"]) for row in self.rows]
+        states = [State(attempt["state"]) for attempt in self.attempts]
         return State.OK if State.OK in states else states[-1]
 
 
-def may_retry(entry: StateRow, reasons: Sequence[RejectReason]) -> bool:
-    """Return whether the entry ended in an error, or was last rejected for one of `reasons`."""
-    state = entry.state()
-    return state is State.ERROR or (state is State.REJECTED and entry.rows[-1]["reason"] in reasons)
+def may_retry(row: StateRow, reasons: Sequence[RejectReason]) -> bool:
+    """Return whether the row ended in an error, or was last rejected for one of `reasons`."""
+    state = row.state()
+    return state is State.ERROR or (state is State.REJECTED and row.attempts[-1]["reason"] in reasons)
 
 
 class StateTable:
-    """State table of one window of shards, with an entry per (caption, kind) pair.
+    """State table of one window of shards, with a row per (caption, kind) pair.
 
     Args:
         keys: keys of the window's captions (`text_key`).
         kinds: requested kinds.
-        per_kind: requested negatives per entry.
+        per_kind: requested negatives per caption and kind.
         attempts: maximum number of attempts per requested negative.
     """
 
     def __init__(self, keys: Iterable[str], kinds: Sequence[Kind], per_kind: int, attempts: int) -> None:
         self._per_kind, self._attempts = per_kind, attempts
-        self.entries = {
+        self.rows = {
             (key, kind.value): StateRow(allowed=per_kind * attempts) for kind in kinds for key in keys
         }
 
-    def add(self, rows: Iterable[Row]) -> None:
-        for row in rows:
-            entry = self.entries[(row["key"], row["kind"])]
-            entry.rows.append(row)
-            entry.asked = max(entry.asked, row["attempt"] + 1)
+    def add(self, attempts: Iterable[Row]) -> None:
+        for attempt in attempts:
+            row = self.rows[(attempt["key"], attempt["kind"])]
+            row.attempts.append(attempt)
+            row.made = max(row.made, attempt["attempt"] + 1)
 
     def resolve(self) -> None:
         """Reject duplicate negatives of a caption, keeping the one of the earliest attempt, then kind.
@@ -100,54 +100,54 @@ class StateTable:
         rows as an uninterrupted one.
         """
         accepted = [
-            (row["attempt"], entry, i)
-            for entry in self.entries.values()  # by kind
-            for i, row in enumerate(entry.rows)
-            if row["state"] == State.OK
+            (attempt["attempt"], row, i)
+            for row in self.rows.values()  # by kind
+            for i, attempt in enumerate(row.attempts)
+            if attempt["state"] == State.OK
         ]
         seen: dict[str, set[str]] = {}
-        for _, entry, i in sorted(accepted, key=lambda found: found[0]):
-            row = entry.rows[i]
-            forms, form = seen.setdefault(row["key"], set()), normal_form(row["text"])
+        for _, row, i in sorted(accepted, key=lambda found: found[0]):
+            attempt = row.attempts[i]
+            forms, form = seen.setdefault(attempt["key"], set()), normal_form(attempt["text"])
             if form in forms:
                 why = {"reason": RejectReason.DUPLICATE_NEGATIVE.value, "detail": "check duplicate"}
-                entry.rows[i] = {**row, "state": State.REJECTED.value, **why}
+                row.attempts[i] = {**attempt, "state": State.REJECTED.value, **why}
             forms.add(form)
 
     def retry(self, reasons: Sequence[RejectReason]) -> int:
-        """Allow further attempts for finished entries that satisfy `may_retry`; return their number."""
+        """Allow further attempts for finished rows that satisfy `may_retry`; return their number."""
         again = 0
-        for entry in self.entries.values():
-            if entry.rows and self._done(entry) and may_retry(entry, reasons):
-                entry.allowed = entry.asked + self._per_kind * self._attempts
+        for row in self.rows.values():
+            if row.attempts and self._done(row) and may_retry(row, reasons):
+                row.allowed = row.made + self._per_kind * self._attempts
                 again += 1
         return again
 
     def next_round(self) -> list[tuple[str, str, int, bool]]:
         """Return the next round's requests as (key, kind, attempt, whether it is the last), ordered by kind.
 
-        A round contains the open entries with the fewest attempts, so it is completed before the next begins,
+        A round contains the open rows with the fewest attempts, so it is completed before the next begins,
         even after a restart.
         """
         self.resolve()
         left = [
-            (key, kind, entry.asked, entry.asked + 1 == entry.allowed)
-            for (key, kind), entry in self.entries.items()
-            if not self._done(entry)
+            (key, kind, row.made, row.made + 1 == row.allowed)
+            for (key, kind), row in self.rows.items()
+            if not self._done(row)
         ]
         first = min((attempt for _, _, attempt, _ in left), default=0)
-        return [question for question in left if question[2] == first]
+        return [request for request in left if request[2] == first]
 
     def settled(self) -> int:
-        """Return the number of entries that need no further requests."""
-        return sum(self._done(entry) for entry in self.entries.values())
+        """Return the number of rows that need no further requests."""
+        return sum(self._done(row) for row in self.rows.values())
 
-    def _done(self, entry: StateRow) -> bool:
-        states = [row["state"] for row in entry.rows]
+    def _done(self, row: StateRow) -> bool:
+        states = [attempt["state"] for attempt in row.attempts]
         return (
             State.NOT_APPLICABLE in states
             or states.count(State.OK) >= self._per_kind
-            or entry.asked >= entry.allowed
+            or row.made >= row.allowed
         )
 
 
@@ -167,7 +167,7 @@ class Ledger:
         return not self._names() and not self._folder.storage.names(CLOSED)
 
     def append(self, rows: Sequence[Row]) -> None:
-        self._folder.storage.write_table(table(rows), OPEN, f"{uuid.uuid4().hex}.parquet")
+        self._folder.storage.write_table(to_arrow(rows), OPEN, f"{uuid.uuid4().hex}.parquet")
 
     def read(self, shards: Sequence[int]) -> list[Row]:
         """Return the distinct rows of unfinished windows and of `shards`, by key, kind and attempt."""
@@ -180,19 +180,19 @@ class Ledger:
         return sorted(distinct.values(), key=lambda row: (row["key"], row["kind"], row["attempt"]))
 
     def settled(self, shard: int) -> list[StateRow]:
-        """Return the entries of a finished shard; [] if it was written without a language model."""
+        """Return the state rows of a finished shard; [] if it was written without a language model."""
         name = part_name(shard, self._folder.num_shards)
         if not self._folder.storage.is_file(CLOSED, name):
             return []
-        entries: dict[tuple[str, str], StateRow] = {}
-        for row in self._folder.storage.open_parquet(CLOSED, name).read().to_pylist():
-            entries.setdefault((row["key"], row["kind"]), StateRow(allowed=0)).rows.append(row)
-        return list(entries.values())
+        rows: dict[tuple[str, str], StateRow] = {}
+        for attempt in self._folder.storage.open_parquet(CLOSED, name).read().to_pylist():
+            rows.setdefault((attempt["key"], attempt["kind"]), StateRow(allowed=0)).attempts.append(attempt)
+        return list(rows.values())
 
     def close(self, shards: Mapping[int, Sequence[Row]]) -> None:
         """Write the rows of settled shards; `clear` deletes the appended files later, after the receipts."""
         for shard, rows in shards.items():
-            self._folder.write_part(CLOSED, shard, table(rows))
+            self._folder.write_part(CLOSED, shard, to_arrow(rows))
 
     def clear(self, shards: Collection[int]) -> None:
         """Delete the appended rows of settled shards and keep those of other shards.
@@ -212,5 +212,5 @@ class Ledger:
         return [n for n in self._folder.storage.names(OPEN) if n.endswith(".parquet")]
 
 
-def table(rows: Sequence[Row]) -> pa.Table:
+def to_arrow(rows: Sequence[Row]) -> pa.Table:
     return pa.Table.from_pylist(list(rows), schema=ATTEMPTS)

@@ -1,4 +1,4 @@
-"""Generate true captions of a scene in natural wording; some are complete, many mention only a part.
+"""Generate true captions of a scene in natural wording; many describe only a part of it.
 
 About 20,000 captions a second. The words are in templates.yaml.
 """
@@ -12,10 +12,10 @@ import numpy as np
 from degla_ray.sources.scenes.wording import Mention, SceneSentence, pick, wording
 from degla_ray.sources.scenes.world import Relation, Scene, SceneObject, Sort, stated_relations
 
-_SOLID_IS_NAMED = 0.5  # people mention a pattern, but seldom its absence
+_SOLID_IS_NAMED = 0.5  # people mention a pattern but seldom its absence
 _ATTEMPTS = 20
 
-# Attributes mentioned of an object besides its shape, in proportion to how often they are listed here.
+# Attributes mentioned with an object; those listed more often are drawn more often.
 _DETAILS: tuple[tuple[Sort, ...], ...] = (
     *[()] * 4,
     *[(Sort.COLOUR,)] * 8,
@@ -127,7 +127,7 @@ def list_sentence(named: tuple[Mention, ...], rng: np.random.Generator) -> Scene
 def mention_all(
     scene: Scene, order: Sequence[int], rng: np.random.Generator, details: Sequence[Sort] | None = None
 ) -> tuple[Mention, ...]:
-    """Return mentions of the objects `order`, usually with the same sorts of attribute for each.
+    """Return mentions of the objects in `order`, usually with the same sorts of attribute for each.
 
     With `details` None the sorts are drawn at random; otherwise all of `details` are named. Two objects of
     the same shape are always distinguished by colour.
@@ -163,7 +163,7 @@ def fitting(scene: Scene, mention: Mention) -> list[SceneObject]:
 
 
 def _predicable(scene: Scene, named: tuple[Mention, ...]) -> bool:
-    """Return whether "the circle is red" works for each: one or two attributes, and no second circle."""
+    """Return whether each mention fits "the circle is red": one or two attributes and a unique shape."""
     shapes = [thing.shape for thing in scene.objects]
     return all(1 <= len(m.adjectives) <= 2 and shapes.count(m.noun) == 1 for m in named)
 

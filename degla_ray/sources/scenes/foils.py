@@ -1,4 +1,4 @@
-"""Generate foils of SugarCrepe's seven kinds: a true caption, and a fluent one that one edit makes false.
+"""Generate foils of SugarCrepe's seven kinds: fluent captions that a single edit makes false.
 
 Each pair is checked against the scene before it is returned. About 1,000 pairs a second.
 """
@@ -34,7 +34,7 @@ def pair(kind: FoilKind, scene: Scene, rng: np.random.Generator) -> tuple[str, s
     """Return a caption that is true of the scene and a foil that is false, or None if sampling found none.
 
     Args:
-        kind: what is changed.
+        kind: kind of edit.
         scene: a scene with at least two objects.
         rng: determines caption and change.
     """
@@ -113,7 +113,7 @@ def _add_obj(scene: Scene, rng: np.random.Generator) -> tuple[SceneSentence, Sce
     mentions = (*sentence.mentions, added)
     if not sentence.relations:
         if sentence.template not in ("{0}", *wording().phrases["list2"]):
-            return None  # "the circle is red" has no place for another object
+            return None  # "the circle is red" cannot mention another object
         at = int(rng.integers(len(mentions)))
         longer = list_sentence((*sentence.mentions[:at], added, *sentence.mentions[at:]), rng)
         return sentence, replace(longer, opening=sentence.opening, formal=sentence.formal)
@@ -151,7 +151,7 @@ _MAKERS: dict[
 def _with(
     sentence: SceneSentence, at: int, noun: str | None = None, sort: Sort | None = None, word: str = ""
 ) -> SceneSentence:
-    """Return `sentence` with another noun, or another adjective of one sort, in mention `at`."""
+    """Return `sentence` with the noun, or one adjective, of mention `at` replaced."""
     mention = sentence.mentions[at]
     adjectives = mention.adjectives if sort is None else {**mention.adjectives, sort: word}
     changed = Mention(noun=noun or mention.noun, adjectives=adjectives)

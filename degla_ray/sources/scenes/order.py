@@ -26,8 +26,8 @@ def normalise(caption: str) -> str:
 def shuffles(caption: str, rng: np.random.Generator) -> list[str]:
     """Return four shuffles of a normalised caption.
 
-    They shuffle nouns and adjectives, each among themselves; all other words; the order of trigrams; and the
-    words within each trigram.
+    The four shuffle (1) nouns among themselves and adjectives among themselves, (2) all other words, (3) the
+    order of trigrams, (4) the words within each trigram.
     """
     words = caption.split(" ")
     adjectives = {w for values in wording().words.values() for ws in values.values() for w in ws}

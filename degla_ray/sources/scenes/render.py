@@ -14,7 +14,7 @@ from PIL import Image, ImageChops, ImageDraw, ImageFilter
 from degla_ray.sources.scenes.world import Scene, SceneObject
 
 _FINER = 3  # supersampling factor
-_STRIPE = (0.085, 0.45)  # period as a fraction of the image's side; fraction of it that a stripe fills
+_STRIPE = (0.085, 0.45)  # period as a fraction of the image's side; stripe width as a fraction of the period
 _DOT = (0.090, 0.32)  # spacing as a fraction of the image's side; dot radius as a fraction of the spacing
 
 _RGB = {
@@ -30,7 +30,7 @@ _RGB = {
 # Stripes and dots are a lighter or darker tone of the object's own colour: a red striped ring stays red.
 _LIGHT = frozenset({"yellow", "pink", "white"})
 _TONE = {"black": 0.88, "white": 0.25, "yellow": 0.42, "pink": 0.45}
-_DEFAULT_TONE = 0.76  # towards white; a light colour's is what is left of it
+_DEFAULT_TONE = 0.76  # blend towards white; factor by which a light colour is darkened
 _RIM = 0.009  # plain margin along the edge, as a fraction of the image's side; keeps the outline visible
 
 
@@ -53,7 +53,7 @@ def _heart() -> list[tuple[float, float]]:
 
 
 _ARM = 0.32  # half the width of a cross's arm
-_POLYGONS: dict[str, list[tuple[float, float]]] = {  # in radii around the centre
+_POLYGONS: dict[str, list[tuple[float, float]]] = {  # corners relative to the centre, in radii
     "square": [(-0.80, -0.80), (0.80, -0.80), (0.80, 0.80), (-0.80, 0.80)],
     "triangle": [(0.0, -0.95), (0.95, 0.75), (-0.95, 0.75)],
     "star": _star(),

@@ -34,8 +34,8 @@ class ScenesSource(Source):
         self._config = config
 
     def identity(self) -> dict[str, Any]:
-        # Hashes instead of a version that someone could forget to raise: this package's code and wording
-        # (test sets included), and the output of the first scenes here (which depends on Pillow too).
+        # Hashes instead of a version number that could be forgotten: of this package's code and wording (test
+        # sets included), and of the first scenes' output, which also depends on Pillow.
         code, sample = hashlib.sha256(), hashlib.sha256()
         for path in sorted(Path(__file__).parent.glob("*.*")):
             if path.suffix in (".py", ".yaml"):
@@ -71,7 +71,7 @@ class ScenesSource(Source):
         return {"graphs": pa.table({"image_id": ids, "graph": graphs}, schema=SCENE_GRAPHS)}
 
     def write_extras(self, storage: Storage) -> None:
-        """Write the test sets to `tests/`, unless they are complete already or not requested."""
+        """Write the test sets to `tests/`, unless they are complete or not requested."""
         if self._config.test_items == 0 or storage.exists("tests", TESTS_COMPLETE):
             return
         from degla_ray.sources.scenes.tests import write_test_sets

@@ -107,7 +107,7 @@ def write_test_sets(storage: Storage, config: ScenesConfig) -> dict[str, int]:
 
 
 def _tested_scenes(config: ScenesConfig) -> Iterator[_Tested]:
-    """Yield `test_items` scenes with an item of every kind, none of which fits another's caption."""
+    """Yield `test_items` scenes with an item of every kind; no scene fits another's retrieval caption."""
     least = max(2, config.min_objects)
     counts = range(least, max(least, config.max_objects) + 1)
     taken: list[frozenset[tuple[str, ...]]] = []

@@ -4,8 +4,8 @@ Understands every sentence that templates.yaml can produce, and every sentence m
 replacing nouns, adjectives, relations or noun phrases. About 10,000 new captions a second; repeated captions
 are looked up in a cache.
 
-How it decides: a caption claims that objects exist, a distinct one for each distinct mention, with the named
-attributes and relations. It is true if some assignment of mentions to the scene's objects satisfies it. "The
+A caption claims that objects with the named attributes and relations exist, a different object for each
+different mention. It is true if some assignment of mentions to the scene's objects satisfies it. "The
 square" after "a red square" refers to the same square. The answer is None if the sentence is not understood,
 or if it could be judged either way:
 
@@ -39,7 +39,7 @@ from degla_ray.sources.scenes.world import (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Term:
-    """What a word says of an object: certainly true of `sure` values, possibly of `maybe` values."""
+    """Meaning of a word: the attribute values that it certainly (`sure`) or possibly (`maybe`) describes."""
 
     sort: Sort | None  # None: the shape
     sure: frozenset[str]
@@ -116,7 +116,7 @@ def _vocabulary() -> tuple[_Phrases, int, Mapping[str, Term], Mapping[str, Term]
 
 
 def is_true(caption: str, scene: Scene) -> bool | None:
-    """Return whether `caption` is true of `scene`; None if it is not understood or a matter of opinion."""
+    """Return whether `caption` is true of `scene`; None if it is not understood or ambiguous."""
     readings = parse(caption)
     if not readings:
         return None
@@ -125,7 +125,7 @@ def is_true(caption: str, scene: Scene) -> bool | None:
 
 
 def holds(claim: Claim, scene: Scene) -> bool | None:
-    """Return whether one reading is true of `scene`; None if it is a matter of opinion."""
+    """Return whether one reading is true of `scene`; None if it can be judged either way."""
     if _satisfied(claim, scene, leniently=False):
         return True
     return None if _satisfied(claim, scene, leniently=True) else False
@@ -169,7 +169,7 @@ def _frames() -> list[tuple[list[str], list[str]]]:
 
 
 def _chunks(tokens: list[str]) -> list[_Chunk] | None:
-    """Return the tokens as chunks, or None if a word fits nowhere."""
+    """Return the tokens as chunks, or None if a word belongs to no chunk."""
     phrases, longest, nouns, adjectives = _vocabulary()
     chunks: list[_Chunk] = []
     at = 0
@@ -215,7 +215,7 @@ def _readings(letters: str, start: int = 0) -> Iterator[list[tuple[str, int, int
 
 
 def _claims(reading: list[tuple[str, int, int]], chunks: list[_Chunk]) -> Iterator[Claim]:
-    """Yield the claim of a division into clauses; nothing if "the square" is ambiguous."""
+    """Yield the claim of a division into clauses, or nothing if "the square" is ambiguous."""
     objects: list[tuple[Term, ...]] = []
     relations: list[tuple[int, Relation, int]] = []
     for name, start, end in reading:

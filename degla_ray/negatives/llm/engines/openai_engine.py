@@ -1,4 +1,4 @@
-"""Engine for any server with OpenAI's chat API; its columns are those of vLLM's actor.
+"""Engine `openai`: any server with OpenAI's chat API.
 
 The library `openai` (extra `openai`) retries transient failures with growing pauses; a request's timeout
 covers all its tries together. Every reply becomes its row's answer or its row's error. One actor is enough:
@@ -15,16 +15,53 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
 
-from degla_ray.config import OpenAIConfig
+from degla_ray.config import NegativesConfig, OpenAIConfig
 from degla_ray.errors import SettingError
-from degla_ray.negatives.llm.vllm_actor import BLANK, AsyncActor, json_schema
+from degla_ray.negatives.llm.engines.base import actor_arguments, sampling_arguments
+from degla_ray.negatives.llm.engines.vllm_actor import BLANK, AsyncActor, json_schema
+from degla_ray.negatives.llm.pool import EnginePool
+from degla_ray.negatives.llm.prompting import Prompts
 
+LISTING_S = 10.0
+"""Seconds within which a server must list its models."""
 SHOWN = 300
 """Characters kept of a server's error message."""
 SHORTEST_KEY = 8
 """Characters; a shorter key ("none", "EMPTY") is no secret and may be a word of a caption."""
 _COUNTS = ("prompt_tokens", "completion_tokens")
 _LARGEST = 2**31 - 1
+
+
+class OpenAIEngine:
+    """Engine that sends requests to a server."""
+
+    def __init__(self, config: NegativesConfig) -> None:
+        self._config, self._server = config, config.openai
+
+    @property
+    def model(self) -> str:
+        return self._server.model
+
+    @property
+    def concurrency(self) -> int:
+        return self._server.concurrency
+
+    def identity(self) -> dict[str, Any]:
+        return {name: getattr(self._server, name) for name in ("model", "base_url", "extra_body")}
+
+    def check_settings(self) -> None:
+        _check_server(self._server)
+
+    def check_resources(self) -> None:
+        """Accept every cluster, because the server does the work."""
+
+    def pool(self, prompts: Prompts) -> EnginePool:
+        arguments = actor_arguments(self._config, prompts) | {
+            "server": self._server,
+            "sampling": sampling_arguments(self._config),
+            "timeout_s": self._config.generation.timeout_s,
+        }
+        return EnginePool(actor=OpenAIActor, arguments=arguments, resources={"num_cpus": 0.5})
 
 
 class OpenAIActor(AsyncActor):
@@ -90,6 +127,35 @@ class OpenAIActor(AsyncActor):
             del fields["max_tokens"]  # older name of the same limit
         fields |= self._server.extra_body
         return {name: value for name, value in fields.items() if value is not None}
+
+
+def _check_server(server: OpenAIConfig) -> None:
+    if not server.model:
+        raise SettingError("openai.model", "", "the name of a model on the server")
+    try:
+        import openai
+    except ImportError as error:
+        package = "the package openai: pip install 'degla-ray[openai]'"
+        raise SettingError("engine", "openai", package) from error
+    client = openai.AsyncOpenAI(
+        base_url=server.base_url, api_key=api_key(server), timeout=LISTING_S, max_retries=0
+    )
+    try:
+        names = asyncio.run(_models(client))
+    except (openai.APIConnectionError, TimeoutError) as error:
+        raise SettingError("openai.base_url", server.base_url, "a server that answers") from error
+    except openai.AuthenticationError as error:
+        raise SettingError("openai.key_variable", server.key_variable, "a variable with a key") from error
+    except Exception:
+        return  # some servers do not list their models, or do so in another form
+    if names and server.model not in names:
+        raise SettingError("openai.model", server.model, f"one of {', '.join(sorted(names)[:10])}")
+
+
+async def _models(client: Any) -> list[str]:
+    """Return the names of a server's models."""
+    async with asyncio.timeout(LISTING_S):
+        return [str(model.id) for model in (await client.models.list()).data]
 
 
 def api_key(server: OpenAIConfig) -> str:

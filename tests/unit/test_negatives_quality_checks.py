@@ -1,24 +1,25 @@
-"""Answers of language models judged: which edit was made, and whether it may still be true."""
+"""Quality checks of answers: which edit was made, and whether it may still be true."""
 
 from __future__ import annotations
 
 import pytest
 
-from degla_ray.negatives.llm.quality import Gate, seed_of
-from degla_ray.negatives.llm.vllm_actor import BLANK
+from degla_ray.negatives.llm.answers import QualityChecks
+from degla_ray.negatives.llm.engines.vllm_actor import BLANK
+from degla_ray.negatives.llm.sending import seed_of
 from degla_ray.schema import Kind
 
 FOX = "The quick brown fox jumps over the lazy dog in the quiet park."
 
 
 @pytest.fixture(scope="module")
-def gate():
-    return Gate("vllm", "small")
+def checks():
+    return QualityChecks("vllm", "small")
 
 
-def judge(gate, kind, text, caption=FOX, **answer):
+def judge(checks, kind, text, caption=FOX, **answer):
     row = {"key": "k", "kind": kind, "attempt": 0, "caption": caption, "seed": 1, "last": False}
-    rows = gate.judge(BLANK | row | {"applicable": True, "text": text, "finish_reason": "stop"} | answer)
+    rows = checks.judge(BLANK | row | {"applicable": True, "text": text, "finish_reason": "stop"} | answer)
     return rows
 
 
@@ -32,8 +33,8 @@ def judge(gate, kind, text, caption=FOX, **answer):
         ("reshuffle", "The lazy dog jumps over the quick brown fox in the quiet park."),
     ],
 )
-def test_judge_accepts_the_papers_kinds(gate, kind, text):
-    (row,) = judge(gate, kind, text)
+def test_judge_accepts_the_papers_kinds(checks, kind, text):
+    (row,) = judge(checks, kind, text)
     assert (row["state"], row["text"], row["engine"], row["model"]) == ("ok", text, "vllm", "small")
 
 
@@ -56,41 +57,41 @@ def test_judge_accepts_the_papers_kinds(gate, kind, text):
         ("reshuffle", "I cannot do that.", "commentary"),
     ],
 )
-def test_judge_rejects_by_name(gate, kind, text, reason):
-    (row,) = judge(gate, kind, text)
+def test_judge_rejects_by_name(checks, kind, text, reason):
+    (row,) = judge(checks, kind, text)
     assert (row["state"], row["reason"]) == ("rejected", reason)
 
 
-def test_judge_swap_inside_a_list_means_the_same(gate):
+def test_judge_swap_inside_a_list_means_the_same(checks):
     (row,) = judge(
-        gate, "swap_nouns", "A cat and a dog sleep on a bed.", caption="A dog and a cat sleep on a bed."
+        checks, "swap_nouns", "A cat and a dog sleep on a bed.", caption="A dog and a cat sleep on a bed."
     )
     assert row["reason"] == "same_meaning"
 
 
-def test_judge_keeps_the_engines_error(gate):
-    (row,) = judge(gate, "swap_nouns", "no answer within 3 s", error="timeout")
+def test_judge_keeps_the_engines_error(checks):
+    (row,) = judge(checks, "swap_nouns", "no answer within 3 s", error="timeout")
     assert (row["state"], row["reason"], row["text"]) == ("error", "timeout", "no answer within 3 s")
 
 
-def test_judge_counts_a_cut_answer_as_rejected(gate):
-    (row,) = judge(gate, "swap_nouns", "The quick brown dog jumps over the", finish_reason="length")
+def test_judge_counts_a_cut_answer_as_rejected(checks):
+    (row,) = judge(checks, "swap_nouns", "The quick brown dog jumps over the", finish_reason="length")
     assert (row["state"], row["reason"]) == ("rejected", "cut_off")
 
 
-def test_judge_asks_nothing_of_a_caption_that_cannot_have_the_kind(gate):
-    assert not gate.applicable("A dog sleeps.", Kind.SWAP_NOUNS)
-    assert not gate.applicable("A dog sleeps on a bed.", Kind.REPLACE_ADJECTIVES)
-    assert gate.applicable("A dog sleeps on a bed.", Kind.SWAP_NOUNS)
-    (row,) = judge(gate, "swap_nouns", "", caption="A dog sleeps.", applicable=False)
+def test_judge_asks_nothing_of_a_caption_that_cannot_have_the_kind(checks):
+    assert not checks.applicable("A dog sleeps.", Kind.SWAP_NOUNS)
+    assert not checks.applicable("A dog sleeps on a bed.", Kind.REPLACE_ADJECTIVES)
+    assert checks.applicable("A dog sleeps on a bed.", Kind.SWAP_NOUNS)
+    (row,) = judge(checks, "swap_nouns", "", caption="A dog sleeps.", applicable=False)
     assert (row["state"], row["reason"]) == ("not_applicable", "")
 
 
 def test_judge_fills_in_by_rule_only_after_the_last_attempt():
-    gate = Gate("vllm", "small", frozenset({"dog", "fox", "cat", "park"}))
-    (row,) = judge(gate, "swap_nouns", FOX)
+    checks = QualityChecks("vllm", "small", frozenset({"dog", "fox", "cat", "park"}))
+    (row,) = judge(checks, "swap_nouns", FOX)
     assert row["state"] == "rejected"
-    rejected, filled = judge(gate, "swap_nouns", FOX, last=True, prompt_tokens=90)
+    rejected, filled = judge(checks, "swap_nouns", FOX, last=True, prompt_tokens=90)
     assert (rejected["state"], rejected["prompt_tokens"]) == ("rejected", 90)
     assert (filled["state"], filled["engine"], filled["prompt_tokens"]) == ("ok", "rules", 0)
     assert sorted(filled["text"].split()) == sorted(FOX.split())

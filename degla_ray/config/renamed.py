@@ -1,0 +1,17 @@
+"""Old names of settings, which are accepted, and of values, which are refused with their successor."""
+
+RENAMED = {
+    "objective.tgc_temperature": "objective.tgc_scale",
+    "adapt.lora_rate": "adapt.lora_lr_multiplier",
+    "use_gpu": "compute.use_gpu",
+    "precision": "compute.precision",
+    "cpus_per_worker": "compute.cpus",
+    "cpus_per_actor": "compute.cpus",
+}
+"""Old dotted name -> new one, in any job and any section that has the new one and not the old."""
+
+OVERLAYS = {
+    f"degla_{name}": f"jobs/configs/ablations/{name}.yaml"
+    for name in ("no_igc", "no_tgc", "no_distill", "frozen_teacher", "released")
+}
+"""Old values of `objective.name` -> file with the same settings."""
