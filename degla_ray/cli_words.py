@@ -85,7 +85,7 @@ def _file(path: str) -> dict[str, Any]:
 
 
 def sections(words: Sequence[Word], config_class: type) -> list[str]:
-    """Return the optional and labelled sections that the words name, such as `pretrain` and `fine_tune.LABEL`.
+    """Return the optional and labelled sections that the words name: `pretrain`, `fine_tune.LABEL`.
 
     Raises:
         SettingError: a label is invalid.

@@ -65,7 +65,7 @@ def load_nlvr(folder: Storage) -> ImageChoice:
 
 
 def _presentation(item: Shown) -> str:
-    """Return an item's key for statistics: its presentation, because a presentation's scenes are in many items."""
+    """Return an item's key for statistics: its presentation, whose scenes are also those of other items."""
     return image_key(NLVR, item.item_id.partition("-")[0])
 
 
