@@ -201,7 +201,7 @@ def _write_by_edits(
     rows = _run(config.engine, task, pending, (captions, graphs, words), share)
     with ProgressLine("negatives", len(pending), "shards") as line:
         for done, _ in enumerate(rows, start=1):
-            if line.due:
+            if line.due or done == len(pending):
                 elapsed = time.monotonic() - started
                 line.show(done, left_s=elapsed * (len(pending) - done) / done)
     elapsed = time.monotonic() - started
