@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -97,7 +98,8 @@ def test_negatives_job_on_a_finished_folder_starts_no_ray(finished: NegativesCon
     done = subprocess.run(command, cwd=REPO, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     assert "is finished: nothing to do" in done.stdout
-    assert "swap_nouns:" in done.stdout
+    written = read_complete(finished.output, "negatives")[1]["counts"]["rows.swap_nouns"]
+    assert re.search(rf"swap_nouns\W+{written:,}\b", done.stdout)
 
 
 def test_negatives_job_without_prepared_folder_is_one_line(
