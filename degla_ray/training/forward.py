@@ -10,8 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
+from degla_ray.config import TrainComputeConfig
 from degla_ray.loader.loader import LocalBatch
 from degla_ray.model.encode import encode_image, encode_text
 from degla_ray.model.loaded import LoadedModel
@@ -91,9 +93,9 @@ class Forward:
         towers: the student's towers; with several workers, wrapped in DistributedDataParallel.
     """
 
-    def __init__(self, student: nn.Module, teacher: Teacher | None, precision: str) -> None:
+    def __init__(self, student: nn.Module, teacher: Teacher | None, config: TrainComputeConfig) -> None:
         self.device = next(student.parameters()).device
-        self._teacher, self._dtype = teacher, _AUTOCAST.get(precision)
+        self._teacher, self._dtype = teacher, _AUTOCAST.get(config.precision)
         self.towers: nn.Module = _Towers(student)
         if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
             on_gpu = self.device.type == "cuda"
@@ -103,6 +105,8 @@ class Forward:
                 broadcast_buffers=False,  # equal on all workers: constants, or statistics of a frozen tower
                 gradient_as_bucket_view=True,
             )
+            if config.gradient_compression == "bf16":
+                self.towers.register_comm_hook(None, bf16_compress_hook)
 
     def student(self, rows: MicroBatch, seed: int) -> StudentOutput:
         """Encode rows with the student; the same seed gives the same dropout."""

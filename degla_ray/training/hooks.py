@@ -11,6 +11,7 @@ import math
 from typing import Any, Protocol
 
 import ray.train
+import torch
 
 from degla_ray.config import TrainConfig, ValidationSettings
 from degla_ray.errors import SettingError
@@ -78,6 +79,8 @@ class Log:
             "wait_s": interval.wait_s,
             "first_wait_s": interval.first_wait_s,
             "teacher_distance": self._distance,
+            "gradient_norm": _gradient_norm(state),
+            "peak_memory_gb": _peak_memory_gb(self._workers.device),
             "eta_s": speed.step_s * (self._job.total_steps - state.step),
             "notices": self._notices,
         }
@@ -172,6 +175,19 @@ class ReportToRay:
         storage = ray.train.get_context().get_storage()
         path = f"{storage.experiment_fs_path}/{name}"
         return ray.train.Checkpoint(path, filesystem=storage.storage_filesystem)
+
+
+def _gradient_norm(state: TrainState) -> float | None:
+    """Return the L2 norm of the latest step's gradient, after clipping; None in fp16, where it is scaled."""
+    if state.scaler.is_enabled():
+        return None
+    gradients = [p.grad for p in state.student.parameters() if p.grad is not None]
+    return float(torch.nn.utils.get_total_norm(gradients))
+
+
+def _peak_memory_gb(device: torch.device) -> float | None:
+    """Return the most memory that tensors took on a GPU so far; None on a CPU."""
+    return torch.cuda.max_memory_allocated(device) / 1e9 if device.type == "cuda" else None
 
 
 def check_finite(state: TrainState, interval: LogInterval, job: Job) -> None:

@@ -19,7 +19,7 @@ import ray.train
 import torch
 from ray.train.v2._internal.execution import context as ray_context
 
-from degla_ray.config import DataConfig
+from degla_ray.config import DataConfig, TrainConfig
 from degla_ray.errors import DeglaError, SettingError
 from degla_ray.identity import canonical
 from degla_ray.loader.decode import BatchSpec
@@ -59,11 +59,24 @@ def train_worker(arguments: dict[str, Any]) -> None:
     if run.exists(ERROR):
         return
     try:
-        _train(job, run)
+        try:
+            _train(job, run)
+        except torch.OutOfMemoryError as error:
+            raise out_of_memory(job.config) from error
     except DeglaError as error:
         run.write_json({"message": str(error)}, ERROR)
         if ray.train.get_context().get_world_size() > 1:
             raise  # the other workers may wait for this one: only Ray Train can end them
+
+
+def out_of_memory(config: TrainConfig) -> SettingError:
+    """Return the error for a GPU that is full, with the settings that help."""
+    compute = config.compute
+    remedies = [f"accumulation_steps {2 * config.accumulation_steps} (the same gradients)"]
+    remedies += [] if compute.activation_checkpointing else ["compute.activation_checkpointing true"]
+    remedies += ["compute.precision bf16"] if compute.precision == "fp32" else []
+    expected = f"what a GPU's memory holds; it takes less with {'; '.join(remedies)}"
+    return SettingError("global_batch_size", config.global_batch_size, expected)
 
 
 def _train(job: Job, run: Storage) -> None:
@@ -111,6 +124,7 @@ def _initial_state(job: Job, workers: Workers, loaded: LoadedModel) -> tuple[Tra
     config = job.config
     student = loaded.model.to(workers.device).train()
     adapt(student, config.adapt)
+    loaded.model.set_grad_checkpointing(config.compute.activation_checkpointing)
     frozen = freeze_unreached(student, loaded)
     state = TrainState(
         student=student,

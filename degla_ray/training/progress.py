@@ -37,6 +37,11 @@ BEHIND = 2
 """Number of waiting validations above which the console reports a queue."""
 SILENCE_S = 300.0
 """Seconds without a new step after which the console reports it, each time."""
+MOMENTS = (
+    *("samples_per_s", "training_share", "wait_share", "wait_s"),
+    *("teacher_distance", "gradient_norm", "peak_memory_gb"),
+)
+"""Values of `progress.json` that MLflow gets beside the loss terms."""
 POINTS = 250
 """Maximum points of a curve in MLflow (each costs 7 ms), at fixed steps, also in a resumed run."""
 log = logging.getLogger(__name__)
@@ -202,10 +207,7 @@ class Monitor:
         new = [row for row in points if row["step"] > self._logged]
         if not new:
             return
-        moment = {
-            k: progress[k]
-            for k in ("samples_per_s", "training_share", "wait_share", "wait_s", "teacher_distance")
-        }
+        moment = {k: progress[k] for k in MOMENTS}
         new[-1] |= {k: v for k, v in moment.items() if v is not None}
         for row in new:
             if self._interrupted:

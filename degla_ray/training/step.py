@@ -39,7 +39,7 @@ class TrainStep:
         self, state: TrainState, config: TrainConfig, preprocess: dict[str, Any], total_steps: int
     ) -> None:
         self.state, self.config, self.total_steps = state, config, total_steps
-        self.forward = Forward(state.student, state.teacher, config.compute.precision)
+        self.forward = Forward(state.student, state.teacher, config.compute)
         self.normalise = Normalise(preprocess, self.forward.device)
 
     def __call__(self, batch: LocalBatch, *, seed: int, begins_epoch: bool = False) -> StepTerms:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -18,6 +19,7 @@ from degla_ray.storage import Storage
 from degla_ray.training.hooks import Log
 from degla_ray.training.interval import MAX_SKIPPED, LogInterval
 from degla_ray.training.job import PROGRESS, TRACE, Job
+from degla_ray.training.loop import out_of_memory
 from degla_ray.training.optimizer import build_optimizer
 from degla_ray.training.sanity import Candidates
 from degla_ray.training.speed import Speed
@@ -80,9 +82,13 @@ def test_log_writes_the_mean_of_the_interval_and_the_trace_of_all_steps(tmp_path
     log.after_step(state, interval_of(1.0))
     assert not run.exists(TRACE)
     state.step = 3
+    first = next(state.student.parameters())
+    first.grad = torch.zeros_like(first)
+    first.grad.view(-1)[:2] = torch.tensor([3.0, 4.0])
     log.after_step(state, interval_of(2.0, 4.0, first=2, report=True))
     progress = run.read_json(PROGRESS)
     assert (progress["step"], progress["terms"]["loss"], progress["samples_per_s"]) == (3, 3.0, 32.0)
+    assert progress["gradient_norm"] == 5.0
     assert progress["eta_s"] == 48.5
     assert progress["notices"] == ["a notice"]
     assert [json.loads(line)["loss"] for line in run.read_bytes(TRACE).splitlines()] == [1.0, 2.0, 4.0]
@@ -125,3 +131,17 @@ def test_log_fp16_may_skip_some_steps_but_not_many_in_a_row(tmp_path: Path, skip
         return
     with pytest.raises(SettingError, match=r"precision: found 'fp16'; .* up to step 40 were skipped"):
         log.after_step(state, interval_of(math.inf, first=40))
+
+
+@pytest.mark.parametrize(
+    ("compute", "named"),
+    [
+        ({}, ["accumulation_steps 2", "activation_checkpointing true", "precision bf16"]),
+        ({"precision": "bf16", "activation_checkpointing": True}, ["accumulation_steps 2"]),
+    ],
+)
+def test_out_of_memory_names_the_settings_that_help(compute: dict[str, Any], named: list[str]) -> None:
+    config = dataclasses.replace(job_of(Path()).config, compute=TrainComputeConfig(**compute))
+    message = str(out_of_memory(config))
+    assert [part for part in named if part in message] == named
+    assert message.count(";") == len(named)

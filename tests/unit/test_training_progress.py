@@ -30,6 +30,8 @@ MOMENT: dict[str, Any] = {
     "wait_share": 0.031,
     "wait_s": 2.4,
     "teacher_distance": None,
+    "gradient_norm": 2.5,
+    "peak_memory_gb": None,
     "eta_s": 3725.0,
 }
 
@@ -97,6 +99,7 @@ def test_monitor_logs_exact_values_at_fixed_steps_and_the_last(tmp_path: Path, m
     curve = MlflowClient(config.uri).get_metric_history(run_id, "train/loss")
     assert {point.step: point.value for point in curve} == {s: s / 3 for s in [*range(3, 505, 3), 505]}
     assert MlflowClient(config.uri).get_run(run_id).data.metrics["train/samples_per_s"] == 431.7
+    assert MlflowClient(config.uri).get_run(run_id).data.metrics["train/gradient_norm"] == 2.5
     # killed at the end, resumed after step 100
     with Monitor(run, "run", 505, config, run_id, resumed_step=100):
         pass
