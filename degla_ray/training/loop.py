@@ -29,7 +29,7 @@ from degla_ray.loader.loader import Loader
 from degla_ray.loader.order import step_seed
 from degla_ray.model.adapt import adapt, merged
 from degla_ray.model.build import build
-from degla_ray.model.encode import text_end
+from degla_ray.model.encode import OpenClipModel, text_end
 from degla_ray.model.export import export
 from degla_ray.model.loaded import LoadedModel
 from degla_ray.model.packing import GPU_TOKEN_MULTIPLE
@@ -122,9 +122,9 @@ def _run_steps(
 def _initial_state(job: Job, workers: Workers, loaded: LoadedModel) -> tuple[TrainState, list[str]]:
     """Return the state before the first step, and the names of the parameters that no loss reaches."""
     config = job.config
-    student = loaded.model.to(workers.device).train()
+    student: OpenClipModel = loaded.model.to(workers.device).train()
     adapt(student, config.adapt)
-    loaded.model.set_grad_checkpointing(config.compute.activation_checkpointing)
+    student.set_grad_checkpointing(config.compute.activation_checkpointing)
     frozen = freeze_unreached(student, loaded)
     state = TrainState(
         student=student,
