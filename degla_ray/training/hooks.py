@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol
 
 import ray.train
@@ -54,6 +55,8 @@ class Log:
         self._workers, self._run, self._job = workers, run, job
         self._notices, self._warns_of_loss = notices, warns_of_loss
         self._distance: float | None = None
+        self._thread = ThreadPoolExecutor(1, "progress")
+        self._writing: Future[None] | None = None
 
     def after_step(self, state: TrainState, interval: LogInterval) -> None:
         check_finite(state, interval, self._job)
@@ -63,9 +66,26 @@ class Log:
             return
         if interval.report and state.teacher is not None:
             self._distance = state.teacher.distance(state.student)
-        self._run.write_json(self._progress(state, interval), PROGRESS)
-        if interval.report:
-            self._run.write_bytes(checkpoint.as_bytes(state.trace), TRACE)
+        if self._writing is not None and self._writing.done():
+            self.wait()
+        if self._writing is None or interval.report:  # on a slow store, some intervals are not shown
+            trace = checkpoint.as_bytes(state.trace) if interval.report else None
+            self._writing = self._thread.submit(self._write, self._progress(state, interval), trace)
+
+    def wait(self) -> None:
+        """Wait until everything is written.
+
+        Raises:
+            Exception: whatever writing raised.
+        """
+        if self._writing is not None:
+            self._writing.result()
+            self._writing = None
+
+    def _write(self, progress: dict[str, Any], trace: bytes | None) -> None:
+        self._run.write_json(progress, PROGRESS)
+        if trace is not None:
+            self._run.write_bytes(trace, TRACE)
 
     def _progress(self, state: TrainState, interval: LogInterval) -> dict[str, Any]:
         rows, speed = interval.rows, interval.speed
@@ -93,7 +113,7 @@ class Log:
 
 
 class Checkpoint:
-    """The run's checkpoints, written by worker 0.
+    """The run's checkpoints, copied by worker 0 and written by a thread while training continues.
 
     Args:
         workers: this worker among all.
@@ -104,10 +124,33 @@ class Checkpoint:
 
     def __init__(self, workers: Workers, run: Storage, job: Job, activation: Any) -> None:
         self._workers, self._run, self._job, self._activation = workers, run, job, activation
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._writing: tuple[int, Future[str]] | None = None
+        self._written: list[int] = []
 
     def after_step(self, state: TrainState, interval: LogInterval) -> None:
         if interval.save and self._workers.is_first:
-            checkpoint.save(self._run, state, self._record(state))
+            self.wait()  # for the checkpoint before: one copy of the state at a time
+            taken = checkpoint.snapshot(state, self._record(state))
+            self._writing = state.step, self._thread.submit(checkpoint.write, self._run, taken)
+
+    def wait(self) -> None:
+        """Wait until the latest checkpoint is written.
+
+        Raises:
+            Exception: whatever writing it raised.
+        """
+        if self._writing is not None:
+            step, future = self._writing
+            future.result()
+            self._written.append(step)
+            self._writing = None
+
+    def next_written(self) -> int:
+        """Return the step of the earliest written checkpoint not yet returned; 0 if there is none."""
+        if self._writing is not None and self._writing[1].done():
+            self.wait()
+        return self._written.pop(0) if self._written else 0
 
     def _record(self, state: TrainState) -> dict[str, Any]:
         config, job = self._job.config, self._job
@@ -131,8 +174,8 @@ class Validate:
         self._workers, self._run, self._settings = workers, run, settings
 
     def after_step(self, state: TrainState, interval: LogInterval) -> None:
-        if interval.save:
-            self.request(state.step)
+        if interval.written:
+            self.request(interval.written)
 
     def request(self, step: int) -> None:
         """Record the request if a validation is due after `step` steps."""
@@ -149,8 +192,8 @@ class ReportToRay:
     def after_step(self, state: TrainState, interval: LogInterval) -> None:
         samples_per_s = self._config.global_batch_size / interval.speed.step_s
         metrics = {**interval.rows[-1], "samples_per_s": samples_per_s}
-        if interval.save:
-            self.report_checkpoint(state.step, metrics)
+        if interval.written:
+            self.report_checkpoint(interval.written, metrics)
         elif interval.report:
             ray.train.report(metrics)
 

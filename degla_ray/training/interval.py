@@ -8,6 +8,7 @@ next interval ends, because the workers' clocks differ.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -35,7 +36,8 @@ class LogInterval:
         wait_s: seconds so far spent waiting for data, except for the first batch.
         first_wait_s: seconds spent waiting for the first batch.
         save: whether to save a checkpoint.
-        report: whether to report to Ray Train; true if `save` is.
+        written: step of a checkpoint that was written since the last interval; 0 if none was.
+        report: whether to report to Ray Train.
     """
 
     rows: list[dict[str, float]]
@@ -44,6 +46,7 @@ class LogInterval:
     wait_s: float
     first_wait_s: float
     save: bool
+    written: int
     report: bool
 
 
@@ -86,15 +89,21 @@ class Intervals:
     """The sequence of a worker's log intervals; the first is one step, to show soon that training works."""
 
     def __init__(
-        self, workers: Workers, config: TrainConfig, total_steps: int, loader: Loader, state: TrainState
+        self,
+        workers: Workers,
+        config: TrainConfig,
+        total_steps: int,
+        loader: Loader,
+        first_step: int,
+        next_written: Callable[[], int],
     ) -> None:
-        self._workers, self._loader = workers, loader
+        self._workers, self._loader, self._next_written = workers, loader, next_written
         self._schedule = Schedule(
             checkpoint=config.checkpoint, validation=config.validation, total_steps=total_steps
         )
         self._rows: list[StepTerms] = []
-        self._end = state.step + 1
-        self._first_step = state.step
+        self._end = first_step + 1
+        self._first_step = first_step
         now = time.monotonic()
         self._began = self._ended = self._saved = self._reported = now
         self._meter = SpeedMeter(now)
@@ -118,8 +127,8 @@ class Intervals:
         step_s = trained_s / len(rows)
         must_save = self._schedule.must_save(state.step, self._ended - self._saved)
         must_report = must_save or self._ended - self._reported >= REPORT_S
-        save, report, self._end = self._workers.broadcast(
-            [must_save, must_report, self._schedule.next_end(state.step, step_s)]
+        save, report, self._end, written = self._workers.broadcast(
+            [must_save, must_report, self._schedule.next_end(state.step, step_s), self._next_written()]
         )
         waited_s, self._waited_s = self._loader.wait_s - self._waited_s, self._loader.wait_s
         steps = state.step - self._first_step
@@ -130,6 +139,7 @@ class Intervals:
             wait_s=self._loader.wait_s,
             first_wait_s=self._loader.first_wait_s,
             save=bool(save),
+            written=written,
             report=bool(report),
         )
         return self._current

@@ -98,8 +98,10 @@ def _train(job: Job, run: Storage) -> None:
     ]
     log = Log(workers, run, job, [n for n in notices if n], warns_of_loss=not loaded.is_random)
     save = Checkpoint(workers, run, job, loaded.activation)
-    intervals = Intervals(workers, config, job.total_steps, loader, state)
+    intervals = Intervals(workers, config, job.total_steps, loader, state.step, save.next_written)
     _run_steps(job, workers.rank, step, loader, intervals, (log, save, validate, report))
+    log.wait()
+    _report_last(workers, save, validate, report)
     end_decoders(decoders)
     if workers.is_first:
         _export(state, job, loaded)
@@ -117,6 +119,14 @@ def _run_steps(
             for hook in hooks:
                 hook.after_step(step.state, interval)
             intervals.begin()
+
+
+def _report_last(workers: Workers, save: Checkpoint, validate: Validate, report: ReportToRay) -> None:
+    """Report the checkpoints that were written after the last log interval."""
+    save.wait()
+    while written := workers.broadcast([save.next_written()])[0]:
+        validate.request(written)
+        report.report_checkpoint(written, {"step": written})
 
 
 def _initial_state(job: Job, workers: Workers, loaded: LoadedModel) -> tuple[TrainState, list[str]]:

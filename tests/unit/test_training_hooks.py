@@ -72,6 +72,7 @@ def interval_of(*losses: float, first: int = 1, report: bool = False) -> LogInte
         wait_s=2.0,
         first_wait_s=1.0,
         save=False,
+        written=0,
         report=report,
     )
 
@@ -80,12 +81,14 @@ def test_log_writes_the_mean_of_the_interval_and_the_trace_of_all_steps(tmp_path
     run, state = Storage(str(tmp_path)), state_at(1)
     log = Log(WORKERS, run, job_of(tmp_path), ["a notice"], warns_of_loss=True)
     log.after_step(state, interval_of(1.0))
+    log.wait()
     assert not run.exists(TRACE)
     state.step = 3
     first = next(state.student.parameters())
     first.grad = torch.zeros_like(first)
     first.grad.view(-1)[:2] = torch.tensor([3.0, 4.0])
     log.after_step(state, interval_of(2.0, 4.0, first=2, report=True))
+    log.wait()
     progress = run.read_json(PROGRESS)
     assert (progress["step"], progress["terms"]["loss"], progress["samples_per_s"]) == (3, 3.0, 32.0)
     assert progress["gradient_norm"] == 5.0
