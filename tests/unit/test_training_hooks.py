@@ -16,7 +16,8 @@ from degla_ray.config import DataConfig, ModelConfig, OptimizerConfig, TrainComp
 from degla_ray.errors import SettingError
 from degla_ray.loader.order import BatchOrder
 from degla_ray.storage import Storage
-from degla_ray.training.hooks import Log
+from degla_ray.training import checkpoint
+from degla_ray.training.hooks import Checkpoint, Log
 from degla_ray.training.interval import MAX_SKIPPED, LogInterval
 from degla_ray.training.job import PROGRESS, TRACE, Job
 from degla_ray.training.loop import out_of_memory
@@ -148,3 +149,45 @@ def test_out_of_memory_names_the_settings_that_help(compute: dict[str, Any], nam
     message = str(out_of_memory(config))
     assert [part for part in named if part in message] == named
     assert message.count(";") == 1 + len(named)
+
+
+def _save_hook(run: Storage) -> Checkpoint:
+    return Checkpoint(WORKERS, run, job_of(Path(run.path())), {})
+
+
+def test_checkpoint_is_of_its_step_although_training_goes_on(tmp_path: Path) -> None:
+    run, state = Storage(str(tmp_path)), state_at(4)
+    save = _save_hook(run)
+    weights = {name: tensor.clone() for name, tensor in state.student.state_dict().items()}
+    save.after_step(state, dataclasses.replace(interval_of(1.0), save=True))
+    with torch.no_grad():
+        for parameter in state.student.parameters():
+            parameter.add_(1.0)
+    state.step = 5
+    save.wait()
+    assert (save.next_written(), save.next_written()) == (4, 0)
+    restored = state_at(0)
+    checkpoint.load(run, checkpoint.folder_name(4), restored)
+    assert restored.step == 4
+    for name, tensor in restored.student.state_dict().items():
+        assert torch.equal(tensor, weights[name])
+
+
+def test_checkpoints_are_reported_once_in_the_order_of_their_steps(tmp_path: Path) -> None:
+    run, state = Storage(str(tmp_path)), state_at(1)
+    save = _save_hook(run)
+    for step in (1, 2, 3):
+        state.step = step
+        save.after_step(state, dataclasses.replace(interval_of(1.0), save=True))
+    save.wait()
+    assert [save.next_written() for _ in range(4)] == [1, 2, 3, 0]
+    assert list(checkpoint.complete(run)) == [1, 2, 3]
+
+
+def test_checkpoint_that_cannot_be_written_ends_the_run(tmp_path: Path) -> None:
+    run, state = Storage(str(tmp_path / "run")), state_at(1)
+    (tmp_path / "run").write_text("a file in place of the run's folder")
+    save = _save_hook(run)
+    save.after_step(state, dataclasses.replace(interval_of(1.0), save=True))
+    with pytest.raises(OSError, match="run"):
+        save.wait()
