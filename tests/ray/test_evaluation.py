@@ -386,7 +386,8 @@ def test_encode_impossible_resources_are_refused_by_setting(folder: Path, tmp_pa
 def test_job_wrong_suite_is_one_line_and_exit_2(
     tmp_path: Path, run_stage: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run_stage("evaluate", "--suite", tmp_path / "none", "--output", tmp_path / "out") == 2
+    given = ["--model.name", "scenes-base", "--suite", tmp_path / "none", "--output", tmp_path / "out"]
+    assert run_stage("evaluate", *given) == 2
     printed = capsys.readouterr().err
     assert printed.count("\n") == 1
     assert "no such folder" in printed

@@ -136,5 +136,5 @@ def test_train_negclip_with_hard_negatives_is_the_same_on_two_workers(folder: Pa
 
 
 def test_train_hard_negatives_for_another_objective_are_refused(folder: Path) -> None:
-    with pytest.raises(SettingError, match=r"data\.neighbours.*'degla' has no hard-negative images"):
+    with pytest.raises(SettingError, match=r"data\.neighbours.*'degla' takes no hard-negative images"):
         TrainConfig(name="x", data=data_config(folder), model=ModelConfig(name="scenes-base"))

@@ -390,7 +390,7 @@ def test_prepare_short_side_is_kept_to(tmp_path: Path) -> None:
     [
         (["--flickr8k.images", "nowhere"], "flickr8k.images: found 'nowhere'"),
         (["--flickr8k.captions", "{train: nowhere.txt}"], "flickr8k.captions.train: found 'nowhere.txt'"),
-        (["--limit", "0"], "limit: found 0; expected at least 1, or none"),
+        (["--limit", "0"], "limit: found 0; expected at least 1, or null"),
         (["--output", ""], "output: found ''"),
     ],
 )
