@@ -111,9 +111,9 @@ def test_log_warns_of_the_first_loss_of_a_trained_model_only(
     tmp_path: Path, loss: float, first: int, trained: bool, warns: bool
 ) -> None:
     run = Storage(str(tmp_path))
-    Log(WORKERS, run, job_of(tmp_path), [], warns_of_loss=trained).after_step(
-        state_at(first), interval_of(loss, first=first)
-    )
+    log = Log(WORKERS, run, job_of(tmp_path), [], warns_of_loss=trained)
+    log.after_step(state_at(first), interval_of(loss, first=first))
+    log.wait()
     assert any("first loss" in notice for notice in run.read_json(PROGRESS)["notices"]) == warns
 
 
