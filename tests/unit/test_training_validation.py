@@ -48,7 +48,7 @@ def test_train_cpus_count_workers_decoders_and_a_validation() -> None:
         objective=ObjectiveConfig(name="clip"),
         num_workers=2,
     )
-    assert cpus(plain) == 2 * (1 + 2 * 0.5)
+    assert cpus(plain) == 2 * (1 + 2 * 1)
     validation = ValidationSettings(every_steps=5, suite="s", num_actors=3)
     assert cpus(dataclasses.replace(plain, validation=validation)) == cpus(plain) + 0.5 + 3
 
