@@ -134,7 +134,8 @@ def tokenise_all(run: Storage, samples: Samples, model: ModelConfig) -> tuple[Sa
         DataError: no negative is left.
         SettingError: the model does not exist.
     """
-    reference, task = ray.put(samples), ray.remote(_tokenise)
+    # SPREAD also escapes the placement group of a sweep's trial, which has no CPUs left for these tasks.
+    reference, task = ray.put(samples), ray.remote(_tokenise).options(scheduling_strategy="SPREAD")
     waiting = [
         task.remote(reference, model, first, min(first + CHUNK_ROWS, len(samples)))
         for first in range(0, len(samples), CHUNK_ROWS)

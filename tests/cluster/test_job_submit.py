@@ -55,6 +55,7 @@ def test_job_submit_negatives_writes_rows_of_the_prepared_captions(prepared: Pat
     assert set(rows["sample_id"].to_pylist()) <= set(samples.to_pylist())
 
 
+@pytest.mark.slow  # README's commands train; what a submission adds, the tests of prepare and of paths hold
 def test_job_submit_train_two_steps_exports_a_model(ray_head: Head, repo: Path, prepared: Path) -> None:
     output = prepared.parent / "train"
     done = ray_head.submit(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from pathlib import Path
 
@@ -17,7 +18,8 @@ from degla_ray.errors import SettingError
 from degla_ray.loader.decode import BatchReader, BatchSpec, with_hard_negatives
 from degla_ray.loader.image_files import CacheSpec
 from degla_ray.loader.order import BatchOrder
-from degla_ray.loader.samples import load_samples
+from degla_ray.loader.samples import Texts, load_samples
+from degla_ray.loader.tokens import tokenise
 from degla_ray.model import encode_image
 from degla_ray.model.build import build
 from degla_ray.model.preprocess import eval_transform
@@ -106,15 +108,18 @@ def test_batch_with_hard_negatives_has_a_neighbour_of_each_row_behind_them(folde
         interpolation="bicubic",
         cache=CacheSpec(folder="", max_bytes=0, whole_parts=False),
         crop_scale_min=1.0,
-        tokenizer=build(ModelConfig(name=str(folder / "model.json"), random_init=True)).tokenizer,
     )
+    tokenizer = build(ModelConfig(name=str(folder / "model.json"), random_init=True)).tokenizer
+    found = tokenise(samples, tokenizer, 0, len(samples))
+    samples = dataclasses.replace(samples, texts=Texts.joined([found.captions, found.negatives]))
     reader, seen = BatchReader(samples, spec), set()
     for step in range(6):
         batch = reader.read(step)
-        assert batch["images"].shape[0] == batch["tokens"].shape[0] == batch["mask"].shape[0] == 16
+        (tokens_XL,) = batch.texts
+        assert len(batch.images_BHWC) == len(batch.mask_BK) == 16
         visits = with_hard_negatives(spec.order.batch(step), samples, seed=0)
-        tokens = spec.tokenizer(samples.caption.take(pa.array(visits.row_B)).to_pylist())
-        assert (batch["tokens"] == tokens.numpy()).all()
+        tokens = tokenizer(samples.caption.take(pa.array(visits.row_B)).to_pylist())
+        assert (tokens_XL[:16] == tokens.numpy()).all()
         own, behind = samples.image[visits.row_B].reshape(2, 8)
         for one, other in zip(own, behind, strict=True):
             near = samples.neighbour[one].tolist()

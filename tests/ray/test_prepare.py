@@ -174,7 +174,7 @@ def test_prepare_same_settings_give_the_same_bytes(
         prepare(prepare_config(config, tmp_path / name, short_side=20))
     one = contents(tmp_path / "one")
     assert one == contents(tmp_path / "two")
-    assert len(one) == 1 + 4 * 4  # a manifest; a receipt, images, captions and rejects of each shard
+    assert len(one) == 1 + 5 * 4  # a manifest; a receipt, images, index, captions and rejects per shard
 
 
 def test_prepare_resumed_redoes_only_shards_without_a_receipt(tmp_path: Path) -> None:

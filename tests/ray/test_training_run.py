@@ -334,7 +334,7 @@ def test_train_negatives_with_their_captions_tokens_are_dropped_and_counted(
 
 def test_train_too_few_cpus_says_how_many_workers_fit(folder: Path) -> None:
     config = train_config(folder, name="crowd", num_workers=8)
-    with pytest.raises(SettingError, match=r"num_workers: found 8; expected at most 5: .* cluster's 8"):
+    with pytest.raises(SettingError, match=r"num_workers: found 8; expected at most 4: .* cluster's 8"):
         train(config)
 
 
