@@ -129,6 +129,28 @@ def require_cpus(setting: str, value: float, *, each: float, count: int = 1) -> 
     raise SettingError(setting, value, expected)
 
 
+def require_gpus(setting: str, count: int) -> None:
+    """Require a GPU for each of `count` workers; a cluster that may grow only gets a line on the console.
+
+    Args:
+        setting: name of the setting that asks for them.
+        count: its value.
+
+    Raises:
+        SettingError: the local Ray has fewer GPUs and cannot grow.
+    """
+    import ray
+
+    present = ray.cluster_resources().get("GPU", 0.0)
+    if count <= present:
+        return
+    found = "none" if present == 0 else f"{present:g}"
+    expected = f"at most the number of GPUs, and there are {found} (compute.use_gpu false trains on CPUs)"
+    if is_local():
+        raise SettingError(setting, count, expected)
+    print(f"{setting} is {count}: waits until the cluster grows; otherwise {expected}")
+
+
 def stop() -> None:
     """Leave the cluster, or end the Ray that `start` started and remove its temporary folder."""
     global _temp_dir, _lock

@@ -149,9 +149,9 @@ def _score_all(
     return summary
 
 
-def check_tests(config: EvaluateConfig) -> None:
-    """Raise what `evaluate` would raise about test sets and benchmark names, without encoding anything."""
-    _tests(config)
+def check_tests(config: EvaluateConfig) -> list[Benchmark]:
+    """Return the benchmarks that `evaluate` would run, or raise what it would raise; nothing is encoded."""
+    return _tests(config).benchmarks
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -39,13 +39,12 @@ from degla_ray.identity import canonical, fingerprint
 from degla_ray.lease import Lease
 from degla_ray.loader import tokens
 from degla_ray.loader.feed import DECODER_CPUS, end_decoders, start_decoders
-from degla_ray.loader.order import BatchOrder
 from degla_ray.loader.samples import load_samples
 from degla_ray.model.source import check_model, find_model, find_weights, in_any_folder, starts_random
 from degla_ray.stage import read_complete
 from degla_ray.storage import Storage
 from degla_ray.training import checkpoint, validation
-from degla_ray.training.job import ERROR, EXPORT_STUDENT, EXPORT_TEACHER, PROGRESS, TRACE, Job
+from degla_ray.training.job import ERROR, EXPORT_STUDENT, EXPORT_TEACHER, PROGRESS, TRACE, Job, schedule
 from degla_ray.training.progress import Monitor
 
 CONFIG, RESULT = "config.json", "result.json"
@@ -121,10 +120,9 @@ def _train(
     name = f"{config.name}-{mark}"
     validation.check(config)
     samples = load_samples(config.data, with_negatives=config.objective.num_negatives > 0)
-    order = BatchOrder(seed=config.seed, num_rows=len(samples), batch_size=config.global_batch_size)
-    total_steps = config.max_steps or order.steps(config.epochs)
+    order, total_steps = schedule(config, len(samples))
     ray_setup.start(config.ray)
-    _require_cpus(config)
+    require_resources(config)
     versions = {"degla_ray": degla_ray.__version__} | {lib: version(lib) for lib in _LIBRARIES}
     run.write_json({"fingerprint": mark, "identity": identity, "config": canonical(config)}, CONFIG)
     done = checkpoint.tidy(run)
@@ -289,6 +287,17 @@ def cpus(config: TrainConfig) -> float:
 
 def _cpus_of_a_worker(config: TrainConfig) -> float:
     return config.compute.cpus + config.data.decode_tasks * DECODER_CPUS
+
+
+def require_resources(config: TrainConfig) -> None:
+    """Check that the CPUs and GPUs suffice.
+
+    Raises:
+        SettingError: the local Ray, which cannot grow, has too few.
+    """
+    _require_cpus(config)
+    if config.compute.use_gpu:
+        ray_setup.require_gpus("num_workers", config.num_workers)
 
 
 def _require_cpus(config: TrainConfig) -> None:
