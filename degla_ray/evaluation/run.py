@@ -80,9 +80,7 @@ def evaluate(config: EvaluateConfig, loaded: LoadedModel | None = None) -> Summa
         return _evaluate(config, tests, loaded, _folder_of(config))
 
 
-def _evaluate(
-    config: EvaluateConfig, tests: _Tests, loaded: LoadedModel, model_folder: str | None
-) -> Summary:
+def _evaluate(config: EvaluateConfig, tests: Tests, loaded: LoadedModel, model_folder: str | None) -> Summary:
     label = config.label or loaded.name
     identity = {
         **tests.inputs,
@@ -122,7 +120,7 @@ def _evaluate(
 
 
 def _score_all(
-    config: EvaluateConfig, tests: _Tests, loaded: LoadedModel, folder: StageFolder, summary: Summary
+    config: EvaluateConfig, tests: Tests, loaded: LoadedModel, folder: StageFolder, summary: Summary
 ) -> Summary:
     """Encode and score all benchmarks, write each one's scores and items, and return the whole summary."""
     own_cache = f"{config.output.rstrip('/')}/{OWN_CACHE}"
@@ -149,13 +147,13 @@ def _score_all(
     return summary
 
 
-def check_tests(config: EvaluateConfig) -> list[Benchmark]:
-    """Return the benchmarks that `evaluate` would run, or raise what it would raise; nothing is encoded."""
-    return _tests(config).benchmarks
+def check_tests(config: EvaluateConfig) -> Tests:
+    """Return what `evaluate` would score on, or raise what it would raise; nothing is encoded."""
+    return _tests(config)
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Tests:
+class Tests:
     """The benchmarks to score a model on.
 
     Attributes:
@@ -169,7 +167,7 @@ class _Tests:
 
 
 def _encoded(
-    config: EvaluateConfig, tests: _Tests, loaded: LoadedModel, cache: FeatureCache
+    config: EvaluateConfig, tests: Tests, loaded: LoadedModel, cache: FeatureCache
 ) -> Iterator[tuple[int, Encoded]]:
     """Yield each benchmark's number and features, showing one progress bar per benchmark."""
     needs = [Needs(keys=b.image_keys(), texts=b.texts()) for b in tests.benchmarks]
@@ -201,7 +199,7 @@ def _items(benchmark: Benchmark) -> pa.Table:
     return pa.Table.from_pylist(list(rows), schema=ITEMS)
 
 
-def _tests(config: EvaluateConfig) -> _Tests:
+def _tests(config: EvaluateConfig) -> Tests:
     """Return the requested benchmarks, their image sources and the identity of the inputs."""
     benchmarks: list[Benchmark] = []
     sources: dict[str, ImageSource] = {}
@@ -231,7 +229,7 @@ def _tests(config: EvaluateConfig) -> _Tests:
                 f"skipped, files missing: {', '.join(found.absent)} (jobs/fetch_benchmarks.py gets them)",
                 markup=False,
             )
-    return _Tests(benchmarks=_chosen(benchmarks, config.benchmarks), sources=sources, inputs=inputs)
+    return Tests(benchmarks=_chosen(benchmarks, config.benchmarks), sources=sources, inputs=inputs)
 
 
 def _split(storage: Storage, config: EvaluateConfig) -> pa.Table:

@@ -114,9 +114,9 @@ def checked_space(config: TuneConfig) -> dict[str, Any]:
     """
     space = load_space(config.space)
     check_model(config.train.model, "train.model", needs_weights=True)  # it is evaluated as the base
-    with_settings(config.train, {name: values(domain)[0] for name, domain in space.items()})
+    with_settings(config.train, {name: _values(domain)[0] for name, domain in space.items()})
     for name, domain in space.items():
-        for value in values(domain):  # check every listed value, not only the first
+        for value in _values(domain):  # check every listed value, not only the first
             if name == "model.name":
                 find_model(value)
             elif name == "objective.name":
@@ -153,7 +153,7 @@ def load_space(path: str) -> dict[str, Any]:
     return dict(module.space())
 
 
-def values(domain: Any) -> list[Any]:
+def _values(domain: Any) -> list[Any]:
     """Return a domain's listed values; for a continuous domain, one sample in a list."""
     if isinstance(domain, Mapping) and "grid_search" in domain:
         return list(domain["grid_search"])
@@ -216,8 +216,8 @@ def _run_trials(
         result = _in_turn(lambda: train(drawn, callbacks=[TuneReportCallback()], parent_run_id=parent))
         model = ModelConfig(name=result.export_student)
         folder = f"{sweep.uri}/{Path(result.run_folder).name}"
-        settings_of_it = evaluation(config, model, folder, Path(result.run_folder).name)
-        summary = _in_turn(lambda: evaluate(settings_of_it))
+        scoring = evaluation(config, model, folder, Path(result.run_folder).name)
+        summary = _in_turn(lambda: evaluate(scoring))
         scores = {COMPOSITION: _accuracy(summary, COMPOSITION), ZERO_SHOT: _accuracy(summary, ZERO_SHOT)}
         track = config.train.tracking
         tracking.log_metrics(
