@@ -144,11 +144,13 @@ def require_gpus(setting: str, count: int) -> None:
     present = ray.cluster_resources().get("GPU", 0.0)
     if count <= present:
         return
-    found = "none" if present == 0 else f"{present:g}"
-    expected = f"at most the number of GPUs, and there are {found} (compute.use_gpu false trains on CPUs)"
+    found: object = count
+    expected = f"at most {present:g}, one for each GPU"
+    if present == 0:
+        setting, found, expected = "compute.use_gpu", True, "a cluster with a GPU, or false"
     if is_local():
-        raise SettingError(setting, count, expected)
-    print(f"{setting} is {count}: waits until the cluster grows; otherwise {expected}")
+        raise SettingError(setting, found, expected)
+    print(f"{setting} is {found}: waits until the cluster grows; otherwise expected {expected}")
 
 
 def stop() -> None:

@@ -30,7 +30,7 @@ def plan(config: EvaluateConfig, options: DryRunConfig) -> Plan:
         SettingError, DataError: as `evaluate`, before it reads weights.
     """
     check_model(config.model, needs_weights=True)
-    tests = check_tests(config)
+    tests = check_tests(config, keep=False)
     output = Storage(config.output).uri
     if is_complete(output):
         return Plan(stage=STAGE, output=output)

@@ -147,9 +147,14 @@ def _score_all(
     return summary
 
 
-def check_tests(config: EvaluateConfig) -> Tests:
-    """Return what `evaluate` would score on, or raise what it would raise; nothing is encoded."""
-    return _tests(config)
+def check_tests(config: EvaluateConfig, *, keep: bool = True) -> Tests:
+    """Return what `evaluate` would score on, or raise what it would raise; nothing is encoded.
+
+    Args:
+        config: settings of the evaluation.
+        keep: whether to keep the shuffles of the order benchmarks; nothing else is written.
+    """
+    return _tests(config, keep)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,7 +204,7 @@ def _items(benchmark: Benchmark) -> pa.Table:
     return pa.Table.from_pylist(list(rows), schema=ITEMS)
 
 
-def _tests(config: EvaluateConfig) -> Tests:
+def _tests(config: EvaluateConfig, keep: bool = True) -> Tests:
     """Return the requested benchmarks, their image sources and the identity of the inputs."""
     benchmarks: list[Benchmark] = []
     sources: dict[str, ImageSource] = {}
@@ -220,7 +225,7 @@ def _tests(config: EvaluateConfig) -> Tests:
             benchmarks.append(own_negatives(captions, table, PREPARED, config.negatives))
             inputs["negatives"] = manifest["fingerprint"]
     if config.published.given:
-        found = published.load_published(config.published, config.benchmarks)
+        found = published.load_published(config.published, config.benchmarks, keep=keep)
         benchmarks += found.benchmarks
         sources |= found.sources
         inputs["published"] = {name: found.identity[name] for name in sorted(found.identity)}

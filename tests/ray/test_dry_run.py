@@ -18,6 +18,7 @@ from degla_ray.config import (
     EvaluateConfig,
     ModelConfig,
     NegativesConfig,
+    PublishedConfig,
     TrainComputeConfig,
     TuneConfig,
 )
@@ -77,7 +78,7 @@ def test_dry_run_of_train_takes_the_speed_that_an_interrupted_run_had(inputs: Pa
     ("settings", "told"),
     [
         ({"num_workers": 16}, r"num_workers: found 16; expected at most"),
-        ({"compute": TrainComputeConfig(use_gpu=True)}, r"num_workers: found 1; expected .* there are none"),
+        ({"compute": TrainComputeConfig(use_gpu=True)}, r"compute\.use_gpu: found True; expected a"),
         ({"model": ModelConfig(name="ViT-B-33")}, r"model\.name: found 'ViT-B-33'"),
     ],
 )
@@ -119,6 +120,24 @@ def test_dry_run_of_evaluate_counts_each_image_and_text_once(inputs: Path) -> No
         plan_evaluation(dataclasses.replace(config, compute=ComputeConfig(use_gpu=True)), NONE)
     with pytest.raises(SettingError, match=r"benchmarks: found 'sugarcrepe'"):
         plan_evaluation(dataclasses.replace(config, benchmarks=["sugarcrepe"]), NONE)
+
+
+def test_dry_run_of_evaluate_names_absent_images_and_keeps_no_shuffles(
+    real_data: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "annotations").symlink_to(real_data / "annotations")
+    config = EvaluateConfig(
+        model=ModelConfig(name="scenes-base"),
+        output=str(tmp_path / "evaluation"),
+        published=PublishedConfig(data=str(tmp_path)),
+        benchmarks=["sugarcrepe", "coco_order"],
+    )
+    plan = plan_evaluation(config, NONE)
+    assert plan.work.startswith(f"2 benchmarks: {1_560 + 5_000:,} images")
+    assert [note.partition(" sampled")[0] for note in plan.notes] == [
+        *("coco_val2014: 16 of 16", "coco_val2017: 16 of 16")
+    ]
+    assert [path.name for path in tmp_path.iterdir()] == ["annotations"]
 
 
 def test_dry_run_of_a_chain_before_and_after_it_ran(repo: Path, tmp_path: Path) -> None:
