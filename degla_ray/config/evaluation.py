@@ -60,8 +60,8 @@ class EvaluateConfig:
     negatives: str | None = None
     """Folder written by `negatives` for `prepared`; adds each caption against its own negatives, one subset
     per kind."""
-    split: str = "val"
-    """Split of `prepared` to evaluate on."""
+    split: str | None = "val"
+    """Split of `prepared` to evaluate on; in a chain, null evaluates on other test sets only."""
     published: PublishedConfig = field(default_factory=PublishedConfig)
     label: str = ""
     """Name of the model in tables; empty takes the model's own name."""
@@ -94,6 +94,9 @@ class EvaluateConfig:
             "prepared",
             None,
             "the folder that `negatives` was made from",
+        )
+        require(
+            self.split is not None or self.prepared is None, "split", None, "a split of `prepared`, e.g. val"
         )
         for setting in ("num_actors", "batch_size", "bootstrap_samples"):
             require(getattr(self, setting) >= 1, setting, getattr(self, setting), "at least 1")

@@ -185,7 +185,7 @@ def _run(
 
     if not batches:
         return
-    actors = min(_fitting_actors(pool, ray.cluster_resources()), len(batches))
+    actors = min(fitting_actors(pool, ray.cluster_resources()), len(batches))
     known = cache.digests() if cache is not None else np.array([], dtype="S32")
     results = (
         ray.data.from_items(batches, override_num_blocks=len(batches))
@@ -208,7 +208,7 @@ def _run(
     yield from with_deadline(results.iter_rows(), pool.stall_seconds, stalled)
 
 
-def _fitting_actors(pool: Pool, total: Mapping[str, float]) -> int:
+def fitting_actors(pool: Pool, total: Mapping[str, float]) -> int:
     """Return how many of the pool's actors fit a cluster with these resources, at least one.
 
     Raises:

@@ -80,9 +80,7 @@ def evaluate(config: EvaluateConfig, loaded: LoadedModel | None = None) -> Summa
         return _evaluate(config, tests, loaded, _folder_of(config))
 
 
-def _evaluate(
-    config: EvaluateConfig, tests: _Tests, loaded: LoadedModel, model_folder: str | None
-) -> Summary:
+def _evaluate(config: EvaluateConfig, tests: Tests, loaded: LoadedModel, model_folder: str | None) -> Summary:
     label = config.label or loaded.name
     identity = {
         **tests.inputs,
@@ -122,7 +120,7 @@ def _evaluate(
 
 
 def _score_all(
-    config: EvaluateConfig, tests: _Tests, loaded: LoadedModel, folder: StageFolder, summary: Summary
+    config: EvaluateConfig, tests: Tests, loaded: LoadedModel, folder: StageFolder, summary: Summary
 ) -> Summary:
     """Encode and score all benchmarks, write each one's scores and items, and return the whole summary."""
     own_cache = f"{config.output.rstrip('/')}/{OWN_CACHE}"
@@ -149,13 +147,18 @@ def _score_all(
     return summary
 
 
-def check_tests(config: EvaluateConfig) -> None:
-    """Raise what `evaluate` would raise about test sets and benchmark names, without encoding anything."""
-    _tests(config)
+def check_tests(config: EvaluateConfig, *, keep: bool = True) -> Tests:
+    """Return what `evaluate` would score on, or raise what it would raise; nothing is encoded.
+
+    Args:
+        config: settings of the evaluation.
+        keep: whether to keep the shuffles of the order benchmarks; nothing else is written.
+    """
+    return _tests(config, keep)
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Tests:
+class Tests:
     """The benchmarks to score a model on.
 
     Attributes:
@@ -169,7 +172,7 @@ class _Tests:
 
 
 def _encoded(
-    config: EvaluateConfig, tests: _Tests, loaded: LoadedModel, cache: FeatureCache
+    config: EvaluateConfig, tests: Tests, loaded: LoadedModel, cache: FeatureCache
 ) -> Iterator[tuple[int, Encoded]]:
     """Yield each benchmark's number and features, showing one progress bar per benchmark."""
     needs = [Needs(keys=b.image_keys(), texts=b.texts()) for b in tests.benchmarks]
@@ -201,7 +204,7 @@ def _items(benchmark: Benchmark) -> pa.Table:
     return pa.Table.from_pylist(list(rows), schema=ITEMS)
 
 
-def _tests(config: EvaluateConfig) -> _Tests:
+def _tests(config: EvaluateConfig, keep: bool = True) -> Tests:
     """Return the requested benchmarks, their image sources and the identity of the inputs."""
     benchmarks: list[Benchmark] = []
     sources: dict[str, ImageSource] = {}
@@ -222,7 +225,7 @@ def _tests(config: EvaluateConfig) -> _Tests:
             benchmarks.append(own_negatives(captions, table, PREPARED, config.negatives))
             inputs["negatives"] = manifest["fingerprint"]
     if config.published.given:
-        found = published.load_published(config.published, config.benchmarks)
+        found = published.load_published(config.published, config.benchmarks, keep=keep)
         benchmarks += found.benchmarks
         sources |= found.sources
         inputs["published"] = {name: found.identity[name] for name in sorted(found.identity)}
@@ -231,7 +234,7 @@ def _tests(config: EvaluateConfig) -> _Tests:
                 f"skipped, files missing: {', '.join(found.absent)} (jobs/fetch_benchmarks.py gets them)",
                 markup=False,
             )
-    return _Tests(benchmarks=_chosen(benchmarks, config.benchmarks), sources=sources, inputs=inputs)
+    return Tests(benchmarks=_chosen(benchmarks, config.benchmarks), sources=sources, inputs=inputs)
 
 
 def _split(storage: Storage, config: EvaluateConfig) -> pa.Table:

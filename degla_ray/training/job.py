@@ -18,6 +18,18 @@ EXPORT_STUDENT, EXPORT_TEACHER = "export_student", "export_teacher"
 TRACE = "trace.jsonl"
 
 
+def schedule(config: TrainConfig, num_rows: int, part_rows: tuple[int, ...] = ()) -> tuple[BatchOrder, int]:
+    """Return the order of the global batches and the steps of a run over `num_rows` samples."""
+    order = BatchOrder(
+        seed=config.seed,
+        num_rows=num_rows,
+        batch_size=config.global_batch_size,
+        part_rows=part_rows if config.data.block_rows else (),
+        block_rows=config.data.block_rows,
+    )
+    return order, config.max_steps or order.steps(config.epochs)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Job:
     """Arguments of every worker.

@@ -41,7 +41,18 @@ def _cpus_of_a_worker(config: TrainConfig) -> float:
     return config.compute.cpus + decoders * DECODER_CPUS
 
 
-def require_cpus(config: TrainConfig) -> None:
+def require_resources(config: TrainConfig) -> None:
+    """Check that the CPUs and GPUs suffice.
+
+    Raises:
+        SettingError: the local Ray, which cannot grow, has too few.
+    """
+    _require_cpus(config)
+    if config.compute.use_gpu:
+        ray_setup.require_gpus("num_workers", config.num_workers)
+
+
+def _require_cpus(config: TrainConfig) -> None:
     """Check that the CPUs suffice: a run without CPUs for its decoders would wait for ever.
 
     A validation without CPUs would wait until its timeout. A local Ray cannot grow, so this raises. Another

@@ -29,7 +29,7 @@ from degla_ray.model.source import check_model, starts_random
 from degla_ray.stage import read_complete
 from degla_ray.storage import Storage
 from degla_ray.training import checkpoint, ray_train, sanity, validation
-from degla_ray.training.job import ERROR, EXPORT_STUDENT, EXPORT_TEACHER, PROGRESS, TRACE, Job
+from degla_ray.training.job import ERROR, EXPORT_STUDENT, EXPORT_TEACHER, PROGRESS, TRACE, Job, schedule
 from degla_ray.training.progress import Monitor
 from degla_ray.training.run_identity import absolute, run_identity
 
@@ -129,15 +129,9 @@ def _plan(config: TrainConfig, identity: dict[str, Any], run: Storage, name: str
     """Check settings and inputs, prepare the run's folder, and print what will be done."""
     validation.check(config)
     samples = load_samples(config.data, with_negatives=config.objective.num_negatives > 0)
-    order = BatchOrder(
-        seed=config.seed,
-        num_rows=len(samples),
-        batch_size=config.global_batch_size,
-        part_rows=samples.part_rows if config.data.block_rows else (),
-        block_rows=config.data.block_rows,
-    )
+    order, total_steps = schedule(config, len(samples), samples.part_rows)
     ray_setup.start(config.ray)
-    ray_train.require_cpus(config)
+    ray_train.require_resources(config)
     described = {"fingerprint": fingerprint(identity), "identity": identity, "config": canonical(config)}
     run.write_json(described, CONFIG)
     plan = RunPlan(
@@ -147,7 +141,7 @@ def _plan(config: TrainConfig, identity: dict[str, Any], run: Storage, name: str
         name=name,
         samples=samples,
         order=order,
-        total_steps=config.max_steps or order.steps(config.epochs),
+        total_steps=total_steps,
         resumed_step=_tidy(run, name),
     )
     _announce(plan)

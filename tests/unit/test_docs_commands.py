@@ -13,6 +13,7 @@ import pytest
 
 from degla_ray.cli import parse
 from degla_ray.config import JOBS
+from degla_ray.dry_run import without_flag
 
 REPO = Path(__file__).parents[2]
 PAGES = [
@@ -43,7 +44,8 @@ def test_docs_commands_are_found() -> None:
 def _parse(words: list[str], monkeypatch: pytest.MonkeyPatch) -> object:
     """The config that a job builds from a command line; the job itself is not run."""
     monkeypatch.chdir(REPO)
-    return parse(JOBS[words[0]], "", words[1:])
+    options, _ = without_flag(words[1:])
+    return parse(JOBS[words[0]], "", options)
 
 
 @pytest.mark.parametrize(("page", "words"), _commands(), ids=lambda value: str(value)[:60])
