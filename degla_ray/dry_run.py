@@ -114,11 +114,12 @@ def show(plans: Sequence[Plan], options: DryRunConfig) -> None:
         SettingError: a folder cannot be written, or its disk lacks room.
     """
     console.print(_table(plans, options.price_per_gpu_hour))
-    for line in [*_speeds(plans), *(note for plan in plans for note in plan.notes)]:
+    notes = dict.fromkeys(note for plan in plans for note in plan.notes)
+    for line in [*_speeds(plans), *notes]:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     for line in _room(plans):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
-    console.print("dry run: every check passed, and nothing was written", highlight=False)
+    console.print("dry run: no error was found, and nothing was written", highlight=False)
 
 
 def _table(plans: Sequence[Plan], price: float | None) -> Table:
@@ -160,15 +161,17 @@ def _number(value: float | None) -> str:
 
 
 def _speeds(plans: Sequence[Plan]) -> list[str]:
-    """Return a line for each speed that the hours rest on, and for each that is unknown."""
-    lines: dict[str, None] = {}
+    """Return a line for each speed that hours rest on, and for each that is unknown, with the stages."""
+    stages: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
     for plan in (plan for plan in plans if plan.amount):
         if plan.rate is not None:
-            speed = f"{plan.rate.per_second:,.4g} {plan.unit}/s ({plan.rate.origin})"
-            lines[f"speed of {plan.stage}: {speed}, {plan.workers:,} at once"] = None
+            speed = plan.rate.per_second
+            shown = f"{speed:,.0f}" if speed >= 100 else f"{speed:,.3g}"
+            told = f"{shown} {plan.unit}/s ({plan.rate.origin}), {plan.workers:,} at once"
+            stages["speed", told].append(plan.stage)
         elif plan.option:
-            lines[f"hours of {plan.stage}: unknown; --dry_run.{plan.option} N gives them"] = None
-    return list(lines)
+            stages["hours", f"unknown; --dry_run.{plan.option} N gives them"].append(plan.stage)
+    return [f"{what} of {', '.join(names)}: {told}" for (what, told), names in stages.items()]
 
 
 def _room(plans: Sequence[Plan]) -> list[str]:

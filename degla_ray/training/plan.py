@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 
 from degla_ray import ray_setup
@@ -86,6 +87,7 @@ def _bytes(config: TrainConfig) -> float:
     return weights * ((models + 2) * (config.checkpoint.keep + 1) + models)
 
 
+@functools.cache  # a chain's runs start from the same model
 def _parameters(model: ModelConfig) -> int:
     from degla_ray.model.build import build  # imports open_clip, which takes seconds
 
