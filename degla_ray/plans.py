@@ -99,6 +99,6 @@ def help_lines(stage: str) -> str:
         return ""
     names = ", ".join(field.name for field in dataclasses.fields(DryRunConfig))
     return (
-        f"\n\n{FLAG} checks everything, prints steps, hours and cost, and writes nothing;"
-        f"\n{FLAG}.NAME VALUE gives a speed or price: {names}."
+        f"\n\n{FLAG} checks everything, prints steps, hours and cost, writes nothing;"
+        f"\n{FLAG}.NAME takes: {names}."
     )
