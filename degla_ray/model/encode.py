@@ -2,8 +2,9 @@
 
 Captions take about 12 of CLIP's 77 tokens. A causal text tower's output at the end-of-text token does not
 depend on later tokens, so padding is skipped (`blocks.py`). Of a vision transformer's last block only one
-token is used. open_clip's towers compute all tokens, so this file calls their modules directly. Other towers
-(bidirectional, Hugging Face, timm, pooled over all tokens) run open_clip's own code.
+token is used. open_clip's towers compute all tokens, so this file calls their modules directly. `trunks.py`
+computes towers of timm and Hugging Face. Others (bidirectional, pooled over all tokens) run open_clip's own
+code.
 
 Shape suffixes: B rows, L positions, T tokens of all rows, W tower width, D features.
 """
@@ -17,6 +18,7 @@ import torch.nn.functional as F
 from open_clip.transformer import TextTransformer, VisionTransformer
 from torch import Tensor, nn
 
+from degla_ray.model import trunks
 from degla_ray.model.blocks import Packing, is_supported, pooled_output
 
 # open_clip's models have attributes that torch's type annotations do not declare.
@@ -33,7 +35,10 @@ def encode_image(model: OpenClipModel, images_BCHW: Tensor, normalize: bool = Tr
         and not tower.output_tokens
         and is_supported(tower.transformer)
     )
-    img_BD = _class_token(tower, images_BCHW) if pools_one_token else model.encode_image(images_BCHW)
+    if trunks.is_timm(tower):
+        img_BD = trunks.image_features(tower, images_BCHW)
+    else:
+        img_BD = _class_token(tower, images_BCHW) if pools_one_token else model.encode_image(images_BCHW)
     img_BD = img_BD.float()
     return F.normalize(img_BD, dim=-1) if normalize else img_BD
 
@@ -47,7 +52,9 @@ def encode_text(model: OpenClipModel, tokens_BL: Tensor, normalize: bool = True)
         normalize: whether to divide by the L2 norm.
     """
     tower = _causal_tower(model)
-    if tower is None or len(tokens_BL) == 0:
+    if len(tokens_BL) and trunks.is_huggingface(getattr(model, "text", None)):
+        txt_BD = trunks.text_features(model.text, tokens_BL)
+    elif tower is None or len(tokens_BL) == 0:
         txt_BD = model.encode_text(tokens_BL)
     else:
         txt_BD = _end_token(*tower, tokens_BL)
