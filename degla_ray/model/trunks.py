@@ -44,7 +44,9 @@ def require_size(tower: object, name: str) -> None:
     patches = getattr(tower.trunk, "patch_embed", None)
     size = getattr(patches, "img_size", None)
     if size is not None and getattr(patches, "strict_img_size", False) and size != tower.image_size:
-        raise DataError(name, f"vision_cfg.image_size {tower.image_size}", f"{size}, the size of its timm trunk")
+        raise DataError(
+            name, f"vision_cfg.image_size {tower.image_size}", f"{size}, the size of its timm trunk"
+        )
 
 
 def image_features(tower: TimmModel, images_BCHW: Tensor) -> Tensor:

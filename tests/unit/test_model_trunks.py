@@ -44,7 +44,7 @@ def test_encode_text_in_groups_equals_the_towers_own_pass(encoder, pooler, tmp_p
     model, tokens_BL = loaded.model.eval(), loaded.tokenizer(LENGTHS)
     found, expected = encode_text(model, tokens_BL), model.encode_text(tokens_BL, normalize=True)
     assert torch.allclose(found, expected, atol=1e-5)
-    assert not torch.allclose(found[0], found[1], atol=1e-2)
+    assert not torch.allclose(found[0], found[1], atol=1e-4)
 
 
 @torch.no_grad()
@@ -79,7 +79,8 @@ def test_export_opens_anywhere_with_the_same_features(loaded, tmp_path, monkeypa
     monkeypatch.chdir(tmp_path / "export")  # as its README says
     theirs, *_ = open_clip.create_model_and_transforms("local-dir:.")
     assert torch.equal(
-        theirs.eval().encode_text(tokens_BL), model.encode_text(open_clip.get_tokenizer("local-dir:.")(LENGTHS))
+        theirs.eval().encode_text(tokens_BL),
+        model.encode_text(open_clip.get_tokenizer("local-dir:.")(LENGTHS)),
     )
     assert torch.equal(theirs.encode_image(IMAGES_BCHW), model.encode_image(IMAGES_BCHW))
 
@@ -91,7 +92,9 @@ def test_export_huggingface_names_what_clip_model_cannot_represent(bert, tmp_pat
 
 def test_encoder_folder_that_is_missing_or_empty_is_named_before_anything_is_built(tmp_path):
     path = write_adapters(tmp_path / "a", hf_model_name="./elsewhere")
-    with pytest.raises(DataError, match=r"no folder .*elsewhere; expected the folder of text_cfg.hf_model_name"):
+    with pytest.raises(
+        DataError, match=r"no folder .*elsewhere; expected the folder of text_cfg.hf_model_name"
+    ):
         check_model(ModelConfig(name=path, random_init=True))
     path = write_adapters(tmp_path / "b", hf_model_name="tokenizer")
     (tmp_path / "b" / "tokenizer" / "config.json").unlink(missing_ok=True)
@@ -113,8 +116,8 @@ def test_tokenizer_is_held_to_the_encoders_vocabulary(tmp_path):
 
 
 def test_timm_trunk_of_another_image_size_is_refused(tmp_path):
-    vision = {"timm_model_name": "test_vit", "timm_pool": "token", "image_size": 64}
-    with pytest.raises(DataError, match=r"image_size \(64, 64\); expected \(160, 160\)"):
+    vision = {"timm_model_name": "vit_tiny_patch16_224", "timm_pool": "token", "image_size": 64}
+    with pytest.raises(DataError, match=r"image_size \(64, 64\); expected \(224, 224\)"):
         build(ModelConfig(name=write_config(tmp_path, vision=vision)))
 
 
@@ -185,7 +188,7 @@ def test_freeze_blocks_counts_the_blocks_of_both_towers_and_their_stems(bert):
 
 @pytest.mark.parametrize(
     ("trunk", "first", "blocks"),
-    [("test_resnet", "visual.trunk.conv1.weight", 4), ("test_vit", "visual.trunk.cls_token", 6)],
+    [("test_resnet", "visual.trunk.conv1.0.weight", 4), ("test_vit", "visual.trunk.cls_token", 6)],
 )
 def test_layer_decay_reaches_the_stem_of_any_timm_trunk(trunk, first, blocks, tmp_path):
     vision = {"timm_model_name": trunk, "timm_pool": "", "image_size": 160}
@@ -202,7 +205,9 @@ def test_cached_trunks_give_the_same_steps_and_compute_each_input_once(bert):
         adapt(model, AdaptConfig(freeze="trunks", cache_frozen=cached))
         stem, embeddings = model.visual.trunk.conv_stem, model.text.transformer.embeddings
         for module in (stem, embeddings):
-            module.register_forward_pre_hook(lambda module, args, kwargs: passed.append(module), with_kwargs=True)
+            module.register_forward_pre_hook(
+                lambda module, args, kwargs: passed.append(module), with_kwargs=True
+            )
         model.train()
         losses = [step(bert, model) for _ in range(3)]
         runs[cached] = torch.stack(losses), model.state_dict(), passed.count(stem)
