@@ -21,7 +21,7 @@ from degla_ray.config import AdaptConfig
 from degla_ray.errors import SettingError
 from degla_ray.model import frozen
 
-# Blocks of open_clip (resblocks), timm (blocks, stages, layers), BERT (layer), T5 (block) and ResNets (layer1).
+# Blocks of open_clip (resblocks), timm (blocks, stages, layers), BERT (layer), T5 (block), ResNets (layer1).
 _BLOCK = re.compile(r"\b(?:(?:resblocks|blocks?|stages|layers?)\.(?P<from_0>\d+)|layer(?P<from_1>\d+))\.")
 _HEAD = re.compile(r"(visual\.(proj|head\.)|(text\.)?text_projection|text\.proj\.)")
 _ORIGINAL = re.compile(r"\.parametrizations\.(\w+)\.original")

@@ -29,8 +29,8 @@ from degla_ray.model import activation as guard
 from degla_ray.model import (
     huggingface,
     preprocess,
-    trunks,
     towers,  # noqa: F401 - registers our tower in timm
+    trunks,
 )
 from degla_ray.model.files import (
     OPEN_CLIP_CONFIG,

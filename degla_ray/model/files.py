@@ -130,7 +130,7 @@ def read_open_clip_config(path: Path) -> tuple[dict[str, Any], dict[str, Any], P
     A folder in `text_cfg.hf_model_name` is relative to the config file; it is returned as an absolute path.
 
     Raises:
-        DataError: the file is not such a config, a folder that it names is missing, or a field would run code.
+        DataError: the file is not such a config, it names a missing folder, or a field would run code.
     """
     content = read_json(path, "an open_clip model config")
     model_cfg = content.get("model_cfg", content)

@@ -199,21 +199,21 @@ def test_layer_decay_reaches_the_stem_of_any_timm_trunk(trunk, first, blocks, tm
 
 
 def test_cached_trunks_give_the_same_steps_and_compute_each_input_once(bert):
-    runs = {}
+    losses, states, passed = {}, {}, {True: 0, False: 0}
     for cached in (False, True):
-        model, passed = copy.deepcopy(bert.model), []
+        model = copy.deepcopy(bert.model)
         adapt(model, AdaptConfig(freeze="trunks", cache_frozen=cached))
-        stem, embeddings = model.visual.trunk.conv_stem, model.text.transformer.embeddings
-        for module in (stem, embeddings):
-            module.register_forward_pre_hook(
-                lambda module, args, kwargs: passed.append(module), with_kwargs=True
-            )
+
+        def count(*_, cached=cached):
+            passed[cached] += 1
+
+        model.visual.trunk.conv_stem.register_forward_hook(count)
         model.train()
-        losses = [step(bert, model) for _ in range(3)]
-        runs[cached] = torch.stack(losses), model.state_dict(), passed.count(stem)
-    assert torch.allclose(runs[True][0], runs[False][0], atol=1e-6)
-    assert all(torch.allclose(runs[True][1][n], t, atol=1e-6) for n, t in runs[False][1].items())
-    assert [runs[cached][2] for cached in (False, True)] == [3, 1]
+        losses[cached] = torch.stack([step(bert, model) for _ in range(3)])
+        states[cached] = model.state_dict()
+    assert torch.allclose(losses[True], losses[False], atol=1e-6)
+    assert all(torch.allclose(states[True][n], t, atol=1e-6) for n, t in states[False].items())
+    assert passed == {False: 3, True: 1}
 
 
 def test_teacher_of_cached_trunks_encodes_with_its_own_head(bert):
