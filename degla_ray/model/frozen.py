@@ -14,9 +14,9 @@ import hashlib
 from collections.abc import Callable
 
 import torch
-from open_clip.hf_model import HFTextEncoder
-from open_clip.timm_model import TimmModel
 from torch import Tensor, nn
+
+from degla_ray.model.trunks import trunk_of
 
 LIMIT_BYTES = 2**30
 
@@ -37,12 +37,18 @@ def _stay(mode: bool = True) -> None:
 
 
 class OutputCache:
-    """Outputs of a frozen trunk by the content of the input row. When it is full, new rows are not added."""
+    """Outputs of a frozen trunk by the content of the input row. When it is full, new rows are not added.
+
+    A copy of the model shares the cache, since its trunk has the same frozen weights: so does the teacher's.
+    """
 
     def __init__(self, limit_bytes: int = LIMIT_BYTES) -> None:
         self.limit_bytes = limit_bytes
         self._outputs: dict[bytes, Tensor] = {}
         self._bytes = 0
+
+    def __deepcopy__(self, memo: object) -> OutputCache:
+        return self
 
     def through(self, trunk: Callable[[Tensor], Tensor], rows_BX: Tensor) -> Tensor:
         """Return out_BW, float32, computing only the rows that are not cached."""
@@ -63,18 +69,12 @@ def cache_outputs(model: nn.Module) -> bool:
     """Attach a cache to each tower whose trunk is frozen as a whole; return whether there is one."""
     found = False
     for tower in (model.visual, getattr(model, "text", None)):
-        trunk = _trunk(tower)
+        trunk = trunk_of(tower)
         if trunk is not None and not any(parameter.requires_grad for parameter in trunk.parameters()):
-            tower.output_cache = OutputCache()  # type: ignore[union-attr, assignment]
+            tower.output_cache = OutputCache()  # type: ignore[union-attr]
             found = True
     return found
 
 
-def _trunk(tower: object) -> nn.Module | None:
-    if type(tower) is TimmModel:
-        return tower.trunk
-    return tower.transformer if type(tower) is HFTextEncoder else None
-
-
 def _digest(row: Tensor) -> bytes:
-    return hashlib.blake2b(row.contiguous().numpy(), digest_size=16).digest()
+    return hashlib.blake2b(row.numpy().tobytes(), digest_size=16).digest()

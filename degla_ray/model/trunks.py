@@ -11,12 +11,12 @@ Shape suffixes: B rows, L positions, W trunk width, D features.
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from open_clip.hf_model import HFTextEncoder
 from open_clip.timm_model import TimmModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from degla_ray.errors import DataError
 
@@ -25,12 +25,19 @@ _STEP = 8
 
 def is_timm(tower: object) -> bool:
     """Return whether `image_features` computes this image tower."""
-    return type(tower) is TimmModel
+    return isinstance(tower, TimmModel)
 
 
 def is_huggingface(tower: object) -> bool:
     """Return whether `text_features` computes this text tower."""
-    return type(tower) is HFTextEncoder and not tower.output_tokens
+    return isinstance(tower, HFTextEncoder) and not tower.output_tokens
+
+
+def trunk_of(tower: Any) -> nn.Module | None:
+    """Return the part of a tower before its head; None for other towers."""
+    if is_timm(tower):
+        return cast(nn.Module, tower.trunk)
+    return cast(nn.Module, tower.transformer) if is_huggingface(tower) else None
 
 
 def require_size(tower: object, name: str) -> None:

@@ -216,9 +216,11 @@ def test_cached_trunks_give_the_same_steps_and_compute_each_input_once(bert):
     assert passed == {False: 3, True: 1}
 
 
-def test_teacher_of_cached_trunks_encodes_with_its_own_head(bert):
+def test_teacher_of_cached_trunks_shares_their_outputs_but_has_its_own_head(bert):
     adapt(bert.model, AdaptConfig(freeze="trunks", cache_frozen=True))
     teacher, tokens = Teacher(bert.model, TeacherConfig(decay=0.5)), bert.tokenizer(CAPTIONS)
+    encode_image(bert.model, IMAGES_BCHW)
+    teacher.model.visual.trunk.register_forward_hook(lambda *_: pytest.fail("computed twice"))
     start = teacher.encode(IMAGES_BCHW, tokens)
     step(bert, bert.model)
     assert torch.equal(teacher.encode(IMAGES_BCHW, tokens)[0], start[0])
