@@ -2,8 +2,8 @@
 
 `model.train()` would let a frozen BatchNorm collect the statistics of the training images and a frozen
 encoder drop activations at random. Both change features that are meant to stay. With `adapt.cache_frozen` an
-input that was seen before does not pass through a frozen trunk again: for heads on EfficientNet-Lite0 at 128
-pixels and on MiniLM, a step of 512 then takes 0.3 s of a core instead of 9 s.
+input that was seen before does not pass through a frozen trunk again: for 512 images and captions, the towers
+of photos-base then take 0.13 s of a core instead of 10 s.
 
 Shape suffixes: B rows, X any further dimensions, W trunk width.
 """

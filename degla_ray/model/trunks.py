@@ -1,9 +1,9 @@
 """Features of open_clip's two adapters: a trunk of timm or Hugging Face, then a small head of open_clip's.
 
 A Hugging Face encoder sees every token of a padded text, and its tokenizer pads to the context length. Since
-attention ignores the padding, texts of similar length can pass through together, padded to a multiple of 8:
-at most an eighth of the context length in calls, and for Flickr8k's captions (about 14 tokens of 64) a fifth
-of the work. This works for every architecture; packing without any padding would need each one's internals.
+attention ignores the padding, texts of similar length can pass through together, padded to a multiple of 8.
+For Flickr8k's captions (15 of 64 tokens) MiniLM then takes 0.8 s of a core instead of 3.1 s per 256. This
+works for every architecture; packing without any padding would need each one's internals.
 
 Shape suffixes: B rows, L positions, W trunk width, D features.
 """
