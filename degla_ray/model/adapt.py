@@ -36,15 +36,15 @@ def adapt(model: nn.Module, config: AdaptConfig) -> None:
     worker's micro-batch, so its results depend on the number of workers.
 
     Raises:
-        SettingError: more blocks are to be frozen than the tower has, the model has no blocks to adapt, or no
-            frozen trunk whose outputs could be cached.
+        SettingError: the tower has fewer blocks than are to be frozen, the model has no blocks to adapt, or
+            it has no frozen trunk whose outputs could be cached.
     """
-    keeping = {"image": config.freeze_image_blocks, "text": config.freeze_text_blocks, "": 0}
-    present = _blocks(model)
-    for tower, blocks in keeping.items():
-        if blocks > present[tower]:
+    frozen_blocks = {"image": config.freeze_image_blocks, "text": config.freeze_text_blocks, "": 0}
+    available = _blocks(model)
+    for tower, blocks in frozen_blocks.items():
+        if blocks > available[tower]:
             raise SettingError(
-                f"adapt.freeze_{tower}_blocks", blocks, f"at most {present[tower]}, the tower's blocks"
+                f"adapt.freeze_{tower}_blocks", blocks, f"at most {available[tower]}, the tower's blocks"
             )
     if config.lora_rank:
         _add_lora(model, config)
@@ -52,8 +52,8 @@ def adapt(model: nn.Module, config: AdaptConfig) -> None:
     for name, parameter in model.named_parameters():
         tower = _tower(name)
         is_trunk = tower != "" and not _HEAD.match(name)
-        # freezing the first blocks also freezes the layers before them
-        in_first = keeping[tower] and depths[name] <= keeping[tower]
+        # Freezing the first blocks also freezes the layers before them.
+        in_first = frozen_blocks[tower] and depths[name] <= frozen_blocks[tower]
         if tower == config.freeze or (config.freeze == "trunks" and is_trunk) or in_first:
             parameter.requires_grad_(False)
     frozen.keep_in_eval_mode(model)
