@@ -140,12 +140,15 @@ class OptimizerConfig:
 class AdaptConfig:
     """Which weights are trained and at which learning rate; by default all, at the same rate."""
 
-    freeze: Literal["none", "image", "text"] = "none"
-    """Tower to freeze."""
+    freeze: Literal["none", "image", "text", "trunks"] = "none"
+    """Tower to freeze; `trunks` freezes both except for their projections into the shared space."""
     freeze_image_blocks: int = 0
     """Number of first blocks of the image tower to freeze, together with its embedding."""
     freeze_text_blocks: int = 0
     """Number of first blocks of the text tower to freeze, together with its embedding."""
+    cache_frozen: bool = False
+    """Keep the outputs of frozen timm and Hugging Face trunks in memory (1 GiB per trunk and worker), so that
+    a caption, or an image without random crop, passes through only once; equal up to rounding."""
     layer_decay: float = 1.0
     """Learning-rate multiplier from each block to the one below it; 1 gives all blocks the same rate."""
     lora_rank: int = 0

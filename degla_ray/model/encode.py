@@ -2,8 +2,9 @@
 
 Captions take about 12 of CLIP's 77 tokens. A causal text tower's output at the end-of-text token does not
 depend on later tokens, so padding is skipped (`blocks.py`). Of a vision transformer's last block only one
-token is used. open_clip's towers compute all tokens, so this file calls their modules directly. Other towers
-(bidirectional, Hugging Face, timm, pooled over all tokens) run open_clip's own code.
+token is used. open_clip's towers compute all tokens, so this file calls their modules directly. `trunks.py`
+computes towers of timm and Hugging Face. Others (bidirectional, pooled over all tokens) run open_clip's own
+code.
 
 Shape suffixes: B rows, L positions, T tokens of all rows, W tower width, D features.
 """
@@ -17,6 +18,7 @@ import torch.nn.functional as F
 from open_clip.transformer import TextTransformer, VisionTransformer
 from torch import Tensor, nn
 
+from degla_ray.model import trunks
 from degla_ray.model.blocks import Causal, Dense, is_supported, pooled_output
 from degla_ray.model.packing import PackedText, TextEnd, pack
 
@@ -34,7 +36,10 @@ def encode_image(model: OpenClipModel, images_BCHW: Tensor, normalize: bool = Tr
         and not tower.output_tokens
         and is_supported(tower.transformer)
     )
-    img_BD = _class_token(tower, images_BCHW) if pools_one_token else model.encode_image(images_BCHW)
+    if trunks.is_timm(tower):
+        img_BD = trunks.image_features(tower, images_BCHW)
+    else:
+        img_BD = _class_token(tower, images_BCHW) if pools_one_token else model.encode_image(images_BCHW)
     return _unit(img_BD, normalize)
 
 
@@ -51,7 +56,10 @@ def encode_text(model: OpenClipModel, text: Tensor | PackedText, normalize: bool
         return _unit(_last_token(model, text), normalize)
     end = text_end(model)
     if end is None or len(text) == 0:
-        return _unit(model.encode_text(text.long().to(next(model.parameters()).device)), normalize)
+        tokens_XL = text.long().to(next(model.parameters()).device)
+        if len(text) and trunks.is_huggingface(getattr(model, "text", None)):
+            return _unit(trunks.text_features(model.text, tokens_XL), normalize)
+        return _unit(model.encode_text(tokens_XL), normalize)
     tokens = text.numpy(force=True)
     return _unit(_last_token(model, on_device(pack(tokens, end.find(tokens)), model)), normalize)
 
