@@ -11,7 +11,7 @@ from tiny_models import CAPTIONS, ENCODERS, write_adapters, write_config
 from degla_ray.config import AdaptConfig, ModelConfig, TeacherConfig
 from degla_ray.errors import DataError, SettingError
 from degla_ray.model import Teacher, encode_image, encode_text, load
-from degla_ray.model.adapt import adapt, rate_factors
+from degla_ray.model.adapt import adapt, lr_multipliers
 from degla_ray.model.build import build
 from degla_ray.model.export import export, export_huggingface
 from degla_ray.model.frozen import OutputCache
@@ -193,7 +193,7 @@ def test_freeze_blocks_counts_the_blocks_of_both_towers_and_their_stems(bert):
 def test_layer_decay_reaches_the_stem_of_any_timm_trunk(trunk, first, blocks, tmp_path):
     vision = {"timm_model_name": trunk, "timm_pool": "", "image_size": 160}
     model = build(ModelConfig(name=write_config(tmp_path, vision=vision))).model
-    factors = rate_factors(model, AdaptConfig(layer_decay=0.5))
+    factors = lr_multipliers(model, AdaptConfig(layer_decay=0.5))
     assert factors[first] == 0.5 ** (blocks + 1)
     assert factors["visual.head.proj.weight"] == factors["logit_scale"] == 1.0
 
