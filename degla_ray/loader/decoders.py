@@ -10,6 +10,7 @@ import os
 from typing import Any
 
 import ray
+from ray._private import state
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from degla_ray.loader.decode import BatchReader, HostBatch
@@ -62,5 +63,5 @@ def end_decoders(decoders: list[Any]) -> None:
 
 def _cpus_of(node_id: str) -> float:
     """Return the logical CPUs of a node that nothing has reserved now."""
-    available = ray.state.available_resources_per_node().get(node_id, {})
+    available = state.available_resources_per_node().get(node_id, {})
     return float(available.get("CPU", 0.0))

@@ -140,6 +140,7 @@ def test_dry_run_of_evaluate_names_absent_images_and_keeps_no_shuffles(
     assert [path.name for path in tmp_path.iterdir()] == ["annotations"]
 
 
+@pytest.mark.slow  # runs every stage; the other tests here hold each stage's plan
 def test_dry_run_of_a_chain_before_and_after_it_ran(repo: Path, tmp_path: Path) -> None:
     """Before, each stage's work follows from the numbers of captions to expect; after, nothing is left."""
     settings = yaml.safe_load((repo / "jobs" / "configs" / "demo.yaml").read_text())
