@@ -20,7 +20,7 @@ from degla_ray.sources.scenes.render import render
 from degla_ray.sources.scenes.world import Scene, SceneObject
 
 CAPTIONS = ("a red circle to the left of a blue square", "a blue square to the left of a red circle")
-RED = SceneObject(shape="circle", colour="red", size="large", texture="solid", x=0.27, y=0.5, radius=0.21)
+RED = SceneObject(shape="circle", colour="red", size="large", texture="solid", x=0.27, y=0.5, radius=0.18)
 BLUE = replace(RED, shape="square", colour="blue", x=0.73)
 GROUND = ((172, 172, 172), (180, 180, 180))
 SHOWN = 0.005
