@@ -23,14 +23,10 @@ import torch
 import torch.nn.functional as F
 from open_clip.transformer import LayerNorm, QuickGELU, ResidualAttentionBlock
 from torch import Tensor, nn
+from torch.nn.attention.varlen import varlen_attn
 from torch.utils.checkpoint import checkpoint
 
 from degla_ray.model.packing import PackedText
-
-try:
-    from torch.nn.attention.varlen import varlen_attn
-except ImportError:  # older torch: the padded path serves everywhere
-    varlen_attn = None  # type: ignore[assignment]
 
 
 class Layout(Protocol):
@@ -225,8 +221,8 @@ def pooled_output(transformer: Any, x_TW: Tensor, layout: Layout, pooled_B: Tens
 def _block(block: ResidualAttentionBlock, w: BlockWeights, x_TW: Tensor, layout: Layout) -> Tensor:
     qkv_TX = F.linear(_norm(x_TW, w.norm_1, w.norm_1_bias, block.ln_1), w.qkv, w.qkv_bias)
     seen_TW = layout.attend(qkv_TX, block.attn.num_heads)
-    x_TW = x_TW + block.ls_1(F.linear(seen_TW, w.out, w.out_bias))
-    return x_TW + block.ls_2(_mlp(block, w, x_TW))
+    x_TW = x_TW + _scaled(block.ls_1, F.linear(seen_TW, w.out, w.out_bias))
+    return x_TW + _scaled(block.ls_2, _mlp(block, w, x_TW))
 
 
 def _last_block(
@@ -237,8 +233,8 @@ def _last_block(
     (q, kv), (q_bias, kv_bias) = w.qkv.split((W, 2 * W)), w.qkv_bias.split((W, 2 * W))
     q_BW, kv_TX = F.linear(y_TW.index_select(0, pooled_B), q, q_bias), F.linear(y_TW, kv, kv_bias)
     seen_BW = layout.attend_pooled(q_BW, kv_TX, block.attn.num_heads)
-    x_BW = x_TW.index_select(0, pooled_B) + block.ls_1(F.linear(seen_BW, w.out, w.out_bias))
-    return x_BW + block.ls_2(_mlp(block, w, x_BW))
+    x_BW = x_TW.index_select(0, pooled_B) + _scaled(block.ls_1, F.linear(seen_BW, w.out, w.out_bias))
+    return x_BW + _scaled(block.ls_2, _mlp(block, w, x_BW))
 
 
 def _mlp(block: ResidualAttentionBlock, w: BlockWeights, x_TW: Tensor) -> Tensor:
@@ -246,6 +242,11 @@ def _mlp(block: ResidualAttentionBlock, w: BlockWeights, x_TW: Tensor) -> Tensor
     if isinstance(block.mlp.gelu, QuickGELU):
         return _QuickMlp.apply(y_TW, w.fc, w.fc_bias, w.proj, w.proj_bias)
     return F.linear(block.mlp.gelu(F.linear(y_TW, w.fc, w.fc_bias)), w.proj, w.proj_bias)
+
+
+def _scaled(layer_scale: nn.Module, x_TW: Tensor) -> Tensor:
+    """Return x_TW scaled, in its own type: the scale is a float32 weight."""
+    return layer_scale(x_TW).to(x_TW.dtype)
 
 
 def _norm(x_TW: Tensor, weight_W: Tensor, bias_W: Tensor, norm: nn.LayerNorm) -> Tensor:
@@ -295,7 +296,7 @@ def _converted(tensors: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor, .
 
 
 def _packed_attention_runs(qkv_TX: Tensor) -> bool:
-    return qkv_TX.is_cuda and qkv_TX.dtype in (torch.float16, torch.bfloat16) and varlen_attn is not None
+    return qkv_TX.is_cuda and qkv_TX.dtype in (torch.float16, torch.bfloat16)
 
 
 def _heads(x_BLX: Tensor, count: int, heads: int) -> tuple[Tensor, ...]:

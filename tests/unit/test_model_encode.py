@@ -149,6 +149,19 @@ def test_encode_under_bfloat16_autocast_returns_normalised_float32(tmp_path):
         assert torch.allclose(features.norm(dim=-1), torch.ones(len(features)), atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", IMAGE_TOWERS)
+def test_encode_under_bfloat16_autocast_every_image_tower_is_near_float32(kind, tmp_path):
+    torch.manual_seed(0)
+    model = build(ModelConfig(name=write_config(tmp_path, **IMAGE_TOWERS[kind]))).model
+    images_BCHW = torch.randn(3, 3, 32, 32)
+    exact = encode_image(model, images_BCHW)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = encode_image(model, images_BCHW)
+    found[:, 0].sum().backward()
+    assert (found - exact).square().sum(dim=-1).max() < 1e-3
+    assert all(p.grad.dtype == p.dtype for p in model.visual.parameters() if p.grad is not None)
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("kind", ["clip", "custom_text", "linear_projection"])
 def test_encode_under_bf16_autocast_projects_in_float32(kind, tmp_path):

@@ -69,7 +69,7 @@ def test_causal_attention_packed_equals_padded(loaded, monkeypatch):
     found = []
     for packed in (True, False):
         if not packed:
-            monkeypatch.setattr("degla_ray.model.blocks.varlen_attn", None)
+            monkeypatch.setattr("degla_ray.model.blocks._packed_attention_runs", lambda _: False)
         seen_TW = Causal(text).attend(qkv_TX, heads=2)[text.last_X.long()]
         (gradient,) = torch.autograd.grad(seen_TW.float().square().sum(), qkv_TX)
         found.append((seen_TW, gradient))
