@@ -76,6 +76,11 @@ class Storage:
     def filesystem(self) -> pafs.FileSystem:
         return self._fs
 
+    @property
+    def is_local(self) -> bool:
+        """Whether the folder is on this machine's filesystem."""
+        return isinstance(self._fs, pafs.LocalFileSystem)
+
     def exists(self, *parts: str) -> bool:
         return self._fs.get_file_info(self.path(*parts)).type != pafs.FileType.NotFound
 
@@ -169,7 +174,7 @@ class Storage:
         """
         target = self.path(*parts)
         with contextlib.ExitStack() as stack:
-            if isinstance(self._fs, pafs.LocalFileSystem):
+            if self.is_local:
                 self._fs.create_dir(target.rsplit("/", 1)[0], recursive=True)
                 temporary = f"{target}.tmp-{uuid.uuid4().hex}"
                 stack.callback(Path(temporary).unlink, missing_ok=True)
@@ -179,7 +184,7 @@ class Storage:
             rows = _write_parquet(temporary, schema, tables, row_group_rows)
             if inspect is not None:
                 inspect(temporary)
-            if isinstance(self._fs, pafs.LocalFileSystem):
+            if self.is_local:
                 self._replace(temporary, target)
             else:
                 self._put_file(temporary, *parts)
@@ -197,7 +202,7 @@ class Storage:
 
     def _replace(self, temporary: str, target: str) -> None:
         """Rename a file after syncing its bytes, because some filesystems write the new name first."""
-        if not isinstance(self._fs, pafs.LocalFileSystem):
+        if not self.is_local:
             self._fs.move(temporary, target)
             return
         _sync(temporary)

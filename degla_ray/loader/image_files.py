@@ -14,8 +14,6 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-import pyarrow.fs as pafs
-
 from degla_ray.errors import DataError
 from degla_ray.loader.samples import Samples
 from degla_ray.loader.shard_cache import ShardCache
@@ -47,7 +45,7 @@ class ImageFiles:
     def __init__(self, samples: Samples, cache: CacheSpec) -> None:
         self.samples = samples
         self._storage = Storage(samples.folder)
-        self._local = isinstance(self._storage.filesystem, pafs.LocalFileSystem)
+        self._local = self._storage.is_local
         fits = int(samples.length_I.sum()) <= cache.max_bytes
         self._cache = None
         if not self._local and (fits or cache.whole_parts):
@@ -64,15 +62,12 @@ class ImageFiles:
         if self._threads is None:
             return [self._image(number) for number in numbers]
         if self._cache is not None:
-            self.read_ahead(numbers)
+            self._fetch_parts(self._cache, self._threads, numbers)
             return [self._image(number) for number in numbers]
         return list(self._threads.map(self._image, numbers))
 
-    def read_ahead(self, numbers: Sequence[int]) -> None:
-        """Fetch the parts of images that will be read soon, unless they are there."""
-        cache, threads = self._cache, self._threads
-        if cache is None or threads is None:
-            return
+    def _fetch_parts(self, cache: ShardCache, threads: ThreadPoolExecutor, numbers: Sequence[int]) -> None:
+        """Fetch the parts of these images, several at a time, unless they are open."""
         parts = dict.fromkeys(int(p) for p in self.samples.part_I[list(numbers)])
         missing = [p for p in parts if p not in self._open]
         list(threads.map(lambda p: cache.fetch("images", self.samples.parts[p]), missing))

@@ -95,11 +95,6 @@ def write(run: Storage, taken: Snapshot) -> str:
     return name
 
 
-def save(run: Storage, state: TrainState, record: dict[str, Any]) -> str:
-    """Write a checkpoint into the run's folder and return its name; `record` as in `snapshot`."""
-    return write(run, snapshot(state, record))
-
-
 def complete(run: Storage) -> dict[int, str]:
     """Return the complete checkpoints of a run as {step: folder}, ascending."""
     return {step: name for step, name in _received(run).items() if _damaged(run, name, read=False) is None}

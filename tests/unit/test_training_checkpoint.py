@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -54,13 +55,18 @@ def weights(state: TrainState) -> dict[str, torch.Tensor]:
     return {**state.student.state_dict(), **{f"t.{k}": v for k, v in state.teacher.state_dict().items()}}
 
 
+def save(run: Storage, state: TrainState, record: dict[str, Any]) -> str:
+    """Write a checkpoint as the loop's hook does, but at once; return its name."""
+    return checkpoint.write(run, checkpoint.snapshot(state, record))
+
+
 def test_checkpoint_saved_and_loaded_training_goes_on_bit_for_bit(tmp_path: Path) -> None:
     run = Storage(str(tmp_path))
     original = state_of(seed=0, steps=3)
     original.optimizer_steps = 2  # fp16's scaler skipped one
     original.trace = [json.dumps({"step": s, "loss": 1 / 3 + s}) for s in range(1, 4)]
     original.objective_state = {"threshold_K": torch.tensor([1 / 3, 2.0])}
-    name = checkpoint.save(run, original, {"fingerprint": "f"})
+    name = save(run, original, {"fingerprint": "f"})
     restored = state_of(seed=1)
     assert checkpoint.load(run, name, restored)["fingerprint"] == "f"
     assert (restored.step, restored.optimizer_steps) == (3, 2)
@@ -73,7 +79,7 @@ def test_checkpoint_saved_and_loaded_training_goes_on_bit_for_bit(tmp_path: Path
 
 
 def test_checkpoint_holds_no_pickle(tmp_path: Path) -> None:
-    name = checkpoint.save(Storage(str(tmp_path)), state_at(1), {})
+    name = save(Storage(str(tmp_path)), state_at(1), {})
     suffixes = {path.suffix for path in (tmp_path / name).iterdir()}
     assert suffixes == {".safetensors", ".json", ".jsonl"}
 
@@ -81,8 +87,8 @@ def test_checkpoint_holds_no_pickle(tmp_path: Path) -> None:
 @pytest.mark.parametrize("damage", ["no_receipt", "missing_file", "short_file"])
 def test_checkpoint_not_whole_is_never_picked_up(tmp_path: Path, damage: str) -> None:
     run = Storage(str(tmp_path))
-    checkpoint.save(run, state_at(1), {})
-    folder = tmp_path / checkpoint.save(run, state_at(2), {})
+    save(run, state_at(1), {})
+    folder = tmp_path / save(run, state_at(2), {})
     if damage == "no_receipt":
         (folder / "complete.json").unlink()
     elif damage == "missing_file":
@@ -97,7 +103,7 @@ def test_checkpoint_not_whole_is_never_picked_up(tmp_path: Path, damage: str) ->
 
 def test_checkpoint_with_other_bytes_refused(tmp_path: Path) -> None:
     run = Storage(str(tmp_path))
-    name = checkpoint.save(run, state_at(2), {})
+    name = save(run, state_at(2), {})
     file = tmp_path / name / "student.safetensors"
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
@@ -115,7 +121,7 @@ def test_checkpoint_whose_bytes_changed_gives_way_to_the_one_before(
 ) -> None:
     run = Storage(str(tmp_path))
     for step in (1, 2, 3):
-        checkpoint.save(run, state_at(step, [f"line {step}"]), {})
+        save(run, state_at(step, [f"line {step}"]), {})
     (tmp_path / RAY_SNAPSHOT).write_text(snapshot(2, 3))
     path = tmp_path / checkpoint.folder_name(3) / file
     data = bytearray(path.read_bytes())
@@ -133,7 +139,7 @@ def test_checkpoint_whose_bytes_changed_gives_way_to_the_one_before(
 def test_checkpoint_none_left_whole_ends_the_run_and_deletes_nothing(tmp_path: Path) -> None:
     run = Storage(str(tmp_path))
     for step in (1, 2):
-        checkpoint.save(run, state_at(step), {})
+        save(run, state_at(step), {})
         file = tmp_path / checkpoint.folder_name(step) / "state.json"
         file.write_bytes(file.read_bytes().replace(b"step", b"stop"))
     with pytest.raises(DataError, match=r"checkpoint_000000001/state\.json: found a checksum .* no earlier"):
@@ -146,7 +152,7 @@ def test_checkpoint_saved_over_a_torn_one_is_whole(tmp_path: Path) -> None:
     torn = tmp_path / checkpoint.folder_name(2)
     torn.mkdir()
     (torn / "old.bin").write_bytes(b"left by a killed run")
-    checkpoint.save(run, state_at(2), {})
+    save(run, state_at(2), {})
     assert list(checkpoint.complete(run)) == [2]
     assert not (torn / "old.bin").exists()
 
@@ -159,7 +165,7 @@ def snapshot(*steps: int) -> str:
 def test_tidy_record_of_ray_that_fits_is_kept_with_the_latest(tmp_path: Path) -> None:
     run = Storage(str(tmp_path))
     for step in (1, 2, 3, 4):
-        checkpoint.save(run, state_at(step), {})
+        save(run, state_at(step), {})
     (tmp_path / RAY_SNAPSHOT).write_text(snapshot(2, 3))
     assert checkpoint.tidy(run) == 4
     assert list(checkpoint.complete(run)) == [2, 3, 4]
@@ -169,7 +175,7 @@ def test_tidy_record_of_ray_that_fits_is_kept_with_the_latest(tmp_path: Path) ->
 @pytest.mark.parametrize("record", ['{"checkpoint_results": [', "", snapshot(7), "[]"])
 def test_tidy_record_of_ray_that_is_broken_or_stale_is_removed(tmp_path: Path, record: str) -> None:
     run = Storage(str(tmp_path))
-    checkpoint.save(run, state_at(5), {})
+    save(run, state_at(5), {})
     (tmp_path / RAY_SNAPSHOT).write_text(record)
     assert checkpoint.tidy(run) == 5
     assert not (tmp_path / RAY_SNAPSHOT).exists()
