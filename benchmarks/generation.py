@@ -192,7 +192,7 @@ def _tokens(model: str, chats: list[dict[str, Any]]) -> list[list[int]]:
     # loaded from its path, as this interpreter has no degla_ray
     actor = runpy.run_path(str(REPO / "degla_ray" / "negatives" / "llm" / "engines" / "vllm_actor.py"))
     tokenizer = AutoTokenizer.from_pretrained(model)
-    return [actor["prompt_tokens"](tokenizer, chat["turns"]) for chat in chats]
+    return [actor["prompt_tokens"](tokenizer, chat["turns"], {}) for chat in chats]
 
 
 if __name__ == "__main__":

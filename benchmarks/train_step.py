@@ -42,15 +42,29 @@ from degla_ray.config import (
     TrainComputeConfig,
     TrainConfig,
 )
-from degla_ray.loader.feed import LocalBatch
+from degla_ray.loader.decode import HostBatch, tower_input
+from degla_ray.loader.loader import LocalBatch, local_batch
+from degla_ray.loader.samples import Texts
 from degla_ray.model import LoadedModel, Teacher
 from degla_ray.model.build import build
 from degla_ray.model.encode import OpenClipModel
-from degla_ray.training.gradients import Gradients
-from degla_ray.training.optimizer import build_optimizer, clamp_logit_scale
+from degla_ray.model.packing import GPU_TOKEN_MULTIPLE, TextEnd
+from degla_ray.training.optimizer import build_optimizer
+from degla_ray.training.state import TrainState
+from degla_ray.training.step import TrainStep
 
 K = 4
-Step = Callable[[LocalBatch], dict[str, float]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """One batch, as our step and the released one take it."""
+
+    batch: LocalBatch
+    tokens_XL: Tensor
+
+
+Step = Callable[[Work], dict[str, float]]
 
 
 def main() -> None:
@@ -104,7 +118,7 @@ class Benchmark:
         table.add_row("ratio", "", f"{faster:.2f} x", f"{smaller:.2f} x", "")
         console.print(table)
 
-    def _seconds(self, step: Step, batch: LocalBatch) -> float:
+    def _seconds(self, step: Step, batch: Work) -> float:
         self._synchronise()
         started = time.perf_counter()
         step(batch)
@@ -129,7 +143,7 @@ class Benchmark:
         torch.manual_seed(0)
         return build(ModelConfig(name=self.options.model))
 
-    def _batch(self) -> LocalBatch:
+    def _batch(self) -> Work:
         """Return a batch of random images, and random tokens with about the lengths of COCO's captions.
 
         For comparison, SugarCrepe's captions have 13.9 tokens on average, with start and end token, and a
@@ -141,20 +155,19 @@ class Benchmark:
         for row, length in zip(tokens, np.minimum(lengths, 77), strict=True):
             row[:length] = [49406, *rng.integers(1, 49000, length - 2), 49407]
         images = rng.integers(0, 256, (B, 224, 224, 3), dtype=np.uint8)
-        return LocalBatch(
-            step=0,
-            images_BHWC=torch.from_numpy(images),
-            tokens_BL=torch.from_numpy(tokens[:B]),
-            negatives_BKL=torch.from_numpy(tokens[B:]).unflatten(0, (B, K)),
-            mask_BK=torch.ones(B, K, dtype=torch.bool),
-        )
+        mask_BK, on_gpu = np.ones((B, K), bool), self.options.device != "cpu"
+        multiple = GPU_TOKEN_MULTIPLE if on_gpu else 1
+        text = tower_input(Texts.of(tokens, padding=0), mask_BK, TextEnd(token=None), multiple)
+        host = HostBatch(images_BHWC=images, texts=(text,), mask_BK=mask_BK)
+        device = torch.device(self.options.device)
+        return Work(batch=local_batch(0, host, device), tokens_XL=torch.from_numpy(tokens).long().to(device))
 
-    def _useful_flops(self, loaded: LoadedModel, batch: LocalBatch) -> float:
+    def _useful_flops(self, loaded: LoadedModel, batch: Work) -> float:
         """Return the FLOPs of linear layers on images and unpadded tokens: student and teacher, one step."""
         model: OpenClipModel = loaded.model
         visual, text = model.visual, model.transformer
         patches = (model.visual.image_size[0] // model.visual.patch_size[0]) ** 2
-        real = int((batch.tokens_BL != 0).sum() + (batch.negatives_BKL != 0).sum())
+        real = int((batch.tokens_XL != 0).sum())
         images = self.options.batch * (patches + 1) * _weights(visual.transformer)
         images += self.options.batch * patches * visual.conv1.weight.numel()
         return 4 * 2.0 * (images + real * _weights(text))
@@ -179,17 +192,17 @@ def ours(student: OpenClipModel, preprocess: dict[str, Any], options: argparse.N
     config = _config(options)
     teacher = Teacher(student, config.teacher)
     _move_away(student)
-    gradients = Gradients(student, teacher, config, preprocess)
-    optimizer = build_optimizer(student, config.optimizer, device=torch.device(options.device))
-    scaler = torch.amp.GradScaler(options.device, enabled=False)
+    state = TrainState(
+        student=student,
+        teacher=teacher,
+        optimizer=build_optimizer(student, config.optimizer, device=torch.device(options.device)),
+        scaler=torch.amp.GradScaler(options.device, enabled=False),
+    )
+    train_step = TrainStep(state, config, preprocess, total_steps=options.steps + 1)
 
-    def step(batch: LocalBatch) -> dict[str, float]:
-        optimizer.zero_grad(set_to_none=True)
-        terms = gradients.compute(batch, scaler, seed=0)
-        optimizer.step()
-        clamp_logit_scale(student)
-        teacher.update(student, options.batch)
-        return {name: terms[name].item() for name in ("loss", "base", "igc", "tgc", "distill")}
+    def step(work: Work) -> dict[str, float]:
+        terms = train_step(work.batch, seed=0)
+        return {name: float(terms[name]) for name in ("loss", "base", "igc", "tgc", "distill")}
 
     return step
 
@@ -222,14 +235,13 @@ def reference(student: OpenClipModel, preprocess: dict[str, Any], options: argpa
             text_features = model.encode_text(tokens, normalize=True)
         return image_features.float(), text_features.float()
 
-    def step(batch: LocalBatch) -> dict[str, float]:
-        images = batch.images_BHWC.to(options.device).float().div(255)
+    def step(work: Work) -> dict[str, float]:
+        images = work.batch.images_BHWC.float().div(255)
         images = ((images - mean) / std).permute(0, 3, 1, 2).contiguous()
-        tokens = torch.cat([batch.tokens_BL, batch.negatives_BKL.flatten(0, 1)]).long().to(options.device)
         optimizer.zero_grad()
-        v, texts = encode(student, images, tokens)
+        v, texts = encode(student, images, work.tokens_XL)
         with torch.no_grad():
-            v_hat, texts_hat = encode(teacher, images, tokens)
+            v_hat, texts_hat = encode(teacher, images, work.tokens_XL)
         terms = _released_losses(v, texts, v_hat, texts_hat, student.logit_scale.exp(), config.objective)
         terms["loss"].backward()
         optimizer.step()
@@ -284,7 +296,7 @@ def _config(options: argparse.Namespace) -> TrainConfig:
         data=DataConfig(prepared="", negatives=""),
         model=ModelConfig(name=options.model),
         objective=ObjectiveConfig(tgc_negatives="released", distill_reduction="sum", lambda_distill=0.005),
-        optimizer=OptimizerConfig(lr=1e-6),
+        optimizer=OptimizerConfig(lr=1e-6, warmup_steps=0),
         teacher=TeacherConfig(),
         global_batch_size=options.batch,
         compute=TrainComputeConfig(precision=options.precision),

@@ -85,10 +85,10 @@ def _file(path: str) -> dict[str, Any]:
 
 
 def sections(words: Sequence[Word], config_class: type) -> list[str]:
-    """Return the optional and the labelled sections that are named: `pretrain`, `fine_tune.LABEL`.
+    """Return the optional and labelled sections that the words name: `pretrain`, `fine_tune.LABEL`.
 
     Raises:
-        SettingError: a label that is none.
+        SettingError: a label is invalid.
     """
     found: dict[str, None] = {}
     for name, hint in typing.get_type_hints(config_class).items():

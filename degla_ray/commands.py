@@ -33,6 +33,8 @@ from degla_ray.config import (
     TrainConfig,
     TuneConfig,
 )
+from degla_ray.dry_run import without_flag
+from degla_ray.plans import dry_run, help_lines
 
 
 def _prepare(config: PrepareConfig) -> None:
@@ -272,13 +274,18 @@ COMMANDS: dict[str, Command] = {
 def main(name: str, argv: list[str] | None = None) -> None:
     """Run one stage with the settings of a command line (default: sys.argv)."""
     command = COMMANDS[name]
+    words, options = without_flag(sys.argv[1:] if argv is None else argv)
 
     def job(config: Any) -> None:
         from degla_ray.training.latest import with_latest
 
-        command.run(with_latest(config))
+        config = with_latest(config)
+        if options is None:
+            command.run(config)
+        else:
+            dry_run(name, config, options)
 
-    run(JOBS[name], job, command.summary, argv, command.first)
+    run(JOBS[name], job, command.summary + help_lines(name), words, command.first)
 
 
 def degla(argv: list[str] | None = None) -> None:

@@ -165,7 +165,7 @@ class Lease:
     def _withdraw(self) -> None:
         with contextlib.suppress(OSError):  # unreachable store: the claim expires
             self.storage.delete_file(self._name)
-            if self._made and _is_local(self.storage):
+            if self._made and self.storage.is_local:
                 os.rmdir(self.storage.path())  # fails unless the folder is empty
 
     def _rivals(self) -> dict[str, Owner]:
@@ -220,7 +220,7 @@ class Lease:
         owners = [owner for owner in map(self._read, others) if owner is not None and owner.owns]
         if owners or not self.storage.is_file(self._name):
             return False
-        if _is_local(self.storage):
+        if self.storage.is_local:
             os.utime(self.storage.path(self._name))
         else:
             self._claim(owns=True)
@@ -230,10 +230,6 @@ class Lease:
 def owned(uri: str) -> AbstractContextManager[object]:
     """Return the lease of a stage's folder; a null context if the stage has finished."""
     return contextlib.nullcontext() if is_complete(uri) else Lease(Storage(uri))
-
-
-def _is_local(storage: Storage) -> bool:
-    return isinstance(storage.filesystem, pafs.LocalFileSystem)
 
 
 def _stamps(storage: Storage) -> dict[str, float]:

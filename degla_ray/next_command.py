@@ -49,7 +49,7 @@ def after_prepare(config: PrepareConfig) -> list[str]:
 
 
 def after_negatives(config: NegativesConfig) -> list[str]:
-    """Train on them: scenes with the demo's model, anything else with OpenAI's CLIP."""
+    """Return the command that trains on the negatives: the demo's model for scenes, else OpenAI's CLIP."""
     storage, manifest = read_complete(config.prepared, "prepare")
     captions = storage.read_dataset("captions", CAPTIONS, ["split"])["split"]
     count = pc.sum(pc.equal(captions, "train")).as_py() or 0
@@ -63,7 +63,7 @@ def after_negatives(config: NegativesConfig) -> list[str]:
 
 
 def after_train(config: TrainConfig, result: TrainResult) -> list[str]:
-    """Evaluate the student on the test sets beside its data, or on split `val`."""
+    """Return the command that evaluates the student on the test sets of its data, or on split `val`."""
     name = posixpath.basename(result.run_folder)
     words = ["evaluate", "--model.name", _short(result.export_student)]
     prepared = config.data.prepared.rstrip("/")
@@ -81,7 +81,7 @@ def after_train(config: TrainConfig, result: TrainResult) -> list[str]:
 
 
 def after_evaluate(config: EvaluateConfig, summary: Summary) -> list[str]:
-    """Compare with the model before training where that was evaluated on the same data, else evaluate it."""
+    """Return the command that compares with the model before training, or that evaluates that model first."""
     own, beside = config.output.rstrip("/"), posixpath.dirname(config.output.rstrip("/"))
     others = list(_evaluations(beside or ".", summary.inputs))
     start = _start_of(config.model.name)

@@ -129,6 +129,30 @@ def require_cpus(setting: str, value: float, *, each: float, count: int = 1) -> 
     raise SettingError(setting, value, expected)
 
 
+def require_gpus(setting: str, count: int) -> None:
+    """Require a GPU for each of `count` workers; a cluster that may grow only gets a line on the console.
+
+    Args:
+        setting: name of the setting that asks for them.
+        count: its value.
+
+    Raises:
+        SettingError: the local Ray has fewer GPUs and cannot grow.
+    """
+    import ray
+
+    present = ray.cluster_resources().get("GPU", 0.0)
+    if count <= present:
+        return
+    found: object = count
+    expected = f"at most {present:g}, one for each GPU"
+    if present == 0:
+        setting, found, expected = "compute.use_gpu", True, "a cluster with a GPU, or false"
+    if is_local():
+        raise SettingError(setting, found, expected)
+    print(f"{setting} is {found}: waits until the cluster grows; otherwise expected {expected}")
+
+
 def stop() -> None:
     """Leave the cluster, or end the Ray that `start` started and remove its temporary folder."""
     global _temp_dir, _lock

@@ -66,6 +66,16 @@ class RejectReason(StrEnum):
 IMAGES = pa.schema(
     [("image_id", pa.string()), ("image", pa.binary()), ("width", pa.int32()), ("height", pa.int32())]
 )
+IMAGE_INDEX = pa.schema(  # where an image's bytes are in its part of IMAGES; in the order of its rows
+    [
+        ("image_id", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("offset", pa.int64()),
+        ("length", pa.int64()),
+        ("crc32", pa.int64()),
+    ]
+)
 CAPTIONS = pa.schema(
     [("sample_id", pa.string()), ("image_id", pa.string()), ("caption", pa.string()), ("split", pa.string())]
 )

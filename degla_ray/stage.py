@@ -105,13 +105,6 @@ class StageFolder:
     def write_receipt(self, shard: int, counts: Mapping[str, int]) -> None:
         self.storage.write_json(dict(counts), "receipts", f"{shard:05d}.json")
 
-    def write_part_tables(
-        self, dataset: str, shard: int, schema: pa.Schema, tables: Iterable[pa.Table], row_group_rows: int
-    ) -> int:
-        """Write a part from tables that arrive one by one, and return the number of rows."""
-        name = part_name(shard, self.num_shards)
-        return self.storage.write_tables(schema, tables, dataset, name, row_group_rows=row_group_rows)
-
     def counts(self) -> dict[str, int]:
         """Return the sum of all receipts' counts, without the half-written receipts of a killed job."""
         total: dict[str, int] = {}

@@ -7,8 +7,10 @@ import json
 import os
 import posixpath
 import re
+import shutil
+import tempfile
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,9 @@ _PART = re.compile(r"part-\d{5}-of-(\d{5})\.parquet")
 
 
 NEAR = 3  # maximum levels that a relative path in a folder's files may go up
+
+
+_COPY_BYTES = 8 * 2**20
 
 
 ROW_GROUP_ROWS = 16  # images are fetched by row number; a small group limits the bytes read per fetch
@@ -71,6 +76,11 @@ class Storage:
     def filesystem(self) -> pafs.FileSystem:
         return self._fs
 
+    @property
+    def is_local(self) -> bool:
+        """Whether the folder is on this machine's filesystem."""
+        return isinstance(self._fs, pafs.LocalFileSystem)
+
     def exists(self, *parts: str) -> bool:
         return self._fs.get_file_info(self.path(*parts)).type != pafs.FileType.NotFound
 
@@ -105,13 +115,23 @@ class Storage:
             return stream.read()
 
     def write_bytes(self, data: bytes, *parts: str) -> None:
-        """Write a file atomically: readers see the old or the whole new file, even after a power cut."""
+        """Write a file atomically: readers see the old file or the whole new one, also after a power cut."""
         target = self.path(*parts)
+        if self._puts_are_atomic:
+            with self._fs.open_output_stream(target) as stream:
+                stream.write(data)
+            return
         self._fs.create_dir(target.rsplit("/", 1)[0], recursive=True)
         temporary = f"{target}.tmp-{uuid.uuid4().hex}"
         with self._fs.open_output_stream(temporary) as stream:
             stream.write(data)
         self._replace(temporary, target)
+
+    @property
+    def _puts_are_atomic(self) -> bool:
+        """Whether a file appears only once it is whole, as in object stores. Their rename is copy and delete,
+        and ends at 5 GB."""
+        return self._fs.type_name in ("s3", "gcs", "abfs")
 
     def upload(self, folder: Path, *parts: str) -> None:
         """Copy all files below a local folder into a subfolder."""
@@ -133,41 +153,56 @@ class Storage:
         self.write_tables(table.schema, [table], *parts, row_group_rows=row_group_rows)
 
     def write_tables(
-        self, schema: pa.Schema, tables: Iterable[pa.Table], *parts: str, row_group_rows: int | None = None
+        self,
+        schema: pa.Schema,
+        tables: Iterable[pa.Table],
+        *parts: str,
+        row_group_rows: int | None = None,
+        inspect: Callable[[str], None] | None = None,
     ) -> int:
-        """Write one Parquet file from a stream of tables, as `write_table` does, and return its row count.
+        """Write one Parquet file from tables that arrive one by one, and return the number of rows.
 
-        Only one table is held in memory, and each begins a row group. Binary columns are not compressed,
-        because images already are.
+        Only one table is held in memory, and each begins a row group. Binary columns are stored as they are:
+        images are compressed already. The file is written to a local disk first where the target is remote.
+
+        Args:
+            schema: columns of the file.
+            tables: the rows.
+            parts: path of the file below this folder.
+            row_group_rows: largest number of rows of a row group.
+            inspect: called with the path of the finished local file before it appears at its place.
         """
         target = self.path(*parts)
-        self._fs.create_dir(target.rsplit("/", 1)[0], recursive=True)
-        temporary = f"{target}.tmp-{uuid.uuid4().hex}"
-        plain = {f.name for f in schema if pa.types.is_binary(f.type)}
-        rows = 0
-        try:
-            with pq.ParquetWriter(
-                temporary,
-                schema,
-                filesystem=self._fs,
-                compression={f: "NONE" if f in plain else "SNAPPY" for f in _leaves(schema)},
-                use_dictionary=[f for f in _leaves(schema) if f not in plain],
-            ) as writer:
-                for table in tables:
-                    writer.write_table(table, row_group_size=row_group_rows)
-                    rows += table.num_rows
-            written = pq.read_metadata(temporary, filesystem=self._fs).num_rows
-            if written != rows:
-                raise DataError(temporary, f"{written} rows after writing", f"{rows} rows")
-            self._replace(temporary, target)
-        except BaseException:
-            self.delete_file(*parts[:-1], temporary.rsplit("/", 1)[1])
-            raise
+        with contextlib.ExitStack() as stack:
+            if self.is_local:
+                self._fs.create_dir(target.rsplit("/", 1)[0], recursive=True)
+                temporary = f"{target}.tmp-{uuid.uuid4().hex}"
+                stack.callback(Path(temporary).unlink, missing_ok=True)
+            else:
+                folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="degla-ray-"))
+                temporary = f"{folder}/part.parquet"
+            rows = _write_parquet(temporary, schema, tables, row_group_rows)
+            if inspect is not None:
+                inspect(temporary)
+            if self.is_local:
+                self._replace(temporary, target)
+            else:
+                self._put_file(temporary, *parts)
         return rows
+
+    def _put_file(self, local: str, *parts: str) -> None:
+        target = self.path(*parts)
+        if not self._puts_are_atomic:
+            self._fs.create_dir(target.rsplit("/", 1)[0], recursive=True)
+        written = target if self._puts_are_atomic else f"{target}.tmp-{uuid.uuid4().hex}"
+        with open(local, "rb") as source, self._fs.open_output_stream(written) as stream:
+            shutil.copyfileobj(source, stream, _COPY_BYTES)
+        if written != target:
+            self._replace(written, target)
 
     def _replace(self, temporary: str, target: str) -> None:
         """Rename a file after syncing its bytes, because some filesystems write the new name first."""
-        if not isinstance(self._fs, pafs.LocalFileSystem):
+        if not self.is_local:
             self._fs.move(temporary, target)
             return
         _sync(temporary)
@@ -210,6 +245,26 @@ class Storage:
                     )
                 tables.append(file.read(columns=wanted.names).select(wanted.names).cast(wanted))
         return pa.concat_tables(tables)
+
+
+def _write_parquet(
+    path: str, schema: pa.Schema, tables: Iterable[pa.Table], row_group_rows: int | None
+) -> int:
+    plain = {f.name for f in schema if pa.types.is_binary(f.type)}
+    rows = 0
+    with pq.ParquetWriter(
+        path,
+        schema,
+        compression={f: "NONE" if f in plain else "SNAPPY" for f in _leaves(schema)},
+        use_dictionary=[f for f in _leaves(schema) if f not in plain],
+    ) as writer:
+        for table in tables:
+            writer.write_table(table, row_group_size=row_group_rows)
+            rows += table.num_rows
+    written = pq.read_metadata(path).num_rows
+    if written != rows:
+        raise DataError(path, f"{written} rows after writing", f"{rows} rows")
+    return rows
 
 
 def _sync(path: str) -> None:

@@ -1,11 +1,18 @@
-"""Paths for all tests, and the rules that skip tests this machine cannot run."""
+"""Fixtures for all tests, and the rules that skip tests this machine cannot run.
+
+What many tests need is made once a session: a store with MLflow's tables, a server that speaks S3. A stage
+runs in this process (`run_stage`), because a process of its own imports torch for six seconds; the tests of
+`jobs/*.py` and of submitted jobs start processes.
+"""
 
 from __future__ import annotations
 
 import os
 import shutil
+import signal
+import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -26,6 +33,45 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data at {folder} (set DEGLA_DATA to a folder that holds flickr8k/)")
     return folder
+
+
+@pytest.fixture
+def run_stage() -> Iterator[Callable[..., int]]:
+    """Run `degla STAGE …` in this process and return its exit status."""
+    from degla_ray.commands import degla
+
+    handler = signal.getsignal(signal.SIGTERM)
+
+    def run(*words: object) -> int:
+        before = sys.argv, sys.stdout, sys.stderr
+        sys.argv = ["degla"]
+        try:
+            degla([str(word) for word in words])
+        except SystemExit as end:
+            return int(end.code or 0)
+        finally:
+            sys.argv, sys.stdout, sys.stderr = before
+        return 0
+
+    yield run
+    signal.signal(signal.SIGTERM, handler)
+
+
+@pytest.fixture(scope="session")
+def _mlflow_tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database with MLflow's tables, which take two seconds to make."""
+    from mlflow import MlflowClient
+
+    file = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    MlflowClient(f"sqlite:///{file}").search_experiments()
+    return file
+
+
+@pytest.fixture
+def mlflow_uri(_mlflow_tables: Path, tmp_path: Path) -> str:
+    """URI of an empty MLflow store in the test's own folder."""
+    shutil.copy(_mlflow_tables, tmp_path / "mlflow.db")
+    return f"sqlite:///{tmp_path}/mlflow.db"
 
 
 @pytest.fixture(scope="session")

@@ -20,6 +20,7 @@ from degla_ray.config import (
     TrainConfig,
 )
 from degla_ray.schema import CAPTIONS, IMAGES, NEGATIVES, Kind
+from degla_ray.sources.write_images import write_images
 from degla_ray.stage import StageFolder, shard_of
 
 Row = dict[str, Any]
@@ -79,9 +80,7 @@ def write_inputs(folder: Path, *, images: int = 30, num_shards: int = 2, broken:
                 bad |= {"engine": "rules", "model": "", "prompt_sha": "", "attempt": 0}
                 wrong[shard_of(sample_id, num_shards)].append(bad)
     for shard in range(num_shards):
-        prepared.write_part(
-            "images", shard, pa.Table.from_pylist(image_rows[shard], IMAGES), row_group_rows=4
-        )
+        write_images(prepared, shard, [pa.Table.from_pylist(image_rows[shard], IMAGES)])
         prepared.write_part("captions", shard, pa.Table.from_pylist(captions[shard], CAPTIONS))
         negatives.write_part("negatives", shard, pa.Table.from_pylist(wrong[shard], NEGATIVES))
         prepared.write_receipt(shard, {})

@@ -6,6 +6,7 @@ No environment variable is read here.
 """
 
 from degla_ray.config.chains import ChainConfig, PretrainScenesConfig, TuneConfig
+from degla_ray.config.dry_run import DryRunConfig
 from degla_ray.config.evaluation import (
     CompareConfig,
     EvaluateConfig,
@@ -73,6 +74,7 @@ __all__ = [
     "CsvConfig",
     "DataConfig",
     "DeglaJsonConfig",
+    "DryRunConfig",
     "EvaluateConfig",
     "ExportConfig",
     "ExportDeglaJsonConfig",

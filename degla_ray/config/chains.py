@@ -107,7 +107,8 @@ class ChainConfig:
         made = {"seed": self.seed, "tracking": self.tracking}
         on_scenes = self.prepare.source == "scenes"  # type: ignore[attr-defined]
         data = {"prepared": prepared, "negatives": negatives}
-        tests = {"suite": f"{prepared}/tests"} if on_scenes else data
+        own_tests = {"suite": f"{prepared}/tests"} if on_scenes else data
+        tests = {} if self.evaluate.split is None else own_tests  # type: ignore[attr-defined]
         pretrain = None
         if self.pretrain is not None:
             pretrain = self._training("pretrain", BASE, self.pretrain, {"prepared": prepared})

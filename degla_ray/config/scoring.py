@@ -56,8 +56,8 @@ class ScoringConfig:
     negatives: str | None = None
     """Folder written by `negatives` for `prepared`; adds each caption against its own negatives, one subset
     per kind."""
-    split: str = "val"
-    """Split of `prepared` to evaluate on."""
+    split: str | None = "val"
+    """Split of `prepared` to evaluate on; in a chain, null evaluates on other test sets only."""
     published: PublishedConfig = field(default_factory=PublishedConfig)
     benchmarks: list[str] = field(default_factory=lambda: ["all"])
     """Benchmarks to run; [all] runs every benchmark whose files are present."""
@@ -91,6 +91,12 @@ class ScoringConfig:
             f"{prefix}prepared",
             None,
             f"the folder that `{prefix}negatives` was made from",
+        )
+        require(
+            self.split is not None or self.prepared is None,
+            f"{prefix}split",
+            None,
+            f"a split of `{prefix}prepared`, e.g. val",
         )
         require(bool(self.benchmarks), f"{prefix}benchmarks", self.benchmarks, "at least one, or [all]")
         for setting in ("num_actors", "batch_size"):

@@ -45,7 +45,8 @@ class ComputeConfig:
     cpus: float = 1.0
     """Logical CPUs reserved for each worker or actor, beside a GPU too."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Autocast dtype; `auto`: bf16 on GPUs that have it, otherwise fp32. A GPU multiplies fp32 in TF32."""
+    """Autocast dtype of the towers; `auto`: bf16 on GPUs that have it, otherwise fp32. A GPU multiplies fp32
+    in TF32."""
 
     def __post_init__(self) -> None:
         require(self.cpus > 0, "compute.cpus", self.cpus, "more than 0")

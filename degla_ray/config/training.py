@@ -141,12 +141,15 @@ class OptimizerConfig:
 class AdaptConfig:
     """Which weights are trained and at which learning rate; by default all, at the same rate."""
 
-    freeze: Literal["none", "image", "text"] = "none"
-    """Tower to freeze."""
+    freeze: Literal["none", "image", "text", "trunks"] = "none"
+    """Tower to freeze; `trunks` freezes both except for their projections into the shared space."""
     freeze_image_blocks: int = 0
     """Number of first blocks of the image tower to freeze, together with its embedding."""
     freeze_text_blocks: int = 0
     """Number of first blocks of the text tower to freeze, together with its embedding."""
+    cache_frozen: bool = False
+    """Keep the outputs of frozen timm and Hugging Face trunks in memory (1 GiB per trunk and worker), so that
+    a caption, or an image without random crop, passes through only once; equal up to rounding."""
     layer_decay: float = 1.0
     """Learning-rate multiplier from each block to the one below it; 1 gives all blocks the same rate."""
     lora_rank: int = 0
@@ -177,10 +180,23 @@ class DataConfig:
     """Split of the captions to train on."""
     crop_scale_min: float = 0.9
     """Smallest share of the image's area that RandomResizedCrop keeps (0 to 1)."""
-    decode_tasks: int = 2
-    """Ray actors that decode for each worker."""
+    decode_tasks: int | None = None
+    """Ray actors that decode for each worker, one logical CPU each; null: the cores its node has left."""
     prefetch_batches: int = 4
     """Batches decoded ahead of each worker."""
+    cache: str | None = None
+    """Local folder for copies of a remote data set's parts, shared by a node's processes; null: a temporary
+    folder."""
+    cache_gb: float = 50.0
+    """Largest size of `cache` in GB. A larger data set is read image by image, unless `block_rows` is set."""
+    block_rows: int = 0
+    """Rows that are shuffled among each other, in whole parts; 0: all rows of the split."""
+
+    def __post_init__(self) -> None:
+        tasks = self.decode_tasks
+        require(tasks is None or tasks >= 1, "data.decode_tasks", tasks, "at least 1, or null")
+        require(self.cache_gb > 0, "data.cache_gb", self.cache_gb, "more than 0")
+        require(self.block_rows >= 0, "data.block_rows", self.block_rows, "at least 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,8 +241,10 @@ class ValidationSettings(ScoringConfig):
 class TrainComputeConfig(ComputeConfig):
     """Hardware of a Ray Train worker."""
 
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Autocast dtype; losses are always computed in fp32."""
+    activation_checkpointing: bool = False
+    """Recompute each block in the backward pass: less memory, about a third more time, the same gradients."""
+    gradient_compression: Literal["none", "bf16"] = "none"
+    """Type in which workers exchange gradients; `bf16` halves the traffic and rounds every gradient."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -271,10 +289,10 @@ class TrainConfig:
             self.global_batch_size,
             f"a multiple of num_workers ({self.num_workers})",
         )
-        pieces = self.num_workers * self.accumulation_steps
+        micro_batches = self.num_workers * self.accumulation_steps
         require(self.accumulation_steps >= 1, "accumulation_steps", self.accumulation_steps, "at least 1")
         require(
-            self.global_batch_size % pieces == 0,
+            self.global_batch_size % micro_batches == 0,
             "accumulation_steps",
             self.accumulation_steps,
             f"a divisor of global_batch_size / num_workers ({self.global_batch_size // self.num_workers})",

@@ -6,12 +6,13 @@ is computed: the actor runs two calls at a time. On a CPU the same code copies t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
-from degla_ray.encoding.pool import Precision
+from degla_ray.devices import Precision
 from degla_ray.encoding.rows import row_of, with_array
 
 if TYPE_CHECKING:
@@ -72,20 +73,23 @@ class Towers:
         """Return img_BD, float32 and L2-normalised, of uint8 pixels."""
         from degla_ray.model.encode import encode_image
 
-        return self._encode(lambda x: encode_image(self.model, self._normalised(x)), pixels_BHWC)
+        return self._encode(lambda: encode_image(self.model, self._normalised(self._on_device(pixels_BHWC))))
 
     def texts(self, tokens_BL: np.ndarray) -> np.ndarray:
         """Return txt_BD, float32 and L2-normalised, of int32 token ids."""
+        import torch
+
         from degla_ray.model.encode import encode_text
 
-        return self._encode(lambda x: encode_text(self.model, x.long()), tokens_BL)
+        # A copy, because the array is not writable; on the CPU, where `encode_text` packs the tokens.
+        return self._encode(lambda: encode_text(self.model, torch.tensor(tokens_BL)))
 
-    def _encode(self, features_of: Any, array: np.ndarray) -> np.ndarray:
+    def _encode(self, features: Callable[[], torch.Tensor]) -> np.ndarray:
         import torch
 
         autocast = torch.autocast(self.device.type, self._autocast, enabled=self._autocast is not None)
         with torch.inference_mode(), autocast:
-            features_BD: np.ndarray = features_of(self._on_device(array)).cpu().numpy()
+            features_BD: np.ndarray = features().cpu().numpy()
         return features_BD
 
     def _normalised(self, pixels_BHWC: torch.Tensor) -> torch.Tensor:

@@ -20,6 +20,7 @@ import numpy as np
 from rich.console import Console
 
 from degla_ray.deadline import with_deadline
+from degla_ray.devices import free_gpus
 from degla_ray.encoding.actor import GPU_CALLS, Encoder
 from degla_ray.encoding.feature_cache import FeatureCache, text_digest
 from degla_ray.encoding.features import image_key
@@ -177,9 +178,9 @@ def _run(
 
     if not batches:
         return
-    resources = ray.cluster_resources()
-    actors = pool.fitting(resources)
-    console.print(pool.describe(actors, resources), markup=False, highlight=False, soft_wrap=True)
+    actors = pool.fitting(ray.cluster_resources())
+    told = f"encoding: {pool.devices(actors).describe(free_gpus())}"
+    console.print(told, markup=False, highlight=False, soft_wrap=True)
     actors = min(actors, len(batches))
     known = cache.digests() if cache is not None else np.array([], dtype="S32")
     reader = Reader(loaded.preprocess_cfg, sources, ray.put(known), ray.put(loaded.tokenizer))

@@ -15,10 +15,11 @@ from rich.console import Console
 
 from degla_ray import ray_setup
 from degla_ray.config import NeighboursConfig
+from degla_ray.devices import resolve_precision
 from degla_ray.encoding import encode as encoding
 from degla_ray.encoding.features import image_key
 from degla_ray.encoding.images import ParquetImages
-from degla_ray.encoding.pool import Pool, resolve_precision
+from degla_ray.encoding.pool import Pool
 from degla_ray.errors import SettingError
 from degla_ray.lease import owned
 from degla_ray.model.build import build_with_weights

@@ -21,12 +21,13 @@ from rich.console import Console
 
 from degla_ray import ray_setup, tracking
 from degla_ray.config import EvaluateConfig
+from degla_ray.devices import Precision, resolve_precision
 from degla_ray.encoding import encode as encoding
 from degla_ray.encoding import images
 from degla_ray.encoding.feature_cache import FeatureCache
 from degla_ray.encoding.images import ImageSource, ParquetImages
 from degla_ray.encoding.needs import Encoded, Needs
-from degla_ray.encoding.pool import Pool, Precision, resolve_precision
+from degla_ray.encoding.pool import Pool
 from degla_ray.encoding.start import load_beside_ray
 from degla_ray.errors import SettingError
 from degla_ray.evaluation.benchmarks import published, suite
@@ -91,9 +92,7 @@ def evaluate(config: EvaluateConfig, loaded: LoadedModel | None = None) -> Summa
         return _evaluate(config, tests, loaded, _folder_of(config))
 
 
-def _evaluate(
-    config: EvaluateConfig, tests: _Tests, loaded: LoadedModel, model_folder: str | None
-) -> Summary:
+def _evaluate(config: EvaluateConfig, tests: Tests, loaded: LoadedModel, model_folder: str | None) -> Summary:
     label = config.label or loaded.name
     precision = resolve_precision(config.compute, config.ray)
     identity = {
@@ -138,7 +137,7 @@ def _evaluate(
 
 
 def _score_all(
-    config: EvaluateConfig, tests: _Tests, loaded: LoadedModel, folder: StageFolder, summary: Summary
+    config: EvaluateConfig, tests: Tests, loaded: LoadedModel, folder: StageFolder, summary: Summary
 ) -> Summary:
     """Encode and score all benchmarks, write each one's scores and items, and return the whole summary."""
     own_cache = f"{config.output.rstrip('/')}/{OWN_CACHE}"
@@ -166,13 +165,18 @@ def _score_all(
     return summary
 
 
-def check_tests(config: EvaluateConfig) -> None:
-    """Raise what `evaluate` would raise about test sets and benchmark names, without encoding anything."""
-    _tests(config)
+def check_tests(config: EvaluateConfig, *, keep: bool = True) -> Tests:
+    """Return what `evaluate` would score on, or raise what it would raise; nothing is encoded.
+
+    Args:
+        config: settings of the evaluation.
+        keep: whether to keep the shuffles of the order benchmarks; nothing else is written.
+    """
+    return _tests(config, keep)
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Tests:
+class Tests:
     """The benchmarks to score a model on.
 
     Attributes:
@@ -186,7 +190,7 @@ class _Tests:
 
 
 def _encoded(
-    config: EvaluateConfig, tests: _Tests, loaded: LoadedModel, cache: FeatureCache, precision: Precision
+    config: EvaluateConfig, tests: Tests, loaded: LoadedModel, cache: FeatureCache, precision: Precision
 ) -> Iterator[tuple[int, Encoded]]:
     """Yield each benchmark's number and features, showing one progress bar per benchmark."""
     needs = [Needs(keys=b.image_keys(), texts=b.texts()) for b in tests.benchmarks]
@@ -219,7 +223,7 @@ def _items(benchmark: Benchmark) -> pa.Table:
     return pa.Table.from_pylist(list(rows), schema=ITEMS)
 
 
-def _tests(config: EvaluateConfig) -> _Tests:
+def _tests(config: EvaluateConfig, keep: bool = True) -> Tests:
     """Return the requested benchmarks, their image sources and the identity of the inputs."""
     benchmarks: list[Benchmark] = []
     sources: dict[str, ImageSource] = {}
@@ -240,7 +244,7 @@ def _tests(config: EvaluateConfig) -> _Tests:
             benchmarks.append(own_negatives(captions, table, PREPARED, config.negatives))
             inputs["negatives"] = manifest["fingerprint"]
     if config.published.given:
-        found = published.load_published(config.published, config.benchmarks)
+        found = published.load_published(config.published, config.benchmarks, keep=keep)
         benchmarks += found.benchmarks
         sources |= found.sources
         inputs["published"] = {name: found.identity[name] for name in sorted(found.identity)}
@@ -249,7 +253,7 @@ def _tests(config: EvaluateConfig) -> _Tests:
                 f"skipped, files missing: {', '.join(found.absent)} (jobs/fetch_benchmarks.py gets them)",
                 markup=False,
             )
-    return _Tests(benchmarks=_chosen(benchmarks, config.benchmarks), sources=sources, inputs=inputs)
+    return Tests(benchmarks=_chosen(benchmarks, config.benchmarks), sources=sources, inputs=inputs)
 
 
 def _split(storage: Storage, config: EvaluateConfig) -> pa.Table:

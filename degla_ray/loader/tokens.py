@@ -1,11 +1,12 @@
-"""Removal, before training, of negatives that the model's tokenizer cannot distinguish.
+"""The tokens of all captions and negatives, made once before training.
 
-A tokenizer truncates a text at the model's context length, and may lower-case it. A negative with the same
-tokens as its caption would push the caption away from itself, so it is dropped; of a caption's negatives with
-equal tokens, the first is kept. Dropped negatives are listed in the run's folder (`rejects/`) and counted in
-`tokens.json`. Each decoder tokenises about 10,000 texts per second: 200 s for 2 M negatives on one.
+Decoders therefore need no tokenizer, which would cost each of them half a gigabyte of imports. A tokenizer
+truncates a text at the model's context length, and may lower-case it. A negative with the same tokens as its
+caption would push the caption away from itself, so it is dropped; of a caption's negatives with equal tokens,
+the first is kept. Dropped negatives are listed in the run's folder (`rejects/`) and counted in `tokens.json`.
+A core tokenises about 10,000 texts per second: 200 s for 2 M negatives on one.
 
-Shape suffixes: R rows (captions), G their negatives, L tokens.
+Shape suffixes: R rows (captions), G their negatives, U texts (captions, then negatives), L tokens.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -23,28 +25,30 @@ from ray.exceptions import RayTaskError
 
 from degla_ray.config import ModelConfig
 from degla_ray.errors import DataError, DeglaError
-from degla_ray.loader.samples import Samples
+from degla_ray.loader.samples import Samples, Texts
 from degla_ray.schema import REJECTS, RejectReason
 from degla_ray.stage import part_name
 from degla_ray.storage import Storage
 
 COUNTS, REJECTS_FOLDER = "tokens.json", "rejects"
 CHUNK_ROWS = 2000
-"""Captions (with their negatives) that a decoder compares per call."""
+"""Captions (with their negatives) per task."""
 _REASONS = {1: RejectReason.SAME_AS_CAPTION, 2: RejectReason.DUPLICATE_NEGATIVE}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Compared:
-    """The result of comparing some rows after tokenisation.
+class Tokenised:
+    """The tokens of some rows and what comparing them found.
 
     Attributes:
-        length: the model's context length, in tokens.
-        cut: number of captions that are longer.
+        captions: tokens of the captions.
+        negatives: tokens of their negatives.
+        cut: number of captions that are longer than the context.
         fault_G: uint8; 1: same tokens as the caption, 2: same tokens as an earlier negative, else 0.
     """
 
-    length: int
+    captions: Texts
+    negatives: Texts
     cut: int
     fault_G: NDArray[np.uint8]
 
@@ -70,25 +74,25 @@ class Counts:
     duplicate_negative: int
 
     def describe(self) -> str:
-        said = f"{self.captions_cut:,} of {self.captions:,} captions are cut at {self.length} tokens"
+        line = f"{self.captions_cut:,} of {self.captions:,} captions are cut at {self.length} tokens"
         if not self.negatives:
-            return said
+            return line
         dropped = self.same_as_caption + self.duplicate_negative
-        said += f"; {dropped:,} of {self.negatives:,} negatives dropped"
+        line += f"; {dropped:,} of {self.negatives:,} negatives dropped"
         if not dropped:
-            return said
+            return line
         return (
-            f"{said}: {self.same_as_caption:,} have their caption's tokens, {self.duplicate_negative:,} "
+            f"{line}: {self.same_as_caption:,} have their caption's tokens, {self.duplicate_negative:,} "
             f"those of another negative ({REJECTS_FOLDER}/)"
         )
 
 
-def compare(samples: Samples, tokenizer: Callable[..., Any], first: int, last: int) -> Compared:
-    """Tokenise rows [first, last) and their negatives, and compare each negative with its own row's texts."""
+def tokenise(samples: Samples, tokenizer: Callable[..., Any], first: int, last: int) -> Tokenised:
+    """Tokenise rows [first, last) and compare each negative with its row's caption and other negatives."""
     captions = samples.caption.slice(first, last - first).to_pylist()
     begin, end = int(samples.first_negative[first]), int(samples.first_negative[last])
-    tokens_RL = np.asarray(tokenizer(captions))
-    length = tokens_RL.shape[1]
+    tokens_RL, cut_R, padding = _cut(tokenizer, captions)
+    tokens_GL = np.empty((0, tokens_RL.shape[1]), tokens_RL.dtype)
     fault_G = np.zeros(end - begin, np.uint8)
     if end > begin:
         tokens_GL = np.asarray(tokenizer(samples.negative.slice(begin, end - begin).to_pylist()))
@@ -99,62 +103,81 @@ def compare(samples: Samples, tokenizer: Callable[..., Any], first: int, last: i
             fault_G[g] = 2 if key in seen else 0
             seen.add(key)
         fault_G[(tokens_GL == tokens_RL[row_G]).all(axis=1)] = 1
-    return Compared(length=length, cut=int(_cut(tokenizer, captions, tokens_RL).sum()), fault_G=fault_G)
+    return Tokenised(
+        captions=Texts.of(tokens_RL, padding),
+        negatives=Texts.of(tokens_GL, padding),
+        cut=int(cut_R.sum()),
+        fault_G=fault_G,
+    )
 
 
-def settle(
-    run: Storage, samples: Samples, model: ModelConfig, decoders: list[list[Any]]
-) -> tuple[Samples, Counts]:
-    """Return the samples without the negatives that the model cannot tell apart, and the counts.
+def _tokenise(samples: Samples, model: ModelConfig, first: int, last: int) -> Tokenised:
+    return tokenise(samples, _tokenizer(model), first, last)
+
+
+@lru_cache(maxsize=1)
+def _tokenizer(model: ModelConfig) -> Callable[..., Any]:
+    from degla_ray.model.build import build_tokenizer
+
+    return build_tokenizer(model)
+
+
+def tokenise_all(run: Storage, samples: Samples, model: ModelConfig) -> tuple[Samples, Counts]:
+    """Return the samples with their tokens, without negatives that the model cannot tell apart; and counts.
 
     Args:
         run: the run's folder, to which `tokens.json` and `rejects/` are written.
         samples: samples of the split.
         model: model whose tokenizer is used.
-        decoders: actors that tokenise.
 
     Raises:
         DataError: no negative is left.
         SettingError: the model does not exist.
     """
-    reference, actors = ray.put(samples), [actor for those in decoders for actor in those]
+    # SPREAD also escapes the placement group of a sweep's trial, which has no CPUs left for these tasks.
+    reference, task = ray.put(samples), ray.remote(_tokenise).options(scheduling_strategy="SPREAD")
     waiting = [
-        actors[number % len(actors)].compare.remote(
-            [reference], model, first, min(first + CHUNK_ROWS, len(samples))
-        )
-        for number, first in enumerate(range(0, len(samples), CHUNK_ROWS))
+        task.remote(reference, model, first, min(first + CHUNK_ROWS, len(samples)))
+        for first in range(0, len(samples), CHUNK_ROWS)
     ]
     try:
-        found: list[Compared] = ray.get(waiting)
+        found: list[Tokenised] = ray.get(waiting)
     except RayTaskError as error:
         if isinstance(error.cause, DeglaError):
             raise error.cause from error
         raise
-    fault_G = np.concatenate([compared.fault_G for compared in found])
+    fault_G = np.concatenate([tokenised.fault_G for tokenised in found])
+    length = found[0].captions.context
     counts = Counts(
-        length=found[0].length,
+        length=length,
         captions=len(samples),
-        captions_cut=sum(compared.cut for compared in found),
+        captions_cut=sum(tokenised.cut for tokenised in found),
         negatives=len(fault_G),
         **{str(reason): int((fault_G == fault).sum()) for fault, reason in _REASONS.items()},
     )
-    run.write_table(_rejects(samples, fault_G, counts.length), REJECTS_FOLDER, part_name(0, 1))
+    run.write_table(_rejects(samples, fault_G, length), REJECTS_FOLDER, part_name(0, 1))
     run.write_json(dataclasses.asdict(counts), COUNTS)
     if len(fault_G) and fault_G.all():
         raise DataError(
             run.path(REJECTS_FOLDER),
-            f"all {len(fault_G):,} negatives, which read like their captions within {counts.length} tokens",
+            f"{len(fault_G):,} negatives, none of which differs from its caption in {length} tokens",
             "negatives that differ early enough, or a model with a longer context",
         )
-    return _without(samples, fault_G != 0), counts
+    negatives = Texts.joined([tokenised.negatives for tokenised in found]).take(np.flatnonzero(fault_G == 0))
+    texts = Texts.joined([*(tokenised.captions for tokenised in found), negatives])
+    return dataclasses.replace(_without(samples, fault_G != 0), texts=texts), counts
 
 
-def _cut(tokenizer: Callable[..., Any], texts: list[str], tokens_RL: NDArray[Any]) -> NDArray[np.bool_]:
-    """Return whether each text is truncated: one more token of context would show more of it."""
-    length = tokens_RL.shape[1]
-    longer = np.asarray(tokenizer([*texts, ""], context_length=length + 1))
+def _cut(tokenizer: Callable[..., Any], texts: list[str]) -> tuple[NDArray[Any], NDArray[np.bool_], int]:
+    """Return the texts' tokens, whether each text is truncated, and the padding token.
+
+    A text is truncated if one more token of context would show more of it.
+    """
+    tokens_RL = np.asarray(tokenizer(texts))
+    longer = np.asarray(tokenizer([*texts, ""], context_length=tokens_RL.shape[1] + 1))
     padding = longer[-1, -1]
-    return (longer[:-1, :-1] != tokens_RL).any(axis=1) | (longer[:-1, -1] != padding)
+    cut_R = (longer[:-1, :-1] != tokens_RL).any(axis=1) | (longer[:-1, -1] != padding)
+    return tokens_RL, cut_R, int(padding)
 
 
 def _rejects(samples: Samples, fault_G: NDArray[np.uint8], length: int) -> pa.Table:

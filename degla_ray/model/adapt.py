@@ -19,8 +19,11 @@ from torch.nn.utils import parametrize
 
 from degla_ray.config import AdaptConfig
 from degla_ray.errors import SettingError
+from degla_ray.model import frozen
 
-_BLOCK = re.compile(r"\b(?:resblocks|blocks|stages|layers)\.(\d+)\.")
+# Blocks of open_clip (resblocks), timm (blocks, stages, layers), BERT (layer), T5 (block), ResNets (layer1).
+_BLOCK = re.compile(r"\b(?:(?:resblocks|blocks?|stages|layers?)\.(?P<from_0>\d+)|layer(?P<from_1>\d+))\.")
+_HEAD = re.compile(r"(visual\.(proj|head\.)|(text\.)?text_projection|text\.proj\.)")
 _ORIGINAL = re.compile(r"\.parametrizations\.(\w+)\.original")
 _SCALARS = ("logit_scale", "logit_bias")
 
@@ -28,38 +31,52 @@ _SCALARS = ("logit_scale", "logit_bias")
 def adapt(model: nn.Module, config: AdaptConfig) -> None:
     """Freeze weights and add adapters in place; parameters that still require gradients are trained.
 
+    Modules without a trained parameter stay in eval mode from then on: a frozen part uses its stored batch
+    statistics and has no dropout. A BatchNorm that is trained still normalises with the statistics of a
+    worker's micro-batch, so its results depend on the number of workers.
+
     Raises:
-        SettingError: more blocks are to be frozen than the tower has, or the model has no blocks to adapt.
+        SettingError: the tower has fewer blocks than are to be frozen, the model has no blocks to adapt, or
+            it has no frozen trunk whose outputs could be cached.
     """
-    staying = {"image": config.freeze_image_blocks, "text": config.freeze_text_blocks, "": 0}
-    there = _blocks(model)
-    for tower, blocks in staying.items():
-        if blocks > there[tower]:
+    frozen_blocks = {"image": config.freeze_image_blocks, "text": config.freeze_text_blocks, "": 0}
+    available = _blocks(model)
+    for tower, blocks in frozen_blocks.items():
+        if blocks > available[tower]:
             raise SettingError(
-                f"adapt.freeze_{tower}_blocks", blocks, f"at most {there[tower]}, the tower's blocks"
+                f"adapt.freeze_{tower}_blocks", blocks, f"at most {available[tower]}, the tower's blocks"
             )
     if config.lora_rank:
         _add_lora(model, config)
+    depths = _depths(model)
     for name, parameter in model.named_parameters():
         tower = _tower(name)
-        # freezing the first blocks also freezes the layers before them
-        if tower == config.freeze or (staying[tower] and _depth(name, there[tower]) <= staying[tower]):
+        is_trunk = tower != "" and not _HEAD.match(name)
+        # Freezing the first blocks also freezes the layers before them.
+        in_first = frozen_blocks[tower] and depths[name] <= frozen_blocks[tower]
+        if tower == config.freeze or (config.freeze == "trunks" and is_trunk) or in_first:
             parameter.requires_grad_(False)
+    frozen.keep_in_eval_mode(model)
+    if config.cache_frozen and not frozen.cache_outputs(model):
+        raise SettingError(
+            "adapt.cache_frozen", True, "false: no trunk of timm or Hugging Face is frozen as a whole"
+        )
 
 
-def rate_factors(model: nn.Module, config: AdaptConfig) -> dict[str, float]:
+def lr_multipliers(model: nn.Module, config: AdaptConfig) -> dict[str, float]:
     """Return each parameter's learning-rate multiplier, by name.
 
     It is `layer_decay` to the power of the number of layers above the parameter in its tower: 0 after the
     last block and for the logit scalars, 1 in the last block, the number of blocks + 1 for the embeddings
     before the first. For adapters it is multiplied by `lora_lr_multiplier`.
     """
-    blocks, factors = _blocks(model), {}
+    blocks, depths, multipliers = _blocks(model), _depths(model), {}
     for name, _ in model.named_parameters():
         tower = _tower(name)
-        above = 0 if tower == "" else blocks[tower] + 1 - _depth(name, blocks[tower])
-        factors[name] = config.layer_decay**above * (config.lora_lr_multiplier if _is_adapter(name) else 1.0)
-    return factors
+        above = 0 if tower == "" else blocks[tower] + 1 - depths[name]
+        rate = config.lora_lr_multiplier if _is_adapter(name) else 1.0
+        multipliers[name] = config.layer_decay**above * rate
+    return multipliers
 
 
 def plain_state(model: nn.Module) -> dict[str, Tensor]:
@@ -79,7 +96,7 @@ def merged(model: nn.Module) -> nn.Module:
     """Return a trainable copy without adapters, whose weights include the adapters' products."""
     plain = copy.deepcopy(model)
     for module in [m for m in plain.modules() if parametrize.is_parametrized(m)]:
-        # torch creates a class per such module; a copy shares it, and removal would change the original too
+        # torch creates a class for each such module. A copy shares it, and removal would change both.
         own = type(module)
         module.__class__ = type(own.__name__, own.__bases__, dict(own.__dict__))
         for weight in list(module.parametrizations):  # type: ignore[arg-type]
@@ -135,14 +152,30 @@ def _blocks(model: nn.Module) -> dict[str, int]:
     """Return the number of blocks of each tower."""
     blocks = {"image": 0, "text": 0, "": 0}
     for name, _ in model.named_parameters():
-        if found := _BLOCK.search(name):
-            blocks[_tower(name)] = max(blocks[_tower(name)], int(found[1]) + 1)
+        blocks[_tower(name)] = max(blocks[_tower(name)], _block(name) or 0)
     return blocks
 
 
-def _depth(name: str, blocks: int) -> int:
-    """Return 0 before the first block, 1 to `blocks` inside one, `blocks` + 1 after the last."""
-    if found := _BLOCK.search(name):
-        return int(found[1]) + 1
-    before = ("conv1", "ln_pre", "stem", "embed")
-    return 0 if any(part in name for part in before) else blocks + 1
+def _depths(model: nn.Module) -> dict[str, int]:
+    """Return each parameter's depth in its tower: 0 before the first block, 1 to N inside one, N + 1 after.
+
+    Modules are registered in the order of the forward pass, so a parameter that is listed before the first
+    block also precedes it. Two exceptions are recognised by name: open_clip registers its projections before
+    the blocks, and the embeddings of its text tower after them.
+    """
+    blocks, depths = _blocks(model), {}
+    reached = {"image": False, "text": False, "": False}
+    for name, _ in model.named_parameters():
+        tower, block = _tower(name), _block(name)
+        reached[tower] |= block is not None
+        before = "embed" in name or not (reached[tower] or _HEAD.match(name) or blocks[tower] == 0)
+        depths[name] = block if block is not None else 0 if before else blocks[tower] + 1
+    return depths
+
+
+def _block(name: str) -> int | None:
+    """Return the number of the block that contains a parameter, counted from 1; None outside the blocks."""
+    found = _BLOCK.search(name)
+    if found is None:
+        return None
+    return int(found["from_1"] or int(found["from_0"]) + 1)

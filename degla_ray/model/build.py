@@ -30,6 +30,7 @@ from degla_ray.model import (
     huggingface,
     preprocess,
     towers,  # noqa: F401 - registers our tower in timm
+    trunks,
 )
 from degla_ray.model.files import (
     OPEN_CLIP_CONFIG,
@@ -185,11 +186,13 @@ def _create(arch: _Architecture, name: str, stack: ExitStack) -> nn.Module:
     )
     try:
         with _quiet():
-            return open_clip.create_model(f"local-dir:{folder}", load_weights=False, pretrained_text=False)
+            model = open_clip.create_model(f"local-dir:{folder}", load_weights=False, pretrained_text=False)
     except (TypeError, ValueError, RuntimeError, AssertionError, KeyError, OSError) as error:
         raise DataError(
             name, f"a config that open_clip cannot build ({error})", "an open_clip model config"
         ) from error
+    trunks.require_size(model.visual, name)
+    return model
 
 
 def _from_file(
@@ -258,10 +261,24 @@ def _tokenizer(arch: _Architecture, name: str) -> Callable[..., Tensor]:
         raise DataError(
             name, f"no tokenizer {hf_name!r} ({one_line(error)})", "a folder with the tokenizer's files"
         ) from error
-    tokens, size = len(tokenizer.tokenizer), text_cfg.get("vocab_size", 49408)
-    if tokens > size:
-        raise DataError(name, f"a tokenizer of {tokens} tokens", f"at most text_cfg.vocab_size = {size}")
+    _require_embeddings(tokenizer, text_cfg, name)
     return tokenizer
+
+
+def _require_embeddings(tokenizer: HFTokenizer, text_cfg: dict[str, Any], name: str) -> None:
+    """Check that the text tower has an embedding for each token.
+
+    Raises:
+        DataError: the tokenizer has more tokens.
+    """
+    where, size = "text_cfg.vocab_size", text_cfg.get("vocab_size", 49408)
+    if folder := text_cfg.get("hf_model_name"):
+        if not Path(folder).is_dir():
+            return  # a name on the Hub, from open_clip's own configs
+        config = read_json(Path(folder) / huggingface.CONFIG_FILE, "an encoder's config")
+        where, size = f"vocab_size in {folder}", config.get("vocab_size", 0)
+    if (tokens := len(tokenizer.tokenizer)) > size:
+        raise DataError(name, f"a tokenizer of {tokens} tokens", f"at most {where} = {size}")
 
 
 def _local(uri: str, stack: ExitStack) -> Path:

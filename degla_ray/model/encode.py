@@ -2,8 +2,9 @@
 
 Captions take about 12 of CLIP's 77 tokens. A causal text tower's output at the end-of-text token does not
 depend on later tokens, so padding is skipped (`blocks.py`). Of a vision transformer's last block only one
-token is used. open_clip's towers compute all tokens, so this file calls their modules directly. Other towers
-(bidirectional, Hugging Face, timm, pooled over all tokens) run open_clip's own code.
+token is used. open_clip's towers compute all tokens, so this file calls their modules directly. `trunks.py`
+computes towers of timm and Hugging Face. Others (bidirectional, pooled over all tokens) run open_clip's own
+code.
 
 Shape suffixes: B rows, L positions, T tokens of all rows, W tower width, D features.
 """
@@ -17,7 +18,9 @@ import torch.nn.functional as F
 from open_clip.transformer import TextTransformer, VisionTransformer
 from torch import Tensor, nn
 
-from degla_ray.model.blocks import Packing, is_supported, pooled_output
+from degla_ray.model import trunks
+from degla_ray.model.blocks import Causal, Dense, is_supported, pooled_output
+from degla_ray.model.packing import PackedText, TextEnd, pack
 
 # open_clip's models have attributes that torch's type annotations do not declare.
 OpenClipModel = Any
@@ -33,67 +36,91 @@ def encode_image(model: OpenClipModel, images_BCHW: Tensor, normalize: bool = Tr
         and not tower.output_tokens
         and is_supported(tower.transformer)
     )
-    img_BD = _class_token(tower, images_BCHW) if pools_one_token else model.encode_image(images_BCHW)
-    img_BD = img_BD.float()
-    return F.normalize(img_BD, dim=-1) if normalize else img_BD
+    if trunks.is_timm(tower):
+        img_BD = trunks.image_features(tower, images_BCHW)
+    else:
+        img_BD = _class_token(tower, images_BCHW) if pools_one_token else model.encode_image(images_BCHW)
+    return _unit(img_BD, normalize)
 
 
-def encode_text(model: OpenClipModel, tokens_BL: Tensor, normalize: bool = True) -> Tensor:
-    """Return txt_BD, float32, equal to open_clip's `encode_text`.
+def encode_text(model: OpenClipModel, text: Tensor | PackedText, normalize: bool = True) -> Tensor:
+    """Return txt_XD, float32, equal to open_clip's `encode_text`.
 
     Args:
         model: open_clip CLIP or CustomTextCLIP.
-        tokens_BL: int64 token ids, padded to any common length up to the context length.
+        text: packed texts (tensors), if `text_end` is not None for the model; or integer token ids [X, L],
+            padded to any common length up to the context length, best on the CPU, where they are packed.
         normalize: whether to divide by the L2 norm.
     """
+    if isinstance(text, PackedText):
+        return _unit(_last_token(model, text), normalize)
+    end = text_end(model)
+    if end is None or len(text) == 0:
+        tokens_XL = text.long().to(next(model.parameters()).device)
+        if len(text) and trunks.is_huggingface(getattr(model, "text", None)):
+            return _unit(trunks.text_features(model.text, tokens_XL), normalize)
+        return _unit(model.encode_text(tokens_XL), normalize)
+    tokens = text.numpy(force=True)
+    return _unit(_last_token(model, on_device(pack(tokens, end.find(tokens)), model)), normalize)
+
+
+def on_device(text: PackedText, model: OpenClipModel) -> PackedText:
+    """Return packed texts as tensors on the model's device."""
+    device = next(model.parameters()).device
+    return text.map(lambda array: torch.as_tensor(array).to(device))
+
+
+def text_end(model: OpenClipModel) -> TextEnd | None:
+    """Return where the model's texts end, or None for a text tower that needs all positions."""
     tower = _causal_tower(model)
-    if tower is None or len(tokens_BL) == 0:
-        txt_BD = model.encode_text(tokens_BL)
-    else:
-        txt_BD = _end_token(*tower, tokens_BL)
-    txt_BD = txt_BD.float()
-    return F.normalize(txt_BD, dim=-1) if normalize else txt_BD
+    if tower is None:
+        return None
+    is_clip = hasattr(tower, "text_pool_type")  # CLIP contains the tower's parts itself
+    pool_type, end = (tower.text_pool_type, tower.text_eos_id) if is_clip else (tower.pool_type, tower.eos_id)
+    return TextEnd(token=None if pool_type == "argmax" else end)
+
+
+def _last_token(model: OpenClipModel, text: PackedText) -> Tensor:
+    tower = _causal_tower(model)
+    assert tower is not None, "text_end tells which models take packed texts"
+    x_TW = tower.token_embedding(text.token_T)
+    x_TW = x_TW + F.embedding(text.position_T, tower.positional_embedding)
+    x_XW = pooled_output(tower.transformer, x_TW, Causal(text), text.last_X)
+    # LayerNorm acts on each token separately, so only the pooled one needs it.
+    return _projected(_norm(tower, tower.ln_final, x_XW), tower.text_projection)
 
 
 def _class_token(tower: OpenClipModel, images_BCHW: Tensor) -> Tensor:
     x_BLW = tower._embeds(images_BCHW)
     B, L, _ = x_BLW.shape
-    packing = Packing(shape=(B, L), causal=False)
     first_B = torch.arange(0, B * L, L, device=x_BLW.device)
-    x_BW = tower.ln_post(pooled_output(tower.transformer, packing.unpad(x_BLW), packing, first_B))
-    return _projected(x_BW, tower.proj)
+    x_BW = pooled_output(tower.transformer, x_BLW.flatten(0, 1), Dense(L), first_B)
+    return _projected(_norm(tower, tower.ln_post, x_BW), tower.proj)
 
 
-def _causal_tower(model: OpenClipModel) -> tuple[OpenClipModel, str, int] | None:
-    """Return (module with the tower's parts, pooling type, id of the end token); None for other towers."""
-    if hasattr(model, "text_pool_type"):  # CLIP itself contains the parts
-        tower, pool_type, end_id = model, model.text_pool_type, model.text_eos_id
+def _causal_tower(model: OpenClipModel) -> OpenClipModel | None:
+    """Return the module with the text tower's parts; None for towers that this file does not compute."""
+    if hasattr(model, "text_pool_type"):
+        tower, pool_type = model, model.text_pool_type
     elif isinstance(getattr(model, "text", None), TextTransformer):  # CustomTextCLIP
-        tower, pool_type, end_id = model.text, model.text.pool_type, model.text.eos_id
+        tower, pool_type = model.text, model.text.pool_type
         if tower.cls_emb is not None or tower.use_pad_mask or tower.output_tokens:
             return None
     else:
         return None
     if tower.attn_mask is None or pool_type not in ("argmax", "eos") or not is_supported(tower.transformer):
         return None
-    return tower, pool_type, end_id
+    return tower
 
 
-def _end_token(tower: OpenClipModel, pool_type: str, end_id: int, tokens_BL: Tensor) -> Tensor:
-    end_B = (tokens_BL if pool_type == "argmax" else (tokens_BL == end_id).int()).argmax(dim=-1)
-    position_L = torch.arange(int(end_B.max()) + 1, device=tokens_BL.device)
-    real_BL = position_L <= end_B[:, None]
-    place_T = real_BL.flatten().nonzero()[:, 0]
-    packing = Packing(shape=(len(tokens_BL), len(position_L)), causal=True, place_T=place_T)
-    tokens_T = packing.unpad(tokens_BL[:, : len(position_L)])
-    position_T = packing.unpad(position_L.expand(packing.shape))
+def _norm(tower: OpenClipModel, norm: nn.Module, x_BW: Tensor) -> Tensor:
+    """Return x_BW normalised in the weights' own type (float32) even under autocast."""
+    with torch.autocast(x_BW.device.type, enabled=False):
+        return norm(x_BW.to(tower.positional_embedding.dtype))
 
-    dtype = tower.transformer.get_cast_dtype()
-    x_TW = tower.token_embedding(tokens_T).to(dtype) + tower.positional_embedding[position_T].to(dtype)
-    last_B = (end_B + 1).cumsum(0) - 1
-    # LayerNorm acts on each token separately, so only the pooled one needs it.
-    x_BW = tower.ln_final(pooled_output(tower.transformer, x_TW, packing, last_B))
-    return _projected(x_BW, tower.text_projection)
+
+def _unit(x_BD: Tensor, normalize: bool) -> Tensor:
+    return F.normalize(x_BD.float(), dim=-1) if normalize else x_BD.float()
 
 
 def _projected(x_BW: Tensor, projection: nn.Linear | Tensor | None) -> Tensor:

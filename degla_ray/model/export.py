@@ -13,7 +13,7 @@ import json
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from open_clip.tokenizer import HFTokenizer
@@ -30,6 +30,7 @@ from degla_ray.model.towers import AVERAGED, WITH_GRID
 from degla_ray.storage import Storage
 
 README_FILE = "README.md"
+ENCODER_CONFIG = huggingface.CONFIG_FILE  # of a Hugging Face text encoder, whose folder is then "."
 _OPEN_CLIP_README = """\
 # A CLIP model for open_clip
 
@@ -43,6 +44,10 @@ _WHY_OUR_TOWER = f"""
 The second import is needed: `degla_ray` registers the image tower `{WITH_GRID}` in timm. The tower is timm's
 `{AVERAGED}` with its last feature map pooled to cells, for which timm has no setting. Without the import,
 open_clip raises `Unknown model ({WITH_GRID})`. Install the package, or put its repository on PYTHONPATH.
+"""
+_WHY_IN_THE_FOLDER = """
+Run this in the folder itself (`cd FOLDER`): open_clip looks in the working directory for the text encoder's
+`config.json`.
 """
 _HUGGINGFACE_README = """\
 # A CLIP model for transformers
@@ -93,6 +98,11 @@ def export(
             tokenizer.save_pretrained(temporary)
             # open_clip takes the tokenizer from the folder itself, but requires a name to be set.
             model_cfg["text_cfg"]["hf_tokenizer_name"] = "."
+        if model_cfg["text_cfg"].get("hf_model_name"):
+            encoder = json.loads(cast(Any, model.model).text.config.to_json_string())
+            encoder.pop("_name_or_path", None)  # the folder from which it was read
+            (Path(temporary) / ENCODER_CONFIG).write_text(json.dumps(encoder, indent=2))
+            model_cfg["text_cfg"]["hf_model_name"] = "."
         for path in sorted(Path(temporary).iterdir()):
             storage.write_bytes(path.read_bytes(), path.name)
     # A single metadata entry, since safetensors writes several in an order that changes between runs.
@@ -139,8 +149,10 @@ def export_metadata(folder: str) -> dict[str, Any]:
 
 def _open_clip_readme(model: LoadedModel) -> str:
     ours = model.model_cfg["vision_cfg"].get("timm_model_name") == WITH_GRID
+    has_encoder = bool(model.model_cfg["text_cfg"].get("hf_model_name"))
     return _OPEN_CLIP_README.format(
-        imports="\n    import degla_ray.model.towers" if ours else "", why=_WHY_OUR_TOWER if ours else ""
+        imports="\n    import degla_ray.model.towers" if ours else "",
+        why=(_WHY_OUR_TOWER if ours else "") + (_WHY_IN_THE_FOLDER if has_encoder else ""),
     )
 
 

@@ -127,8 +127,10 @@ def read_json(path: Path, expected: str) -> dict[str, Any]:
 def read_open_clip_config(path: Path) -> tuple[dict[str, Any], dict[str, Any], Path | None]:
     """Return the model config, preprocess config and tokenizer folder (or None) of an open_clip config file.
 
+    A folder in `text_cfg.hf_model_name` is relative to the config file; it is returned as an absolute path.
+
     Raises:
-        DataError: the file is not such a config, its tokenizer folder is missing, or a field would run code.
+        DataError: the file is not such a config, it names a missing folder, or a field would run code.
     """
     content = read_json(path, "an open_clip model config")
     model_cfg = content.get("model_cfg", content)
@@ -139,6 +141,13 @@ def read_open_clip_config(path: Path) -> tuple[dict[str, Any], dict[str, Any], P
     if wrong := [k for k in ("vision_cfg", "text_cfg") if not isinstance(model_cfg[k], dict)]:
         raise DataError(str(path), f"a {wrong[0]} {model_cfg[wrong[0]]!r:.40}", "an open_clip model config")
     tokenizer = _tokenizer_folder(path, model_cfg["text_cfg"])
+    if encoder := _folder_beside(path, model_cfg["text_cfg"], "hf_model_name"):
+        if not (encoder / CLIP_MODEL_CONFIG).is_file():
+            raise DataError(
+                str(encoder), f"no {CLIP_MODEL_CONFIG}", "the config of text_cfg.hf_model_name's encoder"
+            )
+        text_cfg = model_cfg["text_cfg"] | {"hf_model_name": str(encoder.absolute())}
+        model_cfg = model_cfg | {"text_cfg": text_cfg}
     refuse_code_in_config(str(path), model_cfg, tokenizer)
     for folder in filter(None, (tokenizer, path.parent if path.name == OPEN_CLIP_CONFIG else None)):
         refuse_code(folder)
@@ -201,16 +210,23 @@ def refuse_code_in_config(where: str, model_cfg: dict[str, Any], tokenizer: Path
 
 
 def _tokenizer_folder(path: Path, text_cfg: dict[str, Any]) -> Path | None:
-    name = text_cfg.get("hf_tokenizer_name")
+    if path.name == OPEN_CLIP_CONFIG and text_cfg.get("hf_tokenizer_name"):
+        return path.parent  # as in open_clip: the tokenizer is in this folder, whatever the name
+    return _folder_beside(path, text_cfg, "hf_tokenizer_name")
+
+
+def _folder_beside(path: Path, text_cfg: dict[str, Any], field: str) -> Path | None:
+    """Return the folder that a field of the config at `path` names; None for a name on the Hub or no name.
+
+    Raises:
+        DataError: the name is a path, and there is no such folder.
+    """
+    name = text_cfg.get(field)
     if not name:
         return None
-    if path.name == OPEN_CLIP_CONFIG:  # as in open_clip: the tokenizer is in this folder, whatever the name
-        return path.parent
     folder = path.parent / str(name)
     if not folder.is_dir() and str(name).startswith((".", "/")):
-        raise DataError(
-            str(path), f"no tokenizer folder {folder}", "the folder of text_cfg.hf_tokenizer_name"
-        )
+        raise DataError(str(path), f"no folder {folder}", f"the folder of text_cfg.{field}")
     return folder if folder.is_dir() else None
 
 

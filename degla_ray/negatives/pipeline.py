@@ -87,17 +87,10 @@ def generate(config: NegativesConfig, publish: Publish | None = None) -> dict[st
 
 def _generate(config: NegativesConfig, publish: Publish | None) -> dict[str, int]:
     source, manifest = read_complete(config.prepared, "prepare")
-    kinds = () if config.engine == GIVEN_KIND else tuple(kind for kind in ORDER if kind in config.kinds)
-    prompts = _prompts(config, kinds)
-    identity = {
-        "prepared": manifest["fingerprint"],
-        "engine": {"name": config.engine, **_engine_identity(config, prompts)},
-        "checks": CHECKS_VERSION,
-        "kinds": kinds,
-        "per_kind": config.per_kind,
-        "seed": config.seed,
-    }
-    engine = ENGINES[config.engine](config) if config.engine in ENGINES else None
+    kinds = kinds_of(config)
+    prompts = prompts_of(config)
+    identity = identity_of(config, manifest["fingerprint"])
+    engine = engine_of(config)
     again = engine is not None and config.generation.retry_failed
     if engine is not None and (again or not is_complete(config.output)):
         # Checked before the folder is created: settings fixed after an error must not conflict with it.
@@ -147,12 +140,34 @@ def _check_accepted(config: NegativesConfig, folder: StageFolder, counts: Mappin
         require_accepted(config, counts, tell_failures(folder.storage, counts))
 
 
-def _prompts(config: NegativesConfig, kinds: tuple[Kind, ...]) -> Prompts:
+def kinds_of(config: NegativesConfig) -> tuple[Kind, ...]:
+    """Return the kinds to write, in their order; none if the source's negatives are copied."""
+    return () if config.engine == GIVEN_KIND else tuple(kind for kind in ORDER if kind in config.kinds)
+
+
+def engine_of(config: NegativesConfig) -> Engine | None:
+    """Return the language model that writes the negatives; None for other engines."""
+    return ENGINES[config.engine](config) if config.engine in ENGINES else None
+
+
+def prompts_of(config: NegativesConfig) -> Prompts:
     """Return the prompts for a language model; empty for other engines."""
     if config.engine not in ENGINES:
         return {}
     asked = config.generation
-    return load_prompts(kinds, asked.shots, config.seed, joint=asked.prompting == "joint")
+    return load_prompts(kinds_of(config), asked.shots, config.seed, joint=asked.prompting == "joint")
+
+
+def identity_of(config: NegativesConfig, prepared: str) -> dict[str, Any]:
+    """Return everything that determines the output; `prepared` is the fingerprint of the captions' folder."""
+    return {
+        "prepared": prepared,
+        "engine": {"name": config.engine, **_engine_identity(config, prompts_of(config))},
+        "checks": CHECKS_VERSION,
+        "kinds": kinds_of(config),
+        "per_kind": config.per_kind,
+        "seed": config.seed,
+    }
 
 
 def _job(config: NegativesConfig, engine: Engine, prompts: Prompts) -> GenerationJob:
@@ -201,7 +216,7 @@ def _write_by_edits(
     rows = _run(config.engine, task, pending, (captions, graphs, words), share)
     with ProgressLine("negatives", len(pending), "shards") as line:
         for done, _ in enumerate(rows, start=1):
-            if line.due:
+            if line.due or done == len(pending):
                 elapsed = time.monotonic() - started
                 line.show(done, left_s=elapsed * (len(pending) - done) / done)
     elapsed = time.monotonic() - started

@@ -8,8 +8,8 @@ from degla_ray.config import ObjectiveConfig
 from degla_ray.objectives import ceclip, clip, degla, negclip
 from degla_ray.objectives.features import Features
 
-State = dict[str, Tensor]
-"""State that an objective passes from one step to the next; {} for most objectives."""
+ObjectiveState = dict[str, Tensor]
+"""Tensors that an objective carries from one step to the next; {} for most objectives."""
 
 _OBJECTIVES = {
     "clip": clip.losses,
@@ -18,7 +18,7 @@ _OBJECTIVES = {
     "degla": degla.losses,
 }
 
-__all__ = ["Features", "State", "losses", "next_state"]
+__all__ = ["Features", "ObjectiveState", "losses", "next_state"]
 
 
 def losses(
@@ -27,7 +27,7 @@ def losses(
     config: ObjectiveConfig,
     *,
     logit_bias: Tensor | None = None,
-    state: State | None = None,
+    state: ObjectiveState | None = None,
 ) -> dict[str, Tensor]:
     """Return the loss and the terms of the objective that `config` selects.
 
@@ -35,8 +35,8 @@ def losses(
         features: this worker's rows.
         logit_scale: exp of the model's parameter, scalar.
         config: the objective, its weights and variants.
-        logit_bias: the parameter of a SigLIP-style model, scalar; None for other models.
-        state: the value that `next_state` returned after the previous step; None at the start of an epoch.
+        logit_bias: bias of a SigLIP-style model, scalar; None for other models.
+        state: what `next_state` returned after the previous step; None or {} at the start of an epoch.
 
     Returns:
         Scalars, float32: `loss` to backpropagate, and its unweighted terms (always `base`). Each is a mean
@@ -45,10 +45,10 @@ def losses(
     return _OBJECTIVES[config.name](features, logit_scale, config, logit_bias, **(state or {}))
 
 
-def next_state(features: Features, logit_scale: Tensor, config: ObjectiveConfig) -> State:
+def next_state(features: Features, logit_scale: Tensor, config: ObjectiveConfig) -> ObjectiveState:
     """Return the state for the next step's `losses`, computed from this step's features.
 
-    It contains a collective operation, so every worker must call it.
+    Every worker must call this, because CE-CLIP's state is summed over the workers.
     """
     if config.name != "ceclip":
         return {}

@@ -46,15 +46,18 @@ def imc(own: Features, batch: GlobalBatch, scale: Tensor, target: str = "paper")
             with n_0 the batch's first negative.
     """
     exists_J = batch.neg_mask_NK.flatten()
-    negative_BJ = scale * own.txt_BD @ batch.neg_NKD.flatten(0, 1)[exists_J].T
+    negative_BJ = scale * own.txt_BD @ batch.neg_NKD.flatten(0, 1).T
     if target == "paper":
         pair_B, _ = _logits(own, scale)
-        logits = torch.cat([pair_B[:, None], negative_BJ], dim=1)
-    elif negative_BJ.shape[1]:
-        logits = negative_BJ
-    else:
-        return negative_BJ.sum()  # without negatives: 0, but still part of the autograd graph
-    return F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long, device=logits.device))
+        logits = torch.cat([pair_B[:, None], negative_BJ.masked_fill(~exists_J, -torch.inf)], dim=1)
+        return F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long, device=logits.device))
+    if not len(exists_J):
+        return negative_BJ.sum()  # K = 0: 0, but still part of the autograd graph
+    # A batch without any negative is unmasked and then multiplied by 0, so the device is not asked for sizes.
+    any_exists = exists_J.any()
+    logits = negative_BJ.masked_fill(~exists_J & any_exists, -torch.inf)
+    first = exists_J.int().argmax().expand(len(logits))
+    return F.cross_entropy(logits, first) * any_exists
 
 
 @torch.no_grad()

@@ -101,7 +101,9 @@ def tgc(
     if negatives == "released":
         N, K = batch.neg_mask_NK.shape
         column_BK = batch.own_B[:, None] + N * torch.arange(K, device=batch.own_B.device)
-        neg_BKD, mask_BK = batch.neg_NKD.flatten(0, 1)[column_BK], batch.neg_mask_NK.flatten()[column_BK]
+        column_J = column_BK.flatten()  # index_select: the backward pass of [] sorts its indices
+        neg_BKD = batch.neg_NKD.flatten(0, 1).index_select(0, column_J).unflatten(0, column_BK.shape)
+        mask_BK = batch.neg_mask_NK.flatten().index_select(0, column_J).unflatten(0, column_BK.shape)
     return _contrast(own.txt_BD, own.teacher_txt_BD, neg_BKD, mask_BK, temperature, softening)
 
 
@@ -112,7 +114,7 @@ def distill(own: Features) -> Tensor:
     assert own.teacher_neg_BKD is not None
     img_B = (own.img_BD - own.teacher_img_BD).square().sum(dim=-1)
     txt_B = (own.txt_BD - own.teacher_txt_BD).square().sum(dim=-1)
-    neg_B = (own.neg_BKD - own.teacher_neg_BKD).square().sum(dim=(-1, -2))  # 0 where none exists
+    neg_B = (own.neg_BKD - own.teacher_neg_BKD).square().sum(dim=(-1, -2))  # 0 for missing negatives
     return (img_B + txt_B + neg_B).mean()
 
 
@@ -131,12 +133,10 @@ def losses(
         Scalars `loss`, `base`, `igc`, `tgc`, `distill`; only `loss` is weighted.
 
     Raises:
-        ValueError: a term with a weight needs teacher features, and there are none.
+        ValueError: a term with non-zero weight needs teacher features, which are missing.
     """
     if features.teacher_img_BD is None and config.wants_teacher:
-        raise ValueError(
-            "objective degla needs the teacher's features unless lambda_tgc = lambda_distill = 0"
-        )
+        raise ValueError("objective degla needs teacher features unless lambda_tgc = lambda_distill = 0")
     softening = Softening(gamma=config.focal_gamma, smoothing=config.label_smoothing)
     with torch.autocast(features.img_BD.device.type, enabled=False):
         scale = logit_scale.float()

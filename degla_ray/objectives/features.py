@@ -47,9 +47,9 @@ class Features:
             mask_BK = self.neg_mask_BK.bool()
         absent_BK1 = ~mask_BK[..., None]
 
-        assert self.txt_BD.shape == (B, D), f"txt_BD {tuple(self.txt_BD.shape)} beside img_BD {(B, D)}"
-        assert neg_BKD.shape == (B, K, D), f"neg_BKD {tuple(neg_BKD.shape)} beside img_BD {(B, D)}"
-        assert mask_BK.shape == (B, K), f"neg_mask_BK {tuple(mask_BK.shape)} beside neg_BKD {(B, K, D)}"
+        assert self.txt_BD.shape == (B, D), f"txt_BD is {tuple(self.txt_BD.shape)}, img_BD {(B, D)}"
+        assert neg_BKD.shape == (B, K, D), f"neg_BKD is {tuple(neg_BKD.shape)}, img_BD {(B, D)}"
+        assert mask_BK.shape == (B, K), f"neg_mask_BK is {tuple(mask_BK.shape)}, neg_BKD {(B, K, D)}"
 
         store = object.__setattr__  # frozen dataclass
         store(self, "img_BD", self.img_BD.float())
@@ -57,11 +57,13 @@ class Features:
         store(self, "neg_BKD", neg_BKD.float().masked_fill(absent_BK1, 0.0))
         store(self, "neg_mask_BK", mask_BK)
         if self.teacher_img_BD is None or self.teacher_txt_BD is None:
-            assert self.teacher_img_BD is self.teacher_txt_BD is None, "a teacher has both towers or none"
+            assert self.teacher_img_BD is self.teacher_txt_BD is None, (
+                "a teacher encodes both images and texts"
+            )
             return
         teacher_neg_BKD = self.teacher_neg_BKD
         if teacher_neg_BKD is None:
-            assert K == 0, "teacher_neg_BKD is needed where there are negatives and a teacher"
+            assert K == 0, "a teacher and negatives need teacher_neg_BKD"
             teacher_neg_BKD = self.teacher_img_BD.new_zeros(B, 0, D)
         assert self.teacher_img_BD.shape == self.teacher_txt_BD.shape == (B, D)
         assert teacher_neg_BKD.shape == (B, K, D)

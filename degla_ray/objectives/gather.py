@@ -87,7 +87,7 @@ def _all_gather(rows_BX: Tensor) -> Tensor:
 
 
 class _AllGather(torch.autograd.Function):
-    """All-gather of rows whose backward pass sums all workers' gradients of this worker's rows."""
+    """All-gather of rows. The backward pass sums all workers' gradients of this worker's rows."""
 
     @staticmethod
     def forward(ctx: Any, rows_BX: Tensor) -> Tensor:

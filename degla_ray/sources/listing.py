@@ -18,8 +18,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
-import pyarrow.fs as pafs
-
 from degla_ray.errors import DataError, SettingError
 from degla_ray.identity import canonical
 from degla_ray.schema import RejectReason
@@ -104,7 +102,7 @@ class ImageFolder:
         self._follow_links = follow_links
         # Prefixes of absolute paths inside the folder.
         self._roots = {self._storage.uri.rstrip("/"), self._storage.path().rstrip("/")}
-        if isinstance(self._storage.filesystem, pafs.LocalFileSystem):
+        if self._storage.is_local:
             self._roots.add(os.path.realpath(self._storage.path()))
 
     def read(self, locator: str) -> bytes:
@@ -127,7 +125,7 @@ class FolderListing:
 
     def __init__(self, folder: ImageFolder, storage: Storage, follow_links: bool) -> None:
         self._folder, self._follow_links = folder, follow_links
-        self._local = isinstance(storage.filesystem, pafs.LocalFileSystem)
+        self._local = storage.is_local
         self._root = os.path.realpath(storage.path()) if self._local else storage.path()
         self._targets = _link_targets(self._root) if self._local else {}
         self.files = set(_walk(self._root, self._targets) if self._local else storage.names_below())

@@ -73,23 +73,19 @@ def prepare(config: PrepareConfig) -> dict[str, int]:
         DataError: the rows read do not equal rows written plus rejects, or an annotation file is broken.
     """
     source = open_source(config)
-    if _storage(config.output).exists(MANIFEST):
-        folder = _open_folder(config, source)
-        if folder.complete:
-            print(f"{config.output} is finished: nothing to do")
-            _print_counts(folder.manifest["counts"])
-            return dict(folder.manifest["counts"])
+    folder = begun_folder(config, source)
+    if folder is not None and folder.complete:
+        print(f"{config.output} is finished: nothing to do")
+        _print_counts(folder.manifest["counts"])
+        return dict(folder.manifest["counts"])
     with owned(config.output):
         return _prepare(config, source)
 
 
 def _prepare(config: PrepareConfig, source: Source) -> dict[str, int]:
-    listing = list_rows(source, config.limit, config.val_fraction)
+    listing = listed(config, source)
     for note in listing.notes:
         print(f"note: {note}")
-    result = ShardResult()
-    result.add_rejects(listing.rejects)
-    _stop_at_too_many(config, listing, result)
     folder = _open_folder(config, source)
     _write_pending(config, folder, source, listing)
     source.write_extras(folder.storage)
@@ -103,6 +99,19 @@ def _prepare(config: PrepareConfig, source: Source) -> dict[str, int]:
             found = f"{rows_in} {unit}s in, {rows_out} out and {lost} rejected"
             raise DataError(config.output, found, "rows in = rows out + rejects (a fault of this program)")
     return folder.finish(counts)
+
+
+def listed(config: PrepareConfig, source: Source) -> Listing:
+    """Return the source's rows.
+
+    Raises:
+        TooManyRejects: more rows are unusable than `max_reject_fraction` allows, before any image is opened.
+    """
+    listing = list_rows(source, config.limit, config.val_fraction)
+    result = ShardResult()
+    result.add_rejects(listing.rejects)
+    _stop_at_too_many(config, listing, result)
+    return listing
 
 
 def list_rows(source: Source, limit: int | None, val_fraction: float | None = None) -> Listing:
@@ -165,6 +174,11 @@ def _storage(uri: str) -> Storage:
     if not uri:
         raise SettingError("output", uri, "a folder to write to")
     return Storage(uri)
+
+
+def begun_folder(config: PrepareConfig, source: Source) -> StageFolder | None:
+    """Open the output folder if an earlier run has begun it; itself it writes nothing."""
+    return _open_folder(config, source) if _storage(config.output).exists(MANIFEST) else None
 
 
 def _open_folder(config: PrepareConfig, source: Source) -> StageFolder:

@@ -17,6 +17,7 @@ import pyarrow as pa
 from degla_ray.schema import CAPTIONS, IMAGES, RejectReason
 from degla_ray.sources.base import Caption, Record, Refusal, Reject, Source, Unit, rejects_table
 from degla_ray.sources.images import CheckedImage, check_and_convert
+from degla_ray.sources.write_images import write_images
 from degla_ray.stage import StageFolder
 from degla_ray.storage import ROW_GROUP_ROWS
 
@@ -70,7 +71,7 @@ def write_shard(
     lost: list[Reject] = []
     folder = task.folder
     images = _images(task, records, kept, lost, progress)
-    folder.write_part_tables("images", shard, IMAGES, images, ROW_GROUP_ROWS)
+    write_images(folder, shard, images)
     captions = [
         (c.sample_id, record.image_id, c.caption, c.split) for record in kept for c in record.captions
     ]
@@ -125,7 +126,7 @@ def _images(
         group = records[start : start + ROW_GROUP_ROWS]
         rows: list[tuple[Any, ...]] = []
         for record in group:
-            checked = _load(task, record.locator)
+            checked = read_checked(task.source, record.locator, task.max_pixels, task.short_side)
             if isinstance(checked, Refusal):
                 lost.extend(_lose(record, checked))
             else:
@@ -136,14 +137,17 @@ def _images(
             yield _table(rows, IMAGES)
 
 
-def _load(task: PrepareTask, locator: str) -> CheckedImage | Refusal:
+def read_checked(
+    source: Source, locator: str, max_pixels: int, short_side: int | None
+) -> CheckedImage | Refusal:
+    """Read one image and return it in the form that is stored, or the reason for refusing it."""
     try:
-        data = task.source.read_image(locator)
+        data = source.read_image(locator)
     except FileNotFoundError as error:
         return Refusal(RejectReason.MISSING_IMAGE, str(error))
     except (OSError, ValueError) as error:  # no permission, disk error, or a name the filesystem cannot hold
         return Refusal(RejectReason.UNREADABLE, f"{type(error).__name__}: {error}")
-    return check_and_convert(data, task.max_pixels, task.short_side)
+    return check_and_convert(data, max_pixels, short_side)
 
 
 def _lose(record: Record, why: Refusal) -> Iterator[Reject]:

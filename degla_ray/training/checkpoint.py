@@ -2,14 +2,15 @@
 
     checkpoint_000000120/
       student.safetensors  teacher.safetensors  optimizer.safetensors   (`exp_avg/<parameter>` ...)
-      state.json           step, samples, applied steps, scaler, order, RNG, config, versions, activation
+      state.json           step, optimizer_steps, samples, scaler, objective, order, config, versions, ...
       trace.jsonl          one line per step so far
       complete.json        written last: each file's size and CRC-32
 
-A folder without `complete.json`, or with files of other sizes than recorded there, is not a checkpoint: a
-killed run leaves such folders, and so does Ray's deletion of an old one. Listing the run's folder is
-therefore safe, and it also finds checkpoints that Ray Train was killed before recording.
-Trade-off: each file is built in memory before it is written (0.6 GB for ViT-B/32's weights).
+A folder without `complete.json`, or whose files have other sizes than recorded there, is not a checkpoint:
+a killed run leaves such folders, and so does Ray's deletion of an old one. A listing of the run's folder is
+therefore reliable. It also finds checkpoints that Ray Train was killed before recording.
+The state is copied into the host's memory and written while training continues. Trade-off: that takes a
+checkpoint's size in memory (2.4 GB for ViT-B/32), and its largest file once more (1.2 GB).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import logging
 import re
 import zlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow.fs as pafs
 import safetensors.torch
@@ -29,9 +30,7 @@ from torch import Tensor, nn
 from degla_ray.errors import DataError
 from degla_ray.storage import Storage
 from degla_ray.training.job import TRACE
-
-if TYPE_CHECKING:
-    from degla_ray.model.teacher import Teacher
+from degla_ray.training.state import TrainState
 
 STUDENT, TEACHER, OPTIMIZER = "student.safetensors", "teacher.safetensors", "optimizer.safetensors"
 STATE, COMPLETE = "state.json", "complete.json"
@@ -40,59 +39,65 @@ _FOLDER = re.compile(r"checkpoint_(\d{9})")
 log = logging.getLogger(__name__)
 
 
-@dataclass(kw_only=True)
-class Parts:
-    """The training state that a checkpoint saves and restores.
-
-    Attributes:
-        student: the open_clip model itself, not a wrapper.
-        teacher: None if the objective needs no teacher.
-        optimizer: optimizer of the student's parameters.
-        scaler: gradient scaler for fp16; disabled otherwise.
-    """
-
-    student: nn.Module
-    teacher: Teacher | None
-    optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler
-
-
 def folder_name(step: int) -> str:
+    """Return the name of the checkpoint after `step` steps."""
     return f"checkpoint_{step:09d}"
 
 
-def save(run: Storage, step: int, parts: Parts, state: dict[str, Any], trace: list[str]) -> str:
-    """Write the checkpoint after `step` steps into the run's folder and return its name.
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """A copy of a state in the host's memory, which training can no longer change.
+
+    Attributes:
+        step: steps so far.
+        tensors: tensors of each safetensors file.
+        texts: content of the other files.
+    """
+
+    step: int
+    tensors: dict[str, dict[str, Tensor]]
+    texts: dict[str, bytes]
+
+
+def snapshot(state: TrainState, record: dict[str, Any]) -> Snapshot:
+    """Copy a state, so that it can be written while training continues.
 
     Args:
-        run: the run's folder.
-        step: steps done.
-        parts: the training state to save.
-        state: everything else, as JSON.
-        trace: one line of JSON per step.
+        state: the state to save.
+        record: JSON for `state.json` besides the state, such as the config.
     """
-    name = folder_name(step)
-    _delete(run, name)  # what a killed run may have left
-    files = {
-        STUDENT: safetensors.torch.save(_stored(parts.student.state_dict())),
-        OPTIMIZER: safetensors.torch.save(_stored(_flat_optimizer(parts.student, parts.optimizer))),
-        STATE: json.dumps({**state, "step": step, "scaler": parts.scaler.state_dict()}, indent=2).encode(),
-        TRACE: as_bytes(trace),
+    tensors = {
+        STUDENT: _copied(state.student.state_dict()),
+        OPTIMIZER: _copied(_flat_optimizer(state.student, state.optimizer)),
     }
-    if parts.teacher is not None:
-        files[TEACHER] = safetensors.torch.save(_stored(parts.teacher.state_dict()))
-    for file, data in files.items():
+    if state.teacher is not None:
+        tensors[TEACHER] = _copied(state.teacher.state_dict())
+    if next(state.student.parameters()).is_cuda:
+        torch.cuda.synchronize()
+    texts = {
+        STATE: json.dumps({**record, **_scalars(state)}, indent=2).encode(),
+        TRACE: as_bytes(state.trace),
+    }
+    return Snapshot(step=state.step, tensors=tensors, texts=texts)
+
+
+def write(run: Storage, taken: Snapshot) -> str:
+    """Write a snapshot into the run's folder as a checkpoint and return its name."""
+    name = folder_name(taken.step)
+    _delete(run, name)  # what a killed run may have left
+    receipt = {}
+    for file in (*taken.tensors, *taken.texts):
+        tensors = taken.tensors.get(file)
+        data = taken.texts[file] if tensors is None else safetensors.torch.save(tensors)
         run.write_bytes(data, name, file)
-    receipt = {file: {"bytes": len(data), "crc32": zlib.crc32(data)} for file, data in files.items()}
+        receipt[file] = {"bytes": len(data), "crc32": zlib.crc32(data)}
     run.write_json(receipt, name, COMPLETE)
     return name
 
 
 def complete(run: Storage) -> dict[int, str]:
-    """Return the complete checkpoints of a run as {steps done: folder}, ascending."""
-    return {
-        step: name for step, name in _received(run).items() if _damaged(run, name, bytes_too=False) is None
-    }
+    """Return the complete checkpoints of a run as {step: folder}, ascending."""
+    return {step: name for step, name in _received(run).items() if _damaged(run, name, read=False) is None}
 
 
 def latest(run: Storage) -> int:
@@ -108,32 +113,36 @@ def latest(run: Storage) -> int:
         damaged = _damaged(run, name)
         if damaged is None:
             return step
-        log.warning("%s: other bytes than were written; looks for the checkpoint before", damaged)
+        log.warning("%s: the checksum does not match; looking for an earlier checkpoint", damaged)
     if damaged is not None:
         raise DataError(
             damaged,
-            "other bytes than were written, and no earlier checkpoint that is whole",
-            "the file from a backup; or another name, or none of this run's folder, to start anew",
+            "a checksum that does not match, and no earlier intact checkpoint",
+            "the file from a backup; to start over, use another name or delete the run's folder",
         )
     return 0
 
 
-def load(run: Storage, name: str, parts: Parts) -> tuple[dict[str, Any], list[str]]:
-    """Restore `parts` in place and return state.json and the trace.
+def load(run: Storage, name: str, state: TrainState) -> dict[str, Any]:
+    """Restore `state` in place and return state.json.
 
     Raises:
         DataError: a file is missing or its checksum does not match.
     """
     receipt = run.read_json(name, COMPLETE)
-    state = json.loads(_checked(run, name, STATE, receipt))
-    load_student(run, name, parts.student)
-    if parts.teacher is not None:
-        parts.teacher.load_state_dict(safetensors.torch.load(_checked(run, name, TEACHER, receipt)))
+    found = json.loads(_checked(run, name, STATE, receipt))
+    load_student(run, name, state.student)
+    if state.teacher is not None:
+        state.teacher.load_state_dict(safetensors.torch.load(_checked(run, name, TEACHER, receipt)))
     _restore_optimizer(
-        parts.student, parts.optimizer, safetensors.torch.load(_checked(run, name, OPTIMIZER, receipt))
+        state.student, state.optimizer, safetensors.torch.load(_checked(run, name, OPTIMIZER, receipt))
     )
-    parts.scaler.load_state_dict(state["scaler"])
-    return state, _checked(run, name, TRACE, receipt).decode().splitlines()
+    state.trace = _checked(run, name, TRACE, receipt).decode().splitlines()
+    state.step, state.optimizer_steps = found["step"], found["optimizer_steps"]
+    state.scaler.load_state_dict(found["scaler"])
+    device = next(state.student.parameters()).device
+    state.objective_state = {k: torch.tensor(v, device=device) for k, v in found["objective_state"].items()}
+    return found
 
 
 def load_student(run: Storage, name: str, student: nn.Module) -> None:
@@ -158,7 +167,7 @@ def tidy(run: Storage) -> int | None:
     names = set(whole.values())
     recorded = _recorded(run)
     if recorded is not None and not recorded <= names:
-        log.warning("%s: Ray Train's record does not fit the checkpoints that are there; made anew", run.uri)
+        log.warning("%s: Ray Train's record does not match the checkpoints; it is rewritten", run.uri)
         recorded = None
     if recorded is None and run.exists(RAY_SNAPSHOT):
         run.delete_file(RAY_SNAPSHOT)
@@ -170,6 +179,7 @@ def tidy(run: Storage) -> int | None:
 
 
 def as_bytes(trace: list[str]) -> bytes:
+    """Return the content of a trace file."""
     return "".join(f"{line}\n" for line in trace).encode()
 
 
@@ -183,25 +193,25 @@ def _size(run: Storage, *parts: str) -> int | None:
 
 
 def _received(run: Storage) -> dict[int, str]:
-    """Return the checkpoints that have a `complete.json` as {steps done: folder}, ascending."""
+    """Return the checkpoints that have a `complete.json` as {step: folder}, ascending."""
     names = [name for name in _folders(run) if _FOLDER.fullmatch(name) and run.exists(name, COMPLETE)]
     return {int(name.rpartition("_")[2]): name for name in sorted(names)}
 
 
-def _damaged(run: Storage, name: str, bytes_too: bool = True) -> str | None:
+def _damaged(run: Storage, name: str, read: bool = True) -> str | None:
     """Return the path of the first damaged file of a finished checkpoint; None if all are intact.
 
     Args:
         run: the run's folder.
         name: name of the checkpoint.
-        bytes_too: also read the files and compare checksums, not only sizes.
+        read: whether to read the files and compare checksums too, not only sizes.
     """
     try:
         receipt = {f: (e["bytes"], e["crc32"]) for f, e in run.read_json(name, COMPLETE).items()}
     except (DataError, AttributeError, KeyError, TypeError, UnicodeDecodeError):
         return run.path(name, COMPLETE)
     for file, (size, crc32) in receipt.items():
-        if _size(run, name, file) != size or (bytes_too and zlib.crc32(run.read_bytes(name, file)) != crc32):
+        if _size(run, name, file) != size or (read and zlib.crc32(run.read_bytes(name, file)) != crc32):
             return run.path(name, file)
     return None
 
@@ -225,16 +235,31 @@ def _recorded(run: Storage) -> set[str] | None:
 
 def _checked(run: Storage, name: str, file: str, receipt: dict[str, Any]) -> bytes:
     if file not in receipt:
-        raise DataError(run.path(name), f"no {file}", "a checkpoint made with the same settings")
+        raise DataError(run.path(name), f"no {file}", "a checkpoint of a run with the same settings")
     data = run.read_bytes(name, file)
     if zlib.crc32(data) != receipt[file]["crc32"]:
-        raise DataError(run.path(name, file), "other bytes than were written", "a whole file")
+        raise DataError(run.path(name, file), "a checksum that does not match", "an intact file")
     return data
 
 
-def _stored(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    # copied, because safetensors refuses tensors that share memory
-    return {name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}
+def _copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return copies in the host's memory; from a GPU they arrive later, in the order of its stream."""
+    return {name: _host_copy(tensor.detach()) for name, tensor in tensors.items()}
+
+
+def _host_copy(tensor: Tensor) -> Tensor:
+    if not tensor.is_cuda:
+        return tensor.to("cpu", copy=True).contiguous()
+    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
+
+
+def _scalars(state: TrainState) -> dict[str, Any]:
+    return {
+        "step": state.step,
+        "optimizer_steps": state.optimizer_steps,
+        "scaler": state.scaler.state_dict(),
+        "objective_state": {name: value.tolist() for name, value in state.objective_state.items()},
+    }
 
 
 def _flat_optimizer(student: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -1,212 +1,116 @@
-"""Gradients of one step: both towers forward, the objective, backward; in one batch or in micro-batches.
+"""Gradients of a step: the objective's backward pass, in one batch or in micro-batches.
 
 With micro-batches (`accumulation_steps`), features are cached as in GradCache (arXiv 2101.06983). All
 micro-batches pass through the towers without a graph; the objective is computed once on the features of the
 whole batch; then each micro-batch passes through the towers again to backpropagate the feature gradients.
 The result equals the gradients of one batch, `logit_scale` included, with the memory of one micro-batch and
 one more forward pass (a third more time).
-
-Shape suffixes: B own rows, K negatives, V valid negatives, L tokens, X = B + V texts, H W C pixels.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import compress
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from degla_ray.config import TrainConfig
-from degla_ray.loader.feed import LocalBatch
-from degla_ray.model.encode import encode_image, encode_text
-from degla_ray.model.loaded import LoadedModel
-from degla_ray.model.teacher import Teacher
-from degla_ray.objectives import Features, State, losses, next_state
+from degla_ray.objectives import Features
+from degla_ray.training.forward import Forward, MicroBatch, StudentOutput
 
-_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-class _Towers(nn.Module):
-    """Both towers in one forward pass, as DistributedDataParallel needs it."""
-
-    def __init__(self, clip: nn.Module) -> None:
-        super().__init__()
-        self.clip = clip
-
-    def forward(self, images_BCHW: Tensor, tokens_XL: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        scale = self.clip.logit_scale.exp()  # type: ignore[operator]
-        bias = getattr(self.clip, "logit_bias", None)
-        # a copy: DistributedDataParallel returns tensors, not parameters
-        bias = None if bias is None else bias.clone()
-        return encode_image(self.clip, images_BCHW), encode_text(self.clip, tokens_XL), scale, bias
-
-
-def freeze_unreached(student: nn.Module, loaded: LoadedModel) -> list[str]:
-    """Freeze the parameters that no loss reaches, such as CoCa's caption decoder, and return their names.
-
-    DistributedDataParallel waits for a gradient of every trainable parameter. One backward pass over a blank
-    image shows which parameters get one. It runs in eval mode, so that it changes no buffer.
-    """
-    training, device = student.training, next(student.parameters()).device
-    image_BCHW = torch.zeros(1, 3, *loaded.preprocess_cfg["size"], device=device)
-    outputs = _Towers(student.eval())(image_BCHW, loaded.tokenizer(["a"]).long().to(device))
-    trained = [output.sum() for output in outputs if output is not None and output.requires_grad]
-    if trained:
-        torch.stack(trained).sum().backward()
-    student.train(training)
-    unreached = {n: p for n, p in student.named_parameters() if p.requires_grad and p.grad is None}
-    student.zero_grad(set_to_none=True)
-    for parameter in unreached.values():
-        parameter.requires_grad_(False)
-    return list(unreached)
+Objective = Callable[[Features, Tensor, Tensor | None], dict[str, Tensor]]
+"""(features, scale, bias) -> the loss to backpropagate (`loss`) and its terms."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Piece:
-    """A micro-batch: rows that pass through the towers at once."""
-
-    images_BCHW: Tensor
-    tokens_XL: Tensor
-    """Captions, then the valid negatives."""
-    mask_BK: Tensor
-
-    def rows(self, txt_XD: Tensor) -> tuple[Tensor, Tensor]:
-        """Split text features into txt_BD and neg_BKD (zeros for missing negatives)."""
-        B, K = self.mask_BK.shape
-        neg_BKD = txt_XD.new_zeros(B, K, txt_XD.shape[1])
-        neg_BKD[self.mask_BK] = txt_XD[B:]
-        return txt_XD[:B], neg_BKD
-
-
-class Gradients:
-    """Gradient computation for one worker.
+class Losses:
+    """The losses of a step whose gradients are in the student's parameters.
 
     Attributes:
-        state: the objective's state, carried from step to step.
+        terms: what the objective returned.
+        features: features from which it was computed.
+        scale: exp of logit_scale, detached.
     """
 
-    def __init__(
-        self, student: nn.Module, teacher: Teacher | None, config: TrainConfig, preprocess: dict[str, Any]
-    ) -> None:
-        """`student`: the open_clip model on its device; `preprocess`: open_clip's, for mean and std."""
-        self.config, self.teacher = config, teacher
-        self.state: State = {}
-        self.device = next(student.parameters()).device
-        towers = _Towers(student)
-        self._towers: nn.Module = towers
-        if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
-            on_gpu = self.device.type == "cuda"
-            self._towers = DistributedDataParallel(towers, device_ids=[self.device] if on_gpu else None)
-        mean, std = (torch.tensor(preprocess[k], device=self.device) for k in ("mean", "std"))
-        self._mean_C11, self._std_C11 = mean[:, None, None] * 255.0, std[:, None, None] * 255.0
+    terms: dict[str, Tensor]
+    features: Features
+    scale: Tensor
 
-    def compute(self, batch: LocalBatch, scaler: torch.amp.GradScaler, seed: int) -> dict[str, Tensor]:
-        """Accumulate the gradients of a step in the student's parameters.
 
-        Args:
-            batch: this worker's rows.
-            scaler: scales the loss before the backward pass.
-            seed: seed of torch's generators, so that both passes of a micro-batch have the same dropout.
+def backward(
+    forward: Forward,
+    objective: Objective,
+    scaler: torch.amp.GradScaler,
+    micro_batches: list[MicroBatch],
+    seed: int,
+) -> Losses:
+    """Accumulate a step's gradients in the student's parameters.
 
-        Returns:
-            The objective's terms over this worker's rows, and `logit_scale`, detached.
-        """
-        pieces = [self._piece(p) for p in _split(batch, self.config.accumulation_steps)]
-        compute = self._whole if len(pieces) == 1 else self._in_pieces
-        terms, features, scale = compute(pieces, scaler, seed)
-        self.state = next_state(features, scale, self.config.objective)
-        return {name: value.detach() for name, value in {**terms, "logit_scale": scale.float()}.items()}
+    Args:
+        forward: forward pass of student and teacher.
+        objective: the objective with its settings and state.
+        scaler: scales the loss before the backward pass.
+        micro_batches: this worker's rows.
+        seed: seed of torch's generators; a micro-batch has the same dropout in both passes.
+    """
+    if len(micro_batches) == 1:
+        return _whole(forward, objective, scaler, micro_batches[0], seed)
+    return _cached(forward, objective, scaler, micro_batches, seed)
 
-    def _whole(
-        self, pieces: list[_Piece], scaler: torch.amp.GradScaler, seed: int
-    ) -> tuple[dict[str, Tensor], Features, Tensor]:
-        student, taught, scale, bias = self._forward(self._towers, pieces[0], seed)
-        features = Features(**student, neg_mask_BK=pieces[0].mask_BK, **taught)
-        terms = self._losses(features, scale, bias)
-        scaler.scale(terms["loss"]).backward()
-        return terms, features, scale.detach().reshape(())
 
-    def _in_pieces(
-        self, pieces: list[_Piece], scaler: torch.amp.GradScaler, seed: int
-    ) -> tuple[dict[str, Tensor], Features, Tensor]:
-        plain = getattr(self._towers, "module", self._towers)
-        with torch.no_grad():
-            seen = [self._forward(plain, piece, seed + i) for i, piece in enumerate(pieces)]
-        leaves = {name: torch.cat([s[0][name] for s in seen]).requires_grad_() for name in seen[0][0]}
-        taught = {name: torch.cat([s[1][name] for s in seen]) for name in seen[0][1]}
-        _, _, scale, bias = seen[0]
-        scalars = [x.detach().requires_grad_() for x in (scale, bias) if x is not None]
-        features = Features(**leaves, neg_mask_BK=torch.cat([p.mask_BK for p in pieces]), **taught)
-        terms = self._losses(features, scalars[0], scalars[1] if bias is not None else None)
-        scaler.scale(terms["loss"]).backward()
+def _whole(
+    forward: Forward, objective: Objective, scaler: torch.amp.GradScaler, rows: MicroBatch, seed: int
+) -> Losses:
+    student = forward.student(rows, seed)
+    features = Features(**student.features, neg_mask_BK=rows.mask_BK, **forward.teacher(rows))
+    terms = objective(features, student.scale, student.bias)
+    scaler.scale(terms["loss"]).backward()
+    return Losses(terms=terms, features=features, scale=student.scale.detach().reshape(()))
 
-        first = 0
-        for i, piece in enumerate(pieces):
-            own = slice(first, first := first + len(piece.mask_BK))
-            last = i == len(pieces) - 1
-            # Gradients are averaged over the workers only once, with the last micro-batch.
-            quiet = not last and isinstance(self._towers, DistributedDataParallel)
-            with self._towers.no_sync() if quiet else nullcontext():  # type: ignore[operator]
-                student, _, *found = self._forward(self._towers, piece, seed + i, teach=False)
-                tensors = [student[name] for name in leaves]
-                gradients = [_gradient(leaf)[own] for leaf in leaves.values()]
-                if last:
-                    tensors += [scalar for scalar in found if scalar is not None]
-                    gradients += [_gradient(leaf) for leaf in scalars]
-                trained = [t.requires_grad for t in tensors]  # a tower may be frozen
-                torch.autograd.backward(list(compress(tensors, trained)), list(compress(gradients, trained)))
-        return terms, features, scale.detach().reshape(())
 
-    def _losses(self, features: Features, scale: Tensor, bias: Tensor | None) -> dict[str, Tensor]:
-        return losses(features, scale, self.config.objective, logit_bias=bias, state=self.state)
+def _cached(
+    forward: Forward,
+    objective: Objective,
+    scaler: torch.amp.GradScaler,
+    micro_batches: list[MicroBatch],
+    seed: int,
+) -> Losses:
+    students = [forward.student_without_graph(rows, seed + i) for i, rows in enumerate(micro_batches)]
+    teachers = [forward.teacher(rows) for rows in micro_batches]
+    student, teacher = _concatenated([s.features for s in students]), _concatenated(teachers)
+    leaves = {name: feature.requires_grad_() for name, feature in student.items()}
+    scalars = [scalar.detach().requires_grad_() for scalar in students[0].scalars]
+    features = Features(**leaves, neg_mask_BK=torch.cat([rows.mask_BK for rows in micro_batches]), **teacher)
+    terms = objective(features, scalars[0], scalars[1] if len(scalars) > 1 else None)
+    scaler.scale(terms["loss"]).backward()
 
-    def _forward(
-        self, towers: nn.Module, piece: _Piece, seed: int, teach: bool = True
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor, Tensor | None]:
-        """Return the student's features, the teacher's features, logit_scale and logit_bias."""
-        torch.manual_seed(seed)
-        dtype = _AUTOCAST.get(self.config.compute.precision)
-        with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
-            img_BD, txt_XD, scale, bias = towers(piece.images_BCHW, piece.tokens_XL)
-            taught: dict[str, Tensor] = {}
-            if teach and self.teacher is not None:
-                teacher_img_BD, teacher_txt_XD = self.teacher.encode(piece.images_BCHW, piece.tokens_XL)
-                teacher_txt_BD, teacher_neg_BKD = piece.rows(teacher_txt_XD)
-                taught = {
-                    "teacher_img_BD": teacher_img_BD,
-                    "teacher_txt_BD": teacher_txt_BD,
-                    "teacher_neg_BKD": teacher_neg_BKD,
-                }
-        txt_BD, neg_BKD = piece.rows(txt_XD)
-        return {"img_BD": img_BD, "txt_BD": txt_BD, "neg_BKD": neg_BKD}, taught, scale, bias
+    first = 0
+    for i, rows in enumerate(micro_batches):
+        own = slice(first, first := first + len(rows.mask_BK))
+        last = i == len(micro_batches) - 1
+        # Gradients are averaged over the workers only once, with the last micro-batch.
+        local = not last and isinstance(forward.towers, DistributedDataParallel)
+        with forward.towers.no_sync() if local else nullcontext():  # type: ignore[operator]
+            output = forward.student(rows, seed + i)
+            gradients = {name: _gradient(leaf)[own] for name, leaf in leaves.items()}
+            _propagate(output, gradients, [_gradient(leaf) for leaf in scalars] if last else [])
+    return Losses(terms=terms, features=features, scale=students[0].scale.detach().reshape(()))
 
-    def _piece(self, batch: LocalBatch) -> _Piece:
-        images_BHWC = batch.images_BHWC.to(self.device, non_blocking=True)
-        tokens_XL = torch.cat([batch.tokens_BL, batch.negatives_BKL[batch.mask_BK]])
-        return _Piece(
-            images_BCHW=(images_BHWC.permute(0, 3, 1, 2).float() - self._mean_C11) / self._std_C11,
-            tokens_XL=tokens_XL.long().to(self.device),
-            mask_BK=batch.mask_BK.to(self.device),
-        )
+
+def _propagate(output: StudentOutput, gradients: dict[str, Tensor], of_scalars: list[Tensor]) -> None:
+    """Propagate gradients of the features, and of the scalars if given, to the parameters."""
+    tensors = [output.features[name] for name in gradients] + output.scalars[: len(of_scalars)]
+    trained = [tensor.requires_grad for tensor in tensors]  # a tower may be frozen
+    values = [*gradients.values(), *of_scalars]
+    torch.autograd.backward(list(compress(tensors, trained)), list(compress(values, trained)))
+
+
+def _concatenated(features: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.cat([f[name] for f in features]) for name in features[0]}
 
 
 def _gradient(leaf: Tensor) -> Tensor:
     return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
-
-
-def _split(batch: LocalBatch, pieces: int) -> list[LocalBatch]:
-    rows = zip(
-        batch.images_BHWC.chunk(pieces),
-        batch.tokens_BL.chunk(pieces),
-        batch.negatives_BKL.chunk(pieces),
-        batch.mask_BK.chunk(pieces),
-        strict=True,
-    )
-    return [
-        LocalBatch(step=batch.step, images_BHWC=i, tokens_BL=t, negatives_BKL=n, mask_BK=m)
-        for i, t, n, m in rows
-    ]

@@ -1,7 +1,4 @@
-"""The data that the driver passes to the workers, and the names of the files they write for it.
-
-This module imports neither torch nor open_clip, which saves the driver seconds at start-up.
-"""
+"""What the driver passes to the workers, and the names of the files that both use."""
 
 from __future__ import annotations
 
@@ -10,14 +7,27 @@ from typing import Any
 
 from degla_ray.config import TrainConfig
 from degla_ray.loader.order import BatchOrder
+from degla_ray.training.sanity import Candidates
 
-PULSE_S = 1.0
+LOG_INTERVAL_S = 1.0
 """Approximate log interval in seconds."""
 REPORT_S = 5.0
 """Approximate seconds between reports to Ray Train, and between writes of the trace."""
 PROGRESS, ERROR = "progress.json", "error.json"
 EXPORT_STUDENT, EXPORT_TEACHER = "export_student", "export_teacher"
 TRACE = "trace.jsonl"
+
+
+def schedule(config: TrainConfig, num_rows: int, part_rows: tuple[int, ...] = ()) -> tuple[BatchOrder, int]:
+    """Return the order of the global batches and the steps of a run over `num_rows` samples."""
+    order = BatchOrder(
+        seed=config.seed,
+        num_rows=num_rows,
+        batch_size=config.global_batch_size,
+        part_rows=part_rows if config.data.block_rows else (),
+        block_rows=config.data.block_rows,
+    )
+    return order, config.max_steps or order.steps(config.epochs)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,17 +39,19 @@ class Job:
         fingerprint: fingerprint of the run.
         run_folder: URI of the run's folder.
         samples: reference to the Samples in Ray's object store.
-        decoders: decoder actors of each worker, by rank.
         order: order of the global batches.
         total_steps: steps of the whole run.
         versions: library versions, recorded in checkpoints.
+        candidates: images and texts of a global batch, for the warning about the first loss.
+        short_side: median short side of the images in pixels, for the warning about small images.
     """
 
     config: TrainConfig
     fingerprint: str
     run_folder: str
     samples: Any
-    decoders: list[list[Any]]
     order: BatchOrder
     total_steps: int
     versions: dict[str, str]
+    candidates: Candidates
+    short_side: int

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from degla_ray.config import AdaptConfig, OptimizerConfig
-from degla_ray.model.adapt import rate_factors
+from degla_ray.model.adapt import lr_multipliers
 
 MAX_LOGIT_SCALE = math.log(100.0)
 
@@ -19,18 +19,18 @@ MAX_LOGIT_SCALE = math.log(100.0)
 def build_optimizer(
     model: nn.Module, config: OptimizerConfig, adapt: AdaptConfig | None = None, *, device: torch.device
 ) -> torch.optim.AdamW:
-    """Return AdamW over all trainable parameters; those with fewer than 2 dimensions get no weight decay.
+    """Return AdamW for all trainable parameters; those with fewer than 2 dimensions get no weight decay.
 
-    There is one group per pair of weight decay and learning-rate multiplier (`lr_factor`), groups with
-    weight decay first. Within a group, parameters are in the order of `model.named_parameters()`.
+    Each combination of weight decay and learning-rate multiplier (`lr_multiplier`) is one group; groups with
+    weight decay come first. Within a group, parameters are in the order of `model.named_parameters()`.
     """
     groups = [
         {
             "params": [p for _, p in named],
             "weight_decay": config.weight_decay if decays else 0.0,
-            "lr_factor": factor,
+            "lr_multiplier": multiplier,
         }
-        for (decays, factor), named in _groups(model, adapt)
+        for (decays, multiplier), named in _groups(model, adapt)
     ]
     return torch.optim.AdamW(
         groups,
@@ -48,13 +48,14 @@ def learning_rate(config: OptimizerConfig, step: int, total_steps: int) -> float
     """
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps
-    done = (step - config.warmup_steps) / max(1, total_steps - config.warmup_steps)
-    return 0.5 * config.lr * (1.0 + math.cos(math.pi * min(1.0, done)))
+    progress = (step - config.warmup_steps) / max(1, total_steps - config.warmup_steps)
+    return 0.5 * config.lr * (1.0 + math.cos(math.pi * min(1.0, progress)))
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set each group's learning rate to `lr` times the group's multiplier."""
     for group in optimizer.param_groups:
-        group["lr"] = lr * group["lr_factor"]
+        group["lr"] = lr * group["lr_multiplier"]
 
 
 @torch.no_grad()
@@ -66,10 +67,10 @@ def clamp_logit_scale(model: nn.Module) -> None:
 def _groups(
     model: nn.Module, adapt: AdaptConfig | None
 ) -> list[tuple[tuple[bool, float], list[tuple[str, nn.Parameter]]]]:
-    """Return ((has weight decay, rate multiplier), named parameters) per group, decaying groups first."""
-    factors = rate_factors(model, adapt or AdaptConfig())
+    """Return ((has weight decay, multiplier), named parameters) of each group, decaying groups first."""
+    multipliers = lr_multipliers(model, adapt or AdaptConfig())
     groups: dict[tuple[bool, float], list[tuple[str, nn.Parameter]]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            groups.setdefault((parameter.ndim >= 2, factors[name]), []).append((name, parameter))
+            groups.setdefault((parameter.ndim >= 2, multipliers[name]), []).append((name, parameter))
     return sorted(groups.items(), key=lambda group: group[0], reverse=True)

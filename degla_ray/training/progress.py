@@ -2,8 +2,8 @@
 
 Worker 0 writes `progress.json` once a second and `trace.jsonl` every few seconds; a thread of the driver
 reads them. Progress therefore needs no extra process and no report (a barrier for all workers), and works
-on any filesystem. A terminal shows one line that is updated in place; elsewhere a line is printed every ten
-seconds.
+on any filesystem. A terminal shows one line that is updated in place and fits its width; elsewhere a line is
+printed every ten seconds.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ from degla_ray import tracking
 from degla_ray.config import TrackingConfig
 from degla_ray.errors import DataError
 from degla_ray.storage import Storage
+from degla_ray.training.console import describe
 from degla_ray.training.job import PROGRESS, REPORT_S, TRACE
-from degla_ray.training.validation import Validation, read_all, set_logged
+from degla_ray.training.validation import read_all, set_logged
 
 POLL_S = 1.0
 LINE_S = 10.0
@@ -36,13 +37,18 @@ BEHIND = 2
 """Number of waiting validations above which the console reports a queue."""
 SILENCE_S = 300.0
 """Seconds without a new step after which the console reports it, each time."""
+MOMENTS = (
+    *("samples_per_s", "training_share", "wait_share", "wait_s"),
+    *("teacher_distance", "gradient_norm", "peak_memory_gb"),
+)
+"""Values of `progress.json` that MLflow gets beside the loss terms."""
 POINTS = 250
 """Maximum points of a curve in MLflow (each costs 7 ms), at fixed steps, also in a resumed run."""
 log = logging.getLogger(__name__)
 
 
 class Monitor:
-    """A monitor that shows and logs a run's progress during its `with` block.
+    """Shows and logs a run's progress during its `with` block.
 
     Args:
         run: the run's folder.
@@ -50,7 +56,7 @@ class Monitor:
         total_steps: steps of the whole run.
         config: MLflow settings.
         run_id: MLflow run; None if tracking is off.
-        done: steps done before a resume, whose curves are already in MLflow.
+        resumed_step: step from which the run resumes; curves up to there are already in MLflow.
     """
 
     def __init__(
@@ -60,34 +66,34 @@ class Monitor:
         total_steps: int,
         config: TrackingConfig,
         run_id: str | None,
-        done: int = 0,
+        resumed_step: int = 0,
     ) -> None:
         self.run, self.name, self.total_steps = run, name, total_steps
         self.config, self.run_id = config, run_id
         self.console = Console()
         self._stop = threading.Event()
-        self._broken_off = False
+        self._interrupted = False
         self._thread = threading.Thread(target=self._watch, name="training-progress", daemon=True)
         # Points between the last checkpoint and a kill are already in MLflow: those steps are repeated with
         # the same losses.
-        self._logged = max(done, tracking.last_step(config, run_id, "train/loss"))
+        self._logged = max(resumed_step, tracking.last_step(config, run_id, "train/loss"))
         self._shown_at = self._moved_at = self._logged_at = time.monotonic()
         self._last: dict[str, Any] = {}
         self._shown: dict[str, Any] = {}
         self._validations_at = time.monotonic()
-        # Ended validations by step; those from before a resume are not printed again.
+        # Validations that ended, by step; those that ended before a resume are not printed again.
         self._validations = {v.step: v for v in read_all(run) if v.state != "waiting"}
         self._waiting: list[int] = []
-        self._told_of_wait = False
+        self._printed_wait = False
         self._failure = ""
-        self._told_of_frozen = False
+        self._printed_notices: set[str] = set()
 
     def __enter__(self) -> Monitor:
         self._thread.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._broken_off = kind is not None
+        self._interrupted = kind is not None
         self._stop.set()
         self._thread.join()
 
@@ -95,11 +101,11 @@ class Monitor:
         live = Live(console=self.console, auto_refresh=False) if self.console.is_terminal else None
         if live is not None:
             live.start()
-            live.update(Text(f"{self.name}: starting workers …"), refresh=True)
+            live.update(Text(f"{self.name}: starting workers …", no_wrap=True), refresh=True)
         try:
             while not self._stop.wait(POLL_S):
                 self._look_safely(live)
-            if not self._broken_off:  # a stopped job has only 3 s to end its MLflow run
+            if not self._interrupted:  # a killed job has only 3 s to end its MLflow run
                 self._look_safely(live, last=True)
         finally:
             if live is not None:
@@ -110,25 +116,26 @@ class Monitor:
         try:
             self._look(live, last)
         except Exception as error:
-            told = f"{type(error).__name__}: {error}"
-            if told != self._failure:  # logged, because the console itself may have failed
-                log.warning("%s: progress cannot be shown (%s); training goes on", self.name, told)
-            self._failure = told
+            failure = f"{type(error).__name__}: {error}"
+            if failure != self._failure:  # logged, because the console itself may have failed
+                log.warning("%s: cannot show progress (%s); training continues", self.name, failure)
+            self._failure = failure
 
     def _look(self, live: Live | None, last: bool = False) -> None:
         try:
             progress = self.run.read_json(PROGRESS) if self.run.exists(PROGRESS) else {}
-        except (OSError, DataError):  # being replaced, on a filesystem without atomic rename
+        except (OSError, DataError):  # the file is being replaced on a filesystem without atomic rename
             return
         now = time.monotonic()
         if progress != self._last:
             self._last, self._moved_at = progress, now
-        elif now - self._moved_at > SILENCE_S and not self._told_of_wait:
+        elif now - self._moved_at > SILENCE_S and not self._printed_wait:
             self.console.print(f"{self.name}: no new step for {SILENCE_S:.0f} s")
             self._moved_at = now
-        if progress.get("frozen") and not self._told_of_frozen:
-            self._told_of_frozen = True
-            self._print(f"{self.name}: {describe_frozen(progress['frozen'])}")
+        for notice in progress.get("notices", []):
+            if notice not in self._printed_notices:
+                self._printed_notices.add(notice)
+                self._print(f"{self.name}: {notice}")
         if last or now - self._validations_at >= VALIDATION_S:
             self._validations_at = now
             with contextlib.suppress(OSError, DataError):  # as above
@@ -145,24 +152,24 @@ class Monitor:
 
     def _show(self, progress: dict[str, Any], live: Live | None, now: float, last: bool) -> None:
         if live is not None:
-            live.update(Text(self._line(progress)), refresh=True)
+            live.update(Text(self._line(progress, self.console.width), no_wrap=True), refresh=True)
         elif last or now - self._shown_at >= LINE_S:
             self._print(self._line(progress))
         else:
             return
         self._shown, self._shown_at = progress, now
 
-    def _line(self, progress: dict[str, Any]) -> str:
+    def _line(self, progress: dict[str, Any], width: int | None = None) -> str:
         done = [v for v in self._validations.values() if v.state == "done"]
-        return describe(self.name, progress, max(done, key=lambda v: v.step) if done else None)
+        return describe(self.name, progress, max(done, key=lambda v: v.step, default=None), width)
 
     def _print(self, line: str) -> None:
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def _look_at_validations(self, trained: bool) -> None:
-        """Print newly ended validations, a growing queue of validations, and the wait for them at the end."""
+        """Print which validations ended, that their queue grows, and that the run waits for them."""
         waiting: list[int] = []
-        for validation in read_all(self.run, besides=set(self._validations)):
+        for validation in read_all(self.run, without=set(self._validations)):
             if validation.state == "waiting":
                 waiting.append(validation.step)
                 continue
@@ -170,28 +177,28 @@ class Monitor:
             if validation.state == "done":
                 self._print(f"{self.name}: {validation.describe()} ({validation.seconds:.0f} s)")
             else:
-                told = f"{self.name}: the validation of step {validation.step} failed: {validation.error}"
-                self._print(f"{told}; training goes on")
+                failed = f"{self.name}: the validation of step {validation.step} failed: {validation.error}"
+                self._print(f"{failed}; training continues")
         steps = ", ".join(map(str, waiting))
-        if trained and waiting and not self._told_of_wait:
-            self._told_of_wait = True
-            self._print(f"{self.name}: trained; waits for the validation of step {steps}")
+        if trained and waiting and not self._printed_wait:
+            self._printed_wait = True
+            self._print(f"{self.name}: trained; waiting for the validation of step {steps}")
         elif len(waiting) > max(BEHIND, len(self._waiting)):
-            self._print(f"{self.name}: validations of step {steps} wait their turn; their checkpoints stay")
+            self._print(f"{self.name}: validations of step {steps} are queued; their checkpoints are kept")
         self._waiting = waiting
 
     def _log_validations(self) -> None:
         for step, validation in self._validations.items():
             if validation.state == "done" and not validation.logged:
                 known = tracking.last_step(self.config, self.run_id, f"validation/{validation.headline}")
-                if known < step:  # else it was logged, but the run was killed before recording that
+                if known < step:  # else the run was killed between logging and recording that
                     metrics = {f"validation/{k}": v for k, v in validation.metrics.items()}
                     tracking.log_metrics(self.config, self.run_id, metrics, step)
                 set_logged(self.run, validation)
                 self._validations[step] = dataclasses.replace(validation, logged=True)
 
     def _log(self, progress: dict[str, Any]) -> None:
-        """Log exact values at every n-th step, and the current speed at the last of these steps."""
+        """Log exact values of every n-th step, and with the last of them the current speed."""
         if not self.run.exists(TRACE) or not progress:
             return
         rows = [json.loads(line) for line in self.run.read_bytes(TRACE).splitlines()]
@@ -200,48 +207,11 @@ class Monitor:
         new = [row for row in points if row["step"] > self._logged]
         if not new:
             return
-        moment = {
-            k: progress[k]
-            for k in ("samples_per_s", "training_share", "wait_share", "wait_s", "teacher_distance")
-        }
+        moment = {k: progress[k] for k in MOMENTS}
         new[-1] |= {k: v for k, v in moment.items() if v is not None}
         for row in new:
-            if self._broken_off:
+            if self._interrupted:
                 return
             step = int(row.pop("step"))
             tracking.log_metrics(self.config, self.run_id, {f"train/{k}": v for k, v in row.items()}, step)
             self._logged = step
-
-
-def describe(name: str, progress: dict[str, Any], validation: Validation | None = None) -> str:
-    """Return one line with a run's step, speed, loss terms and latest validation."""
-    terms = dict(progress["terms"])
-    lr, scale = terms.pop("lr"), terms.pop("logit_scale")
-    shown = " ".join(f"{k} {v:.4f}" for k, v in terms.items())
-    distance = progress["teacher_distance"]
-    taught = "" if distance is None else f" | teacher {distance:.4f} away"
-    scored = "" if validation is None else f" | {validation.describe()}"
-    return (
-        f"{name} {progress['step']}/{progress['total_steps']}"
-        f" | {progress['samples_per_s']:.0f} samples/s, {progress['training_share']:.0%} of the time training"
-        f" | {shown} | lr {lr:.2e} scale {scale:.2f}"
-        f"{taught}{scored}"
-        f" | waited {progress['wait_s']:.0f} s for data ({progress['wait_share']:.0%} now)"
-        f" | {_duration(progress['eta_s'])} left"
-    )
-
-
-def describe_frozen(names: list[str]) -> str:
-    """Return one line that names the frozen parts of the model with their numbers of parameters."""
-    parts: dict[str, int] = {}
-    for name in names:
-        part = name.partition(".")[0]
-        parts[part] = parts.get(part, 0) + 1
-    told = ", ".join(f"{part} ({count})" for part, count in parts.items())
-    return f"{len(names)} parameters that the loss does not reach are frozen: {told}"
-
-
-def _duration(seconds: float) -> str:
-    minutes, s = divmod(round(seconds), 60)
-    hours, m = divmod(minutes, 60)
-    return f"{hours}:{m:02d}:{s:02d}"

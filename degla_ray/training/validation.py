@@ -1,10 +1,9 @@
 """Evaluation during training: every n-th checkpoint is scored by tasks beside the workers.
 
-Worker 0 requests it (`ask`, and `ray.train.report(validation=True)`). Ray Train's controller then calls
+Worker 0 requests it (`request`, and `ray.train.report(validation=True)`). Ray Train's controller then calls
 `validate` as a task, one checkpoint at a time in step order, and keeps a checkpoint until its validation has
-ended. `validate` only waits; the evaluation is a separate task, because in Ray 2.60 anything but an exception
-that ends `validate`, such as an out-of-memory kill, ends the whole run. The waiting costs one more idle
-process.
+ended. `validate` only waits; the evaluation is a task of its own. In Ray 2.60 the whole run ends if
+`validate` ends other than by an exception, e.g. by an out-of-memory kill. The price is one more idle process.
 
     <run>/evaluations/step-000000120.json    waiting, done (with metrics) or failed (with the reason)
     <run>/evaluations/step-000000120/        a folder as written by `jobs/evaluate.py`; `compare` reads it too
@@ -53,11 +52,11 @@ class Validation:
     """The state of one validation.
 
     Attributes:
-        step: training steps done at the checkpoint.
+        step: training steps at the checkpoint.
         metrics: accuracy (0 to 1) by name of an average or benchmark/subset.
         headline: name of the metric to show; see `Summary.headline`.
-        seconds: duration, without the time in the queue.
-        error: reason of a failure.
+        seconds: duration, without waiting in the queue.
+        error: reason for a failure.
         logged: whether the metrics are in MLflow.
     """
 
@@ -80,6 +79,11 @@ def cpus(settings: ValidationSettings) -> float:
     return TASK_CPUS + settings.num_actors * settings.compute.cpus
 
 
+def gpus(settings: ValidationSettings) -> int:
+    """Return the GPUs that a validation uses at most."""
+    return settings.num_actors if settings.every_steps and settings.compute.use_gpu else 0
+
+
 def require_gpu(config: TrainConfig) -> None:
     """Check that the workers leave a GPU to validations that use one; they would wait for it in vain.
 
@@ -88,7 +92,7 @@ def require_gpu(config: TrainConfig) -> None:
     Raises:
         SettingError: the local Ray has too few GPUs.
     """
-    if config.validation.every_steps is None or not config.validation.compute.use_gpu:
+    if not gpus(config.validation):
         return
     taken = config.num_workers if config.compute.use_gpu else 0
     present = int(ray.cluster_resources().get("GPU", 0))
@@ -102,10 +106,10 @@ def require_gpu(config: TrainConfig) -> None:
 
 
 def check(config: TrainConfig) -> None:
-    """Check the settings before training, so that validations do not all fail later.
+    """Check the settings before training, because otherwise every validation would fail later.
 
     Raises:
-        SettingError: e.g. a test set or benchmark does not exist.
+        SettingError: a setting is wrong, e.g. a benchmark that does not exist.
     """
     if config.validation.every_steps is None:
         return
@@ -117,32 +121,33 @@ def check(config: TrainConfig) -> None:
         raise SettingError(f"validation.{error.setting}", error.found, error.expected) from error
 
 
-def ask(run: Storage, step: int) -> None:
-    """Record that the checkpoint of `step` waits for validation, unless it is waiting or done already."""
+def request(run: Storage, step: int) -> None:
+    """Record that the checkpoint of `step` waits for validation, unless it is already waiting or done."""
     known = _read(run, step)
     if known is None or known.state == "failed":
         _write(run, Validation(step=step, state="waiting"))
 
 
-def read_all(run: Storage, besides: set[int] | None = None) -> Iterator[Validation]:
-    """Yield the validations of a run in step order, except those of the steps in `besides`."""
+def read_all(run: Storage, without: set[int] | None = None) -> Iterator[Validation]:
+    """Yield the validations of a run in step order, except those of the steps in `without`."""
     for name in run.names(EVALUATIONS):
         found = _FILE.fullmatch(name)
-        if found and int(found[1]) not in (besides or set()):
+        if found and int(found[1]) not in (without or set()):
             validation = _read(run, int(found[1]))
             assert validation is not None
             yield validation
 
 
 def set_logged(run: Storage, validation: Validation) -> None:
+    """Record that the metrics are in MLflow."""
     _write(run, dataclasses.replace(validation, logged=True))
 
 
 def tidy(run: Storage, steps: set[int]) -> list[int]:
     """Delete waiting validations whose checkpoint no longer exists; return their steps.
 
-    A kill within two seconds of a save leaves a checkpoint unknown to Ray Train, and only the latest such
-    checkpoint is reported again.
+    A kill within two seconds of a save leaves a checkpoint that Ray Train does not know. Only the latest such
+    checkpoint is reported again; the others are deleted.
 
     Args:
         run: the run's folder.
@@ -165,15 +170,15 @@ def validate(checkpoint: ray.train.Checkpoint, *, config: TrainConfig, run_folde
         run_folder: URI of the run's folder.
 
     Returns:
-        The metrics, for Ray Train's record; {} after a failure.
+        The metrics for Ray Train's record; {} after a failure.
     """
     run, name = Storage(run_folder), Path(checkpoint.path).name
     step = int(name.rpartition("_")[2])
     known = _read(run, step)
-    if known is not None and known.state == "done":  # the run was killed before Ray Train recorded it
+    if known is not None and known.state == "done":  # but the run was killed before Ray Train recorded it
         return _for_ray(known)
     started = time.monotonic()
-    # SPREAD also escapes the placement group of a sweep's trial, which has no CPUs left for this task.
+    # SPREAD also leaves the placement group of a sweep's trial, which has no CPUs for this task.
     options = {"num_cpus": TASK_CPUS, "max_retries": 0, "scheduling_strategy": "SPREAD"}
     task = ray.remote(_evaluate).options(**options).remote(config, run_folder, name, step)
     limit = config.validation.timeout_minutes
@@ -181,11 +186,11 @@ def validate(checkpoint: ray.train.Checkpoint, *, config: TrainConfig, run_folde
     try:
         result = ray.get(task, timeout=60 * limit)
     except GetTimeoutError:
-        ray.cancel(task, force=True)  # this ends its actors too
+        ray.cancel(task, force=True)  # also ends its actors
         result = dataclasses.replace(
-            result, error=f"not done after {limit:g} minutes (validation.timeout_minutes)"
+            result, error=f"not finished after {limit:g} minutes (validation.timeout_minutes)"
         )
-    except Exception as error:  # whatever it is, training goes on
+    except Exception as error:  # no error of a validation may end training
         result = dataclasses.replace(result, error=one_line(error))
     result = dataclasses.replace(result, seconds=time.monotonic() - started)
     _write(run, result)

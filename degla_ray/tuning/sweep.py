@@ -32,6 +32,7 @@ from degla_ray.config import (
     TuneConfig,
     evaluation_of,
 )
+from degla_ray.devices import resolve_precision
 from degla_ray.errors import DataError, DeglaError, SettingError, one_line
 from degla_ray.evaluation import paths
 from degla_ray.evaluation.run import evaluate
@@ -41,7 +42,9 @@ from degla_ray.lease import Lease, LeaseHeld
 from degla_ray.model.source import check_model, find_model
 from degla_ray.number_formats import percent
 from degla_ray.storage import Storage
-from degla_ray.training.trainer import absolute, cpus, run_identity, train
+from degla_ray.training.ray_train import cpus
+from degla_ray.training.run_identity import absolute, run_identity
+from degla_ray.training.trainer import train
 
 TRIAL_CPUS = 0.01
 NOT_IN_IDENTITY = (
@@ -109,24 +112,12 @@ def tune(config: TuneConfig) -> Trial:
         DeglaError: every trial failed.
         LeaseHeld: another driver is running this sweep.
     """
-    space = load_space(config.space)
-    check_model(config.train.model, "train.model", needs_weights=True)  # it is evaluated as the base
-    with_settings(config.train, {name: _values(domain)[0] for name, domain in space.items()})
-    for name, domain in space.items():
-        for value in _values(domain):  # check every listed value, not only the first
-            if name == "model.name":
-                find_model(value)
-            elif name == "objective.name":
-                ObjectiveConfig(name=value)
+    space = checked_space(config)
     config = _absolute(config)
     identity = fingerprint({**_identity(config), "space": Path(config.space).read_text(encoding="utf-8")})
     sweep = Storage(f"{config.train.output}/sweep-{config.train.name}-{identity}")
     ray_setup.start(config.train.ray)
-    # Trials that held every CPU would wait for ever for CPUs to decode on.
-    at_once = config.max_concurrent_trials
-    ray_setup.require_cpus(
-        "max_concurrent_trials", at_once, each=cpus(config.train) + TRIAL_CPUS, count=at_once
-    )
+    require_cpus(config)
     track = config.train.tracking
     tracked = tracking.running(
         track,
@@ -137,12 +128,42 @@ def tune(config: TuneConfig) -> Trial:
         tags={"stage": "tune"},
     )
     with Lease(sweep), tracked as parent:
-        base = evaluate(_evaluation(config, config.train.model, f"{sweep.uri}/base", "base"))
+        base = evaluate(evaluation(config, config.train.model, f"{sweep.uri}/base", "base"))
         measures = Measures.of(base)
         trials = distinct(_run_trials(config, space, sweep, parent, measures))
         best = best_trial(trials, _accuracy(base, measures.kept), config.max_zero_shot_loss)
         _report(config, sweep, parent, base, trials, best)
     return best
+
+
+def checked_space(config: TuneConfig) -> dict[str, Any]:
+    """Return the search space after checking it, and the model that the trials start from.
+
+    Raises:
+        SettingError: the space does not fit job `train`, or the model has no weights.
+    """
+    space = load_space(config.space)
+    check_model(config.train.model, "train.model", needs_weights=True)  # it is evaluated as the base
+    with_settings(config.train, {name: _values(domain)[0] for name, domain in space.items()})
+    for name, domain in space.items():
+        for value in _values(domain):  # check every listed value, not only the first
+            if name == "model.name":
+                find_model(value)
+            elif name == "objective.name":
+                ObjectiveConfig(name=value)
+    return space
+
+
+def require_cpus(config: TuneConfig) -> None:
+    """Require CPUs for all concurrent trials: if they held every CPU, they would wait for ever to decode.
+
+    Raises:
+        SettingError: the cluster has fewer.
+    """
+    at_once = config.max_concurrent_trials
+    ray_setup.require_cpus(
+        "max_concurrent_trials", at_once, each=cpus(config.train) + TRIAL_CPUS, count=at_once
+    )
 
 
 def load_space(path: str) -> dict[str, Any]:
@@ -226,8 +247,8 @@ def _run_trials(
         result = _in_turn(lambda: train(drawn, callbacks=[TuneReportCallback()], parent_run_id=parent))
         model = ModelConfig(name=result.export_student)
         folder = f"{sweep.uri}/{Path(result.run_folder).name}"
-        evaluation = _evaluation(config, model, folder, Path(result.run_folder).name)
-        summary = _in_turn(lambda: evaluate(evaluation))
+        scoring = evaluation(config, model, folder, Path(result.run_folder).name)
+        summary = _in_turn(lambda: evaluate(scoring))
         scores = {
             "composition": _accuracy(summary, measures.raised),
             "zero_shot": _accuracy(summary, measures.kept),
@@ -290,7 +311,7 @@ def distinct(trials: Sequence[Trial]) -> list[Trial]:
     return list(first.values())
 
 
-def _evaluation(config: TuneConfig, model: ModelConfig, output: str, label: str) -> EvaluateConfig:
+def evaluation(config: TuneConfig, model: ModelConfig, output: str, label: str) -> EvaluateConfig:
     return evaluation_of(
         config,
         model=model,
@@ -321,7 +342,7 @@ def _identity(config: TuneConfig) -> dict[str, Any]:
         for field in dataclasses.fields(config)
         if field.name not in NOT_IN_IDENTITY
     }
-    precision = config.compute.precision
+    precision = resolve_precision(config.compute, config.train.ray)
     return {**canonical(shared), "precision": precision, "train": run_identity(config.train)}
 
 

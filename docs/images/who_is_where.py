@@ -20,11 +20,9 @@ from degla_ray.sources.scenes.render import render
 from degla_ray.sources.scenes.world import Scene, SceneObject
 
 CAPTIONS = ("a red circle to the left of a blue square", "a blue square to the left of a red circle")
-RED = SceneObject(shape="circle", colour="red", size="large", texture="solid", x=0.27, y=0.5, radius=0.21)
+RED = SceneObject(shape="circle", colour="red", size="large", texture="solid", x=0.27, y=0.5, radius=0.18)
 BLUE = replace(RED, shape="square", colour="blue", x=0.73)
 GROUND = ((172, 172, 172), (180, 180, 180))
-SHOWN = 0.005
-"""A caption is marked as chosen where it leads by so much: the printed digits show it."""
 
 
 def scores(name: str, images: list[Image.Image]) -> torch.Tensor:
@@ -52,7 +50,7 @@ def main(trained: str) -> None:
         for column, caption in enumerate(CAPTIONS):
             cells = []
             for table in models.values():
-                leads = table[row, column] - table[row, 1 - column] >= SHOWN
+                leads = round(float(table[row, column]), 2) > round(float(table[row, 1 - column]), 2)
                 cells.append(f"{table[row, column]:.2f}{' ◂' if leads else '  '}".rjust(13))
             lines.append(f"{caption:<42}" + "".join(cells))
         axis.text(

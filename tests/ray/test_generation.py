@@ -103,6 +103,7 @@ def test_generate_captions_that_read_alike_are_asked_for_once(finished: Negative
     assert set(asked.values()) == {1}
 
 
+@pytest.mark.slow  # tests/unit/test_negatives_joint.py holds the rules
 def test_generate_joint_asks_once_for_all_kinds_that_a_caption_lacks(prepared: str, tmp_path: Path) -> None:
     config = config_of(prepared, tmp_path / "joint", prompting="joint")
     counts = generate(config)
@@ -207,6 +208,7 @@ def test_generate_other_sampling_is_refused_by_name(finished: NegativesConfig) -
         generate(other)
 
 
+@pytest.mark.slow  # test_generate_stops_when_the_hours_are_used_up_… holds the rule
 def test_generate_job_killed_in_the_middle_goes_on_with_what_is_left(
     finished: NegativesConfig, tmp_path: Path, repo: Path
 ) -> None:
@@ -290,7 +292,6 @@ def test_generate_fill_with_rules_says_whose_they_are(finished: NegativesConfig,
         assert sum(counts.get(f"captions.{kind}.{state}", 0) for state in STATES) == 180
 
 
-@pytest.mark.slow
 def test_generate_stops_when_the_hours_are_used_up_and_goes_on_later(
     finished: NegativesConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

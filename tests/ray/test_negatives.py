@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -96,20 +98,14 @@ def test_negatives_job_on_a_finished_folder_starts_no_ray(finished: NegativesCon
     done = subprocess.run(command, cwd=REPO, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     assert "is finished: nothing to do" in done.stdout
-    assert "swap_nouns:" in done.stdout
+    written = read_complete(finished.output, "negatives")[1]["counts"]["rows.swap_nouns"]
+    assert re.search(rf"swap_nouns\W+{written:,}\b", done.stdout)
 
 
-def test_negatives_job_without_prepared_folder_is_one_line(tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "jobs/negatives.py",
-        "--prepared",
-        str(tmp_path),
-        "--output",
-        str(tmp_path / "o"),
-    ]
-    environment = {**os.environ, "PYTHONPATH": str(REPO)}
-    done = subprocess.run(command, cwd=REPO, env=environment, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: ")
-    assert len(done.stderr.strip().splitlines()) == 1
+def test_negatives_job_without_prepared_folder_is_one_line(
+    tmp_path: Path, run_stage: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_stage("negatives", "--prepared", tmp_path, "--output", tmp_path / "o") == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: ")
+    assert len(printed.strip().splitlines()) == 1

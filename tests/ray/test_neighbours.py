@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from pathlib import Path
 
@@ -15,8 +16,10 @@ from degla_ray.config import DataConfig, ModelConfig, NeighboursConfig, Objectiv
 from degla_ray.encoding.neighbours import find_neighbours, nearest_rows
 from degla_ray.errors import SettingError
 from degla_ray.loader.decode import BatchReader, BatchSpec, with_hard_negatives
+from degla_ray.loader.image_files import CacheSpec
 from degla_ray.loader.order import BatchOrder
-from degla_ray.loader.samples import load_samples
+from degla_ray.loader.samples import Texts, load_samples
+from degla_ray.loader.tokens import tokenise
 from degla_ray.model import encode_image
 from degla_ray.model.build import build
 from degla_ray.model.preprocess import eval_transform
@@ -103,16 +106,20 @@ def test_batch_with_hard_negatives_has_a_neighbour_of_each_row_behind_them(folde
         negatives=1,
         size=(32, 32),
         interpolation="bicubic",
+        cache=CacheSpec(folder="", max_bytes=0, whole_parts=False),
         crop_scale_min=1.0,
-        tokenizer=build(ModelConfig(name=str(folder / "model.json"), random_init=True)).tokenizer,
     )
+    tokenizer = build(ModelConfig(name=str(folder / "model.json"), random_init=True)).tokenizer
+    found = tokenise(samples, tokenizer, 0, len(samples))
+    samples = dataclasses.replace(samples, texts=Texts.joined([found.captions, found.negatives]))
     reader, seen = BatchReader(samples, spec), set()
     for step in range(6):
         batch = reader.read(step)
-        assert batch["images"].shape[0] == batch["tokens"].shape[0] == batch["mask"].shape[0] == 16
+        (tokens_XL,) = batch.texts
+        assert len(batch.images_BHWC) == len(batch.mask_BK) == 16
         visits = with_hard_negatives(spec.order.batch(step), samples, seed=0)
-        tokens = spec.tokenizer(samples.caption.take(pa.array(visits.row_B)).to_pylist())
-        assert (batch["tokens"] == tokens.numpy()).all()
+        tokens = tokenizer(samples.caption.take(pa.array(visits.row_B)).to_pylist())
+        assert (tokens_XL[:16] == tokens.numpy()).all()
         own, behind = samples.image[visits.row_B].reshape(2, 8)
         for one, other in zip(own, behind, strict=True):
             near = samples.neighbour[one].tolist()
@@ -121,6 +128,7 @@ def test_batch_with_hard_negatives_has_a_neighbour_of_each_row_behind_them(folde
     assert seen == {0, 1, 2}
 
 
+@pytest.mark.slow  # test_batch_with_hard_negatives_… holds what a batch is
 def test_train_negclip_with_hard_negatives_is_the_same_on_two_workers(folder: Path) -> None:
     settings = {"objective": ObjectiveConfig(name="negclip"), "data": data_config(folder), "max_steps": 8}
     one, two = (train(train_config(folder, name=f"hard-{n}", num_workers=n, **settings)) for n in (1, 2))
@@ -133,5 +141,5 @@ def test_train_negclip_with_hard_negatives_is_the_same_on_two_workers(folder: Pa
 
 
 def test_train_hard_negatives_for_another_objective_are_refused(folder: Path) -> None:
-    with pytest.raises(SettingError, match=r"data\.neighbours.*'degla' has no hard-negative images"):
+    with pytest.raises(SettingError, match=r"data\.neighbours.*'degla' takes no hard-negative images"):
         TrainConfig(name="x", data=data_config(folder), model=ModelConfig(name="scenes-base"))

@@ -9,7 +9,11 @@ import pytest
 
 from degla_ray.commands import COMMANDS, main
 
-pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(600)]
+pytestmark = [
+    pytest.mark.usefixtures("ray_cluster"),
+    pytest.mark.timeout(600),
+    pytest.mark.slow,  # tests/unit/test_next_command.py reads every line with the job's own parser
+]
 
 
 def _said_next(out: str) -> list[str]:

@@ -89,12 +89,10 @@ def test_prepare_flickr8k_writes_each_image_once_with_its_very_bytes(
     for row in tables["images"].to_pylist():
         assert row["image"] == (Path(config.images) / row["image_id"]).read_bytes()
         assert (row["width"], row["height"]) == (40, 30)
-    lines = capsys.readouterr().out.splitlines()
-    assert lines == [
-        "images: 40 in = 40 out + 0 rejects",
-        "captions: 200 in = 200 out + 0 rejects",
-        "splits: train 39 images, val 1 images",
-    ]
+    printed = capsys.readouterr().out
+    assert "images: 40 in = 40 out + 0 rejects" in printed
+    assert "captions: 200 in = 200 out + 0 rejects" in printed
+    assert "splits: train 39 images, val 1 images" in printed
 
 
 def test_prepare_puts_images_and_their_captions_into_the_shard_of_the_image(tmp_path: Path) -> None:
@@ -176,7 +174,7 @@ def test_prepare_same_settings_give_the_same_bytes(
         prepare(prepare_config(config, tmp_path / name, short_side=20))
     one = contents(tmp_path / "one")
     assert one == contents(tmp_path / "two")
-    assert len(one) == 1 + 4 * 4  # a manifest; a receipt, images, captions and rejects of each shard
+    assert len(one) == 1 + 5 * 4  # a manifest; a receipt, images, index, captions and rejects per shard
 
 
 def test_prepare_resumed_redoes_only_shards_without_a_receipt(tmp_path: Path) -> None:
@@ -392,21 +390,23 @@ def test_prepare_short_side_is_kept_to(tmp_path: Path) -> None:
     [
         (["--flickr8k.images", "nowhere"], "flickr8k.images: found 'nowhere'"),
         (["--flickr8k.captions", "{train: nowhere.txt}"], "flickr8k.captions.train: found 'nowhere.txt'"),
-        (["--limit", "0"], "limit: found 0; expected at least 1, or none"),
+        (["--limit", "0"], "limit: found 0; expected at least 1, or null"),
         (["--output", ""], "output: found ''"),
     ],
 )
 def test_prepare_job_wrong_setting_is_one_line_and_exit_2(
-    tmp_path: Path, options: list[str], message: str
+    tmp_path: Path,
+    options: list[str],
+    message: str,
+    run_stage: Callable[..., int],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     config = write_flickr8k(tmp_path / "data")
     captions = "{" + ", ".join(f"{split}: {path}" for split, path in config.captions.items()) + "}"
-    command = [sys.executable, "jobs/prepare.py", "--source", "flickr8k", "--output", str(tmp_path / "out")]
-    command += ["--flickr8k.images", config.images, "--flickr8k.captions", captions, *options]
-    env = {**os.environ, "PYTHONPATH": str(REPO)}
-    done = subprocess.run(command, cwd=REPO, env=env, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 2, done.stderr
-    (line,) = done.stderr.splitlines()
+    given = ["--source", "flickr8k", "--output", tmp_path / "out"]
+    given += ["--flickr8k.images", config.images, "--flickr8k.captions", captions]
+    assert run_stage("prepare", *given, *options) == 2
+    (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: " + message)
     assert not (tmp_path / "out").exists()
 

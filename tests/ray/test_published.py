@@ -93,8 +93,9 @@ def config_of(data: Path, output: Path, **changes: Any) -> EvaluateConfig:
 
 @pytest.fixture(scope="module")
 def whole(data: Path, ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Summary, Path]:
-    output = tmp_path_factory.mktemp("whole") / "out"
-    return evaluate(config_of(data, output)), output
+    """Everything is scored once for the module, with a cache of features."""
+    folder = tmp_path_factory.mktemp("whole")
+    return evaluate(config_of(data, folder / "out", cache=str(folder / "cache"))), folder / "out"
 
 
 def test_published_all_that_there_are_files_of_are_scored(whole: tuple[Summary, Path]) -> None:
@@ -135,14 +136,16 @@ def test_published_mean_over_relations_is_not_the_mean_over_items(whole: tuple[S
     assert score.value == pytest.approx(np.mean([np.mean(x) for x in by_relation.values()]))
 
 
-def test_published_killed_evaluation_goes_on_with_the_features_it_has(data: Path, tmp_path: Path) -> None:
-    config = config_of(data, tmp_path / "out", cache=str(tmp_path / "cache"), benchmarks=["sugarcrepe"])
-    first = evaluate(config)
-    shutil.rmtree(tmp_path / "out")
-    cached = {p: p.stat().st_mtime_ns for p in (tmp_path / "cache").rglob("*.parquet")}
-    again = evaluate(config)
-    assert again.subsets == first.subsets
-    assert cached == {p: p.stat().st_mtime_ns for p in (tmp_path / "cache").rglob("*.parquet")}
+def test_published_killed_evaluation_goes_on_with_the_features_it_has(
+    data: Path, whole: tuple[Summary, Path], tmp_path: Path
+) -> None:
+    summary, output = whole
+    cache = output.parent / "cache"
+    cached = {p: p.stat().st_mtime_ns for p in cache.rglob("*.parquet")}
+    assert cached
+    again = evaluate(config_of(data, tmp_path / "out", cache=str(cache), benchmarks=["sugarcrepe"]))
+    assert list(again.subsets) == [s for s in summary.subsets if s.name.startswith("sugarcrepe/")]
+    assert cached == {p: p.stat().st_mtime_ns for p in cache.rglob("*.parquet")}
 
 
 def test_published_missing_images_are_named_and_what_hangs_on_them_is_partial(
@@ -187,9 +190,10 @@ def test_published_wrong_requests_are_told_before_anything_is_encoded(data: Path
         evaluate(config_of(tmp_path / "data", tmp_path / "c"))
 
 
-def test_published_other_protocol_in_the_same_folder_is_refused(data: Path, tmp_path: Path) -> None:
-    config = config_of(data, tmp_path / "out", benchmarks=["vg_relation"])
-    evaluate(config)
+def test_published_other_protocol_in_the_same_folder_is_refused(
+    data: Path, whole: tuple[Summary, Path]
+) -> None:
+    config = config_of(data, whole[1])
     micro = dataclasses.replace(config, published=PublishedConfig(data=str(data), aro_average="micro"))
     with pytest.raises(FingerprintMismatch, match=r"published\.vg_relation"):
         evaluate(micro)

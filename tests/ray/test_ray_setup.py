@@ -249,6 +249,7 @@ def test_user_error_from_ray_data_is_found() -> None:
     assert str(found).splitlines()[0] == "a.b: found 1; expected 2"
 
 
+@pytest.mark.slow  # test_user_error_of_a_worker_group_is_found holds the rule
 def test_user_error_from_ray_train_is_found(tmp_path: Any) -> None:
     trainer = TorchTrainer(
         _bad_data,

@@ -41,6 +41,7 @@ def short_temp() -> Iterator[Path]:
     shutil.rmtree(path, ignore_errors=True)
 
 
+@pytest.mark.slow  # test_train_continued_by_another_driver_… holds the rule
 @pytest.mark.timeout(900)
 def test_train_job_killed_at_a_random_step_then_rerun_equals_uninterrupted(
     folder: Path, short_temp: Path, repo: Path, ray_cluster: None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import io
 import itertools
 import json
 from pathlib import Path
@@ -65,43 +67,49 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def swept(folder: Path, ray_cluster: None) -> tuple[TuneConfig, Trial]:
-    space = '{"objective.lambda_igc": tune.loguniform(0.01, 1.0), "optimizer.lr": tune.choice([1e-3, 1e-4])}'
-    config = _config(folder, space, num_trials=3, max_concurrent_trials=1, max_zero_shot_loss=1.0)
-    return config, tune(config)
+def swept(folder: Path, ray_cluster: None) -> tuple[TuneConfig, Trial, str]:
+    """A sweep of two trials, of which one fails, and what it printed."""
+    space = (
+        '{"objective.lambda_igc": tune.loguniform(0.01, 1.0), "optimizer.lr": tune.grid_search([1e-3, 1e30])}'
+    )
+    config = _config(folder, space, num_trials=1, max_concurrent_trials=1, max_zero_shot_loss=1.0)
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        best = tune(config)
+    return config, best, printed.getvalue()
 
 
-def test_tune_trials_are_trained_evaluated_and_the_best_is_the_rules(swept: tuple[TuneConfig, Trial]) -> None:
-    config, best = swept
+def test_tune_trials_are_trained_and_evaluated_and_one_that_fails_is_reported(
+    swept: tuple[TuneConfig, Trial, str],
+) -> None:
+    config, best, printed = swept
     [file] = (Path(config.train.output)).glob("sweep-tiny-*/trials.json")
-    trials = json.loads(file.read_text())
-    assert len(trials) == 3
-    assert len({trial["settings"]["objective.lambda_igc"] for trial in trials}) == 3
-    for trial in trials:
-        made = json.loads(Path(file.parent, trial["run_folder"], "config.json").read_text())["config"]
-        assert made["objective"]["lambda_igc"] == trial["settings"]["objective.lambda_igc"]
-        assert made["optimizer"]["lr"] == trial["settings"]["optimizer.lr"]
-    # Every zero-shot loss is allowed here, so the rule is the highest composition.
-    assert best.composition == max(trial["composition"] for trial in trials)
+    good, bad = sorted(json.loads(file.read_text()), key=lambda trial: trial["settings"]["optimizer.lr"])
+    assert good["settings"]["objective.lambda_igc"] != bad["settings"]["objective.lambda_igc"]
+    made = json.loads(Path(file.parent, good["run_folder"], "config.json").read_text())["config"]
+    assert made["objective"]["lambda_igc"] == good["settings"]["objective.lambda_igc"]
+    assert made["optimizer"]["lr"] == best.settings["optimizer.lr"] == 1e-3
+    assert best.composition == good["composition"]
+    assert "loss of step" in bad["error"]
+    assert "failed" in printed
 
 
-def test_tune_mlflow_has_a_parent_and_a_child_for_each_trial(swept: tuple[TuneConfig, Trial]) -> None:
-    config, best = swept
+def test_tune_mlflow_has_a_parent_and_a_child_for_each_trial(swept: tuple[TuneConfig, Trial, str]) -> None:
+    config, best, _ = swept
     families = _children(config)
     [parent] = families[None]
-    assert len(families[parent]) == 3
+    assert len(families[parent]) == 2
     assert best.run_id in families[parent]
     client = MlflowClient(config.train.tracking.uri)
     run = client.get_run(parent)
     assert run.info.status == "FINISHED"
     assert run.data.tags["best_run"] == best.run_id
     assert run.data.metrics["best/composition"] == best.composition
-    for child in families[parent]:
-        assert "eval/composition" in client.get_run(child).data.metrics
+    scored = {c for c in families[parent] if "eval/composition" in client.get_run(c).data.metrics}
+    assert scored == {best.run_id}
 
 
-def test_tune_one_trial_at_a_time_trainings_do_not_overlap(swept: tuple[TuneConfig, Trial]) -> None:
-    config, _ = swept
+def test_tune_one_trial_at_a_time_trainings_do_not_overlap(swept: tuple[TuneConfig, Trial, str]) -> None:
+    config, _, _ = swept
     families = _children(config)
     client = MlflowClient(config.train.tracking.uri)
     children = [client.get_run(child).info for child in families[families[None][0]]]
@@ -109,21 +117,13 @@ def test_tune_one_trial_at_a_time_trainings_do_not_overlap(swept: tuple[TuneConf
     assert all(end <= start for (_, end), (start, _) in itertools.pairwise(times))
 
 
-def test_tune_again_adds_nothing_and_finds_the_same_best(swept: tuple[TuneConfig, Trial]) -> None:
-    config, best = swept
+@pytest.mark.slow  # test_train_finished_run_again_does_nothing and its like hold the rule of each part
+def test_tune_again_adds_nothing_and_finds_the_same_best(swept: tuple[TuneConfig, Trial, str]) -> None:
+    config, best, _ = swept
     before = _children(config)
     again = tune(config)
     assert again == best
     assert _children(config) == before
-
-
-def test_tune_failing_trial_is_reported_and_the_others_count(
-    folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    config = _config(folder, '{"optimizer.lr": tune.grid_search([1e-3, 1e30])}', num_trials=1)
-    best = tune(config)
-    assert best.settings == {"optimizer.lr": 1e-3}
-    assert "failed" in capsys.readouterr().out
 
 
 def test_tune_space_that_does_not_fit_is_refused_before_anything_runs(folder: Path) -> None:
@@ -137,11 +137,13 @@ def test_tune_more_trials_at_once_than_cpus_is_refused(folder: Path) -> None:
         tune(_config(folder, "{}", max_concurrent_trials=40))
 
 
+@pytest.mark.slow  # test_best_trial_no_result_… holds the rule
 def test_tune_every_trial_fails_names_the_reason(folder: Path) -> None:
     with pytest.raises(DeglaError, match="none of 1 trials succeeded"):
         tune(_config(folder, '{"optimizer.lr": tune.choice([1e30])}', num_trials=1))
 
 
+@pytest.mark.slow
 def test_tune_equal_trials_at_the_same_time_are_one(folder: Path, ray_cluster: None) -> None:
     config = _config(
         folder, '{"objective.lambda_igc": tune.choice([0.25])}', num_trials=2, max_concurrent_trials=2

@@ -1,4 +1,6 @@
-"""The commands in the README and the docs parse, and the files they name are there."""
+"""The commands in the README and the docs parse, the files they name are there, and README's Python runs.
+
+tests/ray/test_readme.py runs README's commands."""
 
 from __future__ import annotations
 
@@ -11,6 +13,7 @@ import pytest
 
 from degla_ray.cli import parse
 from degla_ray.config import JOBS
+from degla_ray.dry_run import without_flag
 
 REPO = Path(__file__).parents[2]
 PAGES = [
@@ -41,12 +44,26 @@ def test_docs_commands_are_found() -> None:
 def _parse(words: list[str], monkeypatch: pytest.MonkeyPatch) -> object:
     """The config that a job builds from a command line; the job itself is not run."""
     monkeypatch.chdir(REPO)
-    return parse(JOBS[words[0]], "", words[1:])
+    options, _ = without_flag(words[1:])
+    return parse(JOBS[words[0]], "", options)
 
 
 @pytest.mark.parametrize(("page", "words"), _commands(), ids=lambda value: str(value)[:60])
 def test_docs_command_parses(page: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     assert dataclasses.is_dataclass(_parse(words, monkeypatch)), page
+
+
+def test_readme_python_runs_as_printed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(REPO)  # it opens an image of the docs
+    blocks = re.findall(r"```python\n(.*?)```", (REPO / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert blocks
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), {})
+    scores = [float(number) for number in re.findall(r"-?\d\.\d+", capsys.readouterr().out)]
+    assert len(scores) == 2
+    assert scores[0] != scores[1]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)

@@ -11,9 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from degla_ray.config import ComputeConfig, ModelConfig, RayConfig
+from degla_ray.config import ModelConfig
+from degla_ray.devices import Precision
 from degla_ray.encoding.actor import GPU_CALLS, Towers
-from degla_ray.encoding.pool import Pool, Precision, auto_precision, resolve_precision
 from degla_ray.encoding.reading import tokenised
 from degla_ray.encoding.resize import resized
 from degla_ray.encoding.rows import READ, row_of, with_array
@@ -131,35 +131,3 @@ def test_row_keeps_its_array_without_a_copy() -> None:
     assert row == {"source": "files", **lists, "ids": ["a", "b"]}
     np.testing.assert_array_equal(array, pixels_BHWC)
     assert np.shares_memory(array, pixels_BHWC)
-
-
-@pytest.mark.parametrize(
-    ("use_gpu", "precision", "expected"),
-    [
-        (False, "auto", "fp32"),
-        (False, "fp32", "fp32"),
-        (False, "bf16", "bf16"),
-        (True, "fp32", "tf32"),
-        (True, "fp16", "fp16"),
-    ],
-)
-def test_resolve_precision_names_the_arithmetic(use_gpu: bool, precision: str, expected: str) -> None:
-    compute = ComputeConfig(use_gpu=use_gpu, precision=precision)  # type: ignore[arg-type]
-    assert resolve_precision(compute, RayConfig()) == expected
-
-
-def test_auto_precision_is_bf16_where_every_gpu_has_it() -> None:
-    hopper = {"CPU": 16.0, "GPU": 8.0, "accelerator_type:H100": 1.0}
-    assert auto_precision(hopper) == "bf16"
-    assert auto_precision({**hopper, "accelerator_type:V100": 1.0}) == "tf32"
-
-
-def test_pool_describes_device_precision_and_idle_gpus() -> None:
-    on_cpus = Pool(num_actors=2, cpus_per_actor=1, use_gpu=False, batch_size=8)
-    assert on_cpus.describe(2, {"CPU": 8.0}) == "encoding: 2 CPU actors, fp32"
-    idle = "encoding: 1 CPU actor, fp32; 1 GPU stands idle without compute.use_gpu true"
-    assert on_cpus.describe(1, {"CPU": 8.0, "GPU": 1.0}) == idle
-    on_gpus = Pool(num_actors=2, cpus_per_actor=1, use_gpu=True, batch_size=8, precision="bf16")
-    some = "encoding: 2 GPU actors, bf16; 6 GPUs stand idle without num_actors 8"
-    assert on_gpus.describe(2, {"CPU": 8.0, "GPU": 8.0}) == some
-    assert on_gpus.describe(2, {"CPU": 8.0, "GPU": 2.0}) == "encoding: 2 GPU actors, bf16"

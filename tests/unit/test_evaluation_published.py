@@ -501,7 +501,7 @@ def test_disagreements_of_models_that_agree_or_share_no_item_are_none() -> None:
 
 
 def test_compare_shows_disagreements_with_images_and_texts_as_they_stand(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, mlflow_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_images(tmp_path / "images", [f"{i}.png" for i in range(4)])  # 4.png is gone
     (tmp_path / "images" / "3.png").write_bytes(b"not an image")
@@ -510,7 +510,7 @@ def test_compare_shows_disagreements_with_images_and_texts_as_they_stand(
         evaluation(tmp_path / name, name, benchmarks, seed, skill)
         for name, seed, skill in (("base", 1, 0.3), ("plain", 2, 0.5), ("tuned", 3, 0.9))
     ]
-    tracking = TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db", experiment="published")
+    tracking = TrackingConfig(uri=mlflow_uri, experiment="published")
     config = CompareConfig(evaluations=folders, output=str(tmp_path / "out"), tracking=tracking)
     output = Path(compare(config))
     compare(config)  # once more, into the same run

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -198,6 +199,15 @@ def test_lease_heartbeat_touches_and_does_not_keep_the_process(
     assert not held._heart.is_alive()
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Take SIGINT as a process of a terminal does; tests that run in the background would ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_lease_that_was_taken_over_stops_its_driver(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -140,9 +140,9 @@ def test_rates_fall_block_by_block_and_adapters_run_ahead(loaded):
     assert named["logit_scale"] == 8.0
     adapt(loaded.model, LORA)
     optimizer = build_optimizer(loaded.model, OptimizerConfig(), LORA, device=torch.device("cpu"))
-    factors = {len(group["params"]): group["lr_factor"] for group in optimizer.param_groups}
-    assert sorted(factors.values()) == [1.0, 10.0]
-    assert factors[1] == 1.0  # logit_scale
+    multipliers = {len(group["params"]): group["lr_multiplier"] for group in optimizer.param_groups}
+    assert sorted(multipliers.values()) == [1.0, 10.0]
+    assert multipliers[1] == 1.0  # logit_scale
 
 
 @pytest.mark.parametrize(

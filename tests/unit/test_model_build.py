@@ -134,7 +134,9 @@ def test_build_folder_without_config_is_a_data_error(tmp_path):
 
 def test_build_config_whose_tokenizer_folder_is_missing_is_a_data_error(tmp_path):
     path = write_config(tmp_path, text={"hf_tokenizer_name": "./elsewhere"})
-    with pytest.raises(DataError, match=r"no tokenizer folder .*elsewhere"):
+    with pytest.raises(
+        DataError, match=r"no folder .*elsewhere; expected the folder of text_cfg.hf_tokenizer_name"
+    ):
         build(ModelConfig(name=path))
 
 

@@ -1,6 +1,7 @@
 import pytest
 import torch
 from tiny_models import CAPTIONS, write_config
+from torch.utils.flop_counter import FlopCounterMode
 
 from degla_ray.config import ModelConfig
 from degla_ray.model import encode_image, encode_text
@@ -57,17 +58,19 @@ def test_encode_text_any_tower_equals_open_clip(tower):
         assert torch.allclose(found, expected, rtol=0, atol=1e-6 * scale)
 
 
+def _flops(function, *arguments):
+    with FlopCounterMode(display=False) as counter:
+        function(*arguments)
+    return counter.get_total_flops()
+
+
 @torch.no_grad()
 def test_encode_text_causal_tower_computes_only_real_tokens(tower):
     name, model, tokens_BL = tower
-    text = model if hasattr(model, "transformer") else model.text
-    computed = []
-    for block in text.transformer.resblocks:
-        block.mlp.c_fc.register_forward_pre_hook(lambda _, args: computed.append(args[0][..., 0].numel()))
-    encode_text(model, tokens_BL)
-    real, every = int((tokens_BL != 0).sum()), len(tokens_BL) * (tokens_BL.shape[1] + (name == "class_token"))
-    assert real < every
-    assert computed == ([real, len(tokens_BL)] if name in PACKED else [every, every])
+    share = _flops(encode_text, model, tokens_BL) / _flops(model.encode_text, tokens_BL)
+    real = int((tokens_BL != 0).sum()) / tokens_BL.numel()
+    assert real < 0.5
+    assert share < real if name in PACKED else share == 1.0
 
 
 IMAGE_TOWERS = {
@@ -87,10 +90,7 @@ def test_encode_image_features_and_gradients_equal_open_clip(kind, recompute, tm
     torch.manual_seed(0)
     model = build(ModelConfig(name=write_config(tmp_path, **IMAGE_TOWERS[kind]))).model.train()
     model.set_grad_checkpointing(recompute)
-    images_BCHW, computed = torch.randn(3, 3, 32, 32), []
-    model.visual.transformer.resblocks[-1].mlp.c_fc.register_forward_pre_hook(
-        lambda _, args: computed.append(args[0][..., 0].numel())
-    )
+    images_BCHW = torch.randn(3, 3, 32, 32)
     found = []
     for encode in (encode_image, lambda m, i: m.encode_image(i, normalize=True)):
         model.zero_grad()
@@ -103,7 +103,9 @@ def test_encode_image_features_and_gradients_equal_open_clip(kind, recompute, tm
     assert our_gradients.keys() == their_gradients.keys()
     for name, gradient in their_gradients.items():
         assert torch.allclose(our_gradients[name], gradient, rtol=1e-4, atol=1e-6), name
-    assert computed[0] == (15 if kind in ("average", "attention_pooling") else 3)  # of 3 x (1 + 4) tokens
+    pools_all_tokens = kind in ("average", "attention_pooling")
+    share = _flops(encode_image, model, images_BCHW) / _flops(model.encode_image, images_BCHW)
+    assert share == 1.0 if pools_all_tokens else share < 0.85
 
 
 @pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
@@ -118,7 +120,8 @@ def test_encode_text_gradients_equal_open_clip(tower, recompute):
     ours, theirs = gradients
     assert ours.keys() == theirs.keys()
     for name, gradient in theirs.items():
-        assert torch.allclose(ours[name], gradient, rtol=1e-4, atol=1e-6), name
+        largest = max(1.0, float(gradient.abs().max()))  # a sum of large terms of both signs
+        assert torch.allclose(ours[name], gradient, rtol=1e-4, atol=1e-6 * largest), name
 
 
 @pytest.mark.parametrize("tower", sorted(PACKED), indirect=True)
@@ -144,6 +147,19 @@ def test_encode_under_bfloat16_autocast_returns_normalised_float32(tmp_path):
     for features in (img_BD, txt_BD):
         assert features.dtype == torch.float32
         assert torch.allclose(features.norm(dim=-1), torch.ones(len(features)), atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", IMAGE_TOWERS)
+def test_encode_under_bfloat16_autocast_every_image_tower_is_near_float32(kind, tmp_path):
+    torch.manual_seed(0)
+    model = build(ModelConfig(name=write_config(tmp_path, **IMAGE_TOWERS[kind]))).model
+    images_BCHW = torch.randn(3, 3, 32, 32)
+    exact = encode_image(model, images_BCHW)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = encode_image(model, images_BCHW)
+    found[:, 0].sum().backward()
+    assert (found - exact).square().sum(dim=-1).max() < 1e-3
+    assert all(p.grad.dtype == p.dtype for p in model.visual.parameters() if p.grad is not None)
 
 
 @torch.no_grad()

@@ -1,9 +1,6 @@
 """CLIPModel folders: written for transformers, read from it, and back."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,7 +14,6 @@ from degla_ray.model import encode_image, encode_text, load
 from degla_ray.model.build import build
 from degla_ray.model.export import export, export_huggingface
 
-REPO = Path(__file__).parents[2]
 IMAGES_BCHW = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 KINDS = {
     "gelu": {},
@@ -118,11 +114,11 @@ def test_export_huggingface_of_another_tower_names_what_has_no_place(tmp_path):
         export_huggingface(biased, str(tmp_path / "hf"))
 
 
-def test_export_job_carries_on_what_the_folder_says(tmp_path):
+def test_export_job_carries_on_what_the_folder_says(tmp_path, run_stage):
     name = write_config(tmp_path / "config")
     export(build(ModelConfig(name=name)), str(tmp_path / "run"), {"objective": {"name": "degla"}, "steps": 7})
-    command = ["--model.name", tmp_path / "run", "--format", "huggingface", "--output", tmp_path / "hf"]
-    subprocess.run([sys.executable, REPO / "jobs" / "export.py", *command], check=True, timeout=300)
+    options = ["--model.name", tmp_path / "run", "--format", "huggingface", "--output", tmp_path / "hf"]
+    assert run_stage("export", *options) == 0
     said = json.loads((tmp_path / "hf" / "degla.json").read_text())
     assert (said["objective"], said["steps"]) == ({"name": "degla"}, 7)
     assert said["activation"] == "gelu"

@@ -5,6 +5,7 @@ import io
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import mlflow
 import pandas as pd
@@ -16,6 +17,7 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from tiny_models import CAPTIONS, write_config
 
+import degla_ray
 from degla_ray.config import ModelConfig
 from degla_ray.model import encode_image, encode_text
 from degla_ray.model.build import build
@@ -49,11 +51,16 @@ def test_pyfunc_predicts_the_similarity_of_each_row(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory):
+def served_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("served")
     torch.manual_seed(0)
     save_pyfunc(build(ModelConfig(name=write_config(folder / "config"))), str(folder / "mlflow"))
-    return mlflow.pyfunc.load_model(str(folder / "mlflow"))
+    return folder / "mlflow"
+
+
+@pytest.fixture(scope="module")
+def served(served_folder):
+    return mlflow.pyfunc.load_model(str(served_folder))
 
 
 ROWS = [
@@ -128,6 +135,15 @@ def test_pyfunc_server_names_what_a_request_lacks(served):
     assert "row 0: image is not base64" in answer.json()["predictions"][0]["error"]
 
 
+def test_pyfunc_folder_has_the_package_beside_the_model(served_folder):
+    package = Path(degla_ray.__file__).parent
+    code = served_folder / "code" / "degla_ray"
+    assert {p.relative_to(package) for p in package.rglob("*.py")} == {
+        p.relative_to(code) for p in code.rglob("*.py")
+    }
+
+
+@pytest.mark.slow
 def test_pyfunc_folder_serves_without_the_package_installed(tmp_path):
     torch.manual_seed(0)
     loaded = build(ModelConfig(name=write_config(tmp_path / "config")))

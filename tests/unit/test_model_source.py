@@ -23,7 +23,7 @@ from degla_ray.model.source import (
     in_any_folder,
     starts_random,
 )
-from degla_ray.training.trainer import _model_identity
+from degla_ray.training.run_identity import model_identity
 from degla_ray.tuning.sweep import tune
 
 
@@ -59,7 +59,7 @@ def test_build_folder_with_a_json_of_its_name_beside_it_has_the_folders_weights(
 def test_model_identity_of_a_folder_with_a_json_beside_it_is_its_files(trained):
     folder, _ = trained
     beside(folder)
-    identity = _model_identity(ModelConfig(name=str(folder)))
+    identity = model_identity(ModelConfig(name=str(folder)))
     assert set(identity["name"]) == {path.name for path in folder.iterdir()}
 
 
@@ -132,6 +132,7 @@ def test_chain_mistyped_model_is_told_of_before_the_first_stage(tmp_path):
     from degla_ray.chain import run_chain
 
     settings = {"output": str(tmp_path / "out"), "prepare": {"source": "scenes"}, "fine_tune": {"a": {}}}
+    settings["base_model"] = {"name": "scenes-base"}
     for changed, message in (
         ({"base_model": {"name": "scenes-bse"}}, r"base_model\.name.*scenes-base"),
         ({"base_model": {"name": "flickr-small"}}, r"base_model\.random_init true"),
@@ -206,17 +207,8 @@ def test_build_folder_without_weights_is_never_random(trained, tmp_path):
 
 
 @pytest.mark.parametrize("job", ["export", "evaluate"])
-def test_job_of_random_weights_is_refused_and_names_the_setting(job, tmp_path):
-    extra = [] if job == "export" else ["--suite", str(tmp_path)]
-    command = [
-        sys.executable,
-        f"jobs/{job}.py",
-        "--model.name",
-        "flickr-small",
-        "--output",
-        str(tmp_path / "o"),
-    ]
-    done = subprocess.run([*command, *extra], capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert "model.random_init true" in done.stderr
+def test_job_of_random_weights_is_refused_and_names_the_setting(job, tmp_path, run_stage, capsys):
+    extra = [] if job == "export" else ["--suite", tmp_path]
+    assert run_stage(job, "--model.name", "flickr-small", "--output", tmp_path / "o", *extra) == 2
+    assert "model.random_init true" in capsys.readouterr().err
     assert not (tmp_path / "o").exists()

@@ -133,7 +133,11 @@ class Stateful:
         os.system("touch EXECUTED")
 
 
-@pytest.mark.parametrize("hidden", [Malicious(), Stateful(), np.array([Malicious()], dtype=object)], ids=repr)
+@pytest.mark.parametrize(
+    "hidden",
+    [Malicious(), Stateful(), np.array([Malicious()], dtype=object)],
+    ids=["called", "given_state", "in_an_array"],
+)
 def test_build_pickle_with_code_among_harmless_types_is_refused_and_not_run(
     hidden, config, donor, tmp_path, monkeypatch
 ):

@@ -80,6 +80,13 @@ def test_progress_line_on_a_narrow_terminal_is_cropped_to_one_row() -> None:
     assert len(row.rstrip()) <= 60
 
 
+def test_progress_without_answers_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    config = NegativesConfig(prepared="", output="", engine="scripted")
+    with pytest.raises(RuntimeError), Progress(config, wanted=2, clock=EngineClock(0)):
+        raise RuntimeError("the engine did not start")
+    assert capsys.readouterr().out == ""
+
+
 def test_progress_prints_the_first_error_once(capsys: pytest.CaptureFixture[str]) -> None:
     config = NegativesConfig(prepared="", output="", engine="scripted")
     states = StateTable("ab", [KINDS[0]], per_kind=1, attempts=1)

@@ -149,7 +149,8 @@ def test_softened_contrast_has_finite_gradients_where_it_is_certain():
 
 
 ABLATIONS = Path(__file__).parents[2] / "jobs" / "configs" / "ablations"
-RECIPE = ["--name=x", "--data.prepared=x", "--data.negatives=y", "--objective.negatives_per_caption=2"]
+RECIPE = ["--name=x", "--model.name=scenes-base", "--data.prepared=x", "--data.negatives=y"]
+RECIPE.append("--objective.negatives_per_caption=2")
 
 
 def ablated(name: str, *recipe: str) -> TrainConfig:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,54 +15,71 @@ from degla_ray.errors import DataError
 from degla_ray.model.teacher import Teacher
 from degla_ray.storage import Storage
 from degla_ray.training import checkpoint
-from degla_ray.training.checkpoint import RAY_SNAPSHOT, Parts
+from degla_ray.training.checkpoint import RAY_SNAPSHOT
 from degla_ray.training.optimizer import build_optimizer
+from degla_ray.training.state import TrainState
 
 
-def parts_of(seed: int, steps: int = 0) -> Parts:
+def state_of(seed: int, steps: int = 0) -> TrainState:
     torch.manual_seed(seed)
     student = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 1))
-    parts = Parts(
+    state = TrainState(
         student=student,
         teacher=Teacher(student, TeacherConfig(decay=0.5)),
         optimizer=build_optimizer(student, OptimizerConfig(lr=0.1), device=torch.device("cpu")),
         scaler=torch.amp.GradScaler("cpu", enabled=False),
     )
-    train(parts, steps)
-    return parts
+    train(state, steps)
+    return state
 
 
-def train(parts: Parts, steps: int) -> None:
-    assert parts.teacher is not None
+def state_at(step: int, trace: list[str] | None = None) -> TrainState:
+    state = state_of(0, 1)
+    state.step, state.trace = step, trace or []
+    return state
+
+
+def train(state: TrainState, steps: int) -> None:
+    assert state.teacher is not None
     for step in range(steps):
-        parts.optimizer.zero_grad()
-        parts.student(torch.full((2, 3), float(step + 1))).square().mean().backward()
-        parts.optimizer.step()
-        parts.teacher.update(parts.student, 64)
+        state.optimizer.zero_grad()
+        state.student(torch.full((2, 3), float(step + 1))).square().mean().backward()
+        state.optimizer.step()
+        state.teacher.update(state.student, 64)
+        state.step += 1
+        state.optimizer_steps += 1
 
 
-def weights(parts: Parts) -> dict[str, torch.Tensor]:
-    assert parts.teacher is not None
-    return {**parts.student.state_dict(), **{f"t.{k}": v for k, v in parts.teacher.state_dict().items()}}
+def weights(state: TrainState) -> dict[str, torch.Tensor]:
+    assert state.teacher is not None
+    return {**state.student.state_dict(), **{f"t.{k}": v for k, v in state.teacher.state_dict().items()}}
+
+
+def save(run: Storage, state: TrainState, record: dict[str, Any]) -> str:
+    """Write a checkpoint as the loop's hook does, but at once; return its name."""
+    return checkpoint.write(run, checkpoint.snapshot(state, record))
 
 
 def test_checkpoint_saved_and_loaded_training_goes_on_bit_for_bit(tmp_path: Path) -> None:
     run = Storage(str(tmp_path))
-    original = parts_of(seed=0, steps=3)
-    trace = [json.dumps({"step": s, "loss": 1 / 3 + s}) for s in range(1, 4)]
-    name = checkpoint.save(run, 3, original, {"applied": 3, "fingerprint": "f"}, trace)
-    restored = parts_of(seed=1)
-    state, back = checkpoint.load(run, name, restored)
-    assert (state["step"], state["applied"], state["fingerprint"]) == (3, 3, "f")
-    assert back == trace
-    for parts in (original, restored):
-        train(parts, 2)
+    original = state_of(seed=0, steps=3)
+    original.optimizer_steps = 2  # fp16's scaler skipped one
+    original.trace = [json.dumps({"step": s, "loss": 1 / 3 + s}) for s in range(1, 4)]
+    original.objective_state = {"threshold_K": torch.tensor([1 / 3, 2.0])}
+    name = save(run, original, {"fingerprint": "f"})
+    restored = state_of(seed=1)
+    assert checkpoint.load(run, name, restored)["fingerprint"] == "f"
+    assert (restored.step, restored.optimizer_steps) == (3, 2)
+    assert restored.trace == original.trace
+    assert torch.equal(restored.objective_state["threshold_K"], original.objective_state["threshold_K"])
+    for state in (original, restored):
+        train(state, 2)
     for key, value in weights(original).items():
         assert torch.equal(value, weights(restored)[key]), key
 
 
 def test_checkpoint_holds_no_pickle(tmp_path: Path) -> None:
-    name = checkpoint.save(Storage(str(tmp_path)), 1, parts_of(0, 1), {}, [])
+    name = save(Storage(str(tmp_path)), state_at(1), {})
     suffixes = {path.suffix for path in (tmp_path / name).iterdir()}
     assert suffixes == {".safetensors", ".json", ".jsonl"}
 
@@ -69,9 +87,8 @@ def test_checkpoint_holds_no_pickle(tmp_path: Path) -> None:
 @pytest.mark.parametrize("damage", ["no_receipt", "missing_file", "short_file"])
 def test_checkpoint_not_whole_is_never_picked_up(tmp_path: Path, damage: str) -> None:
     run = Storage(str(tmp_path))
-    parts = parts_of(0, 1)
-    checkpoint.save(run, 1, parts, {}, [])
-    folder = tmp_path / checkpoint.save(run, 2, parts, {}, [])
+    save(run, state_at(1), {})
+    folder = tmp_path / save(run, state_at(2), {})
     if damage == "no_receipt":
         (folder / "complete.json").unlink()
     elif damage == "missing_file":
@@ -86,13 +103,13 @@ def test_checkpoint_not_whole_is_never_picked_up(tmp_path: Path, damage: str) ->
 
 def test_checkpoint_with_other_bytes_refused(tmp_path: Path) -> None:
     run = Storage(str(tmp_path))
-    name = checkpoint.save(run, 2, parts_of(0, 1), {}, [])
+    name = save(run, state_at(2), {})
     file = tmp_path / name / "student.safetensors"
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(data)
-    with pytest.raises(DataError, match=r"student\.safetensors: found other bytes than were written"):
-        checkpoint.load(run, name, parts_of(0))
+    with pytest.raises(DataError, match=r"student\.safetensors: found a checksum that does not match"):
+        checkpoint.load(run, name, state_of(0))
 
 
 @pytest.mark.parametrize(
@@ -104,26 +121,28 @@ def test_checkpoint_whose_bytes_changed_gives_way_to_the_one_before(
 ) -> None:
     run = Storage(str(tmp_path))
     for step in (1, 2, 3):
-        checkpoint.save(run, step, parts_of(0, 1), {}, [f"line {step}"])
+        save(run, state_at(step, [f"line {step}"]), {})
     (tmp_path / RAY_SNAPSHOT).write_text(snapshot(2, 3))
     path = tmp_path / checkpoint.folder_name(3) / file
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 128
     path.write_bytes({"flipped": data, "cut": data[:-1], "emptied": b""}[damage])
     assert checkpoint.latest(run) == 2
-    assert f"{path}: other bytes than were written" in caplog.text
+    assert f"{path}: the checksum does not match" in caplog.text
     assert checkpoint.tidy(run) == 2
     assert list(checkpoint.complete(run)) == [2]
-    assert checkpoint.load(run, checkpoint.folder_name(2), parts_of(1))[1] == ["line 2"]
+    restored = state_of(1)
+    checkpoint.load(run, checkpoint.folder_name(2), restored)
+    assert restored.trace == ["line 2"]
 
 
 def test_checkpoint_none_left_whole_ends_the_run_and_deletes_nothing(tmp_path: Path) -> None:
     run = Storage(str(tmp_path))
     for step in (1, 2):
-        checkpoint.save(run, step, parts_of(0, 1), {}, [])
+        save(run, state_at(step), {})
         file = tmp_path / checkpoint.folder_name(step) / "state.json"
         file.write_bytes(file.read_bytes().replace(b"step", b"stop"))
-    with pytest.raises(DataError, match=r"checkpoint_000000001/state\.json: found other bytes .* no earlier"):
+    with pytest.raises(DataError, match=r"checkpoint_000000001/state\.json: found a checksum .* no earlier"):
         checkpoint.tidy(run)
     assert list(checkpoint.complete(run)) == [1, 2]
 
@@ -133,7 +152,7 @@ def test_checkpoint_saved_over_a_torn_one_is_whole(tmp_path: Path) -> None:
     torn = tmp_path / checkpoint.folder_name(2)
     torn.mkdir()
     (torn / "old.bin").write_bytes(b"left by a killed run")
-    checkpoint.save(run, 2, parts_of(0, 1), {}, [])
+    save(run, state_at(2), {})
     assert list(checkpoint.complete(run)) == [2]
     assert not (torn / "old.bin").exists()
 
@@ -146,7 +165,7 @@ def snapshot(*steps: int) -> str:
 def test_tidy_record_of_ray_that_fits_is_kept_with_the_latest(tmp_path: Path) -> None:
     run = Storage(str(tmp_path))
     for step in (1, 2, 3, 4):
-        checkpoint.save(run, step, parts_of(0, 1), {}, [])
+        save(run, state_at(step), {})
     (tmp_path / RAY_SNAPSHOT).write_text(snapshot(2, 3))
     assert checkpoint.tidy(run) == 4
     assert list(checkpoint.complete(run)) == [2, 3, 4]
@@ -156,7 +175,7 @@ def test_tidy_record_of_ray_that_fits_is_kept_with_the_latest(tmp_path: Path) ->
 @pytest.mark.parametrize("record", ['{"checkpoint_results": [', "", snapshot(7), "[]"])
 def test_tidy_record_of_ray_that_is_broken_or_stale_is_removed(tmp_path: Path, record: str) -> None:
     run = Storage(str(tmp_path))
-    checkpoint.save(run, 5, parts_of(0, 1), {}, [])
+    save(run, state_at(5), {})
     (tmp_path / RAY_SNAPSHOT).write_text(record)
     assert checkpoint.tidy(run) == 5
     assert not (tmp_path / RAY_SNAPSHOT).exists()

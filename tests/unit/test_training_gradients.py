@@ -1,4 +1,4 @@
-"""A step in pieces against the same step at once: values and the gradient of every parameter."""
+"""A training step: in micro-batches against at once (values and every gradient), and what a skip leaves."""
 
 import pytest
 import torch
@@ -10,14 +10,21 @@ from degla_ray.config import (
     DataConfig,
     ModelConfig,
     ObjectiveConfig,
+    OptimizerConfig,
     TeacherConfig,
     TrainConfig,
 )
-from degla_ray.loader.feed import LocalBatch
+from degla_ray.loader.decode import HostBatch, tower_input
+from degla_ray.loader.loader import LocalBatch, local_batch
+from degla_ray.loader.samples import Texts
 from degla_ray.model import LoadedModel, Teacher
 from degla_ray.model.adapt import adapt
 from degla_ray.model.build import build
-from degla_ray.training.gradients import Gradients, freeze_unreached
+from degla_ray.model.encode import text_end
+from degla_ray.training.forward import freeze_unreached
+from degla_ray.training.optimizer import build_optimizer
+from degla_ray.training.state import TrainState
+from degla_ray.training.step import TrainStep
 
 B, K = 12, 3
 MODELS = {"clip": {}, "siglip": {"init_logit_bias": -3.0}}
@@ -47,7 +54,7 @@ def loaded(request, tmp_path) -> LoadedModel:
     return build(ModelConfig(name=write_config(tmp_path, **MODELS[request.param])))
 
 
-def a_batch(loaded: LoadedModel) -> LocalBatch:
+def a_batch(loaded: LoadedModel, micro_batches: int) -> LocalBatch:
     generator = torch.Generator().manual_seed(0)
     words = " ".join(CAPTIONS).split()
     texts = [
@@ -55,72 +62,87 @@ def a_batch(loaded: LoadedModel) -> LocalBatch:
         for n in range(B * (1 + K))
     ]
     tokens_XL = loaded.tokenizer(texts)
-    return LocalBatch(
-        step=0,
-        images_BHWC=torch.randint(256, (B, 32, 32, 3), dtype=torch.uint8, generator=generator),
-        tokens_BL=tokens_XL[:B],
-        negatives_BKL=tokens_XL[B:].unflatten(0, (B, K)),
-        mask_BK=torch.rand(B, K, generator=generator) < 0.7,
-    )
+    images_BHWC = torch.randint(256, (B, 32, 32, 3), dtype=torch.uint8, generator=generator)
+    mask_BK = torch.rand(B, K, generator=generator) < 0.7
+    texts = []
+    for row_b, mask_bK in zip(
+        torch.arange(B).chunk(micro_batches), mask_BK.chunk(micro_batches), strict=True
+    ):
+        tokens_bL, tokens_bKL = tokens_XL[row_b], tokens_XL[B:].unflatten(0, (B, K))[row_b]
+        own = Texts.of(torch.cat([tokens_bL, tokens_bKL.flatten(0, 1)]).numpy(), padding=0)
+        texts.append(tower_input(own, mask_bK.numpy(), text_end(loaded.model)))
+    host = HostBatch(images_BHWC=images_BHWC.numpy(), texts=tuple(texts), mask_BK=mask_BK.numpy())
+    return local_batch(0, host, torch.device("cpu"))
 
 
-def of_step(loaded: LoadedModel, objective: str, pieces: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Terms and gradients of the second of two steps whose weights stay: CE-CLIP's margins are then not 0."""
+def step_of(loaded: LoadedModel, objective: str, micro_batches: int, lr: float = 0.0) -> TrainStep:
     config = TrainConfig(
         name="x",
         data=DataConfig(prepared="", negatives=""),
         model=ModelConfig(name="scenes-base"),
         objective=OBJECTIVES[objective],
-        accumulation_steps=pieces,
+        optimizer=OptimizerConfig(lr=lr, warmup_steps=0),
+        accumulation_steps=micro_batches,
         global_batch_size=B,
     )
     student = loaded.model.train()
-    teacher = None
-    if config.objective.wants_teacher:
-        teacher = Teacher(student, TeacherConfig())
+    state = TrainState(
+        student=student,
+        teacher=Teacher(student, TeacherConfig()) if config.objective.wants_teacher else None,
+        optimizer=build_optimizer(student, config.optimizer, device=torch.device("cpu")),
+        scaler=torch.amp.GradScaler("cpu", enabled=False),
+    )
+    return TrainStep(state, config, loaded.preprocess_cfg, total_steps=10)
+
+
+def of_step(
+    loaded: LoadedModel, objective: str, micro_batches: int
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Terms and gradients of the second of two steps at rate 0: CE-CLIP's margins are then not 0."""
+    step = step_of(loaded, objective, micro_batches)
+    if step.state.teacher is not None:
         with torch.no_grad():  # so that distillation has gradients
-            for parameter in teacher.model.parameters():
+            for parameter in step.state.teacher.model.parameters():
                 parameter.mul_(0.9)
-    gradients = Gradients(student, teacher, config, loaded.preprocess_cfg)
-    scaler = torch.amp.GradScaler("cpu", enabled=False)
-    for step in range(2):
-        student.zero_grad()
-        terms = gradients.compute(a_batch(loaded), scaler, seed=step)
-    return terms, {n: p.grad.clone() for n, p in student.named_parameters() if p.grad is not None}
+    for seed in range(2):
+        terms = step(a_batch(loaded, micro_batches), seed=seed)
+    terms.pop("lr")
+    gradients = {n: p.grad.clone() for n, p in loaded.model.named_parameters() if p.grad is not None}
+    return terms, gradients
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
-@pytest.mark.parametrize("pieces", [2, 4, 12])
-def test_gradients_in_pieces_equal_those_at_once(loaded, objective, pieces):
+@pytest.mark.parametrize("micro_batches", [2, 4, 12])
+def test_gradients_in_micro_batches_equal_those_at_once(loaded, objective, micro_batches):
     terms, whole = of_step(loaded, objective, 1)
-    terms_in_pieces, in_pieces = of_step(loaded, objective, pieces)
-    assert terms.keys() == terms_in_pieces.keys()
+    terms_accumulated, accumulated = of_step(loaded, objective, micro_batches)
+    assert terms.keys() == terms_accumulated.keys()
     for name, value in terms.items():
-        assert terms_in_pieces[name].item() == pytest.approx(value.item(), rel=1e-5), name
-    assert whole.keys() == in_pieces.keys() == dict(loaded.model.named_parameters()).keys()
+        assert terms_accumulated[name].item() == pytest.approx(value.item(), rel=1e-5), name
+    assert whole.keys() == accumulated.keys() == dict(loaded.model.named_parameters()).keys()
     for name, gradient in whole.items():
         assert gradient.norm() > 0 or name.endswith("attn.in_proj_bias"), name
         # a key's bias changes no attention: its gradient is rounding
         assert torch.allclose(
-            in_pieces[name], gradient, rtol=1e-4, atol=1e-5 * whole["logit_scale"].norm()
+            accumulated[name], gradient, rtol=1e-4, atol=1e-5 * whole["logit_scale"].norm()
         ), name
 
 
 @pytest.mark.parametrize(
     "config", [AdaptConfig(freeze="image"), AdaptConfig(lora_rank=2)], ids=["frozen", "lora"]
 )
-def test_gradients_of_what_is_trained_in_pieces_equal_those_at_once(loaded, config):
+def test_gradients_of_what_is_trained_in_micro_batches_equal_those_at_once(loaded, config):
     adapt(loaded.model, config)
     with torch.no_grad():  # adapters begin at 0
         for parameter in loaded.model.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter) * parameter.requires_grad)
     _, whole = of_step(loaded, "degla", 1)
-    _, in_pieces = of_step(loaded, "degla", 3)
+    _, accumulated = of_step(loaded, "degla", 3)
     trained = {name for name, p in loaded.model.named_parameters() if p.requires_grad}
-    assert whole.keys() == in_pieces.keys() == trained < dict(loaded.model.named_parameters()).keys()
+    assert whole.keys() == accumulated.keys() == trained < dict(loaded.model.named_parameters()).keys()
     for name, gradient in whole.items():
         assert gradient.norm() > 0, name
-        assert (in_pieces[name] - gradient).norm() <= 1e-5 * gradient.norm(), name
+        assert (accumulated[name] - gradient).norm() <= 1e-5 * gradient.norm(), name
 
 
 def test_gradients_a_model_with_dropout_drops_the_same_in_both_passes(tmp_path):
@@ -144,6 +166,22 @@ def test_gradients_frozen_teacher_stays_and_ema_moves(loaded):
         before = teacher.model.logit_scale.item()
         teacher.update(loaded.model, 256)
         assert (teacher.model.logit_scale.item() != before) == moves
+
+
+def test_step_that_the_scaler_skips_changes_only_the_counts(loaded):
+    step = step_of(loaded, "degla", 1, lr=0.1)
+    state = step.state
+    state.scaler = torch.amp.GradScaler("cpu", init_scale=1e38)  # the scaled gradients overflow
+    before = [p.clone() for p in (*state.student.parameters(), *state.teacher.model.parameters())]
+    step(a_batch(loaded, 1), seed=0)
+    after = [*state.student.parameters(), *state.teacher.model.parameters()]
+    assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+    assert (state.step, state.optimizer_steps, state.skipped) == (1, 0, 1)
+    state.scaler = torch.amp.GradScaler("cpu", enabled=False)
+    terms = step(a_batch(loaded, 1), seed=0)
+    assert terms["lr"] == 0.1  # the schedule has not moved either
+    assert (state.step, state.optimizer_steps, state.skipped) == (2, 1, 0)
+    assert not any(torch.equal(one, other) for one, other in zip(before, after, strict=True))
 
 
 @pytest.mark.parametrize("name", ["clip", "siglip", "coca", "resnet"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from degla_ray.loader.order import BatchOrder, Visits, draw_negatives, permutation, step_seed, uniforms
+from degla_ray.loader.order import BatchOrder, Visits, draw_negatives, permuted, step_seed, uniforms
 
 
 @pytest.mark.parametrize("workers", [1, 2, 4, 8])
@@ -14,9 +14,9 @@ def test_order_any_number_of_workers_same_bytes(workers: int, num_rows: int) -> 
     order = BatchOrder(seed=3, num_rows=num_rows, batch_size=16)
     for step in (0, 1, 5, 100):
         whole = order.batch(step)
-        pieces = [order.batch(step, rank, workers) for rank in range(workers)]
-        assert np.concatenate([p.row_B for p in pieces]).tobytes() == whole.row_B.tobytes()
-        assert np.concatenate([p.epoch_B for p in pieces]).tobytes() == whole.epoch_B.tobytes()
+        shares = [order.batch(step, rank, workers) for rank in range(workers)]
+        assert np.concatenate([p.row_B for p in shares]).tobytes() == whole.row_B.tobytes()
+        assert np.concatenate([p.epoch_B for p in shares]).tobytes() == whole.epoch_B.tobytes()
 
 
 @pytest.mark.parametrize(("num_rows", "batch_size"), [(10, 4), (64, 16), (5, 12), (1, 3)])
@@ -29,16 +29,56 @@ def test_order_epochs_end_to_end_every_row_once_an_epoch(num_rows: int, batch_si
         assert sorted(rows[epochs == epoch]) == list(range(num_rows))
 
 
-def test_order_other_seed_or_epoch_other_permutation() -> None:
-    base = permutation(0, 0, 1000)
-    assert (base != permutation(0, 1, 1000)).mean() > 0.9
-    assert (base != permutation(1, 0, 1000)).mean() > 0.9
+@pytest.mark.parametrize("count", [1, 2, 3, 10, 63, 64, 65, 1000, 99_991])
+def test_permuted_is_a_bijection(count: int) -> None:
+    places = np.arange(count)
+    assert sorted(permuted(0, ("order", 0), count, places).tolist()) == places.tolist()
 
 
-def test_order_permutation_is_the_recorded_one() -> None:
+def test_permuted_other_seed_or_purpose_other_permutation() -> None:
+    places = np.arange(1000)
+    base = permuted(0, ("order", 0), 1000, places)
+    for other in (permuted(0, ("order", 1), 1000, places), permuted(1, ("order", 0), 1000, places)):
+        assert (base != other).mean() > 0.9
+
+
+def test_permuted_spreads_neighbours_evenly() -> None:
+    """Neighbouring places land as far apart as independent draws would (a third of the range on average)."""
+    count = 100_000
+    rows = permuted(5, ("order", 0), count, np.arange(count))
+    assert abs(np.abs(np.diff(rows)).mean() / count - 1 / 3) < 0.01
+    landed = np.bincount(rows[: count // 2] * 20 // count, minlength=20)  # of the first half, by twentieths
+    assert np.abs(landed - count / 40).max() < 5 * (count / 80) ** 0.5
+
+
+def test_permuted_is_the_recorded_one() -> None:
     """Golden: a run begun with one version of numpy must go on in the same order with another."""
-    assert permutation(42, 0, 10).tolist() == [1, 5, 2, 6, 7, 3, 0, 8, 4, 9]
-    assert permutation(42, 1, 10).tolist() == [7, 2, 9, 6, 8, 5, 4, 3, 0, 1]
+    assert permuted(42, ("order", 0), 10, np.arange(10)).tolist() == [3, 9, 0, 7, 6, 4, 8, 5, 2, 1]
+    assert permuted(42, ("order", 1), 10, np.arange(10)).tolist() == [6, 9, 3, 7, 1, 0, 2, 5, 8, 4]
+
+
+PART_ROWS = (7, 0, 20, 3, 11, 9)
+
+
+@pytest.mark.parametrize("block_rows", [1, 10, 25, 1000])
+def test_order_in_blocks_every_row_once_an_epoch_on_any_number_of_workers(block_rows: int) -> None:
+    order = BatchOrder(seed=1, num_rows=50, batch_size=10, part_rows=PART_ROWS, block_rows=block_rows)
+    for epoch in range(2):
+        batches = [order.batch(step) for step in range(5 * epoch, 5 * epoch + 5)]
+        assert sorted(np.concatenate([b.row_B for b in batches])) == list(range(50))
+    pieces = np.concatenate([order.batch(3, rank, 2).row_B for rank in range(2)])
+    assert pieces.tolist() == order.batch(3).row_B.tolist()
+
+
+def test_order_in_blocks_few_parts_are_in_use_at_once() -> None:
+    part_rows = (100,) * 64
+    order = BatchOrder(seed=1, num_rows=6400, batch_size=100, part_rows=part_rows, block_rows=400)
+    rows = np.concatenate([order.batch(step).row_B for step in range(64)])
+    parts = [set((rows[start : start + 400] // 100).tolist()) for start in range(0, 6400, 400)]
+    assert {len(used) for used in parts} == {4}
+    assert len({tuple(sorted(used)) for used in parts}) == 16
+    within = rows[:400]
+    assert np.abs(np.diff(within // 100)).astype(bool).mean() > 0.6  # parts alternate: 0.75 expected
 
 
 def test_order_batch_that_does_not_divide_raises() -> None:

@@ -22,8 +22,8 @@ from degla_ray.config import (
 from degla_ray.errors import SettingError
 from degla_ray.evaluation.paths import absolute
 from degla_ray.storage import Storage
-from degla_ray.training.trainer import cpus
-from degla_ray.training.validation import Validation, ask, read_all, set_logged, tidy
+from degla_ray.training.ray_train import cpus
+from degla_ray.training.validation import Validation, read_all, request, set_logged, tidy
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_train_cpus_count_workers_decoders_and_a_validation() -> None:
         objective=ObjectiveConfig(name="clip"),
         num_workers=2,
     )
-    assert cpus(plain) == 2 * (1 + 2 * 0.5)
+    assert cpus(plain) == 2 * (1 + 2 * 1)
     validation = ValidationSettings(every_steps=5, suite="s", num_actors=3)
     assert cpus(dataclasses.replace(plain, validation=validation)) == cpus(plain) + 0.5 + 3
     validation = dataclasses.replace(validation, compute=ComputeConfig(cpus=2.0))
@@ -86,19 +86,19 @@ def test_train_cpus_count_workers_decoders_and_a_validation() -> None:
 def test_validation_that_is_done_is_not_asked_for_again(tmp_path: Path) -> None:
     run = Storage(str(tmp_path))
     for step in (20, 3):
-        ask(run, step)
+        request(run, step)
     assert list(read_all(run)) == [Validation(step=s, state="waiting") for s in (3, 20)]
     done = Validation(step=3, state="done", metrics={"composition": 0.5}, headline="composition")
     set_logged(run, done)
-    ask(run, 3)
-    assert list(read_all(run, besides={20})) == [dataclasses.replace(done, logged=True)]
+    request(run, 3)
+    assert list(read_all(run, without={20})) == [dataclasses.replace(done, logged=True)]
     assert done.describe() == "validation of step 3: composition 50.0%"
 
 
 def test_validation_tidy_takes_back_what_waits_for_a_checkpoint_that_is_gone(tmp_path: Path) -> None:
     run = Storage(str(tmp_path))
     for step in (2, 4, 6):
-        ask(run, step)
+        request(run, step)
     set_logged(run, Validation(step=2, state="done"))
     assert tidy(run, {6}) == [4]
     assert [(v.step, v.state) for v in read_all(run)] == [(2, "done"), (6, "waiting")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,15 @@ import pytest
 from degla_ray.config import DataConfig, ModelConfig, ObjectiveConfig, TrainConfig
 from degla_ray.errors import DataError, DeglaError, SettingError
 from degla_ray.evaluation.summary import Score, Summary
-from degla_ray.tuning.sweep import Measures, Trial, best_trial, headings, load_space, with_settings
+from degla_ray.tuning.sweep import (
+    Measures,
+    Trial,
+    best_trial,
+    distinct,
+    headings,
+    load_space,
+    with_settings,
+)
 
 TRAIN = TrainConfig(
     name="x", data=DataConfig(prepared="p", negatives="n"), model=ModelConfig(name="scenes-base")
@@ -96,6 +105,12 @@ def test_measures_without_any_score_is_refused() -> None:
 def test_best_trial_no_result_names_the_reasons() -> None:
     with pytest.raises(DeglaError, match="none of 2 trials succeeded: no space left"):
         best_trial([_trial(None, None, error="no space left")] * 2, 0.9, 0.02)
+
+
+def test_distinct_trials_of_one_run_are_one() -> None:
+    one, other = _trial(0.6, 0.9), _trial(0.7, 0.9)
+    same = [replace(trial, run_folder=f) for trial, f in ((one, "a"), (other, "b"), (one, "a"))]
+    assert distinct(same) == same[:2]
 
 
 def test_load_space_committed_ones_fit_job_train() -> None:

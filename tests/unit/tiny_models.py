@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import AutoConfig
 
 from degla_ray.model.tokenizer import train_tokenizer
 
@@ -44,3 +45,42 @@ def _tokenizer() -> Path:
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     train_tokenizer(CAPTIONS, 400, folder)
     return folder
+
+
+EFFICIENTNET = {
+    "timm_model_name": "test_efficientnet",  # has batch statistics
+    "timm_pool": "avg",
+    "timm_proj": "mlp",
+    "image_size": 32,
+}
+"""vision_cfg of timm's smallest EfficientNet with a two-layer head."""
+ENCODERS: dict[str, dict[str, Any]] = {
+    "bert": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64},
+    "roberta": {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        "pad_token_id": 0,
+        "max_position_embeddings": 64,
+    },
+    "mt5": {"d_model": 32, "num_layers": 2, "num_heads": 2, "d_ff": 64, "d_kv": 16, "pad_token_id": 0},
+}
+"""Hugging Face encoders in miniature: model type -> fields of its config."""
+
+
+def write_adapters(folder: Path, encoder: str = "bert", vocab_size: int = 400, **text: Any) -> str:
+    """Write a config of a timm image tower and a Hugging Face text tower; return its path.
+
+    The encoder's config is in a folder beside it, as the tokenizer is.
+    """
+    config = AutoConfig.for_model(encoder, vocab_size=vocab_size, **ENCODERS[encoder])
+    config.save_pretrained(folder / "encoder")
+    of_text = {
+        "hf_model_name": "encoder",
+        "hf_tokenizer_name": "tokenizer",
+        "hf_pooler_type": "mean_pooler",
+        "hf_proj_type": "mlp",
+        "context_length": 32,
+    }
+    return write_config(folder, text=of_text | text, vision=EFFICIENTNET)

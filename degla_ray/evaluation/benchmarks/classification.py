@@ -133,10 +133,9 @@ class Classification:
     def score(self, features: FeatureTable) -> Scored:
         """Return the decisions of every subset.
 
-        `candidate_scores` is, for `top1`, the score of every class in the order of the labels; for `top5`
-        [true, 5th best wrong]; for `mean_per_class` [true, best wrong]. Of equal scores, the lower label's
-        ranks higher, so when the two scores of a pair are equal only `correct` and `top1` tell which class
-        won.
+        `candidate_scores` contains, for `top1`, the score of every class in the order of the labels; for
+        `top5`, [true, 5th best wrong]; for `mean_per_class`, [true, best wrong]. Of two equal scores, that of
+        the lower label ranks higher. A pair does not show this; `correct` does.
         """
         scored = [i for i, key in enumerate(self._key) if key in features.image_row]
         ids = [self._item_id[i] for i in scored]

@@ -65,8 +65,7 @@ def load_nlvr(folder: Storage) -> ImageChoice:
 
 
 def _presentation(item: Shown) -> str:
-    """Return the image key that statistics group an item by: its presentation, whose scenes occur in many
-    items."""
+    """Return an item's key for statistics: its presentation, whose scenes are also those of other items."""
     return image_key(NLVR, item.item_id.partition("-")[0])
 
 

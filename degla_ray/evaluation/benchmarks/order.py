@@ -39,7 +39,12 @@ _IMAGES = {CaptionSet.COCO: ("coco_val2014", "val2014/"), CaptionSet.FLICKR30K: 
 
 
 def load_order(
-    annotations: Storage, captions: CaptionSet, *, seed: int = 0, cache: Storage | None = None
+    annotations: Storage,
+    captions: CaptionSet,
+    *,
+    seed: int = 0,
+    cache: Storage | None = None,
+    keep: bool = True,
 ) -> Choice:
     """Load COCO-Order or Flickr30k-Order from `order/NAME_karpathy_test.json`.
 
@@ -50,6 +55,7 @@ def load_order(
         captions: dataset to load.
         seed: seed of the shuffles.
         cache: folder that keeps the shuffles as NAME-HASH.parquet; None computes them on every call.
+        keep: whether to write computed shuffles to `cache`.
 
     Raises:
         DataError: a file is missing or broken, including one in the cache.
@@ -74,7 +80,7 @@ def load_order(
             for number, caption in enumerate(texts)
         ]
         items = pa.Table.from_pylist(rows, schema=CHOICE_ITEMS)
-        if cache is not None:
+        if cache is not None and keep:
             cache.write_table(items, kept)
     protocol = ChoiceProtocol(rule=Rule.FIRST_ARGMAX, subsets=(ORDER,), note=f"shuffles {key}")
     return Choice(name, items, protocol, where=annotations.path(ORDER, file))

@@ -29,34 +29,34 @@ from degla_ray.evaluation.benchmarks.winoground import load_winoground
 from degla_ray.storage import Storage
 
 ANNOTATIONS, IMAGES, ZERO_SHOT, SHUFFLES = "annotations", "images", "zeroshot", "shuffles"
-Load = Callable[[Storage, PublishedConfig], Benchmark]
+Load = Callable[[Storage, PublishedConfig, bool], Benchmark]
 
 
-def _order(captions: CaptionSet, annotations: Storage, config: PublishedConfig) -> Benchmark:
+def _order(captions: CaptionSet, annotations: Storage, config: PublishedConfig, keep: bool) -> Benchmark:
     cache = Storage(f"{config.data}/{SHUFFLES}")
-    return load_order(annotations, captions, seed=config.order_seed, cache=cache)
+    return load_order(annotations, captions, seed=config.order_seed, cache=cache, keep=keep)
 
 
 BENCHMARKS: dict[str, tuple[str, Load]] = {  # name -> (path that must exist in annotations/, loader)
-    "sugarcrepe": ("sugarcrepe", lambda a, c: load_sugarcrepe(a, extra_item=c.swap_obj_items == 246)),
-    "sugarcrepe_pp": ("sugarcrepe_pp", lambda a, _: load_sugarcrepe_pp(a)),
-    "valse": ("valse", lambda a, c: load_valse(a, min_votes=c.valse_votes)),
+    "sugarcrepe": ("sugarcrepe", lambda a, c, _: load_sugarcrepe(a, extra_item=c.swap_obj_items == 246)),
+    "sugarcrepe_pp": ("sugarcrepe_pp", lambda a, *_: load_sugarcrepe_pp(a)),
+    "valse": ("valse", lambda a, c, _: load_valse(a, min_votes=c.valse_votes)),
     "vg_relation": (
         "aro/visual_genome_relation.json",
-        lambda a, c: load_vg_relation(a, average=c.aro_average),
+        lambda a, c, _: load_vg_relation(a, average=c.aro_average),
     ),
     "vg_attribution": (
         "aro/visual_genome_attribution.json",
-        lambda a, c: load_vg_attribution(a, average=c.aro_average),
+        lambda a, c, _: load_vg_attribution(a, average=c.aro_average),
     ),
     "coco_order": ("order/coco_karpathy_test.json", partial(_order, CaptionSet.COCO)),
     "flickr30k_order": ("order/flickr30k_karpathy_test.json", partial(_order, CaptionSet.FLICKR30K)),
-    "coco_retrieval": ("order/coco_karpathy_test.json", lambda a, _: load_retrieval(a, CaptionSet.COCO)),
+    "coco_retrieval": ("order/coco_karpathy_test.json", lambda a, *_: load_retrieval(a, CaptionSet.COCO)),
     "flickr30k_retrieval": (
         "order/flickr30k_karpathy_test.json",
-        lambda a, _: load_retrieval(a, CaptionSet.FLICKR30K),
+        lambda a, *_: load_retrieval(a, CaptionSet.FLICKR30K),
     ),
-    "winoground": ("winoground/examples.jsonl", lambda a, _: load_winoground(a)),
+    "winoground": ("winoground/examples.jsonl", lambda a, *_: load_winoground(a)),
 }
 
 
@@ -76,8 +76,13 @@ class Published:
     absent: list[str] = field(default_factory=list)
 
 
-def load_published(config: PublishedConfig, names: Sequence[str]) -> Published:
+def load_published(config: PublishedConfig, names: Sequence[str], *, keep: bool = True) -> Published:
     """Load the named benchmarks; [all] loads every benchmark whose files are present.
+
+    Args:
+        config: where the files are, and the protocols.
+        names: benchmarks to load, or [all].
+        keep: whether to keep the shuffles of the order benchmarks beside the annotations.
 
     Raises:
         DataError: a broken file, or a missing file of a benchmark that is named.
@@ -87,7 +92,7 @@ def load_published(config: PublishedConfig, names: Sequence[str]) -> Published:
         annotations = Storage(f"{config.data}/{ANNOTATIONS}")
         for name, (file, read) in BENCHMARKS.items():
             if _wanted(name, names, present=annotations.exists(file), absent=found.absent):
-                _add(found, read(annotations, config), config)
+                _add(found, read(annotations, config, keep), config)
         root = f"{config.data}/{ZERO_SHOT}"
         sets = set() if "://" in config.data else set(zero_shot.present(root))
         for name in zero_shot.SETS:

@@ -51,7 +51,8 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._show()
+        if self.answers:
+            self._show()
         self._line.__exit__(kind, error, trace)
 
     @property

@@ -1,0 +1,193 @@
+"""What worker 0 records after a log interval, and when training ends with an error."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from degla_ray.config import DataConfig, ModelConfig, OptimizerConfig, TrainComputeConfig, TrainConfig
+from degla_ray.errors import SettingError
+from degla_ray.loader.order import BatchOrder
+from degla_ray.storage import Storage
+from degla_ray.training import checkpoint
+from degla_ray.training.hooks import Checkpoint, Log
+from degla_ray.training.interval import MAX_SKIPPED, LogInterval
+from degla_ray.training.job import PROGRESS, TRACE, Job
+from degla_ray.training.loop import out_of_memory
+from degla_ray.training.optimizer import build_optimizer
+from degla_ray.training.sanity import Candidates
+from degla_ray.training.speed import Speed
+from degla_ray.training.state import TrainState
+from degla_ray.training.workers import Workers
+
+BLIND = math.log(16)
+WORKERS = Workers(rank=0, world_size=1, device=torch.device("cpu"))
+
+
+def job_of(folder: Path, precision: Any = "fp32") -> Job:
+    return Job(
+        config=TrainConfig(
+            name="x",
+            data=DataConfig(prepared="", negatives=""),
+            model=ModelConfig(name="scenes-base"),
+            optimizer=OptimizerConfig(lr=0.5),
+            global_batch_size=16,
+            compute=TrainComputeConfig(precision=precision),
+        ),
+        fingerprint="f",
+        run_folder=str(folder),
+        samples=None,
+        order=BatchOrder(seed=0, num_rows=32, batch_size=16),
+        total_steps=100,
+        versions={},
+        candidates=Candidates(images=16, texts=16.0),
+        short_side=32,
+    )
+
+
+def state_at(step: int) -> TrainState:
+    student = nn.Linear(2, 2)
+    return TrainState(
+        student=student,
+        teacher=None,
+        optimizer=build_optimizer(student, OptimizerConfig(), device=torch.device("cpu")),
+        scaler=torch.amp.GradScaler("cpu", enabled=False),
+        step=step,
+        optimizer_steps=step,
+    )
+
+
+def interval_of(*losses: float, first: int = 1, report: bool = False) -> LogInterval:
+    rows = [{"step": s, "loss": x, "base": x, "lr": 0.1} for s, x in enumerate(losses, first)]
+    return LogInterval(
+        rows=rows,
+        speed=Speed(step_s=0.5, training_share=0.9),
+        wait_share=0.1,
+        wait_s=2.0,
+        first_wait_s=1.0,
+        save=False,
+        written=0,
+        report=report,
+    )
+
+
+def test_log_writes_the_mean_of_the_interval_and_the_trace_of_all_steps(tmp_path: Path) -> None:
+    run, state = Storage(str(tmp_path)), state_at(1)
+    log = Log(WORKERS, run, job_of(tmp_path), ["a notice"], warns_of_loss=True)
+    log.after_step(state, interval_of(1.0))
+    log.wait()
+    assert not run.exists(TRACE)
+    state.step = 3
+    first = next(state.student.parameters())
+    first.grad = torch.zeros_like(first)
+    first.grad.view(-1)[:2] = torch.tensor([3.0, 4.0])
+    log.after_step(state, interval_of(2.0, 4.0, first=2, report=True))
+    log.wait()
+    progress = run.read_json(PROGRESS)
+    assert (progress["step"], progress["terms"]["loss"], progress["samples_per_s"]) == (3, 3.0, 32.0)
+    assert progress["gradient_norm"] == 5.0
+    assert progress["eta_s"] == 48.5
+    assert progress["notices"] == ["a notice"]
+    assert [json.loads(line)["loss"] for line in run.read_bytes(TRACE).splitlines()] == [1.0, 2.0, 4.0]
+
+
+@pytest.mark.parametrize(
+    ("loss", "first", "trained", "warns"),
+    [
+        (BLIND + 0.1, 1, True, True),
+        (BLIND - 0.1, 1, True, False),
+        (BLIND + 0.1, 11, True, False),  # a resumed run
+        (BLIND + 0.1, 1, False, False),  # random weights
+    ],
+)
+def test_log_warns_of_the_first_loss_of_a_trained_model_only(
+    tmp_path: Path, loss: float, first: int, trained: bool, warns: bool
+) -> None:
+    run = Storage(str(tmp_path))
+    log = Log(WORKERS, run, job_of(tmp_path), [], warns_of_loss=trained)
+    log.after_step(state_at(first), interval_of(loss, first=first))
+    log.wait()
+    assert any("first loss" in notice for notice in run.read_json(PROGRESS)["notices"]) == warns
+
+
+def test_log_ends_the_run_at_a_loss_that_is_not_finite_and_names_its_step(tmp_path: Path) -> None:
+    log = Log(WORKERS, Storage(str(tmp_path)), job_of(tmp_path), [], warns_of_loss=False)
+    state = state_at(6)
+    with pytest.raises(SettingError, match=r"optimizer\.lr: found 0\.5; .* loss of step 6 is not finite"):
+        log.after_step(state, interval_of(1.0, math.nan, first=5))
+    assert state.trace == []
+
+
+@pytest.mark.parametrize(("skipped", "ends"), [(MAX_SKIPPED - 1, False), (MAX_SKIPPED, True)])
+def test_log_fp16_may_skip_some_steps_but_not_many_in_a_row(tmp_path: Path, skipped: int, ends: bool) -> None:
+    log = Log(WORKERS, Storage(str(tmp_path)), job_of(tmp_path, "fp16"), [], warns_of_loss=False)
+    state = state_at(40)
+    state.skipped = skipped
+    if not ends:
+        log.after_step(state, interval_of(math.inf, first=40))
+        return
+    with pytest.raises(SettingError, match=r"precision: found 'fp16'; .* up to step 40 were skipped"):
+        log.after_step(state, interval_of(math.inf, first=40))
+
+
+@pytest.mark.parametrize(
+    ("compute", "named"),
+    [
+        ({"precision": "fp32"}, ["accumulation_steps 2", "activation_checkpointing true", "precision bf16"]),
+        ({"precision": "bf16", "activation_checkpointing": True}, ["accumulation_steps 2"]),
+    ],
+)
+def test_out_of_memory_names_the_settings_that_help(compute: dict[str, Any], named: list[str]) -> None:
+    config = dataclasses.replace(job_of(Path()).config, compute=TrainComputeConfig(**compute))
+    message = str(out_of_memory(config))
+    assert [part for part in named if part in message] == named
+    assert message.count(";") == 1 + len(named)
+
+
+def _save_hook(run: Storage) -> Checkpoint:
+    return Checkpoint(WORKERS, run, job_of(Path(run.path())), {})
+
+
+def test_checkpoint_is_of_its_step_although_training_goes_on(tmp_path: Path) -> None:
+    run, state = Storage(str(tmp_path)), state_at(4)
+    save = _save_hook(run)
+    weights = {name: tensor.clone() for name, tensor in state.student.state_dict().items()}
+    save.after_step(state, dataclasses.replace(interval_of(1.0), save=True))
+    with torch.no_grad():
+        for parameter in state.student.parameters():
+            parameter.add_(1.0)
+    state.step = 5
+    save.wait()
+    assert (save.next_written(), save.next_written()) == (4, 0)
+    restored = state_at(0)
+    checkpoint.load(run, checkpoint.folder_name(4), restored)
+    assert restored.step == 4
+    for name, tensor in restored.student.state_dict().items():
+        assert torch.equal(tensor, weights[name])
+
+
+def test_checkpoints_are_reported_once_in_the_order_of_their_steps(tmp_path: Path) -> None:
+    run, state = Storage(str(tmp_path)), state_at(1)
+    save = _save_hook(run)
+    for step in (1, 2, 3):
+        state.step = step
+        save.after_step(state, dataclasses.replace(interval_of(1.0), save=True))
+    save.wait()
+    assert [save.next_written() for _ in range(4)] == [1, 2, 3, 0]
+    assert list(checkpoint.complete(run)) == [1, 2, 3]
+
+
+def test_checkpoint_that_cannot_be_written_ends_the_run(tmp_path: Path) -> None:
+    run, state = Storage(str(tmp_path / "run")), state_at(1)
+    (tmp_path / "run").write_text("a file in place of the run's folder")
+    save = _save_hook(run)
+    save.after_step(state, dataclasses.replace(interval_of(1.0), save=True))
+    with pytest.raises(OSError, match="run"):
+        save.wait()
