@@ -156,8 +156,11 @@ def test_evaluate_rerun_does_nothing_and_another_model_is_refused(
         evaluate(config_of(folder, tmp_path / "out", "wide"))
     with pytest.raises(FingerprintMismatch, match=r"identity\.benchmarks"):
         evaluate(dataclasses.replace(config, benchmarks=["scenes_zeroshot"]))
+    with pytest.raises(FingerprintMismatch, match=r"identity\.precision"):
+        evaluate(dataclasses.replace(config, compute=ComputeConfig(precision="bf16")))
 
 
+@pytest.mark.slow  # above, another precision is refused without encoding anything
 def test_evaluate_precisions_share_neither_folder_nor_features(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -165,8 +168,6 @@ def test_evaluate_precisions_share_neither_folder_nor_features(
     summary = evaluate(config_of(folder, tmp_path / "fp32", **shared))
     assert "encoding: 1 CPU actor, fp32" in capsys.readouterr().out
     bf16 = ComputeConfig(precision="bf16")
-    with pytest.raises(FingerprintMismatch, match=r"identity\.precision"):
-        evaluate(config_of(folder, tmp_path / "fp32", **shared, compute=bf16))
     rounded = evaluate(config_of(folder, tmp_path / "bf16", **shared, compute=bf16))
     assert "encoding: 1 CPU actor, bf16" in capsys.readouterr().out
     assert (summary.model["precision"], rounded.model["precision"]) == ("fp32", "bf16")

@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from degla_ray.config import ComputeConfig, RayConfig
+from degla_ray.config import (
+    ComputeConfig,
+    DataConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    RayConfig,
+    TrainComputeConfig,
+    TrainConfig,
+)
 from degla_ray.devices import Devices, auto_precision, resolve_precision
+from degla_ray.training.run_identity import with_precision
 
 
 @pytest.mark.parametrize(
@@ -36,3 +47,24 @@ def test_devices_describe_precision_and_idle_gpus() -> None:
     on_gpus = Devices(process="actor", setting="num_actors", count=1, use_gpu=True, precision="bf16")
     assert on_gpus.describe(8) == "1 GPU actor, bf16; 7 GPUs stand idle without num_actors 8"
     assert on_gpus.describe(1) == "1 GPU actor, bf16"
+
+
+@pytest.mark.parametrize(
+    ("compute", "expected"),
+    [
+        ({}, "fp32"),
+        ({"precision": "bf16"}, "bf16"),
+        ({"precision": "fp32", "use_gpu": True}, "fp32"),  # TF32 is no autocast type
+    ],
+)
+def test_training_gets_an_autocast_type(compute: dict[str, Any], expected: str) -> None:
+    config = TrainConfig(
+        name="x",
+        data=DataConfig(prepared="p"),
+        model=ModelConfig(name="m"),
+        objective=ObjectiveConfig(name="clip"),
+        compute=TrainComputeConfig(**compute),
+    )
+    found = with_precision(config)
+    assert found.compute.precision == expected
+    assert resolve_precision(found.compute, found.ray) == resolve_precision(config.compute, config.ray)
