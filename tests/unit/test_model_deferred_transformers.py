@@ -11,7 +11,8 @@ import degla_ray.model.build, degla_ray.model.encode
 assert not {"transformers", "sklearn"} & set(sys.modules), "imported with open_clip"
 from open_clip.hf_model import HFTextEncoder
 from transformers import BertConfig
-config = BertConfig(vocab_size=20, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+size = dict(vocab_size=20, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+config = BertConfig(**size)
 tower = HFTextEncoder("unused", 8, config=config, pooler_type="mean_pooler", proj_type="linear")
 assert "transformers" in sys.modules
 import torch
