@@ -28,7 +28,7 @@ from degla_ray.loader.samples import Samples, load_samples
 from degla_ray.model.source import check_model, starts_random
 from degla_ray.stage import read_complete
 from degla_ray.storage import Storage
-from degla_ray.training import checkpoint, ray_train, sanity, validation
+from degla_ray.training import checkpoint, ray_train, sanity, trace, validation
 from degla_ray.training.job import ERROR, EXPORT_STUDENT, EXPORT_TEACHER, PROGRESS, TRACE, Job, schedule
 from degla_ray.training.progress import Monitor
 from degla_ray.training.run_identity import absolute, run_identity
@@ -185,6 +185,8 @@ def _run(plan: RunPlan, callbacks: Sequence[UserCallback], parent_run_id: str | 
         _log_inputs(plan, run_id, texts)
         with Monitor(run, plan.name, plan.total_steps, config.tracking, run_id, plan.resumed_step):
             ray_train.fit(config, plan.name, _job(plan, samples), callbacks, run)
+        last = checkpoint.folder_name(plan.total_steps)
+        trace.finish(run, run.read_bytes(last, TRACE))
         # Only the small files: weights stay in the run's folder, which a tag of the MLflow run names.
         tracking.log_files(config.tracking, run_id, run, (CONFIG, TRACE))
     return run_id
