@@ -267,6 +267,8 @@ class TrainComputeConfig(ComputeConfig):
     """Autocast dtype; losses are always computed in fp32."""
     activation_checkpointing: bool = False
     """Recompute each block in the backward pass: less memory, about a third more time, the same gradients."""
+    compile: bool = False
+    """Compile the towers' blocks with torch.compile: fewer kernels, after a minute or more at each start."""
     gradient_compression: Literal["none", "bf16"] = "none"
     """Type in which workers exchange gradients; `bf16` halves the traffic and rounds every gradient."""
 

@@ -28,6 +28,7 @@ from degla_ray.loader.image_files import CacheSpec
 from degla_ray.loader.loader import Loader
 from degla_ray.loader.order import step_seed
 from degla_ray.model.adapt import adapt, merged
+from degla_ray.model.blocks import compile_blocks
 from degla_ray.model.build import build
 from degla_ray.model.encode import OpenClipModel, text_end
 from degla_ray.model.export import export
@@ -63,6 +64,8 @@ def train_worker(arguments: dict[str, Any]) -> None:
             _train(job, run)
         except torch.OutOfMemoryError as error:
             raise out_of_memory(job.config) from error
+        except torch._dynamo.exc.BackendCompilerFailed as error:
+            raise cannot_compile(error) from error
     except DeglaError as error:
         run.write_json({"message": str(error)}, ERROR)
         if ray.train.get_context().get_world_size() > 1:
@@ -77,6 +80,14 @@ def out_of_memory(config: TrainConfig) -> SettingError:
     remedies += ["compute.precision bf16"] if compute.precision == "fp32" else []
     expected = f"what a GPU's memory holds; it takes less with {'; '.join(remedies)}"
     return SettingError("global_batch_size", config.global_batch_size, expected)
+
+
+def cannot_compile(error: Exception) -> SettingError:
+    """Return the error for blocks that torch.compile could not compile; usually it finds no C++ compiler."""
+    reason = str(error).strip().partition("\n")[0]
+    return SettingError(
+        "compute.compile", True, f"false, or a C++ compiler on every worker's node ({reason})"
+    )
 
 
 def _train(job: Job, run: Storage) -> None:
@@ -135,6 +146,8 @@ def _initial_state(job: Job, workers: Workers, loaded: LoadedModel) -> tuple[Tra
     student: OpenClipModel = loaded.model.to(workers.device).train()
     adapt(student, config.adapt)
     student.set_grad_checkpointing(config.compute.activation_checkpointing)
+    if config.compute.compile and not compile_blocks(student):
+        raise SettingError("compute.compile", True, "false: the model has no blocks that can be compiled")
     frozen = freeze_unreached(student, loaded)
     state = TrainState(
         student=student,
