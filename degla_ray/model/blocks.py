@@ -28,7 +28,6 @@ from torch.utils.checkpoint import checkpoint
 
 from degla_ray.model.packing import PackedText
 
-
 _QUICK_GELU = 1.702
 
 

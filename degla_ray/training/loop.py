@@ -122,14 +122,17 @@ def _run_steps(
     job: Job, rank: int, step: TrainStep, loader: Loader, intervals: Intervals, hooks: Sequence[Hook]
 ) -> None:
     """Train on every batch of the loader, and call the hooks after each log interval."""
+    mark = step.usage.clock.mark
     for batch in loader:
+        mark("data")
         seed = step_seed(job.config.seed, batch.step, rank)
         intervals.add(step(batch, seed=seed, begins_epoch=job.order.begins_epoch(batch.step)))
         if intervals.is_over(step.state):
-            interval = intervals.finish(step.state)
+            interval = intervals.finish(step.state, step.usage)
             for hook in hooks:
                 hook.after_step(step.state, interval)
             intervals.begin()
+            mark("other")
 
 
 def _report_last(workers: Workers, save: Checkpoint, validate: Validate, report: ReportToRay) -> None:

@@ -39,7 +39,8 @@ SILENCE_S = 300.0
 """Seconds without a new step after which the console reports it, each time."""
 MOMENTS = (
     *("samples_per_s", "training_share", "wait_share", "wait_s"),
-    *("teacher_distance", "gradient_norm", "peak_memory_gb"),
+    *("teacher_distance", "gradient_norm", "peak_memory_gb", "tokens_per_s", "mfu"),
+    *("data_ms", "forward_ms", "backward_ms", "optimizer_ms", "other_ms"),
 )
 """Values of `progress.json` that MLflow gets beside the loss terms."""
 POINTS = 250
@@ -206,7 +207,7 @@ class Monitor:
         new = [row for row in rows if row["step"] % grid == 0 or row["step"] == self.total_steps]
         if not new:
             return
-        moment = {k: progress[k] for k in MOMENTS}
+        moment = {k: progress.get(k) for k in MOMENTS}
         new[-1] |= {k: v for k, v in moment.items() if v is not None}
         for row in new:
             if self._interrupted:

@@ -25,6 +25,7 @@ from degla_ray.training.optimizer import build_optimizer
 from degla_ray.training.sanity import Candidates
 from degla_ray.training.speed import Speed
 from degla_ray.training.state import TrainState
+from degla_ray.training.usage import Usage
 from degla_ray.training.workers import Workers
 
 BLIND = math.log(16)
@@ -72,6 +73,7 @@ def interval_of(*losses: float, first: int = 1, report: bool = False) -> LogInte
         wait_share=0.1,
         wait_s=2.0,
         first_wait_s=1.0,
+        usage=Usage(phase_ms={"forward": 100.0, "backward": 250.0}, tokens_per_s=1e4, mfu=None),
         save=False,
         written=0,
         report=report,
@@ -93,6 +95,7 @@ def test_log_writes_the_mean_of_the_interval_and_the_trace_of_all_steps(tmp_path
     progress = run.read_json(PROGRESS)
     assert (progress["step"], progress["terms"]["loss"], progress["samples_per_s"]) == (3, 3.0, 32.0)
     assert progress["gradient_norm"] == 5.0
+    assert (progress["backward_ms"], progress["tokens_per_s"], progress["mfu"]) == (250.0, 1e4, None)
     assert progress["eta_s"] == 48.5
     assert progress["notices"] == ["a notice"]
     assert [row["loss"] for row in trace.rows_after(run, 0)] == [1.0, 2.0, 4.0]
