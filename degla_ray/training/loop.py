@@ -11,7 +11,7 @@ import dataclasses
 import logging
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from degla_ray.identity import canonical
 from degla_ray.loader.decode import BatchSpec
 from degla_ray.loader.decoders import end_decoders, number_of_decoders, start_decoders
 from degla_ray.loader.image_files import CacheSpec
-from degla_ray.loader.loader import Loader
+from degla_ray.loader.loader import Loader, LocalBatch
 from degla_ray.loader.order import step_seed
 from degla_ray.model.adapt import adapt, merged
 from degla_ray.model.blocks import compile_blocks
@@ -42,6 +42,7 @@ from degla_ray.training.hooks import Checkpoint, Hook, Log, ReportToRay, Validat
 from degla_ray.training.interval import Intervals
 from degla_ray.training.job import ERROR, EXPORT_STUDENT, EXPORT_TEACHER, Job
 from degla_ray.training.optimizer import build_optimizer
+from degla_ray.training.profiler import profiled
 from degla_ray.training.state import TrainState
 from degla_ray.training.step import TrainStep
 from degla_ray.training.workers import Workers
@@ -110,7 +111,9 @@ def _train(job: Job, run: Storage) -> None:
     log = Log(workers, run, job, [n for n in notices if n], warns_of_loss=not loaded.is_random)
     save = Checkpoint(workers, run, job, loaded.activation)
     intervals = Intervals(workers, config, job.total_steps, loader, state.step, save.next_written)
-    _run_steps(job, workers.rank, step, loader, intervals, (log, save, validate, report))
+    steps = config.profile.range if workers.is_first else None
+    batches = loader if steps is None else profiled(loader, steps, run)
+    _run_steps(job, workers.rank, step, batches, intervals, (log, save, validate, report))
     log.wait()
     _report_last(workers, save, validate, report)
     end_decoders(decoders)
@@ -119,11 +122,16 @@ def _train(job: Job, run: Storage) -> None:
 
 
 def _run_steps(
-    job: Job, rank: int, step: TrainStep, loader: Loader, intervals: Intervals, hooks: Sequence[Hook]
+    job: Job,
+    rank: int,
+    step: TrainStep,
+    batches: Iterable[LocalBatch],
+    intervals: Intervals,
+    hooks: Sequence[Hook],
 ) -> None:
-    """Train on every batch of the loader, and call the hooks after each log interval."""
+    """Train on every batch, and call the hooks after each log interval."""
     mark = step.usage.clock.mark
-    for batch in loader:
+    for batch in batches:
         mark("data")
         seed = step_seed(job.config.seed, batch.step, rank)
         intervals.add(step(batch, seed=seed, begins_epoch=job.order.begins_epoch(batch.step)))

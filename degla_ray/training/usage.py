@@ -143,24 +143,22 @@ def step_flops(state: TrainState, rows: MicroBatch) -> tuple[float, float]:
 
     Nothing is computed: the towers run once on tensors that have shapes only.
     """
+    images, text = rows.images_BCHW, rows.text
     counted = []
     with torch.no_grad(), torch.compiler.set_stance("force_eager"):
-        for encode, given in ((encode_image, rows.images_BCHW), (encode_text, rows.text)):
-            with (
-                FakeTensorMode(allow_non_fake_inputs=True) as mode,
-                FlopCounterMode(display=False) as counter,
-            ):
-                shapes = (
-                    given.map(mode.from_tensor) if isinstance(given, PackedText) else mode.from_tensor(given)
-                )
-                encode(state.student, shapes)
-            counted.append(counter.get_total_flops())
+        with FakeTensorMode(allow_non_fake_inputs=True) as mode, FlopCounterMode(display=False) as counter:
+            encode_image(state.student, mode.from_tensor(images))
+        counted.append(counter.get_total_flops())
+        with FakeTensorMode(allow_non_fake_inputs=True) as mode, FlopCounterMode(display=False) as counter:
+            shapes = text.map(mode.from_tensor) if isinstance(text, PackedText) else mode.from_tensor(text)
+            encode_text(state.student, shapes)
+        counted.append(counter.get_total_flops())
     teacher = int(state.teacher is not None)
-    images, texts = (
+    of_images, of_texts = (
         flops * (teacher + (3 if trained else 1))
         for flops, trained in zip(counted, _trained(state.student), strict=True)
     )
-    return images, texts
+    return of_images, of_texts
 
 
 def _trained(student: nn.Module) -> tuple[bool, bool]:
