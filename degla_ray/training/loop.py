@@ -31,6 +31,7 @@ from degla_ray.model.adapt import adapt, merged
 from degla_ray.model.build import build
 from degla_ray.model.encode import OpenClipModel, text_end
 from degla_ray.model.export import export
+from degla_ray.model.frozen import batch_norms
 from degla_ray.model.loaded import LoadedModel
 from degla_ray.model.packing import GPU_TOKEN_MULTIPLE
 from degla_ray.model.teacher import Teacher
@@ -95,6 +96,7 @@ def _train(job: Job, run: Storage) -> None:
     notices = [
         sanity.frozen_parameters(frozen),
         sanity.small_images(job.short_side, loaded.preprocess_cfg["size"]),
+        sanity.initial_statistics(len(batch_norms(state.student)), is_random=loaded.is_random),
     ]
     log = Log(workers, run, job, [n for n in notices if n], warns_of_loss=not loaded.is_random)
     save = Checkpoint(workers, run, job, loaded.activation)
@@ -134,7 +136,8 @@ def _initial_state(job: Job, workers: Workers, loaded: LoadedModel) -> tuple[Tra
     config = job.config
     student: OpenClipModel = loaded.model.to(workers.device).train()
     adapt(student, config.adapt)
-    student.set_grad_checkpointing(config.compute.activation_checkpointing)
+    if config.compute.activation_checkpointing:  # open_clip's adapter of Hugging Face ignores False
+        student.set_grad_checkpointing()
     frozen = freeze_unreached(student, loaded)
     state = TrainState(
         student=student,

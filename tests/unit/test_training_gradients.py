@@ -5,7 +5,7 @@ from typing import Literal
 
 import pytest
 import torch
-from tiny_models import CAPTIONS, write_config
+from tiny_models import CAPTIONS, EFFICIENTNET, write_config
 from torch import Tensor
 
 from degla_ray.config import (
@@ -146,6 +146,24 @@ def test_gradients_in_micro_batches_equal_those_at_once(loaded, objective, micro
         assert torch.allclose(
             accumulated[name], gradient, rtol=1e-4, atol=1e-5 * whole["logit_scale"].norm()
         ), name
+
+
+def test_gradients_of_a_tower_with_batch_norm_do_not_depend_on_the_micro_batch(tmp_path):
+    torch.manual_seed(0)
+    loaded = build(ModelConfig(name=write_config(tmp_path, vision=EFFICIENTNET)))
+    adapt(loaded.model, AdaptConfig())
+    statistics = {name: buffer.clone() for name, buffer in loaded.model.named_buffers() if "running" in name}
+    _, whole = of_step(loaded, "degla", 1)
+    _, accumulated = of_step(loaded, "degla", 3)
+    norms = [name for name in whole if ".bn1." in name]
+    assert norms
+    assert statistics
+    assert all(whole[name].norm() > 0 for name in norms)
+    for name, gradient in whole.items():
+        distance = (accumulated[name] - gradient).norm()
+        assert distance <= 1e-4 * gradient.norm() + 1e-5 * whole["logit_scale"].norm(), name
+    for name, buffer in statistics.items():
+        assert torch.equal(loaded.model.get_buffer(name), buffer), name
 
 
 @pytest.mark.parametrize("objective", ["clip", "degla"])
