@@ -77,20 +77,50 @@ class Causal:
             )
             assert isinstance(seen_THD, Tensor)  # a pair only if its log-sum-exp is asked for
             return seen_THD.flatten(1)
-        qkv_BLX = _Pad.apply(qkv_TX, text.token_P, text.place_T).unflatten(0, text.shape)
-        q_BHLD, k_BHLD, v_BHLD = _heads(qkv_BLX, 3, heads)
+        q_BHLD, k_BHLD, v_BHLD = _heads(padded(qkv_TX, text), 3, heads)
         # Padding follows the tokens, so the causal rule hides it.
         seen_BLW = _flat(F.scaled_dot_product_attention(q_BHLD, k_BHLD, v_BHLD, is_causal=True))
         return _Unpad.apply(seen_BLW.flatten(0, 1), text.place_T)
 
     def attend_pooled(self, q_BW: Tensor, kv_TX: Tensor, heads: int) -> Tensor:
         text = self.text
-        kv_BLX = _Pad.apply(kv_TX, text.token_P, text.place_T).unflatten(0, text.shape)
-        k_BHLD, v_BHLD = _heads(kv_BLX, 2, heads)
+        k_BHLD, v_BHLD = _heads(padded(kv_TX, text), 2, heads)
         (q_BH1D,) = _heads(q_BW[:, None], 1, heads)
         mask_B11L = text.real_XL[:, None, None]
         seen = F.scaled_dot_product_attention(q_BH1D, k_BHLD, v_BHLD, attn_mask=mask_B11L)
         return _flat(seen).flatten(0, 1)
+
+
+def attend_whole_text(
+    q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, text: PackedText, *, dropout: float, scale: float | None
+) -> Tensor:
+    """Return attention's output x_TW where each token attends to its whole text.
+
+    It runs on packed or padded texts as in `Causal`; torch's variable-length kernel has no dropout.
+
+    Args:
+        q_THD, k_THD, v_THD: queries, keys and values.
+        text: the texts that the tokens form.
+        dropout: share of the attention weights to drop.
+        scale: factor of the products; None for 1 / sqrt(D).
+    """
+    if _packed_attention_runs(q_THD) and not dropout:
+        start_S, longest = text.start_S, text.longest
+        seen_THD = varlen_attn(q_THD, k_THD, v_THD, start_S, start_S, longest, longest, scale=scale)
+        assert isinstance(seen_THD, Tensor)
+        return seen_THD.flatten(1)
+    heads = q_THD.shape[1]
+    q_BHLD, k_BHLD, v_BHLD = (_heads(padded(x.flatten(1), text), 1, heads)[0] for x in (q_THD, k_THD, v_THD))
+    mask_B11L = text.real_XL[:, None, None]
+    seen = F.scaled_dot_product_attention(
+        q_BHLD, k_BHLD, v_BHLD, attn_mask=mask_B11L, dropout_p=dropout, scale=scale
+    )
+    return _Unpad.apply(_flat(seen).flatten(0, 1), text.place_T)
+
+
+def padded(x_TW: Tensor, text: PackedText) -> Tensor:
+    """Return packed tokens padded, x_XLW; nothing may depend on the padding, whose gradient must be 0."""
+    return _Pad.apply(x_TW, text.token_P, text.place_T).unflatten(0, text.shape)
 
 
 class _Pad(torch.autograd.Function):
