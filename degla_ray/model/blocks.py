@@ -79,8 +79,7 @@ class Causal:
             )
             assert isinstance(seen_THD, Tensor)  # a pair only if its log-sum-exp is asked for
             return seen_THD.flatten(1)
-        qkv_BLX = _padded(qkv_TX, text)
-        q_BHLD, k_BHLD, v_BHLD = _heads(qkv_BLX, 3, heads)
+        q_BHLD, k_BHLD, v_BHLD = _heads(padded(qkv_TX, text), 3, heads)
         # Padding follows the tokens, so the causal rule hides it.
         seen_BLW = _flat(F.scaled_dot_product_attention(q_BHLD, k_BHLD, v_BHLD, is_causal=True))
         if not torch.is_grad_enabled():
@@ -89,20 +88,49 @@ class Causal:
 
     def attend_pooled(self, q_BW: Tensor, kv_TX: Tensor, heads: int) -> Tensor:
         text = self.text
-        kv_BLX = _padded(kv_TX, text)
-        k_BHLD, v_BHLD = _heads(kv_BLX, 2, heads)
+        k_BHLD, v_BHLD = _heads(padded(kv_TX, text), 2, heads)
         (q_BH1D,) = _heads(q_BW[:, None], 1, heads)
         mask_B11L = text.real_XL[:, None, None]
         seen = F.scaled_dot_product_attention(q_BH1D, k_BHLD, v_BHLD, attn_mask=mask_B11L)
         return _flat(seen).flatten(0, 1)
 
 
+def attend_whole_text(
+    q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, text: PackedText, *, dropout: float, scale: float | None
+) -> Tensor:
+    """Return attention's output x_TW where each token attends to its whole text.
+
+    It runs on packed or padded texts as in `Causal`; torch's variable-length kernel has no dropout.
+
+    Args:
+        q_THD, k_THD, v_THD: queries, keys and values.
+        text: the texts that the tokens form.
+        dropout: share of the attention weights to drop.
+        scale: factor of the products; None for 1 / sqrt(D).
+    """
+    if _packed_attention_runs(q_THD) and not dropout:
+        start_S, longest = text.start_S, text.longest
+        seen_THD = varlen_attn(q_THD, k_THD, v_THD, start_S, start_S, longest, longest, scale=scale)
+        assert isinstance(seen_THD, Tensor)
+        return seen_THD.flatten(1)
+    heads = q_THD.shape[1]
+    q_BHLD, k_BHLD, v_BHLD = (_heads(padded(x.flatten(1), text), 1, heads)[0] for x in (q_THD, k_THD, v_THD))
+    mask_B11L = text.real_XL[:, None, None]
+    seen = F.scaled_dot_product_attention(
+        q_BHLD, k_BHLD, v_BHLD, attn_mask=mask_B11L, dropout_p=dropout, scale=scale
+    )
+    return _Unpad.apply(_flat(seen).flatten(0, 1), text.place_T)
+
+
 # The functions below have a backward pass of their own. Without a graph (the teacher) their forward pass is
 # called alone: `apply` costs host time, and torch.compile would not trace it.
 
 
-def _padded(x_TX: Tensor, text: PackedText) -> Tensor:
-    """Return x_BLX, whose padded places hold a copy of their text's last token."""
+def padded(x_TX: Tensor, text: PackedText) -> Tensor:
+    """Return packed tokens padded, x_BLX: padded places hold a copy of their text's last token.
+
+    Nothing may depend on the padding, whose gradient must be 0.
+    """
     if not torch.is_grad_enabled():
         return x_TX.index_select(0, text.token_P).unflatten(0, text.shape)
     return _Pad.apply(x_TX, text.token_P, text.place_T).unflatten(0, text.shape)

@@ -32,6 +32,7 @@ from degla_ray.model.blocks import compile_blocks
 from degla_ray.model.build import build
 from degla_ray.model.encode import OpenClipModel, text_end
 from degla_ray.model.export import export
+from degla_ray.model.frozen import batch_norms
 from degla_ray.model.loaded import LoadedModel
 from degla_ray.model.packing import GPU_TOKEN_MULTIPLE
 from degla_ray.model.teacher import Teacher
@@ -109,6 +110,7 @@ def _train(job: Job, run: Storage) -> None:
     notices = [
         sanity.frozen_parameters(frozen),
         sanity.small_images(job.short_side, loaded.preprocess_cfg["size"]),
+        sanity.initial_statistics(len(batch_norms(state.student)), is_random=loaded.is_random),
     ]
     log = Log(workers, run, job, [n for n in notices if n], warns_of_loss=not loaded.is_random)
     save = Checkpoint(workers, run, job, loaded.activation)
@@ -158,7 +160,8 @@ def _initial_state(job: Job, workers: Workers, loaded: LoadedModel) -> tuple[Tra
     config = job.config
     student: OpenClipModel = loaded.model.to(workers.device).train()
     adapt(student, config.adapt)
-    student.set_grad_checkpointing(config.compute.activation_checkpointing)
+    if config.compute.activation_checkpointing:  # open_clip's adapter of Hugging Face ignores False
+        student.set_grad_checkpointing()
     if config.compute.compile and not compile_blocks(student):
         raise SettingError("compute.compile", True, "false: the model has no blocks that can be compiled")
     frozen = freeze_unreached(student, loaded)
