@@ -26,11 +26,17 @@ class Decoder:
     def __init__(self) -> None:
         self._reader: BatchReader | None = None
 
-    def read(self, samples_and_spec: list[Any], step: int) -> HostBatch:
-        """Return the local batch of a step; the first argument holds references to Samples and BatchSpec."""
+    def read(self, samples_and_spec: list[Any], step: int, following: range) -> HostBatch:
+        """Return the local batch of a step.
+
+        Args:
+            samples_and_spec: references to Samples and BatchSpec.
+            step: number of the global batch.
+            following: the steps that this decoder will be asked for next.
+        """
         if self._reader is None:
             self._reader = BatchReader(*ray.get(samples_and_spec))
-        return self._reader.read(step)
+        return self._reader.read(step, following)
 
 
 def start_decoders(count: int) -> list[Any]:
