@@ -1,7 +1,8 @@
 """The Ray actors that build a worker's batches, on its own node first.
 
 An actor that dies is restarted and its batches are rebuilt, because a batch is a function of its step. A
-decoder imports no torch, so it starts in a second and its private memory is about 170 MB (552 MB with torch).
+decoder imports no torch, so it starts in a second. At 32 images of 224 pixels its own memory is about 80 MB,
+more than half of it Ray and what Ray imports; pages of Ray's object store that it wrote come on top.
 """
 
 from __future__ import annotations
