@@ -179,8 +179,9 @@ def test_trainers_step_stays_on_the_gpu_up_to_the_backward_pass(
         )
         rows = Normalise(loaded.preprocess_cfg, forward.device)(batch)
         assert len(rows) == micro_batches
+        scaler = torch.amp.GradScaler("cuda", enabled=False)
         with pytest.raises(_Reached):
-            backward(forward, objective, torch.amp.GradScaler("cuda", enabled=False), rows, seed=0)
+            backward(forward, objective, scaler, rows, seed=0, mark=lambda _: None)
     assert {value.device.type for value in found[0].values()} == {"cuda"}
 
 
