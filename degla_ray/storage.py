@@ -117,15 +117,19 @@ class Storage:
 
     def write_bytes(self, data: bytes, *parts: str) -> None:
         """Write a file atomically: readers see the old file or the whole new one, also after a power cut."""
+        self.write_chunks([data], *parts)
+
+    def write_chunks(self, chunks: Iterable[bytes], *parts: str) -> None:
+        """Write a file as `write_bytes` does, from pieces that arrive one by one."""
         target = self.path(*parts)
         if self._puts_are_atomic:
             with self._fs.open_output_stream(target) as stream:
-                stream.write(data)
+                stream.writelines(chunks)
             return
         self._fs.create_dir(target.rsplit("/", 1)[0], recursive=True)
         temporary = f"{target}.tmp-{uuid.uuid4().hex}"
         with self._fs.open_output_stream(temporary) as stream:
-            stream.write(data)
+            stream.writelines(chunks)
         self._replace(temporary, target)
 
     @property

@@ -38,9 +38,11 @@ from degla_ray.negatives.rules import RuleEngine
 from degla_ray.negatives.selection import ORDER
 from degla_ray.negatives.shard import STAGE, ShardTask, vocabulary, write_shard
 from degla_ray.schema import CAPTIONS, GIVEN_KIND, SCENE_GRAPHS, Kind
-from degla_ray.stage import StageFolder, is_complete, read_complete
+from degla_ray.stage import MANIFEST, StageFolder, derived_shards, is_complete, read_complete
 from degla_ray.storage import Storage
 
+CAPTIONS_PER_SHARD = 20_000
+"""Captions of a shard if `num_shards` is null: one window of a language model's driver."""
 CAPTIONS_PER_ACTOR = 4000
 """Captions per additional actor: loading an actor costs as much as processing about 1,000 captions."""
 EDITORS = {"rules": RuleEngine}
@@ -90,7 +92,6 @@ def _generate(config: NegativesConfig, publish: Publish | None) -> dict[str, int
     source, manifest = read_complete(config.prepared, "prepare")
     kinds = kinds_of(config)
     prompts = prompts_of(config)
-    identity = identity_of(config, manifest["fingerprint"])
     engine = engine_of(config)
     again = engine is not None and config.generation.retry_failed
     if engine is not None and (again or not is_complete(config.output)):
@@ -101,7 +102,7 @@ def _generate(config: NegativesConfig, publish: Publish | None) -> dict[str, int
         engine.check_resources()
         estimate(_job(config, engine, prompts), _read(source)[0]["caption"].to_pylist())
         return {}
-    folder = StageFolder(config.output, STAGE, identity, config.num_shards)
+    folder = _open_folder(config, manifest)
     if again:
         reopen(folder, config.generation.retry_reasons)
     if folder.complete:
@@ -134,6 +135,16 @@ def _generate(config: NegativesConfig, publish: Publish | None) -> dict[str, int
         publish(config, folder, engine.model)
     _check_accepted(config, folder, counts)
     return counts
+
+
+def _open_folder(config: NegativesConfig, prepared: Mapping[str, Any]) -> StageFolder:
+    """Open the output folder, given the manifest of the captions' folder."""
+    num_shards = config.num_shards
+    if num_shards is None and not Storage(config.output).exists(MANIFEST):
+        captions = prepared["counts"].get("captions_out", 0)
+        num_shards = derived_shards(captions, CAPTIONS_PER_SHARD)
+        print(f"num_shards: {num_shards} for {captions:,} captions")
+    return StageFolder(config.output, STAGE, identity_of(config, prepared["fingerprint"]), num_shards)
 
 
 def _check_accepted(config: NegativesConfig, folder: StageFolder, counts: Mapping[str, int]) -> None:
