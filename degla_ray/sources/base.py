@@ -4,7 +4,7 @@ A source lists its rows on the driver without opening an image (`records`) and r
 a Ray task (`read_image`). To add a source: copy csv_captions.py, yield Record, Reject and RowsRead
 (optionally Note), and register it in sources/__init__.py. The driver holds the records compressed, about 40
 bytes a caption. What a source itself holds while it lists comes on top: WebDataset one tar file, Parquet with
-embedded images one row group, any other all images and captions (1 to 2 kB a caption).
+embedded images one row group, any other all images and captions (0.5 to 1 kB a caption).
 """
 
 from __future__ import annotations
