@@ -6,7 +6,7 @@ are Arrow and numpy arrays, so that Ray's object store holds one copy per node, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -91,6 +91,19 @@ class CaptionShards:
     def rows(self, shard: int) -> NDArray[np.int64]:
         """Return the rows of a shard."""
         return self.by_shard.rows(shard)
+
+    def windows(self, shards: Iterable[int], size: int) -> Iterator[list[int]]:
+        """Yield shards in groups of at most `size` captions, or of one shard that alone has more."""
+        window: list[int] = []
+        held = 0
+        for shard in shards:
+            if window and held + len(self.rows(shard)) > size:
+                yield window
+                window, held = [], 0
+            window.append(shard)
+            held += len(self.rows(shard))
+        if window:
+            yield window
 
     def captions_of(self, shard: int) -> list[ImageCaption]:
         """Return the captions of a shard, sorted by sample_id."""

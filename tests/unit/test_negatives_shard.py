@@ -149,6 +149,18 @@ def test_captions_of_all_shards_are_every_caption_once_with_its_siblings() -> No
     assert vocabulary(["A Dog, 3 cats!"]) == {"a", "dog", "cats"}
 
 
+@pytest.mark.parametrize(("size", "most"), [(1, 1), (20, 3), (1000, 16)])
+def test_windows_hold_every_shard_once_and_no_more_captions_than_asked(size: int, most: int) -> None:
+    names = [f"s{i}" for i in range(100)]
+    table = pa.table({"sample_id": names, "image_id": names, "caption": names})
+    shards = CaptionShards.of(table, {}, 16)
+    windows = list(shards.windows(range(16), size))
+    assert [shard for window in windows for shard in window] == list(range(16))
+    assert all(sum(len(shards.rows(s)) for s in window) <= size for window in windows if len(window) > 1)
+    assert max(map(len, windows)) <= most
+    assert len(windows) > 1 or size >= 100
+
+
 def test_generate_without_a_prepared_folder_names_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"a folder that `jobs/prepare\.py` finished"):
         generate(NegativesConfig(prepared=str(tmp_path / "none"), output=str(tmp_path / "out")))

@@ -20,7 +20,15 @@ from degla_ray.config import CheckpointConfig
 from degla_ray.errors import DataError, FingerprintMismatch
 from degla_ray.identity import canonical, fingerprint, flatten
 from degla_ray.schema import CAPTIONS, CHOICE_ITEMS, IMAGES, NEIGHBOURS
-from degla_ray.stage import MANIFEST, StageFolder, absolute_from, part_name, read_complete, shard_of
+from degla_ray.stage import (
+    MANIFEST,
+    StageFolder,
+    absolute_from,
+    derived_shards,
+    part_name,
+    read_complete,
+    shard_of,
+)
 from degla_ray.storage import Storage, relative_to
 
 IDENTITY = {"seed": 1, "input": {"train": "abc"}}
@@ -250,6 +258,17 @@ def test_write_tables_takes_lists_and_no_rows(tmp_path: Path) -> None:
     assert storage.read_dataset("choices", CHOICE_ITEMS).to_pylist() == table.to_pylist()
     storage.write_tables(CHOICE_ITEMS, [], "none", part_name(0, 1))
     assert storage.read_dataset("none", CHOICE_ITEMS).num_rows == 0
+
+
+@pytest.mark.parametrize(("rows", "expected"), [(0, 8), (80_000, 8), (80_001, 9), (10_000_000, 1000)])
+def test_derived_shards_grow_with_the_rows_from_eight(rows: int, expected: int) -> None:
+    assert derived_shards(rows, 10_000) == expected
+
+
+def test_stage_folder_without_a_number_of_shards_keeps_that_of_the_folder(tmp_path: Path) -> None:
+    begun = StageFolder(str(tmp_path), "prepare", {"a": 1}, 3)
+    again = StageFolder(str(tmp_path), "prepare", {"a": 1}, None)
+    assert (again.num_shards, again.fingerprint) == (3, begun.fingerprint)
 
 
 def test_read_dataset_reads_parts_in_shard_order_and_columns_as_asked(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ from degla_ray.schema import NEGATIVES, REJECTS, Kind, RejectReason
 from degla_ray.stage import MANIFEST, StageFolder, shard_of
 
 WINDOW = 20_000
-"""Approximate number of captions processed at a time."""
+"""Captions processed at a time, unless a single shard has more: 20 kB of the driver's memory each."""
 
 
 @dataclass(kw_only=True)
@@ -152,19 +152,11 @@ def reopen(folder: StageFolder, reasons: Sequence[RejectReason]) -> None:
 
 
 def _windows(captions: CaptionShards, pending: Sequence[int]) -> Iterator[_Window]:
-    """Yield the pending shards in windows of at least one shard and, beyond that, at most WINDOW captions."""
-    window = _Window(shards=[])
-    held = 0
-    for shard in pending:
-        size = len(captions.rows(shard))
-        if window.shards and held + size > WINDOW:
-            yield window
-            window, held = _Window(shards=[]), 0
-        window.shards.append(shard)
-        held += size
-        for caption in captions.captions_of(shard):
-            window.captions.setdefault(text_key(caption.text), []).append(caption)
-    if window.shards:
+    for shards in captions.windows(pending, WINDOW):
+        window = _Window(shards=shards)
+        for shard in shards:
+            for caption in captions.captions_of(shard):
+                window.captions.setdefault(text_key(caption.text), []).append(caption)
         yield window
 
 
