@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from degla_ray.model import trunks
 from degla_ray.model.blocks import Causal, Dense, is_supported, pooled_output
-from degla_ray.model.packing import PackedText, TextEnd, coarse_multiple, pack
+from degla_ray.model.packing import PackedText, TextEnd, pack
 
 # open_clip's models have attributes that torch's type annotations do not declare.
 OpenClipModel = Any
@@ -61,9 +61,7 @@ def encode_text(model: OpenClipModel, text: Tensor | PackedText, normalize: bool
             return _unit(trunks.text_features(model.text, tokens_XL), normalize)
         return _unit(model.encode_text(tokens_XL), normalize)
     tokens = text.numpy(force=True)
-    last_X = end.find(tokens)
-    packed = pack(tokens, last_X, coarse_multiple(int(last_X.sum()) + len(last_X)))
-    return _unit(_last_token(model, on_device(packed, model)), normalize)
+    return _unit(_last_token(model, on_device(pack(tokens, end.find(tokens)), model)), normalize)
 
 
 def on_device(text: PackedText, model: OpenClipModel) -> PackedText:

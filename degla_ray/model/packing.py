@@ -83,14 +83,6 @@ class TextEnd:
         return (tokens_XL if self.token is None else tokens_XL == self.token).argmax(axis=-1)
 
 
-def coarse_multiple(tokens: int) -> int:
-    """Return a multiple that leaves 8 numbers of tokens in each power of two, for 4 % of spare tokens.
-
-    On a CPU, oneDNN keeps compiled kernels for each number of tokens: 3.4 MB a batch with ViT-B/32.
-    """
-    return 1 << max(0, tokens.bit_length() - 4)
-
-
 def pack(tokens_XL: NDArray[np.integer], last_X: NDArray[np.integer], token_multiple: int = 1) -> PackedText:
     """Return texts packed, as arrays.
 

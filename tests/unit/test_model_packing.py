@@ -9,7 +9,7 @@ from degla_ray.config import ModelConfig
 from degla_ray.model.blocks import Causal
 from degla_ray.model.build import build
 from degla_ray.model.encode import encode_text, on_device, text_end
-from degla_ray.model.packing import LENGTH_MULTIPLE, coarse_multiple, pack
+from degla_ray.model.packing import LENGTH_MULTIPLE, pack
 
 
 @pytest.fixture
@@ -75,13 +75,3 @@ def test_causal_attention_packed_equals_padded(loaded, monkeypatch):
         found.append((seen_TW, gradient))
     for one, other in zip(*found, strict=True):
         assert torch.allclose(one, other, rtol=2e-2, atol=2e-2)
-
-
-def test_coarse_multiple_leaves_few_sizes_and_little_spare() -> None:
-    sizes = set()
-    for tokens in range(1, 5000):
-        multiple = coarse_multiple(tokens)
-        size = -(-tokens // multiple) * multiple
-        assert size < 1.125 * tokens + 1
-        sizes.add(size)
-    assert len(sizes) < 90
