@@ -23,12 +23,19 @@ from degla_ray.storage import Storage
 MANIFEST = "manifest.json"
 
 
+MIN_SHARDS = 8
+"""Shards of a small folder: one for each of the CPUs that a local Ray has at least."""
 _ABSENT = "(absent)"
 
 
 def shard_of(key: str, num_shards: int) -> int:
     """Return the shard of an id in [0, num_shards), by a stable hash."""
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big") % num_shards
+
+
+def derived_shards(rows: int, rows_per_shard: int) -> int:
+    """Return the number of shards of a folder whose setting `num_shards` is null."""
+    return max(MIN_SHARDS, -(-rows // rows_per_shard))
 
 
 def part_name(shard: int, num_shards: int) -> str:
@@ -54,15 +61,18 @@ class StageFolder:
         uri: the folder.
         stage: `prepare`, `negatives`, `evaluate` ...
         identity: everything that determines the output (settings, input fingerprint, versions).
-        num_shards: number of shards, fixed for the life of the folder.
+        num_shards: number of shards, fixed for the life of the folder; None takes that of a folder which
+            exists.
 
     Raises:
         FingerprintMismatch: the folder was created with another identity; names the fields.
         DataError: the folder belongs to another stage.
     """
 
-    def __init__(self, uri: str, stage: str, identity: Mapping[str, Any], num_shards: int) -> None:
+    def __init__(self, uri: str, stage: str, identity: Mapping[str, Any], num_shards: int | None) -> None:
         self.storage = Storage(uri)
+        if num_shards is None:
+            num_shards = int(_read_manifest(self.storage)["made_from"]["num_shards"])
         self.num_shards = num_shards
         wanted = canonical({"stage": stage, "num_shards": num_shards, "identity": identity})
         if self.storage.exists(MANIFEST):

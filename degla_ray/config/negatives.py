@@ -179,8 +179,9 @@ class NegativesConfig:
     """Maximum number of distinct negatives per caption and kind."""
     seed: int = 0
     """Random seed; together with the caption it determines the engine's choices."""
-    num_shards: int = 8
-    """Number of output shards."""
+    num_shards: int | None = None
+    """Number of output shards; a language model's driver holds one of them, 20 kB a caption. null: one per
+    20,000 captions, at least 8."""
     vllm: VLLMConfig = field(default_factory=VLLMConfig)
     openai: OpenAIConfig = field(default_factory=OpenAIConfig)
     generation: GenerationConfig = field(default_factory=GenerationConfig)

@@ -86,10 +86,9 @@ def encode(
     """
     work = Work(needs, on_progress)
     if cache is not None:
-        for text in list(work.pending_texts()):
-            digest = text_digest(text)
-            if (feature := cache.get(digest)) is not None:
-                work.add_text(text, feature, truncated=digest in cache.truncated)
+        by_digest = {text_digest(text): text for text in work.pending_texts()}
+        for digest, feature in cache.known(by_digest):
+            work.add_text(by_digest[digest], feature, truncated=digest in cache.truncated)
     batches = _batches(sources, work, pool.batch_size)
     yield from work.finished()
     try:

@@ -9,10 +9,10 @@ from degla_ray import ray_setup
 from degla_ray.config import DryRunConfig, NegativesConfig
 from degla_ray.dry_run import Plan, given
 from degla_ray.negatives.llm.engines.base import Engine
-from degla_ray.negatives.pipeline import engine_of, identity_of, kinds_of, prompts_of
+from degla_ray.negatives.pipeline import CAPTIONS_PER_SHARD, engine_of, identity_of, kinds_of, prompts_of
 from degla_ray.negatives.shard import STAGE
 from degla_ray.schema import CAPTIONS
-from degla_ray.stage import MANIFEST, StageFolder, read_complete
+from degla_ray.stage import MANIFEST, StageFolder, derived_shards, read_complete
 from degla_ray.storage import Storage
 
 NEGATIVE_BYTES = 150
@@ -53,7 +53,7 @@ def plan(config: NegativesConfig, options: DryRunConfig, captions: int | None = 
         unit="captions",
         option="captions_per_s",
         rate=given(options, "captions_per_s"),
-        workers=min(config.num_shards, os.cpu_count() or 1),
+        workers=min(config.num_shards or derived_shards(captions, CAPTIONS_PER_SHARD), os.cpu_count() or 1),
         **common,
     )
 

@@ -38,7 +38,7 @@ class NamedCaption(NamedTuple):
     given: tuple[str, ...] = ()
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, slots=True)
 class NamedImage:
     """An image as given in an annotation file.
 
