@@ -18,14 +18,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from degla_ray import ray_setup
+from degla_ray import resources
 from degla_ray.deadline import with_deadline
 from degla_ray.encoding.feature_cache import FeatureCache, image_digest, text_digest
 from degla_ray.encoding.features import image_key
 from degla_ray.encoding.images import ImageBatch, ImageSource, StoredImage
 from degla_ray.encoding.needs import Encoded, Needs, Work
-from degla_ray.errors import DataError, SettingError, one_line
+from degla_ray.errors import DataError, one_line
 from degla_ray.identity import canonical, fingerprint
+from degla_ray.resources import Need
 
 if TYPE_CHECKING:
     from degla_ray.model.loaded import LoadedModel
@@ -45,6 +46,11 @@ class Pool:
     """Images or texts per batch."""
     stall_seconds: float = STALL_S
     """Seconds without a finished batch after which encoding fails."""
+
+    def need(self) -> Need:
+        """Return what the actors reserve; one of them suffices."""
+        each = {"CPU": self.cpus_per_actor} | ({"GPU": 1.0} if self.use_gpu else {})
+        return Need(setting="compute.cpus", value=self.cpus_per_actor, unit=[each], wanted=self.num_actors)
 
 
 def model_identity(loaded: LoadedModel) -> str:
@@ -185,7 +191,7 @@ def _run(
 
     if not batches:
         return
-    actors = min(fitting_actors(pool, ray.cluster_resources()), len(batches))
+    fewest, most = (min(actors, len(batches)) for actors in resources.room(pool.need()))
     known = cache.digests() if cache is not None else np.array([], dtype="S32")
     results = (
         ray.data.from_items(batches, override_num_blocks=len(batches))
@@ -193,7 +199,7 @@ def _run(
         .map(
             _Encoder,
             fn_constructor_args=(ray.put(loaded), pool.cpus_per_actor),
-            compute=ray.data.ActorPoolStrategy(size=actors),
+            compute=ray.data.ActorPoolStrategy(min_size=fewest, max_size=most),
             num_cpus=pool.cpus_per_actor,
             num_gpus=1 if pool.use_gpu else None,
         )
@@ -206,19 +212,6 @@ def _run(
         )
 
     yield from with_deadline(results.iter_rows(), pool.stall_seconds, stalled)
-
-
-def fitting_actors(pool: Pool, total: Mapping[str, float]) -> int:
-    """Return how many of the pool's actors fit a cluster with these resources, at least one.
-
-    Raises:
-        SettingError: the cluster cannot host a single actor.
-    """
-    if pool.use_gpu and total.get("GPU", 0) < 1:
-        raise SettingError("compute.use_gpu", True, "a cluster with a GPU, or false")
-    ray_setup.require_cpus("compute.cpus", pool.cpus_per_actor, each=pool.cpus_per_actor)
-    fitting = [pool.num_actors, int(total["CPU"] / pool.cpus_per_actor)]
-    return min(*fitting, int(total["GPU"])) if pool.use_gpu else min(fitting)
 
 
 class _Decoder:

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from rich.console import Console
 
-from degla_ray import ray_setup, tracking
+from degla_ray import ray_setup, resources, shared_paths, tracking
 from degla_ray.config import EvaluateConfig
 from degla_ray.encoding import encode as encoding
 from degla_ray.encoding import images
@@ -183,6 +183,9 @@ def _encoded(
         batch_size=config.batch_size,
         stall_seconds=60 * config.stall_minutes,
     )
+    resources.require(config.ray, [pool.need()])
+    # The model travels through Ray's object store; captions and negatives are read here.
+    shared_paths.require_shared(config, {}, driver_only=["model.name", "model.pretrained", "negatives"])
     with ProgressBars("images and texts", console) as bars:
         for benchmark in tests.benchmarks:  # show all from the start, although the first ones come first
             bars.update(benchmark.name, 0, None)

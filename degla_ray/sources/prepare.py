@@ -204,10 +204,12 @@ def _write_pending(config: PrepareConfig, folder: StageFolder, source: Source, l
     pending = folder.pending()
     if not pending:
         return
-    from degla_ray import ray_setup
+    from degla_ray import ray_setup, resources, shared_paths
     from degla_ray.sources.progress import ShardProgress
 
     ray_setup.start(config.ray)
+    resources.require(config.ray, [resources.tasks(config.ray, len(pending))])
+    shared_paths.require_shared(config, {"output": config.output})
     shards: defaultdict[int, list[Record]] = defaultdict(list)
     for record in listing.records:
         shards[shard_of(record.image_id, folder.num_shards)].append(record)
@@ -243,6 +245,7 @@ def _run(blocks: list[pa.Table], task: PrepareTask, progress: Progress) -> Itera
 
 
 def _shard_row(row: dict[str, Any], *, task: PrepareTask, progress: Progress) -> dict[str, Any]:
+    task.folder.require_seen()
     records, rejects = records_from_json(row["records"]), rejects_from_json(row["rejects"])
     result = write_shard(task, int(row["shard"]), records, rejects, progress)
     return {"counts": json.dumps(result.counts), "examples": json.dumps(result.examples)}

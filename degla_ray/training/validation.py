@@ -26,6 +26,7 @@ from ray.exceptions import GetTimeoutError
 
 from degla_ray.config import EvaluateConfig, ModelConfig, TrackingConfig, TrainConfig, ValidationSettings
 from degla_ray.errors import SettingError, one_line
+from degla_ray.resources import Need
 from degla_ray.storage import Storage
 
 if TYPE_CHECKING:
@@ -65,9 +66,13 @@ class Validation:
         return f"validation of step {self.step}: {self.headline} {self.metrics[self.headline]:.1%}"
 
 
-def cpus(settings: ValidationSettings) -> float:
-    """Return the logical CPUs of a validation, in addition to those of workers and decoders."""
-    return 0.0 if settings.every_steps is None else TASK_CPUS + settings.num_actors
+def needs(settings: ValidationSettings) -> list[Need]:
+    """Return what a validation reserves, in addition to workers and decoders; [] without validations."""
+    if settings.every_steps is None:
+        return []
+    unit = [{"CPU": TASK_CPUS}, *([{"CPU": 1.0}] * settings.num_actors)]
+    actors = Need(setting="validation.num_actors", value=settings.num_actors, unit=unit)
+    return [dataclasses.replace(actors, detail=f" ({TASK_CPUS} and 1 for each actor)")]
 
 
 def check(config: TrainConfig) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import TypeVar
 
@@ -11,6 +12,7 @@ import pytest
 from degla_ray.cli import parse
 from degla_ray.config import JOBS, ChainConfig, EvaluateConfig, NegativesConfig, PrepareConfig, TrainConfig
 from degla_ray.config.chains import Stages
+from degla_ray.errors import DeglaError
 from degla_ray.schema import Kind
 
 ConfigT = TypeVar("ConfigT")
@@ -29,6 +31,19 @@ def read(config_class: type[ConfigT], folder: Path, name: str) -> ConfigT:
 
 def chain_of(folder: Path) -> Stages:
     return read(ChainConfig, folder, "chain").stages()
+
+
+def test_config_file_is_taken_by_its_job_and_elsewhere_names_it(repo: Path) -> None:
+    """Of every file, the job `train` either takes it or names the job that does."""
+    files = [f for f in (repo / "jobs" / "configs").rglob("*.yaml") if f.parent.name != "ablations"]
+    assert files
+    for file in files:
+        try:
+            parse(TrainConfig, "", ["--config", str(file)])
+        except DeglaError as error:
+            named = re.search(r"python jobs/(\w+)\.py --config", str(error))
+            assert named, error
+            parse(JOBS[named[1]], "", ["--config", str(file)])
 
 
 def test_recipe_files_say_the_command_that_runs_them(recipe: Path) -> None:

@@ -72,6 +72,7 @@ def interval_of(*losses: float, first: int = 1, report: bool = False) -> LogInte
         wait_share=0.1,
         wait_s=2.0,
         first_wait_s=1.0,
+        stop=False,
         save=False,
         written=0,
         report=report,

@@ -11,7 +11,7 @@ import pytest
 from degla_ray.config import DataConfig, ModelConfig, ObjectiveConfig, TrainConfig, ValidationSettings
 from degla_ray.errors import SettingError
 from degla_ray.storage import Storage
-from degla_ray.training.ray_train import cpus
+from degla_ray.training.ray_train import needs
 from degla_ray.training.validation import Validation, read_all, request, set_logged, tidy
 
 
@@ -48,9 +48,12 @@ def test_train_cpus_count_workers_decoders_and_a_validation() -> None:
         objective=ObjectiveConfig(name="clip"),
         num_workers=2,
     )
-    assert cpus(plain) == 2 * (1 + 2 * 1)
+    [workers] = needs(plain)
+    assert (workers.count, workers.total("CPU")) == (2, 1 + 2 * 1)
     validation = ValidationSettings(every_steps=5, suite="s", num_actors=3)
-    assert cpus(dataclasses.replace(plain, validation=validation)) == cpus(plain) + 0.5 + 3
+    also, of_validation = needs(dataclasses.replace(plain, validation=validation))
+    assert also == workers
+    assert of_validation.total("CPU") == 0.5 + 3
 
 
 def test_validation_that_is_done_is_not_asked_for_again(tmp_path: Path) -> None:
