@@ -116,14 +116,14 @@ def check(needs: Sequence[Need]) -> None:
     if lacking is None:
         return
     if ray_setup.is_local():
-        raise _refusal(needs, lacking, _nodes(), "the cluster's")
+        raise _refusal(needs, lacking, _nodes(), "the cluster's", "")
     types = node_types()
     if not types:
         return
     most = [dict(t.resources) for t in types for _ in range(t.most)] + _nodes()
     lacking = _first_unmet(needs, most)
     if lacking is not None:
-        raise _refusal(needs, lacking, most, f"({_types_said(types)}) the autoscaler's")
+        raise _refusal(needs, lacking, most, "the autoscaler's", f" ({_types_said(types)})")
 
 
 def room(need: Need) -> tuple[int, int]:
@@ -210,7 +210,9 @@ def _placed(need: Need, free: list[dict[str, float]], most: int) -> int:
     return most
 
 
-def _refusal(needs: Sequence[Need], lacking: Need, nodes: Sequence[Bundle], whose: str) -> SettingError:
+def _refusal(
+    needs: Sequence[Need], lacking: Need, nodes: Sequence[Bundle], whose: str, which: str
+) -> SettingError:
     if lacking.total("GPU") and not any(node.get("GPU") for node in nodes):
         return lacking.without_gpu
     free = [dict(node) for node in nodes]
@@ -220,7 +222,8 @@ def _refusal(needs: Sequence[Need], lacking: Need, nodes: Sequence[Bundle], whos
     of = f"{whose} {left}" if lacking is needs[0] else f"the {left} that the rest of the job leaves"
     most = _placed(lacking, free, lacking.count)
     expected = f"at most {most}: each takes" if lacking.count > 1 else "less: it takes"
-    return SettingError(lacking.setting, lacking.value, f"{expected} {_unit_said(lacking)} of {of}")
+    each = _unit_said(lacking) + (" on one node" if len(lacking.unit) == 1 else "")
+    return SettingError(lacking.setting, lacking.value, f"{expected} {each} of {of}{which}")
 
 
 @contextlib.contextmanager
@@ -253,7 +256,8 @@ def _requested(needs: Sequence[Need]) -> Iterator[Any]:
 
 
 def _said(need: Need) -> str:
-    return f"{need.setting} {need.value} ({need.count} x {_unit_said(need)})"
+    each = f"{need.count} x {_unit_said(need)}" if need.count > 1 else _unit_said(need)
+    return each if need.value is None else f"{need.setting} {need.value}: {each}"
 
 
 def _unit_said(need: Need) -> str:
