@@ -72,6 +72,10 @@ class Recovery(FailurePolicy):
             self._failures += 1
         left = MAX_FAILURES - self._failures
         if left < 0:
+            if _died(training_failed_error):  # no bug of this program, whose traceback would help
+                why = f"{self._lost}, and {MAX_FAILURES} times before without a checkpoint in between"
+                then = f"the same command continues from step {saved}"
+                self._run.write_json({"message": f"{self._name}: {why}; {then}"}, ERROR)
             return FailureDecision.RAISE
         tries = f"{left} more {'try' if left == 1 else 'tries'} before the next checkpoint"
         self._say(f"{self._lost}; continues from step {saved} ({tries})")
@@ -117,11 +121,16 @@ def cause(error: TrainingFailedError) -> str:
     """Return what ended the workers: the hosts of those that died, else the first worker's own error."""
     if isinstance(error, PreemptionError):
         return "a node was preempted"
-    failures = error.worker_failures if isinstance(error, WorkerGroupError) else {}
-    died = {rank: str(e) for rank, e in failures.items() if isinstance(e, RayActorError)}
-    if died:
+    if died := _died(error):
         hosts = [found[1] for text in died.values() if (found := re.search(r"\bip: (\S+)", text))]
         ranks = ", ".join(map(str, sorted(died)))
         return f"lost worker {ranks}" + (f" on {', '.join(dict.fromkeys(hosts))}" if hosts else "")
+    failures = error.worker_failures if isinstance(error, WorkerGroupError) else {}
     rank, first = next(iter(sorted(failures.items())), (None, error))
     return one_line(first) if rank is None else f"worker {rank} failed ({one_line(first)})"
+
+
+def _died(error: TrainingFailedError) -> dict[int, str]:
+    """Return what Ray says of each worker whose process or node ended, by rank."""
+    failures = error.worker_failures if isinstance(error, WorkerGroupError) else {}
+    return {rank: str(e) for rank, e in failures.items() if isinstance(e, RayActorError)}
