@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import time
 
+import ray
 from ray.exceptions import RayActorError
 from ray.train import FailureConfig
 from ray.train.v2._internal.exceptions import (
@@ -120,7 +121,11 @@ class Recovery(FailurePolicy):
 def cause(error: TrainingFailedError) -> str:
     """Return what ended the workers: the hosts of those that died, else the first worker's own error."""
     if isinstance(error, PreemptionError):
-        return "a node was preempted"
+        info = error.preemption_info
+        known = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes()}
+        hosts = dict.fromkeys(known.get(node, node) for node in info.preempted_node_ids)
+        ranks = ", ".join(map(str, info.preempted_ranks))
+        return f"lost worker {ranks} on {', '.join(hosts)}, which was taken away,"
     if died := _died(error):
         hosts = [found[1] for text in died.values() if (found := re.search(r"\bip: (\S+)", text))]
         ranks = ", ".join(map(str, sorted(died)))

@@ -34,7 +34,7 @@ def test_training_that_loses_a_host_says_so_goes_on_with_another_and_saves_when_
                     lambda: len(list(tmp_path.glob("runs/*/checkpoint_*"))) > 1, 240, lambda: head.logs("job")
                 )
             wait_until(
-                lambda: has(r"x-\w+: lost worker \d on 127\.0\.0\.1 at step \d+; continues from step \d+"),
+                lambda: has(r"x-\w+: lost worker \d on 127\.0\.0\.1 .*at step \d+; continues from step \d+"),
                 180,
                 lambda: head.logs("job"),
             )
