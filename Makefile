@@ -6,9 +6,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 QUICK := not slow and not gpu and not network_namespace
-# Tests without Ray share the processors; a file stays in one process, with its fixtures.
-PYTEST := $(BIN)/python -m pytest --durations=10
-PARALLEL := --numprocesses=auto --dist=loadfile
+# A file stays in one process, with its fixtures. Tests with Ray mostly wait for processes to start one after
+# another, so two at a time take little more than half as long, each process with a Ray of its own.
+PYTEST := $(BIN)/python -m pytest --durations=10 --dist=loadfile
+WITHOUT_RAY := --numprocesses=auto tests/unit
+WITH_RAY := --numprocesses=2 tests/ray tests/cluster
 
 VLLM_VENV := .venv-vllm
 VLLM_INSTALLED := $(VLLM_VENV)/.installed
@@ -71,14 +73,14 @@ demo: $(INSTALLED)
 	@$(BIN)/python jobs/chain.py --config jobs/configs/demo.yaml $(ARGS)
 
 test-quick: $(INSTALLED)
-	$(PYTEST) -m "$(QUICK)" $(PARALLEL) tests/unit $(ARGS)
+	$(PYTEST) -m "$(QUICK)" $(WITHOUT_RAY) $(ARGS)
 
 test: test-quick
-	$(PYTEST) -m "$(QUICK)" tests/ray tests/cluster $(ARGS)
+	$(PYTEST) -m "$(QUICK)" $(WITH_RAY) $(ARGS)
 
 test-full: $(INSTALLED)
-	$(PYTEST) $(PARALLEL) tests/unit $(ARGS)
-	$(PYTEST) tests/ray tests/cluster $(ARGS)
+	$(PYTEST) $(WITHOUT_RAY) $(ARGS)
+	$(PYTEST) $(WITH_RAY) $(ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -13,9 +13,10 @@ from degla_ray.config.evaluation import (
     ExportConfig,
     FetchConfig,
     InterpolateConfig,
-    PublishedConfig,
+    evaluation_of,
 )
 from degla_ray.config.negatives import GenerationConfig, NegativesConfig, OpenAIConfig, VLLMConfig
+from degla_ray.config.scoring import PublishedConfig, ScoringConfig
 from degla_ray.config.shared import ComputeConfig, RayConfig, TrackingConfig
 from degla_ray.config.sources import (
     CocoConfig,
@@ -95,6 +96,7 @@ __all__ = [
     "PublishedConfig",
     "RayConfig",
     "ScenesConfig",
+    "ScoringConfig",
     "TeacherConfig",
     "TrackingConfig",
     "TrainComputeConfig",
@@ -103,4 +105,5 @@ __all__ = [
     "VLLMConfig",
     "ValidationSettings",
     "WebdatasetConfig",
+    "evaluation_of",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from degla_ray.errors import SettingError
 
@@ -49,6 +50,9 @@ class ComputeConfig:
     """Use one GPU per worker or actor instead of CPUs."""
     cpus: float = 1.0
     """Logical CPUs reserved for each worker or actor, beside a GPU too."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Autocast dtype of the towers; `auto`: bf16 on GPUs that have it, otherwise fp32. A GPU multiplies fp32
+    in TF32."""
 
     def __post_init__(self) -> None:
         require(self.cpus > 0, "compute.cpus", self.cpus, "more than 0")

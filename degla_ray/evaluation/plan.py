@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from degla_ray import ray_setup, resources
 from degla_ray.config import DryRunConfig, EvaluateConfig
 from degla_ray.dry_run import Plan, given
-from degla_ray.encoding.encode import Pool
 from degla_ray.encoding.images import ImageSource
+from degla_ray.encoding.pool import Pool
 from degla_ray.evaluation.run import check_tests
 from degla_ray.evaluation.summary import STAGE
 from degla_ray.model.source import check_model

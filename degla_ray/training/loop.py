@@ -88,6 +88,8 @@ def _train(job: Job, run: Storage) -> None:
     config, workers = job.config, Workers.current()
     if workers.device.type == "cpu":
         torch.set_num_threads(max(1, int(config.compute.cpus)))
+    else:
+        torch.set_float32_matmul_precision("high")  # TF32 for what autocast leaves in fp32
     torch.manual_seed(config.seed)
     decoders = _start_decoders(job)  # ready by the time the model is built
     loaded = build(config.model)

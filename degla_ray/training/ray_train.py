@@ -22,6 +22,7 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 
 from degla_ray import ray_setup
 from degla_ray.config import TrainConfig
+from degla_ray.devices import Devices, free_gpus, resolve_precision
 from degla_ray.errors import DeglaError
 from degla_ray.loader.decoders import DECODER_CPUS, number_of_decoders
 from degla_ray.resources import Bundle, Need
@@ -52,6 +53,18 @@ def needs(config: TrainConfig) -> list[Need]:
         detail=f" (compute.cpus, and {DECODER_CPUS:g} for each of data.decode_tasks)",
     )
     return [workers, *validation.needs(config.validation)]
+
+
+def describe(config: TrainConfig) -> str:
+    """Return the run's workers, their devices and precision, and any GPUs that stand idle."""
+    workers = Devices(
+        process="worker",
+        setting="num_workers",
+        count=config.num_workers,
+        use_gpu=config.compute.use_gpu,
+        precision=resolve_precision(config.compute, config.ray),
+    )
+    return workers.describe(free_gpus() - validation.gpus(config.validation))
 
 
 ABORT_S = 5.0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Iterable
 
 import ray
 from ray.exceptions import RayActorError
@@ -124,15 +125,17 @@ def cause(error: TrainingFailedError) -> str:
         info = error.preemption_info
         known = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes()}
         hosts = dict.fromkeys(known.get(node, node) for node in info.preempted_node_ids)
-        ranks = ", ".join(map(str, info.preempted_ranks))
-        return f"lost worker {ranks} on {', '.join(hosts)}, which was taken away,"
+        return f"lost worker {_listed(info.preempted_ranks)} on {_listed(hosts)}, which was taken away,"
     if died := _died(error):
-        hosts = [found[1] for text in died.values() if (found := re.search(r"\bip: (\S+)", text))]
-        ranks = ", ".join(map(str, sorted(died)))
-        return f"lost worker {ranks}" + (f" on {', '.join(dict.fromkeys(hosts))}" if hosts else "")
+        ips = [found[1] for text in died.values() if (found := re.search(r"\bip: (\S+)", text))]
+        return f"lost worker {_listed(sorted(died))}" + (f" on {_listed(dict.fromkeys(ips))}" if ips else "")
     failures = error.worker_failures if isinstance(error, WorkerGroupError) else {}
     rank, first = next(iter(sorted(failures.items())), (None, error))
     return one_line(first) if rank is None else f"worker {rank} failed ({one_line(first)})"
+
+
+def _listed(values: Iterable[object]) -> str:
+    return ", ".join(map(str, values))
 
 
 def _died(error: TrainingFailedError) -> dict[int, str]:

@@ -41,7 +41,7 @@ from degla_ray.training.job import (
     schedule,
 )
 from degla_ray.training.progress import Monitor
-from degla_ray.training.run_identity import absolute, run_identity
+from degla_ray.training.run_identity import absolute, run_identity, with_precision
 
 RESULT = "result.json"
 _LIBRARIES = ("torch", "open_clip_torch", "ray", "numpy", "pillow", "pyarrow")
@@ -85,7 +85,7 @@ def train(
         LeaseHeld: another driver trains in this folder.
     """
     check_model(config.model)
-    config = absolute(config)
+    config = with_precision(absolute(config))
     identity = run_identity(config)
     name = f"{config.name}-{fingerprint(identity)}"
     run = Storage(f"{config.output.rstrip('/')}/{name}")
@@ -177,6 +177,7 @@ def _announce(plan: RunPlan) -> None:
         f"{plan.name}: {plan.total_steps} steps of {config.global_batch_size}, "
         f"{len(plan.samples)} captions{resumes}"
     )
+    print(f"{plan.name}: {ray_train.describe(config)}")
     if plan.start == "random":
         print(f"{plan.name}: starts from random weights")
     _, prepared = read_complete(config.data.prepared, "prepare")

@@ -274,8 +274,10 @@ def test_train_coca_on_two_workers_freezes_its_decoder_and_says_so(
     )
     for ours, theirs in zip(read_trace(one.trace_path), read_trace(two.trace_path), strict=True):
         assert ours == pytest.approx(theirs, abs=1e-5, rel=1e-5)
+    out = capsys.readouterr().out
+    assert re.search(r"coca-2-\w+: 2 CPU workers, fp32$", out, re.MULTILINE)
     told = r"coca-2-\w+: \d+ parameters that the loss does not reach are frozen: text_decoder \(\d+\)"
-    assert re.search(told, capsys.readouterr().out)
+    assert re.search(told, out)
     start, end = (
         safetensors.torch.load_file(f"{two.run_folder}/checkpoint_000000003/{file}.safetensors")
         for file in ("teacher", "student")

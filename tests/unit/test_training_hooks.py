@@ -141,7 +141,7 @@ def test_log_fp16_may_skip_some_steps_but_not_many_in_a_row(tmp_path: Path, skip
 @pytest.mark.parametrize(
     ("compute", "named"),
     [
-        ({}, ["accumulation_steps 2", "activation_checkpointing true", "precision bf16"]),
+        ({"precision": "fp32"}, ["accumulation_steps 2", "activation_checkpointing true", "precision bf16"]),
         ({"precision": "bf16", "activation_checkpointing": True}, ["accumulation_steps 2"]),
     ],
 )
