@@ -57,3 +57,19 @@ def test_training_on_a_file_of_one_node_is_refused_and_named(
     assert f"error: {setting}: found {str(paths[setting])!r}; expected a" in done.stdout, done.stdout
     assert "does not see it" in done.stdout
     assert not list(paths["output"].glob("x-*/progress.json")), json.dumps(options)
+
+
+@pytest.mark.slow  # test_output_on_a_disk_… holds the rule
+def test_sweep_with_its_mlflow_store_on_one_disk_is_refused(
+    two_nodes: Head, repo: Path, hidden: Path, tmp_path: Path
+) -> None:
+    write_inputs(tmp_path)
+    train = {"name": "x", "data.prepared": tmp_path / "prepared", "data.negatives": tmp_path / "negatives"}
+    train |= {"model.name": tmp_path / "model.json", "model.random_init": "true", "max_steps": 1}
+    train |= {"output": tmp_path / "runs", "tracking.uri": f"sqlite:///{hidden}/mlflow.db"}
+    options = [f"--train.{name}={value}" for name, value in train.items()]
+    options += [f"--prepared={tmp_path}/prepared", "--split=train", "--num_trials=1"]
+    done = two_nodes.submit(repo, "jobs/tune.py", *options, "--train.data.decode_tasks=1")
+    assert done.returncode != 0
+    told = f"error: train.tracking.uri: found '{hidden}'; expected a store that every node sees: a server"
+    assert told in done.stdout, done.stdout
