@@ -49,8 +49,10 @@ _PROCESS_ENV = {
     # Ray 2.60 warns once a worker about how it will treat CUDA_VISIBLE_DEVICES; "0" is its new behaviour.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     # Lines from workers that alarm without cause: Train's cleaner asks a State API that only runs with the
-    # dashboard, and its preemption watcher is started with an argument that Ray's own core complains of.
-    "RAY_DEDUP_LOGS_SKIP_REGEX": "State API may be temporarily unavailable|'PreemptionWatcher' and ID",
+    # dashboard, and its preemption watcher is started with an argument that Ray's own core complains of. What
+    # the watcher and the core say of a lost node, training/recovery.py says in one line.
+    "RAY_DEDUP_LOGS_SKIP_REGEX": "State API may be temporarily unavailable|'PreemptionWatcher' and ID"
+    "|PreemptionWatcher: preemption detected|Failed to remove .* bundle.* for placement group",
 }
 
 _PREFIX, _LOCK = "degla-", "owner.lock"
