@@ -15,13 +15,14 @@ WITH_RAY := --numprocesses=2 tests/ray tests/cluster
 VLLM_VENV := .venv-vllm
 VLLM_INSTALLED := $(VLLM_VENV)/.installed
 
-.PHONY: help install install-vllm photos-base demo test test-quick test-full lint format constraints clean
+.PHONY: help install install-vllm photos-base demo test test-quick test-full bench-gpu lint format constraints clean
 
 help:
 	@echo "make demo           run the whole chain in miniature on generated data"
 	@echo "make test-quick     run the tests without Ray, in under a minute"
 	@echo "make test           run those, and stages and submitted jobs on a local Ray"
 	@echo "make test-full      run every test; skip those without the required hardware or rights"
+	@echo "make bench-gpu      measure this machine's GPU and write docs/gpu.md"
 	@echo "make lint           check formatting, style, types, spelling, import rules, cluster.yaml"
 	@echo "make install        create the environment in $(VENV) only"
 	@echo "make install-vllm   install vLLM for CPUs in $(VLLM_VENV) and small language models in models/"
@@ -81,6 +82,10 @@ test: test-quick
 test-full: $(INSTALLED)
 	$(PYTEST) $(WITHOUT_RAY) $(ARGS)
 	$(PYTEST) $(WITH_RAY) $(ARGS)
+
+# ARGS='--only steps' runs a part of it; ARGS='--llm FOLDER' generates with another model.
+bench-gpu: $(INSTALLED)
+	@$(BIN)/python -m benchmarks.gpu $(ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from degla_ray.masking import masked
@@ -29,6 +31,18 @@ def _restore(
     error.args = args
     vars(error).update(attributes)
     return error
+
+
+@contextmanager
+def without_ray_wrapper() -> Iterator[None]:
+    """Raise the DeglaError of a Ray task or actor itself instead of Ray's wrapper around it."""
+    try:
+        yield
+    except Exception as error:
+        cause = getattr(error, "cause", None)
+        if isinstance(cause, DeglaError):
+            raise cause from error
+        raise
 
 
 def one_line(error: BaseException) -> str:

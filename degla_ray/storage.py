@@ -114,6 +114,15 @@ class Storage:
         with self._fs.open_input_stream(self.path(*parts)) as stream:
             return stream.read()
 
+    def open_file(self, *parts: str) -> pa.NativeFile:
+        """Open a file for `read_at`, which may be called by several threads at a time."""
+        return self._fs.open_input_file(self.path(*parts))
+
+    def download(self, local: Path, *parts: str) -> None:
+        """Copy a file to a local one, a few megabytes at a time."""
+        with self._fs.open_input_stream(self.path(*parts)) as source, local.open("wb") as target:
+            shutil.copyfileobj(source, target, _COPY_BYTES)
+
     def write_bytes(self, data: bytes, *parts: str) -> None:
         """Write a file atomically: readers see the old file or the whole new one, also after a power cut."""
         target = self.path(*parts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Literal, get_args, get_type_hints
@@ -243,8 +244,31 @@ class TrainComputeConfig(ComputeConfig):
 
     activation_checkpointing: bool = False
     """Recompute each block in the backward pass: less memory, about a third more time, the same gradients."""
+    compile: bool = False
+    """Compile the towers' blocks with torch.compile: fewer kernels, after a minute or more at each start."""
     gradient_compression: Literal["none", "bf16"] = "none"
     """Type in which workers exchange gradients; `bf16` halves the traffic and rounds every gradient."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProfileConfig:
+    """A torch profiler trace, written into the run's folder; it does not affect the training result."""
+
+    steps: str | None = None
+    """First and last step to profile on worker 0, such as 10:15 (in a YAML file in quotes); null: none."""
+
+    def __post_init__(self) -> None:
+        found = self.steps and re.fullmatch(r"(\d+):(\d+)", self.steps)
+        valid = self.steps is None or (found and 1 <= int(found[1]) <= int(found[2]))
+        require(bool(valid), "profile.steps", self.steps, "first and last step, from 1, such as 10:15")
+
+    @property
+    def range(self) -> tuple[int, int] | None:
+        """Return the first and the last step, or None."""
+        if self.steps is None:
+            return None
+        first, _, last = self.steps.partition(":")
+        return int(first), int(last)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -264,6 +288,7 @@ class TrainConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     validation: ValidationSettings = field(default_factory=ValidationSettings)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    profile: ProfileConfig = field(default_factory=ProfileConfig)
     ray: RayConfig = field(default_factory=RayConfig)
     global_batch_size: int = 256
     """Samples per optimizer step, over all workers (published: 256)."""

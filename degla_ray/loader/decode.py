@@ -28,6 +28,8 @@ from degla_ray.pixel_limit import without_pillows_limit
 
 Box = tuple[int, int, int, int]
 """(left, top, width, height) in pixels."""
+STEPS_AHEAD = 64
+"""Steps of a decoder that are fetched ahead at most; looking up the images of one takes a millisecond."""
 _TRIES = 10  # as torchvision's RandomResizedCrop
 _UNIFORMS = 2 * _TRIES + 2
 _RATIO_LOG = (math.log(3 / 4), math.log(4 / 3))
@@ -82,24 +84,29 @@ class HostBatch:
 
 
 class BatchReader:
-    """A reader of the local batch of any step."""
+    """A reader of the local batch of any step; it fetches remote images before the step that needs them."""
 
     def __init__(self, samples: Samples, spec: BatchSpec) -> None:
         self.samples, self.spec = samples, spec
         self._files = ImageFiles(samples, spec.cache)
+        self._expected = -1  # last step whose images are fetched or on their way
 
-    def read(self, step: int) -> HostBatch:
+    def read(self, step: int, following: range = range(0)) -> HostBatch:
         """Return the local batch of a step.
 
         With hard-negative images, B is twice the worker's rows: first the rows, then a neighbour of each.
+
+        Args:
+            step: number of the global batch.
+            following: the steps that will be asked for next.
 
         Raises:
             DataError: an image cannot be decoded; the error names its image_id.
         """
         spec = self.spec
-        visits = spec.order.batch(step, spec.rank, spec.world_size)
-        if self.samples.neighbour.shape[1]:
-            visits = with_hard_negatives(visits, self.samples, spec.order.seed)
+        visits = self._visits(step)
+        files_B = self._files.read(self.samples.image[visits.row_B].tolist())
+        self._expect(following)
         first_B = self.samples.first_negative[visits.row_B]
         count_B = self.samples.first_negative[visits.row_B + 1] - first_B
         index_BK, mask_BK = draw_negatives(spec.order.seed, visits, count_B, spec.negatives)
@@ -108,19 +115,34 @@ class BatchReader:
             strict=True,
         )
         return HostBatch(
-            images_BHWC=self._images(visits),
+            images_BHWC=self._images(visits, files_B),
             texts=tuple(self._texts(row_b, negative_bK, mask_bK) for row_b, negative_bK, mask_bK in parts),
             mask_BK=mask_BK,
         )
 
-    def _images(self, visits: Visits) -> NDArray[np.uint8]:
+    def _visits(self, step: int) -> Visits:
+        spec = self.spec
+        visits = spec.order.batch(step, spec.rank, spec.world_size)
+        if self.samples.neighbour.shape[1]:
+            visits = with_hard_negatives(visits, self.samples, spec.order.seed)
+        return visits
+
+    def _expect(self, following: range) -> None:
+        """Start to fetch the images of the next steps, as far as there is room."""
+        for step in following[:STEPS_AHEAD]:
+            if step <= self._expected:
+                continue
+            if not self._files.expect(self.samples.image[self._visits(step).row_B].tolist()):
+                break
+            self._expected = step
+
+    def _images(self, visits: Visits, files_B: list[bytes]) -> NDArray[np.uint8]:
         spec = self.spec
         height, width = spec.size
         method = Image.Resampling[spec.interpolation.upper()]
         drawn = uniforms(spec.order.seed, "crop", visits, _UNIFORMS)
         images_B = self.samples.image[visits.row_B]
         out_BHWC = np.empty((len(images_B), height, width, 3), dtype=np.uint8)
-        files_B = self._files.read(images_B.tolist())
         for out, number, data, u in zip(out_BHWC, images_B, files_B, drawn, strict=True):
             box_of = partial(crop_box, uniform_U=u, scale_min=spec.crop_scale_min)
             try:

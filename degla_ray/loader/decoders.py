@@ -1,7 +1,8 @@
 """The Ray actors that build a worker's batches, on its own node first.
 
 An actor that dies is restarted and its batches are rebuilt, because a batch is a function of its step. A
-decoder imports no torch, so it starts in a second and its private memory is about 170 MB (552 MB with torch).
+decoder imports no torch, so it starts in a second. At 32 images of 224 pixels its own memory is about 80 MB,
+more than half of it Ray and what Ray imports; pages of Ray's object store that it wrote come on top.
 """
 
 from __future__ import annotations
@@ -26,11 +27,17 @@ class Decoder:
     def __init__(self) -> None:
         self._reader: BatchReader | None = None
 
-    def read(self, samples_and_spec: list[Any], step: int) -> HostBatch:
-        """Return the local batch of a step; the first argument holds references to Samples and BatchSpec."""
+    def read(self, samples_and_spec: list[Any], step: int, following: range) -> HostBatch:
+        """Return the local batch of a step.
+
+        Args:
+            samples_and_spec: references to Samples and BatchSpec.
+            step: number of the global batch.
+            following: the steps that this decoder will be asked for next.
+        """
         if self._reader is None:
             self._reader = BatchReader(*ray.get(samples_and_spec))
-        return self._reader.read(step)
+        return self._reader.read(step, following)
 
 
 def start_decoders(count: int) -> list[Any]:

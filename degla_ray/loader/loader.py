@@ -23,10 +23,10 @@ from typing import Any
 
 import ray
 import torch
-from ray.exceptions import GetTimeoutError, RayTaskError
+from ray.exceptions import GetTimeoutError
 from torch import Tensor
 
-from degla_ray.errors import DataError, DeglaError
+from degla_ray.errors import DataError, without_ray_wrapper
 from degla_ray.loader.decode import BatchSpec, HostBatch
 from degla_ray.loader.decoders import DECODER_CPUS
 from degla_ray.model.packing import PackedText
@@ -152,8 +152,10 @@ class Loader:
         requested = self._first  # step after the last one requested
         for step in range(self._first, self._last):
             while requested < self._last and len(in_flight) < self._window:
-                actor = self._actors[requested % len(self._actors)]
-                in_flight.append((requested, actor.read.remote(self._arguments, requested)))
+                number = len(self._actors)
+                actor = self._actors[requested % number]
+                following = range(requested + number, self._last, number)
+                in_flight.append((requested, actor.read.remote(self._arguments, requested, following)))
                 requested += 1
             expected, reference = in_flight.popleft()
             assert expected == step
@@ -170,7 +172,8 @@ class Loader:
 
     def _wait_for(self, step: int, reference: Any) -> HostBatch:
         try:
-            return ray.get(reference, timeout=DEADLINE_S)
+            with without_ray_wrapper():
+                return ray.get(reference, timeout=DEADLINE_S)
         except GetTimeoutError as error:
             actor = self._actors[step % len(self._actors)]
             raise DataError(
@@ -178,10 +181,6 @@ class Loader:
                 f"no batch {step} after {DEADLINE_S:.0f} s",
                 f"a batch; perhaps the cluster has no free CPUs (each decoder needs {DECODER_CPUS:g})",
             ) from error
-        except RayTaskError as error:
-            if isinstance(error.cause, DeglaError):
-                raise error.cause from error
-            raise
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
-import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -19,7 +18,7 @@ from pathlib import Path
 
 from degla_ray.storage import Storage
 
-_SUFFIX, _LOCK, _COPY_BYTES = ".part", ".lock", 8 * 2**20
+_SUFFIX, _LOCK = ".part", ".lock"
 
 
 class ShardCache:
@@ -34,6 +33,10 @@ class ShardCache:
     def __init__(self, storage: Storage, folder: str, max_bytes: int) -> None:
         self.storage, self.folder, self.max_bytes = storage, Path(folder), max_bytes
         self.folder.mkdir(parents=True, exist_ok=True)
+
+    def holds(self, *parts: str) -> bool:
+        """Return whether there is a local copy of a file."""
+        return self._path(*parts).exists()
 
     def open(self, *parts: str) -> int:
         """Return a descriptor of the local copy of a file, fetched if it is not there."""
@@ -53,11 +56,7 @@ class ShardCache:
                 return
             temporary = path.with_suffix(f".{uuid.uuid4().hex}")
             try:
-                with (
-                    self.storage.filesystem.open_input_stream(self.storage.path(*parts)) as source,
-                    temporary.open("wb") as target,
-                ):
-                    shutil.copyfileobj(source, target, _COPY_BYTES)
+                self.storage.download(temporary, *parts)
                 temporary.rename(path)
             finally:
                 temporary.unlink(missing_ok=True)

@@ -21,10 +21,9 @@ import numpy as np
 import pyarrow as pa
 import ray
 from numpy.typing import NDArray
-from ray.exceptions import RayTaskError
 
 from degla_ray.config import ModelConfig
-from degla_ray.errors import DataError, DeglaError
+from degla_ray.errors import DataError, without_ray_wrapper
 from degla_ray.loader.samples import Samples, Texts
 from degla_ray.schema import REJECTS, RejectReason
 from degla_ray.stage import part_name
@@ -140,12 +139,8 @@ def tokenise_all(run: Storage, samples: Samples, model: ModelConfig) -> tuple[Sa
         task.remote(reference, model, first, min(first + CHUNK_ROWS, len(samples)))
         for first in range(0, len(samples), CHUNK_ROWS)
     ]
-    try:
+    with without_ray_wrapper():
         found: list[Tokenised] = ray.get(waiting)
-    except RayTaskError as error:
-        if isinstance(error.cause, DeglaError):
-            raise error.cause from error
-        raise
     fault_G = np.concatenate([tokenised.fault_G for tokenised in found])
     length = found[0].captions.context
     counts = Counts(

@@ -17,7 +17,15 @@ from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any
 
-_NAMES = ("AutoConfig", "AutoModel", "AutoTokenizer")  # what open_clip.hf_model calls
+_OUTPUTS = "transformers.modeling_outputs"
+# What the functions of open_clip.hf_model use, and its module.
+_USED = {
+    "AutoConfig": "transformers",
+    "AutoModel": "transformers",
+    "AutoTokenizer": "transformers",
+    "BaseModelOutputWithPooling": _OUTPUTS,
+    "BaseModelOutputWithPoolingAndCrossAttentions": _OUTPUTS,
+}
 
 
 def install() -> None:
@@ -27,11 +35,19 @@ def install() -> None:
 
 
 class _Deferred:
-    def __init__(self, name: str) -> None:
-        self._name = name
+    """Stand in for a class of transformers: its attributes, and `isinstance(x, this)`."""
+
+    def __init__(self, module: str, name: str) -> None:
+        self._module, self._name = module, name
+
+    def _class(self) -> Any:
+        return getattr(import_module(self._module), self._name)
 
     def __getattr__(self, attribute: str) -> Any:
-        return getattr(getattr(import_module("transformers"), self._name), attribute)
+        return getattr(self._class(), attribute)
+
+    def __instancecheck__(self, instance: object) -> bool:
+        return isinstance(instance, self._class())
 
 
 class _OpenClipFinder(MetaPathFinder):
@@ -58,8 +74,8 @@ class _OpenClipLoader(Loader):
         with _absent("transformers"):
             self._loader.exec_module(module)
         towers = import_module("open_clip.hf_model")
-        for name in _NAMES:
-            setattr(towers, name, _Deferred(name))
+        for name, source in _USED.items():
+            setattr(towers, name, _Deferred(source, name))
         towers.transformers = True  # type: ignore[attr-defined]  # asked only whether it is None
 
 

@@ -15,6 +15,7 @@ from degla_ray.config import CheckpointConfig, TrainConfig, ValidationSettings
 from degla_ray.training.job import LOG_INTERVAL_S, REPORT_S
 from degla_ray.training.speed import Speed, SpeedMeter
 from degla_ray.training.state import TrainState
+from degla_ray.training.usage import Usage, UsageMeter
 from degla_ray.training.workers import StepTerms, Workers
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ class LogInterval:
         wait_share: share of the interval (0 to 1) spent waiting for data.
         wait_s: seconds so far spent waiting for data, except for the first batch.
         first_wait_s: seconds spent waiting for the first batch.
+        usage: what the interval's steps took of the device.
         save: whether to save a checkpoint.
         stop: whether the driver waits for it, because it is about to end.
         written: step of a checkpoint that was written since the last interval; 0 if none was.
@@ -45,6 +47,7 @@ class LogInterval:
     wait_share: float
     wait_s: float
     first_wait_s: float
+    usage: Usage
     save: bool
     stop: bool
     written: int
@@ -131,7 +134,7 @@ class Intervals:
         """Return whether the step just done ends the interval, on all workers alike."""
         return state.step == self._end or state.skipped == MAX_SKIPPED
 
-    def finish(self, state: TrainState) -> LogInterval:
+    def finish(self, state: TrainState, meter: UsageMeter) -> LogInterval:
         """Meet the other workers and return the interval."""
         rows = self._workers.average(self._rows)  # waits for the device and for the other workers
         self._rows = []
@@ -153,6 +156,7 @@ class Intervals:
             wait_share=min(1.0, waited_s / trained_s),
             wait_s=self._loader.wait_s,
             first_wait_s=self._loader.first_wait_s,
+            usage=meter.take(self._workers.world_size),
             save=bool(save),
             stop=bool(stop_all),
             written=written,

@@ -1,7 +1,7 @@
 """Progress of a run on the console and in MLflow, read by the driver from the run's folder.
 
-Worker 0 writes `progress.json` once a second and `trace.jsonl` every few seconds; a thread of the driver
-reads them. Progress therefore needs no extra process and no report (a barrier for all workers), and works
+Worker 0 writes `progress.json` once a second and the trace every few seconds; a thread of the driver reads
+them. Progress therefore needs no extra process and no report (a barrier for all workers), and works
 on any filesystem. A terminal shows one line that is updated in place and fits its width; elsewhere a line is
 printed every ten seconds.
 """
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import logging
 import math
 import threading
@@ -25,8 +24,9 @@ from degla_ray import tracking
 from degla_ray.config import TrackingConfig
 from degla_ray.errors import DataError
 from degla_ray.storage import Storage
+from degla_ray.training import trace
 from degla_ray.training.console import describe
-from degla_ray.training.job import PROGRESS, RECOVERY, REPORT_S, TRACE
+from degla_ray.training.job import PROGRESS, RECOVERY, REPORT_S
 from degla_ray.training.validation import read_all, set_logged
 
 POLL_S = 1.0
@@ -39,7 +39,8 @@ SILENCE_S = 300.0
 """Seconds without a new step after which the console reports it, each time."""
 MOMENTS = (
     *("samples_per_s", "training_share", "wait_share", "wait_s"),
-    *("teacher_distance", "gradient_norm", "peak_memory_gb"),
+    *("teacher_distance", "gradient_norm", "peak_memory_gb", "tokens_per_s", "mfu"),
+    *("data_ms", "forward_ms", "backward_ms", "optimizer_ms", "other_ms"),
 )
 """Values of `progress.json` that MLflow gets beside the loss terms."""
 POINTS = 250
@@ -209,15 +210,14 @@ class Monitor:
 
     def _log(self, progress: dict[str, Any]) -> None:
         """Log exact values of every n-th step, and with the last of them the current speed."""
-        if not self.run.exists(TRACE) or not progress:
+        if not progress:
             return
-        rows = [json.loads(line) for line in self.run.read_bytes(TRACE).splitlines()]
+        rows = trace.rows_after(self.run, self._logged)
         grid = math.ceil(self.total_steps / POINTS)
-        points = [row for row in rows if row["step"] % grid == 0 or row["step"] == self.total_steps]
-        new = [row for row in points if row["step"] > self._logged]
+        new = [row for row in rows if row["step"] % grid == 0 or row["step"] == self.total_steps]
         if not new:
             return
-        moment = {k: progress[k] for k in MOMENTS}
+        moment = {k: progress.get(k) for k in MOMENTS}
         new[-1] |= {k: v for k, v in moment.items() if v is not None}
         for row in new:
             if self._interrupted:

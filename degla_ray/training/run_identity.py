@@ -20,9 +20,9 @@ from degla_ray.model.source import find_model, find_weights, in_any_folder
 from degla_ray.stage import read_complete
 from degla_ray.storage import Storage
 
-RESULT_VERSION = 1
+RESULT_VERSION = 2
 """Part of a run's identity. Increase it when the same settings would give another result: when a loss, the
-order of batches, augmentation, the drawing of negatives or the optimizer's arithmetic changes."""
+order of batches, augmentation, the drawing of negatives, a tower's or the optimizer's arithmetic changes."""
 
 
 def run_identity(config: TrainConfig) -> dict[str, Any]:

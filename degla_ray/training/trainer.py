@@ -28,7 +28,7 @@ from degla_ray.loader.samples import Samples, load_samples
 from degla_ray.model.source import check_model, starts_random
 from degla_ray.stage import read_complete
 from degla_ray.storage import Storage
-from degla_ray.training import checkpoint, ray_train, sanity, validation
+from degla_ray.training import checkpoint, ray_train, sanity, trace, validation
 from degla_ray.training.job import (
     CONFIG,
     ERROR,
@@ -40,6 +40,7 @@ from degla_ray.training.job import (
     Job,
     schedule,
 )
+from degla_ray.training.profiler import file_name
 from degla_ray.training.progress import Monitor
 from degla_ray.training.run_identity import absolute, run_identity, with_precision
 
@@ -140,6 +141,10 @@ def _plan(config: TrainConfig, identity: dict[str, Any], run: Storage, name: str
     validation.check(config)
     samples = load_samples(config.data, with_negatives=config.objective.num_negatives > 0)
     order, total_steps = schedule(config, len(samples), samples.part_rows)
+    if config.profile.range and config.profile.range[1] > total_steps:
+        raise SettingError(
+            "profile.steps", config.profile.steps, f"steps of the run, which has {total_steps}"
+        )
     ray_setup.start(config.ray)
     resources.require(config.ray, ray_train.needs(config))
     driver_only = ["data.negatives", "data.neighbours"]
@@ -178,6 +183,10 @@ def _announce(plan: RunPlan) -> None:
         f"{len(plan.samples)} captions{resumes}"
     )
     print(f"{plan.name}: {ray_train.describe(config)}")
+    if steps := config.profile.range:
+        over = steps[0] <= plan.resumed_step
+        where = "no profile: they are over" if over else f"their profile: {plan.run.path(file_name(steps))}"
+        print(f"{plan.name}: steps {steps[0]} to {steps[1]}: {where}")
     if plan.start == "random":
         print(f"{plan.name}: starts from random weights")
     _, prepared = read_complete(config.data.prepared, "prepare")
@@ -198,6 +207,8 @@ def _run(plan: RunPlan, callbacks: Sequence[UserCallback], parent_run_id: str | 
         _log_inputs(plan, run_id, texts)
         with Monitor(run, plan.name, plan.total_steps, config.tracking, run_id, plan.resumed_step):
             ray_train.fit(config, plan.name, _job(plan, samples), callbacks, run)
+        last = checkpoint.folder_name(plan.total_steps)
+        trace.finish(run, run.read_bytes(last, TRACE))
         # Only the small files: weights stay in the run's folder, which a tag of the MLflow run names.
         tracking.log_files(config.tracking, run_id, run, (CONFIG, TRACE))
     return run_id

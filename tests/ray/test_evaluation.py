@@ -141,6 +141,16 @@ def test_evaluate_same_features_for_any_number_of_actors_and_batch_size(
         np.testing.assert_allclose(row["candidate_scores"], other, atol=1e-5)
 
 
+@pytest.mark.gpu  # the CPU's scores are `whole`
+def test_evaluate_on_a_gpu_gives_the_scores_of_the_cpu(folder: Path, whole: Path, tmp_path: Path) -> None:
+    """To 5e-3: precision `auto` may use TF32 or bf16."""
+    evaluate(config_of(folder, tmp_path / "gpu", compute=ComputeConfig(use_gpu=True)))
+    one, other = rows_of(whole), rows_of(tmp_path / "gpu")
+    assert one.keys() == other.keys()
+    for key, row in one.items():
+        np.testing.assert_allclose(other[key]["candidate_scores"], row["candidate_scores"], atol=5e-3)
+
+
 def test_evaluate_rerun_does_nothing_and_another_model_is_refused(
     folder: Path, whole: Path, tmp_path: Path
 ) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import traceback
 
+import pytest
 from ray.exceptions import RayTaskError
 
-from degla_ray.errors import DataError, one_line
+from degla_ray.errors import DataError, one_line, without_ray_wrapper
 
 
 def _wrapped(error: Exception) -> RayTaskError:
@@ -31,3 +32,11 @@ def test_one_line_of_a_traceback_as_text_is_its_last_error() -> None:
     assert one_line(RuntimeError(text)) == "a.csv: found no rows; expected one"
     text = _wrapped(KeyError("x")).traceback_str
     assert one_line(RuntimeError(text)) == "KeyError: 'x'"
+
+
+def test_without_ray_wrapper_raises_our_error_itself_and_another_as_it_is() -> None:
+    ours, other = DataError("a.csv", "no rows", "one"), KeyError("x")
+    for raised, expected in ((_wrapped(ours).as_instanceof_cause(), ours), (other, other)):
+        with pytest.raises((DataError, KeyError)) as caught, without_ray_wrapper():
+            raise raised
+        assert caught.value is expected

@@ -13,10 +13,11 @@ from open_clip.hf_model import HFTextEncoder
 from transformers import BertConfig
 size = dict(vocab_size=20, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
 config = BertConfig(**size)
-tower = HFTextEncoder("unused", 8, config=config, pooler_type="mean_pooler", proj_type="linear")
 assert "transformers" in sys.modules
 import torch
-assert tower(torch.tensor([[5, 6, 0]])).shape == (1, 8)
+for pooler in ("mean_pooler", "cls_pooler", "cls_last_hidden_state_pooler"):
+    tower = HFTextEncoder("unused", 8, config=config, pooler_type=pooler, proj_type="linear")
+    assert tower(torch.tensor([[5, 6, 0]])).shape == (1, 8)
 """
 
 
