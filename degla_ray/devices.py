@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from degla_ray import ray_setup
+from degla_ray import ray_setup, resources
 from degla_ray.config import ComputeConfig, RayConfig
 
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
@@ -68,10 +68,12 @@ def resolve_precision(compute: ComputeConfig, ray: RayConfig) -> Precision:
     import ray as ray_library
 
     ray_setup.start(ray)
+    # A GPU must be there to decide; a cluster may still have to start its first.
+    resources.require(ray, [resources.Need(setting="compute.use_gpu", value=True, unit=[{"GPU": 1.0}])])
     return auto_precision(ray_library.cluster_resources())
 
 
-def auto_precision(resources: Mapping[str, float]) -> Precision:
+def auto_precision(present: Mapping[str, float]) -> Precision:
     """Return bf16 if every GPU of the cluster has it, otherwise tf32."""
-    types = {name.removeprefix(_ACCELERATOR) for name in resources if name.startswith(_ACCELERATOR)}
+    types = {name.removeprefix(_ACCELERATOR) for name in present if name.startswith(_ACCELERATOR)}
     return "tf32" if types & set(WITHOUT_BF16) else "bf16"

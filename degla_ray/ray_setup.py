@@ -49,8 +49,10 @@ _PROCESS_ENV = {
     # Ray 2.60 warns once a worker about how it will treat CUDA_VISIBLE_DEVICES; "0" is its new behaviour.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     # Lines from workers that alarm without cause: Train's cleaner asks a State API that only runs with the
-    # dashboard, and its preemption watcher is started with an argument that Ray's own core complains of.
-    "RAY_DEDUP_LOGS_SKIP_REGEX": "State API may be temporarily unavailable|'PreemptionWatcher' and ID",
+    # dashboard, and its preemption watcher is started with an argument that Ray's own core complains of. What
+    # the watcher and the core say of a lost node, training/recovery.py says in one line.
+    "RAY_DEDUP_LOGS_SKIP_REGEX": "State API may be temporarily unavailable|'PreemptionWatcher' and ID"
+    "|PreemptionWatcher: preemption detected|Failed to remove .* bundle.* for placement group",
 }
 
 _PREFIX, _LOCK = "degla-", "owner.lock"
@@ -104,53 +106,6 @@ def in_submitted_job() -> bool:
 def is_local() -> bool:
     """Return whether `start` started Ray in this process; a local Ray cannot grow."""
     return _temp_dir is not None
-
-
-def require_cpus(setting: str, value: float, *, each: float, count: int = 1) -> None:
-    """Require that the cluster has CPUs for `count` actors or tasks at once.
-
-    Args:
-        setting: name of the setting that asks for them.
-        value: its value.
-        each: CPUs of one actor or task.
-        count: how many run at once.
-
-    Raises:
-        SettingError: the cluster has fewer CPUs; says what it has room for.
-    """
-    import ray
-
-    present = ray.cluster_resources().get("CPU", 0.0)
-    if count * each <= present:
-        return
-    expected = f"at most the cluster's {present:g} CPUs"
-    if count > 1:
-        expected = f"at most {int(present / each)}: each takes {each:g} of the cluster's {present:g} CPUs"
-    raise SettingError(setting, value, expected)
-
-
-def require_gpus(setting: str, count: int) -> None:
-    """Require a GPU for each of `count` workers; a cluster that may grow only gets a line on the console.
-
-    Args:
-        setting: name of the setting that asks for them.
-        count: its value.
-
-    Raises:
-        SettingError: the local Ray has fewer GPUs and cannot grow.
-    """
-    import ray
-
-    present = ray.cluster_resources().get("GPU", 0.0)
-    if count <= present:
-        return
-    found: object = count
-    expected = f"at most {present:g}, one for each GPU"
-    if present == 0:
-        setting, found, expected = "compute.use_gpu", True, "a cluster with a GPU, or false"
-    if is_local():
-        raise SettingError(setting, found, expected)
-    print(f"{setting} is {found}: waits until the cluster grows; otherwise expected {expected}")
 
 
 def stop() -> None:

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import hashlib
 import posixpath
+import socket
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pyarrow as pa
 
-from degla_ray.errors import DataError, FingerprintMismatch
+from degla_ray.errors import DataError, FingerprintMismatch, SettingError
 from degla_ray.identity import canonical, fingerprint, flatten
 from degla_ray.storage import Storage
 
@@ -99,6 +100,16 @@ class StageFolder:
     @property
     def complete(self) -> bool:
         return bool(self.manifest["complete"])
+
+    def require_seen(self) -> None:
+        """Require that this process sees the folder as its driver wrote it; called by each worker.
+
+        Raises:
+            SettingError: the folder is on a disk of the driver's node.
+        """
+        if not self.storage.exists(MANIFEST):
+            expected = f"a folder that every node sees; node {socket.gethostname()} does not see it"
+            raise SettingError("output", self.storage.uri, expected)
 
     def pending(self) -> list[int]:
         """Return the shards without a receipt, ascending; a receipt follows all parts of its shard."""

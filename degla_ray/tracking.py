@@ -43,7 +43,7 @@ NAME_LENGTH = 250
 
 def resolved(config: TrackingConfig) -> TrackingConfig:
     """Return the config with an absolute SQLite path, for a process with another working directory."""
-    path = _sqlite_path(config.uri)
+    path = sqlite_path(config.uri)
     return config if path is None else dataclasses.replace(config, uri=f"sqlite:///{path}")
 
 
@@ -280,7 +280,7 @@ def _client(config: TrackingConfig) -> MlflowClient:
 
     for noisy in ("mlflow", "alembic"):  # a new sqlite store logs a line for each of its ~60 migrations
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    path = _sqlite_path(config.uri)
+    path = sqlite_path(config.uri)
     try:
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -297,7 +297,7 @@ def _experiment(client: MlflowClient, config: TrackingConfig) -> str:
 
     found = client.get_experiment_by_name(config.experiment)
     if found is None:
-        path = _sqlite_path(config.uri)
+        path = sqlite_path(config.uri)
         location = None if path is None else (path.parent / "mlartifacts").as_uri()
         try:
             return str(client.create_experiment(config.experiment, artifact_location=location))
@@ -332,7 +332,7 @@ def _cut(value: object, length: int) -> str:
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
-def _sqlite_path(uri: str) -> Path | None:
+def sqlite_path(uri: str) -> Path | None:
     """Return the absolute file path of a SQLite URI; None for any other store."""
     return (
         Path(uri.removeprefix("sqlite:///")).expanduser().absolute() if uri.startswith("sqlite:///") else None

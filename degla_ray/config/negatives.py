@@ -27,6 +27,8 @@ class VLLMConfig:
     """Local model folder (the same path on every node) or a model name on the Hugging Face hub."""
     python: str | None = None
     """Python interpreter with vLLM installed, e.g. .venv-vllm/bin/python; null uses the job's interpreter."""
+    device: Literal["auto", "cuda", "cpu"] = "auto"
+    """`auto`: GPUs if the cluster has some or can start nodes with some, else CPUs."""
     min_actors: int = 1
     """Minimum number of engines."""
     max_actors: int = 1

@@ -22,6 +22,12 @@ class RayConfig:
     """Address of a running cluster; null: join the cluster of the submitted job, else start Ray locally."""
     num_cpus: int | None = None
     """Logical CPUs of a locally started Ray; null: those of the machine, but at least 8."""
+    wait_minutes: float = 30.0
+    """Minutes to wait for nodes that a job needs and its cluster lacks, also after a node was lost. A locally
+    started Ray, which cannot grow, refuses at once."""
+
+    def __post_init__(self) -> None:
+        require(self.wait_minutes >= 0, "ray.wait_minutes", self.wait_minutes, "at least 0")
 
 
 @dataclass(frozen=True, kw_only=True)

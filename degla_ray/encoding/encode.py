@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.console import Console
 
+from degla_ray import resources
 from degla_ray.deadline import with_deadline
 from degla_ray.devices import free_gpus
 from degla_ray.encoding.actor import GPU_CALLS, Encoder
@@ -177,10 +178,10 @@ def _run(
 
     if not batches:
         return
-    actors = pool.fitting(ray.cluster_resources())
-    told = f"encoding: {pool.devices(actors).describe(free_gpus())}"
+    fewest, most = resources.room(pool.need())
+    told = f"encoding: {pool.devices(most).describe(free_gpus())}"
     console.print(told, markup=False, highlight=False, soft_wrap=True)
-    actors = min(actors, len(batches))
+    fewest, most = min(fewest, len(batches)), min(most, len(batches))
     known = cache.digests() if cache is not None else np.array([], dtype="S32")
     reader = Reader(loaded.preprocess_cfg, sources, ray.put(known), ray.put(loaded.tokenizer))
     calls = GPU_CALLS if pool.use_gpu else 1
@@ -193,7 +194,10 @@ def _run(
             batch_format="pyarrow",
             fn_constructor_args=(ray.put(loaded), pool.cpus_per_actor, pool.precision),
             compute=ray.data.ActorPoolStrategy(
-                size=actors, max_concurrent_calls_per_actor=calls, enable_true_multi_threading=calls > 1
+                min_size=fewest,
+                max_size=most,
+                max_concurrent_calls_per_actor=calls,
+                enable_true_multi_threading=calls > 1,
             ),
             num_cpus=pool.cpus_per_actor,
             num_gpus=1 if pool.use_gpu else None,

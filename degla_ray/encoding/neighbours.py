@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from rich.console import Console
 
-from degla_ray import ray_setup
+from degla_ray import ray_setup, resources, shared_paths
 from degla_ray.config import NeighboursConfig
 from degla_ray.devices import resolve_precision
 from degla_ray.encoding import encode as encoding
@@ -77,6 +77,8 @@ def _find_neighbours(config: NeighboursConfig) -> dict[str, int]:
             batch_size=config.batch_size,
             precision=precision,
         )
+        resources.require(config.ray, [pool.need()])
+        shared_paths.require_shared(config, {}, driver_only=["model.name", "model.pretrained"])
         keys = {image_key(_SOURCE, image_id): image_id for image_id in image_ids}
         encoded = encoding.encode_all(loaded, {_SOURCE: ParquetImages(config.prepared)}, keys, [], pool)
         names = [keys[key] for key in encoded.features.image_row]

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
-from degla_ray import ray_setup
 from degla_ray.devices import Devices, Precision
-from degla_ray.errors import SettingError
+from degla_ray.resources import Need
 
 STALL_S = 1200.0
 
@@ -25,17 +23,10 @@ class Pool:
     stall_seconds: float = STALL_S
     """Seconds without a finished batch after which encoding fails."""
 
-    def fitting(self, resources: Mapping[str, float]) -> int:
-        """Return how many of the actors fit a cluster with these resources, at least one.
-
-        Raises:
-            SettingError: the cluster cannot host a single actor.
-        """
-        if self.use_gpu and resources.get("GPU", 0) < 1:
-            raise SettingError("compute.use_gpu", True, "a cluster with a GPU, or false")
-        ray_setup.require_cpus("compute.cpus", self.cpus_per_actor, each=self.cpus_per_actor)
-        fitting = [self.num_actors, int(resources["CPU"] / self.cpus_per_actor)]
-        return min(*fitting, int(resources["GPU"])) if self.use_gpu else min(fitting)
+    def need(self) -> Need:
+        """Return what the actors reserve; one of them suffices."""
+        each = {"CPU": self.cpus_per_actor} | ({"GPU": 1.0} if self.use_gpu else {})
+        return Need(setting="compute.cpus", value=self.cpus_per_actor, unit=[each], wanted=self.num_actors)
 
     def devices(self, actors: int) -> Devices:
         """Return the devices of so many of the actors."""

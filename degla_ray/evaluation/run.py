@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from rich.console import Console
 
-from degla_ray import ray_setup, tracking
+from degla_ray import ray_setup, resources, shared_paths, tracking
 from degla_ray.config import EvaluateConfig
 from degla_ray.devices import Precision, resolve_precision
 from degla_ray.encoding import encode as encoding
@@ -202,6 +202,9 @@ def _encoded(
         precision=precision,
         stall_seconds=60 * config.stall_minutes,
     )
+    resources.require(config.ray, [pool.need()])
+    # The model travels through Ray's object store; captions and negatives are read here.
+    shared_paths.require_shared(config, {}, driver_only=["model.name", "model.pretrained", "negatives"])
     with ProgressBars("images and texts", console) as bars:
         for benchmark in tests.benchmarks:  # show all from the start, although the first ones come first
             bars.update(benchmark.name, 0, None)

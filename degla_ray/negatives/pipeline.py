@@ -18,7 +18,7 @@ import pyarrow as pa
 from rich.console import Console
 from rich.table import Table
 
-from degla_ray import ray_setup
+from degla_ray import ray_setup, resources, shared_paths
 from degla_ray.config import NegativesConfig
 from degla_ray.errors import DataError
 from degla_ray.language.identify import ENGLISH, describe, sample, survey
@@ -99,7 +99,7 @@ def _generate(config: NegativesConfig, publish: Publish | None) -> dict[str, int
         engine.check_settings()
     if engine is not None and config.generation.estimate is not None:
         ray_setup.start(config.ray)
-        engine.check_resources()
+        resources.require(config.ray, engine.needs())
         estimate(_job(config, engine, prompts), _read(source)[0]["caption"].to_pylist())
         return {}
     folder = _open_folder(config, manifest)
@@ -123,7 +123,8 @@ def _generate(config: NegativesConfig, publish: Publish | None) -> dict[str, int
         elif config.engine == GIVEN_KIND:
             write_given(folder, captions, read_given(source))
         elif engine is not None:
-            engine.check_resources()
+            resources.require(config.ray, engine.needs())
+            shared_paths.require_shared(config, {}, driver_only=["prepared"])  # this process writes
             if not generate_pending(_job(config, engine, prompts), folder, captions, graphs):
                 print("stopped: generation.max_gpu_hours are used up; run the same command again to continue")
                 return folder.counts()
@@ -225,9 +226,13 @@ def _write_by_edits(
     pending = folder.pending()
     words = vocabulary(values(captions["caption"]))
     share = len(captions) * len(pending) / folder.num_shards
+    wanted = min(len(pending), math.ceil(share / CAPTIONS_PER_ACTOR))
+    editors = resources.tasks(config.ray, wanted)
+    resources.require(config.ray, [editors])
+    shared_paths.require_shared(config, {"output": config.output}, driver_only=["prepared"])
     started = time.monotonic()
     by_shard = CaptionShards.of(captions, graphs, folder.num_shards)
-    rows = _run(config.engine, task, pending, (by_shard, words), share)
+    rows = _run(config.engine, task, pending, (by_shard, words), resources.room(editors))
     with ProgressLine("negatives", len(pending), "shards") as line:
         for done, _ in enumerate(rows, start=1):
             if line.due or done == len(pending):
@@ -242,18 +247,16 @@ def _run(
     task: ShardTask,
     pending: list[int],
     data: tuple[CaptionShards, frozenset[str]],
-    share: float,
+    actors: tuple[int, int],
 ) -> Iterator[dict[str, Any]]:
     import ray
     import ray.data
 
-    cpus = int(ray.cluster_resources().get("CPU", 1))
-    actors = max(1, min(len(pending), cpus, math.ceil(share / CAPTIONS_PER_ACTOR)))
     dataset = ray.data.from_arrow([pa.table({"shard": [shard]}) for shard in pending])  # one shard per task
     yield from dataset.map(
         _ShardActor,
         fn_constructor_kwargs={"engine": engine, "task": task, "data": ray.put(data)},
-        compute=ray.data.ActorPoolStrategy(size=actors),
+        compute=ray.data.ActorPoolStrategy(min_size=actors[0], max_size=actors[1]),
     ).iter_rows()
 
 
@@ -263,6 +266,7 @@ class _ShardActor:
     def __init__(self, engine: str, task: ShardTask, data: Any) -> None:
         import ray
 
+        task.folder.require_seen()
         self._captions, words = ray.get(data)
         self._task = task
         self._editor = EDITORS[engine](words)

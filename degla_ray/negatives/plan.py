@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from degla_ray import ray_setup
+from degla_ray import ray_setup, resources
 from degla_ray.config import DryRunConfig, NegativesConfig
 from degla_ray.dry_run import Plan, given
 from degla_ray.negatives.llm.engines.base import Engine
@@ -64,7 +64,7 @@ def _by_engine(
     """Return the plan of a language model, whose settings and resources are checked."""
     engine.check_settings()
     ray_setup.start(config.ray)
-    engine.check_resources()
+    resources.check(engine.needs())
     pool = engine.pool(prompts_of(config))
     kinds = len(kinds_of(config))
     answers = captions * (kinds * config.per_kind if config.generation.prompting == "per_kind" else 1)

@@ -225,10 +225,12 @@ def _write_pending(config: PrepareConfig, folder: StageFolder, source: Source, l
     pending = folder.pending()
     if not pending:
         return
-    from degla_ray import ray_setup
+    from degla_ray import ray_setup, resources, shared_paths
     from degla_ray.sources.progress import ShardProgress
 
     ray_setup.start(config.ray)
+    resources.require(config.ray, [resources.tasks(config.ray, len(pending))])
+    shared_paths.require_shared(config, {"output": config.output})
     unpacked = _unpacked(folder, source, listing.records, len(pending))
     task = PrepareTask(
         folder=folder,
@@ -300,6 +302,7 @@ def _write_block(block: pa.Table, *, task: PrepareTask, progress: Progress) -> d
     for kind, packed in zip(block["kind"].to_pylist(), block["packed"].to_pylist(), strict=True):
         found[kind] += unpack(packed)
     shard = block["shard"][0].as_py()
+    task.folder.require_seen()
     result = write_shard(task, shard, found["record"], found["reject"], progress)
     return {"counts": [json.dumps(result.counts)], "examples": [json.dumps(result.examples)]}
 

@@ -18,7 +18,7 @@ from degla_ray.config import TrainConfig, ValidationSettings
 from degla_ray.errors import SettingError
 from degla_ray.identity import canonical
 from degla_ray.storage import Storage
-from degla_ray.training import checkpoint, sanity, trace, validation
+from degla_ray.training import checkpoint, sanity, stopping, trace, validation
 from degla_ray.training.interval import MAX_SKIPPED, LogInterval
 from degla_ray.training.job import PROGRESS, Job
 from degla_ray.training.optimizer import learning_rate
@@ -132,12 +132,23 @@ class Checkpoint:
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._writing: tuple[int, Future[str]] | None = None
         self._written: list[int] = []
+        self._asked = False
+
+    def asked(self) -> bool:
+        """Return whether the driver, which is about to end, wants a checkpoint; true only once."""
+        if self._asked or not self._workers.is_first:
+            return False
+        self._asked = stopping.asked(self._run.uri)
+        return self._asked
 
     def after_step(self, state: TrainState, interval: LogInterval) -> None:
         if interval.save and self._workers.is_first:
             self.wait()  # for the checkpoint before: one copy of the state at a time
             taken = checkpoint.snapshot(state, self._record(state))
             self._writing = state.step, self._thread.submit(checkpoint.write, self._run, taken)
+            if interval.stop:
+                self.wait()
+                stopping.answer(self._run.uri, state.step)
 
     def wait(self) -> None:
         """Wait until the latest checkpoint is written.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import socket
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ import ray.train
 import torch
 from ray.train.v2._internal.execution import context as ray_context
 
+from degla_ray import shared_paths
 from degla_ray.config import DataConfig, TrainConfig
 from degla_ray.errors import DeglaError, SettingError
 from degla_ray.identity import canonical
@@ -37,11 +39,11 @@ from degla_ray.model.loaded import LoadedModel
 from degla_ray.model.packing import GPU_TOKEN_MULTIPLE
 from degla_ray.model.teacher import Teacher
 from degla_ray.storage import Storage
-from degla_ray.training import checkpoint, sanity
+from degla_ray.training import checkpoint, sanity, stopping
 from degla_ray.training.forward import freeze_unreached
 from degla_ray.training.hooks import Checkpoint, Hook, Log, ReportToRay, Validate
 from degla_ray.training.interval import Intervals
-from degla_ray.training.job import ERROR, EXPORT_STUDENT, EXPORT_TEACHER, Job
+from degla_ray.training.job import CONFIG, ERROR, EXPORT_STUDENT, EXPORT_TEACHER, Job
 from degla_ray.training.optimizer import build_optimizer
 from degla_ray.training.profiler import profiled
 from degla_ray.training.state import TrainState
@@ -59,6 +61,9 @@ def train_worker(arguments: dict[str, Any]) -> None:
     logging.getLogger(ray_context.__file__).setLevel(logging.WARNING)
     job: Job = arguments["job"]
     run = Storage(job.run_folder)
+    if not run.exists(CONFIG):  # an ERROR file would not reach the driver either
+        found = f"{run.uri}, which node {socket.gethostname()} does not see"
+        raise SettingError("output", found, shared_paths.shared())
     if run.exists(ERROR):
         return
     try:
@@ -114,7 +119,9 @@ def _train(job: Job, run: Storage) -> None:
     ]
     log = Log(workers, run, job, [n for n in notices if n], warns_of_loss=not loaded.is_random)
     save = Checkpoint(workers, run, job, loaded.activation)
-    intervals = Intervals(workers, config, job.total_steps, loader, state.step, save.next_written)
+    if workers.is_first:
+        stopping.set_training(run.uri)
+    intervals = Intervals(workers, config, job.total_steps, loader, state.step, save)
     steps = config.profile.range if workers.is_first else None
     batches = loader if steps is None else profiled(loader, steps, run)
     _run_steps(job, workers.rank, step, batches, intervals, (log, save, validate, report))

@@ -26,7 +26,7 @@ from degla_ray.errors import DataError
 from degla_ray.storage import Storage
 from degla_ray.training import trace
 from degla_ray.training.console import describe
-from degla_ray.training.job import PROGRESS, REPORT_S
+from degla_ray.training.job import PROGRESS, RECOVERY, REPORT_S
 from degla_ray.training.validation import read_all, set_logged
 
 POLL_S = 1.0
@@ -85,6 +85,7 @@ class Monitor:
         # Validations that ended, by step; those that ended before a resume are not printed again.
         self._validations = {v.step: v for v in read_all(run) if v.state != "waiting"}
         self._waiting: list[int] = []
+        self._recoveries = 0
         self._printed_wait = False
         self._failure = ""
         self._printed_notices: set[str] = set()
@@ -140,6 +141,8 @@ class Monitor:
         if last or now - self._validations_at >= VALIDATION_S:
             self._validations_at = now
             with contextlib.suppress(OSError, DataError):  # as above
+                if last or now - self._moved_at > VALIDATION_S:
+                    self._look_at_recovery()
                 self._look_at_validations(trained=progress.get("step") == self.total_steps)
         if progress and progress != self._shown:
             self._show(progress, live, now, last)
@@ -166,6 +169,13 @@ class Monitor:
 
     def _print(self, line: str) -> None:
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def _look_at_recovery(self) -> None:
+        """Print what happened to lost workers."""
+        lines = self.run.read_json(RECOVERY) if self.run.exists(RECOVERY) else []
+        for line in lines[self._recoveries :]:
+            self._print(f"{self.name}: {line}")
+        self._recoveries = len(lines)
 
     def _look_at_validations(self, trained: bool) -> None:
         """Print which validations ended, that their queue grows, and that the run waits for them."""

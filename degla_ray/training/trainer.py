@@ -17,7 +17,7 @@ import ray
 from ray.train import UserCallback
 
 import degla_ray
-from degla_ray import ray_setup, tracking
+from degla_ray import ray_setup, resources, shared_paths, tracking
 from degla_ray.config import TrainConfig
 from degla_ray.errors import SettingError
 from degla_ray.identity import canonical, fingerprint
@@ -29,12 +29,22 @@ from degla_ray.model.source import check_model, starts_random
 from degla_ray.stage import read_complete
 from degla_ray.storage import Storage
 from degla_ray.training import checkpoint, ray_train, sanity, trace, validation
-from degla_ray.training.job import ERROR, EXPORT_STUDENT, EXPORT_TEACHER, PROGRESS, TRACE, Job, schedule
+from degla_ray.training.job import (
+    CONFIG,
+    ERROR,
+    EXPORT_STUDENT,
+    EXPORT_TEACHER,
+    PROGRESS,
+    RECOVERY,
+    TRACE,
+    Job,
+    schedule,
+)
 from degla_ray.training.profiler import file_name
 from degla_ray.training.progress import Monitor
 from degla_ray.training.run_identity import absolute, run_identity, with_precision
 
-CONFIG, RESULT = "config.json", "result.json"
+RESULT = "result.json"
 _LIBRARIES = ("torch", "open_clip_torch", "ray", "numpy", "pillow", "pyarrow")
 
 
@@ -136,7 +146,9 @@ def _plan(config: TrainConfig, identity: dict[str, Any], run: Storage, name: str
             "profile.steps", config.profile.steps, f"steps of the run, which has {total_steps}"
         )
     ray_setup.start(config.ray)
-    ray_train.require_resources(config)
+    resources.require(config.ray, ray_train.needs(config))
+    driver_only = ["data.negatives", "data.neighbours"]
+    shared_paths.require_shared(config, {"output": config.output}, driver_only=driver_only)
     described = {"fingerprint": fingerprint(identity), "identity": identity, "config": canonical(config)}
     run.write_json(described, CONFIG)
     plan = RunPlan(
@@ -156,7 +168,7 @@ def _plan(config: TrainConfig, identity: dict[str, Any], run: Storage, name: str
 def _tidy(run: Storage, name: str) -> int:
     """Remove what a killed run left; return the step of the latest checkpoint, 0 if there is none."""
     step = checkpoint.tidy(run)
-    for left in (ERROR, PROGRESS):
+    for left in (ERROR, PROGRESS, RECOVERY):
         run.delete_file(left)
     for lost in validation.tidy(run, set(checkpoint.complete(run))):
         print(f"{name}: the validation of step {lost} is lost, because its checkpoint no longer exists")
@@ -239,6 +251,9 @@ def _log_inputs(plan: RunPlan, run_id: str | None, texts: tokens.Counts) -> None
 
 def _publish(plan: RunPlan, run_id: str | None) -> TrainResult:
     """Write the run's result, which marks it as finished, and return it."""
+    if not plan.run.exists(EXPORT_STUDENT):
+        found = f"{plan.run.uri} without {EXPORT_STUDENT}, which the first worker wrote elsewhere"
+        raise SettingError("output", found, shared_paths.shared())
     plan.run.write_json(
         {
             "export_student": EXPORT_STUDENT,

@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING, Literal
 import ray
 from ray.exceptions import GetTimeoutError
 
-from degla_ray import ray_setup
 from degla_ray.config import (
     EvaluateConfig,
     ModelConfig,
@@ -34,6 +33,7 @@ from degla_ray.config import (
     evaluation_of,
 )
 from degla_ray.errors import SettingError, one_line
+from degla_ray.resources import Need
 from degla_ray.storage import Storage
 
 if TYPE_CHECKING:
@@ -72,37 +72,27 @@ class Validation:
         return f"validation of step {self.step}: {self.headline} {self.metrics[self.headline]:.1%}"
 
 
-def cpus(settings: ValidationSettings) -> float:
-    """Return the logical CPUs of a validation, in addition to those of workers and decoders."""
+def needs(settings: ValidationSettings) -> list[Need]:
+    """Return what a validation reserves, in addition to workers and decoders; [] without validations."""
     if settings.every_steps is None:
-        return 0.0
-    return TASK_CPUS + settings.num_actors * settings.compute.cpus
+        return []
+    compute = settings.compute
+    actor = {"CPU": compute.cpus} | ({"GPU": 1.0} if compute.use_gpu else {})
+    expected = "a cluster with a GPU, or false"
+    return [
+        Need(
+            setting="validation.num_actors",
+            value=settings.num_actors,
+            unit=[{"CPU": TASK_CPUS}, *([actor] * settings.num_actors)],
+            detail=f" ({TASK_CPUS} and validation.compute for each actor)",
+            without_gpu=SettingError("validation.compute.use_gpu", True, expected),
+        )
+    ]
 
 
 def gpus(settings: ValidationSettings) -> int:
     """Return the GPUs that a validation uses at most."""
     return settings.num_actors if settings.every_steps and settings.compute.use_gpu else 0
-
-
-def require_gpu(config: TrainConfig) -> None:
-    """Check that the workers leave a GPU to validations that use one; they would wait for it in vain.
-
-    A cluster that is not local may grow, so there this only prints a line.
-
-    Raises:
-        SettingError: the local Ray has too few GPUs.
-    """
-    if not gpus(config.validation):
-        return
-    taken = config.num_workers if config.compute.use_gpu else 0
-    present = int(ray.cluster_resources().get("GPU", 0))
-    if present > taken:
-        return
-    setting = "validation.compute.use_gpu"
-    expected = f"false, or a GPU beside those of the workers ({taken} of the cluster's {present})"
-    if ray_setup.is_local():
-        raise SettingError(setting, True, expected)
-    print(f"{setting} true waits for the cluster to grow, or {expected}")
 
 
 def check(config: TrainConfig) -> None:

@@ -22,7 +22,7 @@ from ray.tune.search.basic_variant import BasicVariantGenerator
 from rich.console import Console
 from rich.table import Table
 
-from degla_ray import ray_setup, tracking
+from degla_ray import ray_setup, resources, shared_paths, tracking
 from degla_ray.config import (
     EvaluateConfig,
     ModelConfig,
@@ -42,7 +42,7 @@ from degla_ray.lease import Lease, LeaseHeld
 from degla_ray.model.source import check_model, find_model
 from degla_ray.number_formats import percent
 from degla_ray.storage import Storage
-from degla_ray.training.ray_train import cpus
+from degla_ray.training import ray_train
 from degla_ray.training.run_identity import absolute, run_identity
 from degla_ray.training.trainer import train
 
@@ -117,7 +117,8 @@ def tune(config: TuneConfig) -> Trial:
     identity = fingerprint({**_identity(config), "space": Path(config.space).read_text(encoding="utf-8")})
     sweep = Storage(f"{config.train.output}/sweep-{config.train.name}-{identity}")
     ray_setup.start(config.train.ray)
-    require_cpus(config)
+    resources.require(config.train.ray, needs(config))
+    shared_paths.require_shared(config, _shared_by_trials(config.train))
     track = config.train.tracking
     tracked = tracking.running(
         track,
@@ -154,16 +155,29 @@ def checked_space(config: TuneConfig) -> dict[str, Any]:
     return space
 
 
-def require_cpus(config: TuneConfig) -> None:
-    """Require CPUs for all concurrent trials: if they held every CPU, they would wait for ever to decode.
-
-    Raises:
-        SettingError: the cluster has fewer.
-    """
+def needs(config: TuneConfig) -> list[resources.Need]:
+    """Return what all concurrent trials reserve: if they held every CPU, they would wait for ever to
+    decode."""
+    trial = [
+        bundle for need in ray_train.needs(config.train) for _ in range(need.count) for bundle in need.unit
+    ]
     at_once = config.max_concurrent_trials
-    ray_setup.require_cpus(
-        "max_concurrent_trials", at_once, each=cpus(config.train) + TRIAL_CPUS, count=at_once
-    )
+    return [
+        resources.Need(
+            setting="max_concurrent_trials",
+            value=at_once,
+            unit=[{"CPU": TRIAL_CPUS}, *trial],
+            count=at_once,
+            wanted=at_once,
+        )
+    ]
+
+
+def _shared_by_trials(config: TrainConfig) -> dict[str, str]:
+    """Return the folders that trials on several nodes share: the output, and that of a store in a file."""
+    store = tracking.sqlite_path(config.tracking.uri) if config.tracking.enabled else None
+    folders = {"train.output": config.output}
+    return folders if store is None else folders | {"train.tracking.uri": str(store.parent)}
 
 
 def load_space(path: str) -> dict[str, Any]:

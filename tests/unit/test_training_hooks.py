@@ -74,6 +74,7 @@ def interval_of(*losses: float, first: int = 1, report: bool = False) -> LogInte
         wait_s=2.0,
         first_wait_s=1.0,
         usage=Usage(phase_ms={"forward": 100.0, "backward": 250.0}, tokens_per_s=1e4, mfu=None),
+        stop=False,
         save=False,
         written=0,
         report=report,

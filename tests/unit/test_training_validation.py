@@ -22,7 +22,7 @@ from degla_ray.config import (
 from degla_ray.errors import SettingError
 from degla_ray.evaluation.paths import absolute
 from degla_ray.storage import Storage
-from degla_ray.training.ray_train import cpus
+from degla_ray.training.ray_train import needs
 from degla_ray.training.validation import Validation, read_all, request, set_logged, tidy
 
 
@@ -76,11 +76,14 @@ def test_train_cpus_count_workers_decoders_and_a_validation() -> None:
         objective=ObjectiveConfig(name="clip"),
         num_workers=2,
     )
-    assert cpus(plain) == 2 * (1 + 2 * 1)
+    [workers] = needs(plain)
+    assert (workers.count, workers.total("CPU")) == (2, 1 + 2 * 1)
     validation = ValidationSettings(every_steps=5, suite="s", num_actors=3)
-    assert cpus(dataclasses.replace(plain, validation=validation)) == cpus(plain) + 0.5 + 3
+    also, of_validation = needs(dataclasses.replace(plain, validation=validation))
+    assert also == workers
+    assert of_validation.total("CPU") == 0.5 + 3
     validation = dataclasses.replace(validation, compute=ComputeConfig(cpus=2.0))
-    assert cpus(dataclasses.replace(plain, validation=validation)) == cpus(plain) + 0.5 + 3 * 2
+    assert needs(dataclasses.replace(plain, validation=validation))[1].total("CPU") == 0.5 + 3 * 2
 
 
 def test_validation_that_is_done_is_not_asked_for_again(tmp_path: Path) -> None:

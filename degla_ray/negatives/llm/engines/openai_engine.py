@@ -17,11 +17,13 @@ from urllib.parse import quote
 
 from degla_ray.config import NegativesConfig, OpenAIConfig
 from degla_ray.errors import SettingError
-from degla_ray.negatives.llm.engines.base import actor_arguments, sampling_arguments
+from degla_ray.negatives.llm.engines.base import actor_arguments, pipeline_need, sampling_arguments
 from degla_ray.negatives.llm.engines.vllm_actor import BLANK, AsyncActor, json_schema
 from degla_ray.negatives.llm.pool import EnginePool
 from degla_ray.negatives.llm.prompting import Prompts
+from degla_ray.resources import Need
 
+ACTOR_CPUS = 0.5
 LISTING_S = 10.0
 """Seconds within which a server must list its models."""
 SHOWN = 300
@@ -52,8 +54,8 @@ class OpenAIEngine:
     def check_settings(self) -> None:
         _check_server(self._server)
 
-    def check_resources(self) -> None:
-        """Accept every cluster, because the server does the work."""
+    def needs(self) -> list[Need]:
+        return [pipeline_need(self._config, {"CPU": ACTOR_CPUS})]
 
     def pool(self, prompts: Prompts) -> EnginePool:
         arguments = actor_arguments(self._config, prompts) | {
@@ -61,7 +63,7 @@ class OpenAIEngine:
             "sampling": sampling_arguments(self._config),
             "timeout_s": self._config.generation.timeout_s,
         }
-        return EnginePool(actor=OpenAIActor, arguments=arguments, resources={"num_cpus": 0.5})
+        return EnginePool(actor=OpenAIActor, arguments=arguments, resources={"num_cpus": ACTOR_CPUS})
 
 
 class OpenAIActor(AsyncActor):
