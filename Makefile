@@ -20,7 +20,7 @@ help:
 	@echo "make test-quick     run the tests without Ray, in under a minute"
 	@echo "make test           run those, and stages and submitted jobs on a local Ray"
 	@echo "make test-full      run every test; skip those without the required hardware or rights"
-	@echo "make lint           check formatting, style, types, spelling, import rules, cluster.yaml"
+	@echo "make lint           check formatting, style, types, spelling, import rules, cluster files"
 	@echo "make install        create the environment in $(VENV) only"
 	@echo "make install-vllm   install vLLM for CPUs in $(VLLM_VENV) and small language models in models/"
 	@echo "make photos-base    assemble models/photos-base, a CLIP from two pretrained towers (100 MB)"
@@ -86,7 +86,7 @@ lint: $(INSTALLED)
 	$(BIN)/mypy degla_ray jobs tune_spaces benchmarks
 	$(BIN)/codespell
 	$(BIN)/lint-imports --no-cache
-	$(BIN)/python -m degla_ray.cluster_config cluster.yaml
+	$(BIN)/python -m degla_ray.cluster_config cluster.yaml deploy/gcp.yaml deploy/on-premise.yaml
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
