@@ -10,7 +10,8 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/*
 
 # The user id of the first user of a machine, so that mounted files are readable in the container.
-RUN useradd --create-home --uid 1000 ray && echo "ray ALL=(ALL) NOPASSWD: ALL" > /etc/sudoers.d/ray
+RUN useradd --create-home --uid 1000 ray && install --directory --owner=ray /home/ray/.ray \
+    && echo "ray ALL=(ALL) NOPASSWD: ALL" > /etc/sudoers.d/ray
 
 # The lock is complete: pip resolves nothing, and an image built next year has the same packages.
 COPY constraints-gpu.txt /tmp/
