@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -94,6 +95,17 @@ def test_cluster_config_faulty_file_is_refused_naming_the_fault(
         check(_written(tmp_path, change))
     assert named in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_cluster_config_without_an_image_as_the_docs_say_passes(tmp_path: Path) -> None:
+    page = (CLUSTER.parent / "docs" / "clusters" / "aws.md").read_text()
+    [block] = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+
+    def change(cluster: Any) -> None:
+        del cluster["docker"], cluster["initialization_commands"]
+        cluster.update(yaml.safe_load(block))
+
+    check(_written(tmp_path, change))
 
 
 def test_cluster_config_mounted_folder_that_ray_up_would_hash_for_long_is_refused(tmp_path: Path) -> None:
