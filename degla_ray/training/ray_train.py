@@ -25,6 +25,7 @@ from degla_ray.errors import DeglaError, SettingError
 from degla_ray.loader.decoders import DECODER_CPUS, number_of_decoders
 from degla_ray.storage import Storage
 from degla_ray.training import validation
+from degla_ray.training.host_interface import HostInterface
 from degla_ray.training.job import ERROR, Job
 
 MAX_FAILURES = 2
@@ -114,6 +115,7 @@ def fit(config: TrainConfig, name: str, job: Job, callbacks: Sequence[UserCallba
     trainer = _Trainer(
         _work,
         train_loop_config={"job": job},
+        torch_config=HostInterface(),
         scaling_config=ScalingConfig(
             num_workers=config.num_workers,
             use_gpu=config.compute.use_gpu,
