@@ -26,4 +26,4 @@ export RAY_ADDRESS="$head:$port"
 # Ray's own command: the head on the first node, workers on the others, the job on the head, and all ended after it.
 export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=300
 srun --kill-on-bad-exit=1 ray symmetric-run --address "$RAY_ADDRESS" --min-nodes "$SLURM_JOB_NUM_NODES" \
-  --num-cpus "$SLURM_CPUS_PER_TASK" --include-dashboard=false -- python "$@"
+  --num-cpus "$SLURM_CPUS_PER_TASK" -- python "$@"

@@ -13,7 +13,7 @@ import ray
 from ray.train.torch.config import TorchConfig, _TorchBackend
 
 
-class HostInterface(TorchConfig):  # type: ignore[misc]  # Ray's class is untyped
+class HostInterface(TorchConfig):
     """Settings of a process group that names its network interface."""
 
     @property
@@ -21,7 +21,7 @@ class HostInterface(TorchConfig):  # type: ignore[misc]  # Ray's class is untype
         return _Backend
 
 
-class _Backend(_TorchBackend):  # type: ignore[misc]
+class _Backend(_TorchBackend):
     def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
         worker_group.execute(name_interface)
         super().on_start(worker_group, backend_config)
