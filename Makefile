@@ -15,7 +15,8 @@ WITH_RAY := --numprocesses=2 tests/ray tests/cluster
 VLLM_VENV := .venv-vllm
 VLLM_INSTALLED := $(VLLM_VENV)/.installed
 
-.PHONY: help install install-vllm photos-base demo test test-quick test-full bench-gpu lint format constraints clean
+.PHONY: help install install-vllm photos-base demo test test-quick test-full bench-gpu lint format
+.PHONY: constraints constraints-gpu clean
 
 help:
 	@echo "make demo           run the whole chain in miniature on generated data"
@@ -23,12 +24,13 @@ help:
 	@echo "make test           run those, and stages and submitted jobs on a local Ray"
 	@echo "make test-full      run every test; skip those without the required hardware or rights"
 	@echo "make bench-gpu      measure this machine's GPU and write docs/gpu.md"
-	@echo "make lint           check formatting, style, types, spelling, import rules, cluster.yaml"
+	@echo "make lint           check formatting, style, types, spelling, import rules, cluster files"
 	@echo "make install        create the environment in $(VENV) only"
 	@echo "make install-vllm   install vLLM for CPUs in $(VLLM_VENV) and small language models in models/"
 	@echo "make photos-base    assemble models/photos-base, a CLIP from two pretrained towers (100 MB)"
 	@echo "make format         format the code"
 	@echo "make constraints    regenerate constraints.txt from pyproject.toml"
+	@echo "make constraints-gpu  resolve constraints-gpu.txt, the lock of a cluster's nodes with vLLM"
 
 install: $(INSTALLED)
 
@@ -93,7 +95,7 @@ lint: $(INSTALLED)
 	$(BIN)/mypy degla_ray jobs tune_spaces benchmarks
 	$(BIN)/codespell
 	$(BIN)/lint-imports --no-cache
-	$(BIN)/python -m degla_ray.cluster_config cluster.yaml
+	$(BIN)/python -m degla_ray.cluster_config cluster.yaml deploy/gcp.yaml deploy/on-premise.yaml
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
@@ -107,6 +109,15 @@ constraints:
 	"$$fresh/venv/bin/python" -m pip install --no-input -e '.[dev]' torch==2.14.1 torchvision==0.29.1; \
 	{ echo "# What resolved together on $$(date -u +%Y-%m-%d), Python 3.11, Linux x86-64. Renew: make constraints"; \
 	  "$$fresh/venv/bin/python" -m pip freeze --exclude-editable; } > constraints.txt
+
+# Resolved, not installed. Versions are those of constraints.txt, except for the packages that vLLM pins.
+constraints-gpu: $(INSTALLED)
+	@set -euo pipefail; made=$$(mktemp -d); trap 'rm -rf "$$made"' EXIT; \
+	grep -vE '^(certifi|cuda|fastapi|numpy|nvidia|torch|torchvision|triton)' constraints.txt > "$$made/held.txt"; \
+	$(BIN)/python -m pip install --no-input --quiet --dry-run --ignore-installed --report "$$made/report.json" \
+		-c "$$made/held.txt" '.[aws,openai,zeroshot]' vllm==0.33.0; \
+	{ grep '^#' constraints-gpu.txt | sed "s/Resolved on [0-9-]*/Resolved on $$(date -u +%F)/"; $(BIN)/python -c 'import json, sys; print(*sorted(("{name}=={version}".format(**each["metadata"]) for each in json.load(sys.stdin)["install"] if each["metadata"]["name"] != "degla-ray"), key=str.lower), sep="\n")' < "$$made/report.json"; } > "$$made/lock.txt"; \
+	cp "$$made/lock.txt" constraints-gpu.txt
 
 clean:
 	rm -rf build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

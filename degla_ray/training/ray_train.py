@@ -28,6 +28,7 @@ from degla_ray.loader.decoders import DECODER_CPUS, number_of_decoders
 from degla_ray.resources import Bundle, Need
 from degla_ray.storage import Storage
 from degla_ray.training import stopping, validation
+from degla_ray.training.host_interface import HostInterface
 from degla_ray.training.job import ERROR, Job
 from degla_ray.training.recovery import Recovery
 
@@ -123,6 +124,7 @@ def fit(config: TrainConfig, name: str, job: Job, callbacks: Sequence[UserCallba
     trainer = _Trainer(
         _work,
         train_loop_config={"job": job},
+        torch_config=HostInterface(),
         scaling_config=ScalingConfig(
             num_workers=config.num_workers,
             use_gpu=config.compute.use_gpu,
