@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from degla_ray.errors import DataError
 from degla_ray.masking import masked
+from degla_ray.pixel_limit import check_file_bytes
 
 _PART = re.compile(r"part-\d{5}-of-(\d{5})\.parquet")
 
@@ -113,6 +114,19 @@ class Storage:
     def read_bytes(self, *parts: str) -> bytes:
         with self._fs.open_input_stream(self.path(*parts)) as stream:
             return stream.read()
+
+    def read_image(self, *parts: str) -> bytes:
+        """Return the bytes of an image file.
+
+        Raises:
+            OSError: no plain file (a device never ends, a pipe never begins), or too large to be an image.
+        """
+        path = self.path(*parts)
+        if self.is_local and os.path.exists(path) and not os.path.isfile(path):
+            raise OSError(f"no plain file: {path}")
+        with self._fs.open_input_file(path) as file:
+            check_file_bytes(file.size())
+            return bytes(file.read())
 
     def write_bytes(self, data: bytes, *parts: str) -> None:
         """Write a file atomically: readers see the old file or the whole new one, also after a power cut."""
