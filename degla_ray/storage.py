@@ -19,7 +19,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from degla_ray.errors import DataError
-from degla_ray.masking import masked
+from degla_ray.masking import masked_values
 from degla_ray.pixel_limit import check_file_bytes
 
 _PART = re.compile(r"part-\d{5}-of-(\d{5})\.parquet")
@@ -159,8 +159,9 @@ class Storage:
             raise DataError(self.path(*parts), f"broken JSON ({error})", "a JSON file") from error
 
     def write_json(self, value: Any, *parts: str) -> None:
-        """Write a JSON file with secrets in URIs masked."""
-        self.write_bytes(masked(json.dumps(value, indent=2, sort_keys=True)).encode(), *parts)
+        """Write a JSON file with secrets masked."""
+        text = json.dumps(masked_values(value), indent=2, sort_keys=True)
+        self.write_bytes(text.encode(), *parts)
 
     def write_table(self, table: pa.Table, *parts: str, row_group_rows: int | None = None) -> None:
         """Write one Parquet file atomically, and verify its row count by reading it back."""
