@@ -24,7 +24,7 @@ MAX_PIXELS = 2**30
 """Pixels of a prepared image, 3 GiB as RGB; the largest `max_image_pixels`."""
 
 
-def open_image(data: bytes) -> Image.Image:
+def open_image(data: bytes | bytearray) -> Image.Image:
     """Return an image that is not decoded yet.
 
     Raises:
