@@ -26,6 +26,7 @@ from degla_ray.loader.decoders import DECODER_CPUS, number_of_decoders
 from degla_ray.storage import Storage
 from degla_ray.training import validation
 from degla_ray.training.job import ERROR, Job
+from degla_ray.training.rendezvous import torch_config
 
 MAX_FAILURES = 2
 """Times that Ray Train restarts lost workers before it gives up."""
@@ -114,6 +115,7 @@ def fit(config: TrainConfig, name: str, job: Job, callbacks: Sequence[UserCallba
     trainer = _Trainer(
         _work,
         train_loop_config={"job": job},
+        torch_config=torch_config(),
         scaling_config=ScalingConfig(
             num_workers=config.num_workers,
             use_gpu=config.compute.use_gpu,
