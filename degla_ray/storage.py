@@ -19,7 +19,8 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from degla_ray.errors import DataError
-from degla_ray.masking import masked
+from degla_ray.masking import masked_values
+from degla_ray.pixel_limit import check_file_bytes
 from degla_ray.schema import with_large_text
 
 _PART = re.compile(r"part-\d{5}-of-(\d{5})\.parquet")
@@ -124,6 +125,19 @@ class Storage:
         with self._fs.open_input_stream(self.path(*parts)) as source, local.open("wb") as target:
             shutil.copyfileobj(source, target, _COPY_BYTES)
 
+    def read_image(self, *parts: str) -> bytes:
+        """Return the bytes of an image file.
+
+        Raises:
+            OSError: no plain file (a device never ends, a pipe never begins), or too large to be an image.
+        """
+        path = self.path(*parts)
+        if self.is_local and os.path.exists(path) and not os.path.isfile(path):
+            raise OSError(f"no plain file: {path}")
+        with self._fs.open_input_file(path) as file:
+            check_file_bytes(file.size())
+            return bytes(file.read())
+
     def write_bytes(self, data: bytes, *parts: str) -> None:
         """Write a file atomically: readers see the old file or the whole new one, also after a power cut."""
         self.write_chunks([data], *parts)
@@ -159,8 +173,9 @@ class Storage:
             raise DataError(self.path(*parts), f"broken JSON ({error})", "a JSON file") from error
 
     def write_json(self, value: Any, *parts: str) -> None:
-        """Write a JSON file with secrets in URIs masked."""
-        self.write_bytes(masked(json.dumps(value, indent=2, sort_keys=True)).encode(), *parts)
+        """Write a JSON file with secrets masked."""
+        text = json.dumps(masked_values(value), indent=2, sort_keys=True)
+        self.write_bytes(text.encode(), *parts)
 
     def write_table(self, table: pa.Table, *parts: str, row_group_rows: int | None = None) -> None:
         """Write one Parquet file atomically, and verify its row count by reading it back."""

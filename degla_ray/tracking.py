@@ -20,11 +20,12 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 from degla_ray.config import TrackingConfig
 from degla_ray.errors import DataError, SettingError
 from degla_ray.identity import canonical, flatten
-from degla_ray.masking import masked
+from degla_ray.masking import masked, masked_values
 from degla_ray.storage import Storage
 
 if TYPE_CHECKING:
@@ -230,7 +231,7 @@ def log_table(
     if run_id is None:
         return
     rows = [list(row) for row in zip(*columns.values(), strict=True)]
-    content = json.dumps({"columns": list(columns), "data": rows})
+    content = json.dumps(masked_values({"columns": list(columns), "data": rows}))
     _client(config).log_text(run_id, content, f"{name}.json")
     known = json.loads(run_tags(config, run_id).get(TABLES_TAG, "[]"))
     entry = {"path": f"{name}.json", "type": "table"}
@@ -284,12 +285,25 @@ def _client(config: TrackingConfig) -> MlflowClient:
     try:
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
-        return MlflowClient(tracking_uri=resolved(config).uri)
+        return MlflowClient(tracking_uri=_without_password(resolved(config).uri))
     except (OSError, MlflowException) as error:
         first_line = str(error).strip().splitlines()[0]
         raise SettingError(
             "tracking.uri", config.uri, f"an MLflow store that opens ({first_line})"
         ) from error
+
+
+def _without_password(uri: str) -> str:
+    """Return a server's address without user and password, which MLflow then takes from the environment.
+
+    MLflow repeats the address in its errors, which a Ray worker logs.
+    """
+    parts = urlsplit(uri)
+    if parts.scheme not in ("http", "https") or parts.username is None:
+        return uri
+    os.environ["MLFLOW_TRACKING_USERNAME"] = unquote(parts.username)
+    os.environ["MLFLOW_TRACKING_PASSWORD"] = unquote(parts.password or "")
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
 def _experiment(client: MlflowClient, config: TrackingConfig) -> str:

@@ -23,7 +23,8 @@ class TuneConfig(ScoringConfig):
     train: TrainConfig
     """Settings shared by all trials; the sweep itself uses `name`, `output`, `tracking` and `ray` too."""
     space: str = "tune_spaces/loss_weights.py"
-    """Python file that defines `space() -> dict`: dotted train settings -> Ray Tune domains."""
+    """Python file that defines `space() -> dict`: dotted train settings -> Ray Tune domains. The file is
+    code and is run, unlike every other setting's file: use one that you have read."""
     num_trials: int = 4
     """Number of trials; if the space contains a grid, trials per grid point."""
     max_concurrent_trials: int = 1

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from degla_ray.config.shared import RayConfig, require
+from degla_ray.pixel_limit import MAX_PIXELS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,7 +223,12 @@ class PrepareConfig:
             self.short_side,
             "at least 1 pixel, or null",
         )
-        require(self.max_image_pixels >= 1, "max_image_pixels", self.max_image_pixels, "at least 1")
+        require(
+            1 <= self.max_image_pixels <= MAX_PIXELS,
+            "max_image_pixels",
+            self.max_image_pixels,
+            f"1 to {MAX_PIXELS}",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

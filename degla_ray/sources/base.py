@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
+from degla_ray.masking import masked
 from degla_ray.schema import GIVEN, GIVEN_KIND, REJECTS, RejectReason
 from degla_ray.storage import Storage
 
@@ -188,9 +189,9 @@ def rejects_table(rejects: Iterable[Reject]) -> pa.Table:
             "stage": STAGE,
             "sample_id": _printable(r.row_id),
             "kind": r.unit.value,
-            "text": _printable(r.text[:TEXT_CHARS]),
+            "text": _printable(masked(r.text[:TEXT_CHARS])),
             "reason": r.reason.value,
-            "detail": _printable(r.detail),
+            "detail": _printable(masked(r.detail)),
         }
         for r in rejects
     ]

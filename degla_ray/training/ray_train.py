@@ -28,9 +28,9 @@ from degla_ray.loader.decoders import DECODER_CPUS, number_of_decoders
 from degla_ray.resources import Bundle, Need
 from degla_ray.storage import Storage
 from degla_ray.training import stopping, validation
-from degla_ray.training.host_interface import HostInterface
 from degla_ray.training.job import ERROR, Job
 from degla_ray.training.recovery import Recovery
+from degla_ray.training.rendezvous import torch_config
 
 
 def unit(config: TrainConfig) -> list[Bundle]:
@@ -92,9 +92,8 @@ class _Trainer(TorchTrainer):
     def end(self) -> None:
         """End the workers, and withdraw Ray Train's request to the autoscaler."""
         if self.controller is not None:
-            with contextlib.suppress(
-                ray.exceptions.RayError
-            ):  # the controller ends in the middle of the call
+            # The controller ends in the middle of the call.
+            with contextlib.suppress(ray.exceptions.RayError):
                 ray.get(self.controller.abort.remote(), timeout=ABORT_S)
 
     def _create_default_callbacks(self) -> list[Any]:
@@ -124,7 +123,7 @@ def fit(config: TrainConfig, name: str, job: Job, callbacks: Sequence[UserCallba
     trainer = _Trainer(
         _work,
         train_loop_config={"job": job},
-        torch_config=HostInterface(),
+        torch_config=torch_config(),
         scaling_config=ScalingConfig(
             num_workers=config.num_workers,
             use_gpu=config.compute.use_gpu,

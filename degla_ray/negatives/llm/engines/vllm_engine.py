@@ -143,6 +143,7 @@ class VLLMEngine:
             "max_model_len": vllm.max_model_len,
             "enforce_eager": vllm.enforce_eager,
             "enable_prefix_caching": True,
+            "trust_remote_code": False,
         }
         environment = {"VLLM_LOGGING_LEVEL": "ERROR", "TQDM_DISABLE": "1"}
         if gpus:
