@@ -2,9 +2,9 @@
 
 The teacher starts with the student's initial weights. After every optimizer step
 θ̂ ← α^(b/256)·θ̂ + (1 − α^(b/256))·θ with α = 0.9996 and b the number of samples in that step, so that the
-decay per epoch does not depend on the batch size. Buffers are copied. Do not call `update` after a step that
-the gradient scaler skipped. A frozen teacher keeps its initial weights. The cost is one more copy of the
-weights, without gradients or optimizer state.
+decay per epoch does not depend on the batch size. Buffers are copied. A step that the gradient scaler skipped
+moves nothing. A frozen teacher keeps its initial weights. The cost is one more copy of the weights, without
+gradients or optimizer state.
 """
 
 from __future__ import annotations
@@ -52,18 +52,27 @@ class Teacher:
         return encode_image(self.model, images_BCHW), encode_text(self.model, text)
 
     @torch.no_grad()
-    def update(self, student: nn.Module, samples: int) -> None:
-        """Move towards `student` after an optimizer step over `samples` samples (the global batch).
+    def update(self, student: nn.Module, samples: int, moved: Tensor | None = None) -> None:
+        """Move towards `student` after an optimizer step; a frozen teacher does not change.
 
-        A frozen teacher does not change.
+        Args:
+            student: the model that the step trained.
+            samples: samples of that step (the global batch).
+            moved: 1, or 0 if the step was skipped: a scalar on the device, which is not asked. None means 1.
         """
         if self.config.kind == "frozen":
             return
         decay_log = math.log(self.config.decay) * samples / self.config.reference_batch
         step = -math.expm1(decay_log)  # 1 - α^(b/256) without cancellation near 1
-        torch._foreach_lerp_(*self._parameter_pairs(student), step)
-        if self._buffers:
-            torch._foreach_copy_(self._buffers, self._student_buffers)
+        mine, theirs = self._parameter_pairs(student)
+        if moved is None:
+            torch._foreach_lerp_(mine, theirs, step)
+            if self._buffers:
+                torch._foreach_copy_(self._buffers, self._student_buffers)
+            return
+        torch._foreach_lerp_(mine, theirs, [step * moved] * len(mine))
+        for buffer, other in zip(self._buffers, self._student_buffers, strict=True):
+            buffer.copy_(torch.where(moved > 0, other, buffer))
 
     @torch.no_grad()
     def distance(self, student: nn.Module) -> float:

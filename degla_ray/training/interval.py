@@ -22,7 +22,10 @@ if TYPE_CHECKING:
     from degla_ray.loader.loader import Loader
 
 MAX_SKIPPED = 25
-"""Consecutive steps that fp16's scaler may skip. Each halves its scale: 25 take it from 65,536 to 0.002."""
+"""Consecutive steps up to the end of a log interval that fp16's scaler may skip.
+
+Each halves its scale: 25 take it from 65,536 to 0.002.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +135,7 @@ class Intervals:
 
     def is_over(self, state: TrainState) -> bool:
         """Return whether the step just done ends the interval, on all workers alike."""
-        return state.step == self._end or state.skipped == MAX_SKIPPED
+        return state.step == self._end
 
     def finish(self, state: TrainState, meter: UsageMeter) -> LogInterval:
         """Meet the other workers and return the interval."""

@@ -147,6 +147,7 @@ def _run_steps(
         seed = step_seed(job.config.seed, batch.step, rank)
         intervals.add(step(batch, seed=seed, begins_epoch=job.order.begins_epoch(batch.step)))
         if intervals.is_over(step.state):
+            step.settle()
             interval = intervals.finish(step.state, step.usage)
             for hook in hooks:
                 hook.after_step(step.state, interval)

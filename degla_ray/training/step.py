@@ -5,7 +5,7 @@
                                        └─► teacher
 
 No step waits for another worker except in the collectives of its own gradients and features, and no value is
-read from the device except the scale of fp16's scaler.
+read from the device.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from degla_ray.objectives import Features, losses, next_state
 from degla_ray.training.forward import Forward, Normalise
 from degla_ray.training.gradients import Losses, backward
 from degla_ray.training.optimizer import clamp_logit_scale, learning_rate, set_learning_rate
+from degla_ray.training.skippable import SkippableSteps
 from degla_ray.training.state import TrainState
 from degla_ray.training.usage import UsageMeter
 from degla_ray.training.workers import StepTerms
@@ -43,6 +44,8 @@ class TrainStep:
         self.forward = Forward(state.student, state.teacher, config.compute)
         self.normalise = Normalise(preprocess, self.forward.device)
         self.usage = UsageMeter(self.forward.device, state)
+        skippable = state.scaler.is_enabled()
+        self._skippable = SkippableSteps(state, config.optimizer, total_steps) if skippable else None
 
     def __call__(self, batch: LocalBatch, *, seed: int, begins_epoch: bool = False) -> StepTerms:
         """Train on this worker's rows of a global batch.
@@ -53,11 +56,10 @@ class TrainStep:
             begins_epoch: whether the objective starts without the previous step's state.
 
         Returns:
-            The objective's terms over this worker's rows and `logit_scale`, detached; `lr`, a number.
+            The objective's terms over this worker's rows and `logit_scale`, detached; `lr`, a tensor in fp16.
         """
         state = self.state
-        lr = learning_rate(self.config.optimizer, state.optimizer_steps, self.total_steps)
-        set_learning_rate(state.optimizer, lr)
+        lr = self._set_learning_rate()
         state.optimizer.zero_grad(set_to_none=True)
         if begins_epoch:
             state.objective_state = {}
@@ -67,14 +69,24 @@ class TrainStep:
         found = backward(self.forward, self._objective, state.scaler, micro_batches, seed, mark)
         state.objective_state = next_state(found.features, found.scale, self.config.objective)
         self._clip_gradients()
-        stepped = self._optimizer_step()
-        if stepped:
-            clamp_logit_scale(state.student)
-            if state.teacher is not None:
-                state.teacher.update(state.student, self.config.global_batch_size)
-        self._count(stepped)
+        moved = self._optimizer_step()
+        clamp_logit_scale(state.student)
+        if state.teacher is not None:
+            state.teacher.update(state.student, self.config.global_batch_size, moved)
         mark("optimizer")
         return {**_detached(found), "lr": lr}
+
+    def settle(self) -> None:
+        """Bring the state's counts up to date; call it where waiting for the device does no harm."""
+        if self._skippable is not None:
+            self._skippable.settle()
+
+    def _set_learning_rate(self) -> Tensor | float:
+        if self._skippable is not None:
+            return self._skippable.set_learning_rate()
+        lr = learning_rate(self.config.optimizer, self.state.optimizer_steps, self.total_steps)
+        set_learning_rate(self.state.optimizer, lr)
+        return lr
 
     def _objective(self, features: Features, scale: Tensor, bias: Tensor | None) -> dict[str, Tensor]:
         carried = self.state.objective_state
@@ -86,21 +98,20 @@ class TrainStep:
             self.state.scaler.unscale_(self.state.optimizer)
             nn.utils.clip_grad_norm_(self.state.student.parameters(), largest)
 
-    def _optimizer_step(self) -> bool:
-        """Apply the gradients; return False if the scaler skipped the step because some were not finite.
+    def _optimizer_step(self) -> Tensor | None:
+        """Apply the gradients and count the step.
 
-        The result is the same on all workers.
+        Returns:
+            None, or a scalar that is 0 if the scaler skipped the step because some gradients were not finite.
         """
-        scaler = self.state.scaler
-        before = scaler.get_scale()
-        scaler.step(self.state.optimizer)
+        scaler, state = self.state.scaler, self.state
+        scaler.step(state.optimizer)
         scaler.update()
-        return scaler.get_scale() >= before
-
-    def _count(self, stepped: bool) -> None:
-        self.state.step += 1
-        self.state.optimizer_steps += stepped
-        self.state.skipped = 0 if stepped else self.state.skipped + 1
+        state.step += 1
+        if self._skippable is not None:
+            return self._skippable.advance()
+        state.optimizer_steps += 1
+        return None
 
 
 def _detached(found: Losses) -> dict[str, torch.Tensor]:

@@ -1,12 +1,13 @@
 """A training step: micro-batches, precision, a resume in between, and what a skipped step leaves."""
 
 import copy
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
 from tiny_models import CAPTIONS, EFFICIENTNET, write_config
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from degla_ray.config import (
     AdaptConfig,
@@ -25,10 +26,17 @@ from degla_ray.model import LoadedModel, Teacher
 from degla_ray.model.adapt import adapt
 from degla_ray.model.build import build
 from degla_ray.model.encode import text_end
+from degla_ray.objectives import Features, losses, next_state
 from degla_ray.storage import Storage
 from degla_ray.training import checkpoint
 from degla_ray.training.forward import freeze_unreached
-from degla_ray.training.optimizer import build_optimizer
+from degla_ray.training.gradients import backward
+from degla_ray.training.optimizer import (
+    build_optimizer,
+    clamp_logit_scale,
+    learning_rate,
+    set_learning_rate,
+)
 from degla_ray.training.state import TrainState
 from degla_ray.training.step import TrainStep
 
@@ -89,7 +97,8 @@ def step_of(
     lr: float = 0.0,
     *,
     device: torch.device = CPU,
-    precision: Literal["fp32", "bf16"] = "fp32",
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32",
+    scaler: torch.amp.GradScaler | None = None,
 ) -> TrainStep:
     config = TrainConfig(
         name="x",
@@ -106,7 +115,7 @@ def step_of(
         student=student,
         teacher=Teacher(student, TeacherConfig()) if config.objective.wants_teacher else None,
         optimizer=build_optimizer(student, config.optimizer, device=device),
-        scaler=torch.amp.GradScaler(device.type, enabled=False),
+        scaler=scaler or torch.amp.GradScaler(device.type, enabled=False),
     )
     return TrainStep(state, config, loaded.preprocess_cfg, total_steps=10)
 
@@ -242,19 +251,110 @@ def test_gradients_frozen_teacher_stays_and_ema_moves(loaded):
 
 
 def test_step_that_the_scaler_skips_changes_only_the_counts(loaded):
-    step = step_of(loaded, "degla", 1, lr=0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1e38)  # the scaled gradients overflow
+    step = step_of(loaded, "degla", 1, lr=0.1, scaler=scaler)
     state = step.state
-    state.scaler = torch.amp.GradScaler("cpu", init_scale=1e38)  # the scaled gradients overflow
     before = [p.clone() for p in (*state.student.parameters(), *state.teacher.model.parameters())]
     step(a_batch(loaded, 1), seed=0)
+    step.settle()
     after = [*state.student.parameters(), *state.teacher.model.parameters()]
     assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
     assert (state.step, state.optimizer_steps, state.skipped) == (1, 0, 1)
-    state.scaler = torch.amp.GradScaler("cpu", enabled=False)
+    scaler.update(1.0)
     terms = step(a_batch(loaded, 1), seed=0)
-    assert terms["lr"] == 0.1  # the schedule has not moved either
+    step.settle()
+    assert terms["lr"].item() == 0.1  # the schedule has not moved either
     assert (state.step, state.optimizer_steps, state.skipped) == (2, 1, 0)
     assert not any(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+
+
+def by_asking(step: TrainStep, batch: LocalBatch, seed: int) -> tuple[float, bool]:
+    """Take a step that asks after it whether the scaler skipped it; return its rate, and whether."""
+    state, config = step.state, step.config
+    lr = learning_rate(config.optimizer, state.optimizer_steps, step.total_steps)
+    set_learning_rate(state.optimizer, lr)
+    state.optimizer.zero_grad()
+
+    def objective(features: Features, scale: Tensor, bias: Tensor | None) -> dict[str, Tensor]:
+        return losses(features, scale, config.objective, logit_bias=bias, state=state.objective_state)
+
+    rows = step.normalise(batch)
+    found = backward(step.forward, objective, state.scaler, rows, seed, lambda phase: None)
+    state.objective_state = next_state(found.features, found.scale, config.objective)
+    if config.optimizer.clip_grad_norm is not None:
+        state.scaler.unscale_(state.optimizer)
+        torch.nn.utils.clip_grad_norm_(state.student.parameters(), config.optimizer.clip_grad_norm)
+    before = state.scaler.get_scale()
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
+    if skipped := state.scaler.get_scale() < before:
+        return lr, skipped
+    clamp_logit_scale(state.student)
+    state.teacher.update(state.student, config.global_batch_size)
+    state.optimizer_steps += 1
+    return lr, skipped
+
+
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_steps_in_fp16_equal_those_that_ask_after_each_whether_it_was_skipped(tmp_path, batch_norm):
+    """Rates, skipped steps and weights, bit for bit; the scale grows every two steps, until it overflows."""
+    torch.manual_seed(0)
+    towers = {"vision": EFFICIENTNET} if batch_norm else {}
+    loaded = build(ModelConfig(name=write_config(tmp_path, **towers)))
+    ours, theirs = (
+        step_of(
+            model,
+            "degla",
+            1,
+            lr=1e-3,
+            precision="fp16",
+            scaler=torch.amp.GradScaler("cpu", init_scale=2.0**13, growth_interval=2, growth_factor=8.0),
+        )
+        for model in (loaded, copy.deepcopy(loaded))
+    )
+    was_skipped, in_a_row = [], 0
+    for seed in range(10):
+        batch = a_batch(loaded, 1)
+        terms = ours(batch, seed=seed)
+        lr, skipped = by_asking(theirs, batch, seed)
+        was_skipped.append(skipped)
+        assert terms["lr"].item() == lr
+        in_a_row = in_a_row + 1 if skipped else 0
+        if seed % 3 == 0:  # a log interval ends
+            ours.settle()
+            found = (ours.state.optimizer_steps, ours.state.skipped)
+            assert found == (theirs.state.optimizer_steps, in_a_row)
+    assert was_skipped[0]
+    assert True in was_skipped[was_skipped.index(False) :]
+    models = [(s.state.student, s.state.teacher.model) for s in (ours, theirs)]
+    for one, other in zip(*models, strict=True):
+        for name, value in one.state_dict().items():
+            assert torch.equal(value, other.state_dict()[name]), name
+
+
+class _Questions(TorchDispatchMode):
+    """Counts operations whose result the host waits for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += function._overloadpacket.__name__ in ("_local_scalar_dense", "nonzero", "is_nonzero")
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_step_asks_the_device_nothing_until_the_counts_are_settled(loaded, precision):
+    scaler = torch.amp.GradScaler("cpu", enabled=precision == "fp16")
+    step = step_of(loaded, "degla", 2, lr=1e-3, precision=precision, scaler=scaler)
+    step(a_batch(loaded, 2), seed=0)
+    batch = a_batch(loaded, 2)
+    with _Questions() as questions:
+        step(batch, seed=1)
+        asked = questions.count
+        scaler.get_scale()  # a question, in fp16
+    assert (asked, questions.count) == (0, int(precision == "fp16"))
 
 
 @pytest.mark.parametrize("name", ["clip", "siglip", "coca", "resnet"])
