@@ -303,6 +303,9 @@ class TrainConfig:
     num_workers: int = 1
     """Number of Ray Train workers (world size)."""
     compute: TrainComputeConfig = field(default_factory=TrainComputeConfig)
+    nonfinite_steps: Literal["stop", "skip"] = "stop"
+    """A loss that is not finite stops the run, or such steps change nothing and are counted; 25 in a row stop
+    it all the same. fp16 always skips them. A stopped run resumes with `skip`."""
     resume: Literal["auto", "never"] = "auto"
     """`auto` continues a run of the same name and config; `never` is an error if such a run exists."""
 

@@ -46,11 +46,12 @@ def _parts(progress: dict[str, Any], validation: Validation | None) -> list[str]
     """Return the parts of the line after the step, most important first."""
     terms = dict(progress["terms"])
     loss, lr, scale = (terms.pop(name) for name in ("loss", "lr", "logit_scale"))
-    distance = progress["teacher_distance"]
+    distance, skipped = progress["teacher_distance"], progress["skipped_steps"]
     parts = [
         f"loss {loss:.4f}",
         f"{progress['samples_per_s']:.0f} samples/s",
         f"{timedelta(seconds=round(progress['eta_s']))} left",
+        f"{skipped} steps skipped" if skipped else "",
         "" if validation is None else validation.describe(),
         " ".join(f"{term} {value:.4f}" for term, value in terms.items()),
         f"{progress['training_share']:.0%} of the time training",

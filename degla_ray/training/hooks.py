@@ -7,7 +7,6 @@ changes nothing that another worker or a later step depends on, except that Log 
 from __future__ import annotations
 
 import json
-import math
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol
 
@@ -15,12 +14,12 @@ import ray.train
 import torch
 
 from degla_ray.config import TrainConfig, ValidationSettings
-from degla_ray.errors import SettingError
 from degla_ray.identity import canonical
 from degla_ray.storage import Storage
 from degla_ray.training import checkpoint, sanity, stopping, trace, validation
-from degla_ray.training.interval import MAX_SKIPPED, LogInterval
+from degla_ray.training.interval import LogInterval
 from degla_ray.training.job import PROGRESS, Job
+from degla_ray.training.nonfinite import NonfiniteSteps
 from degla_ray.training.optimizer import learning_rate
 from degla_ray.training.state import TrainState
 from degla_ray.training.workers import Workers
@@ -40,6 +39,7 @@ class Log:
         workers: this worker among all.
         run: the run's folder.
         job: arguments of the worker.
+        nonfinite: check of the losses.
         notices: lines for the console.
         warns_of_loss: whether a high first loss adds a notice; it means nothing with random weights.
     """
@@ -49,10 +49,11 @@ class Log:
         workers: Workers,
         run: Storage,
         job: Job,
+        nonfinite: NonfiniteSteps,
         notices: list[str],
         warns_of_loss: bool,
     ) -> None:
-        self._workers, self._run, self._job = workers, run, job
+        self._workers, self._run, self._job, self._nonfinite = workers, run, job, nonfinite
         self._notices, self._warns_of_loss = notices, warns_of_loss
         self._distance: float | None = None
         self._thread = ThreadPoolExecutor(1, "progress")
@@ -60,7 +61,7 @@ class Log:
         self._traced = 0  # steps of the trace that are in its file
 
     def after_step(self, state: TrainState, interval: LogInterval) -> None:
-        check_finite(state, interval, self._job)
+        self._notices += self._nonfinite.check(state, interval)
         self._check_first_loss(state, interval.rows[0])
         state.trace += map(json.dumps, interval.rows)
         if not self._workers.is_first:
@@ -107,7 +108,8 @@ class Log:
             "gradient_norm": _gradient_norm(state),
             "peak_memory_gb": _peak_memory_gb(self._workers.device),
             "eta_s": speed.step_s * (self._job.total_steps - state.step),
-            "notices": self._notices,
+            "skipped_steps": state.step - state.optimizer_steps,
+            "notices": list(self._notices),
         }
 
     def _check_first_loss(self, state: TrainState, row: dict[str, float]) -> None:
@@ -247,32 +249,3 @@ def _gradient_norm(state: TrainState) -> float | None:
 def _peak_memory_gb(device: torch.device) -> float | None:
     """Return the most memory that tensors took on a GPU so far; None on a CPU."""
     return torch.cuda.max_memory_allocated(device) / 1e9 if device.type == "cuda" else None
-
-
-def check_finite(state: TrainState, interval: LogInterval, job: Job) -> None:
-    """Check losses and gradients; all workers find the same.
-
-    Raises:
-        SettingError: a loss is not finite, or fp16's scaler has skipped too many steps in a row.
-    """
-    precision, lr = job.config.compute.precision, job.config.optimizer.lr
-    for row in interval.rows:
-        if not math.isfinite(row["loss"]) and precision != "fp16":
-            raise SettingError(
-                "optimizer.lr",
-                lr,
-                f"a lower one: the loss of step {row['step']} is not finite ({_terms(row)})",
-            )
-    # A single skip at the start is normal: the scaler searches for its scale.
-    learned_nothing = state.optimizer_steps == 0 and state.step == job.total_steps and state.skipped > 1
-    if state.skipped >= MAX_SKIPPED or learned_nothing:
-        raise SettingError(
-            "compute.precision",
-            precision,
-            f"bf16 or fp32, or a lower optimizer.lr ({lr:g}): the last {state.skipped} steps up to step "
-            f"{state.step} were skipped because their gradients are not finite ({_terms(interval.rows[-1])})",
-        )
-
-
-def _terms(row: dict[str, float]) -> str:
-    return ", ".join(f"{name} {value:.4g}" for name, value in row.items() if name not in ("step", "lr"))

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from degla_ray.loader.loader import Loader
 
 MAX_SKIPPED = 25
-"""Consecutive steps up to the end of a log interval that fp16's scaler may skip.
+"""Consecutive steps up to the end of a log interval that may be skipped.
 
-Each halves its scale: 25 take it from 65,536 to 0.002.
+In fp16 each halves the scale: 25 take it from 65,536 to 0.002.
 """
 
 

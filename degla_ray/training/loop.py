@@ -16,6 +16,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import ray
 import ray.train
 import torch
 from ray.train.v2._internal.execution import context as ray_context
@@ -44,6 +45,7 @@ from degla_ray.training.forward import freeze_unreached
 from degla_ray.training.hooks import Checkpoint, Hook, Log, ReportToRay, Validate
 from degla_ray.training.interval import Intervals
 from degla_ray.training.job import CONFIG, ERROR, EXPORT_STUDENT, EXPORT_TEACHER, Job
+from degla_ray.training.nonfinite import NonfiniteSteps, sample_ids
 from degla_ray.training.optimizer import build_optimizer
 from degla_ray.training.profiler import profiled
 from degla_ray.training.state import TrainState
@@ -117,7 +119,10 @@ def _train(job: Job, run: Storage) -> None:
         sanity.small_images(job.short_side, loaded.preprocess_cfg["size"]),
         sanity.initial_statistics(len(batch_norms(state.student)), is_random=loaded.is_random),
     ]
-    log = Log(workers, run, job, [n for n in notices if n], warns_of_loss=not loaded.is_random)
+    nonfinite = NonfiniteSteps(
+        workers, run, job, lambda step: sample_ids(ray.get(job.samples), job.order, step)
+    )
+    log = Log(workers, run, job, nonfinite, [n for n in notices if n], warns_of_loss=not loaded.is_random)
     save = Checkpoint(workers, run, job, loaded.activation)
     if workers.is_first:
         stopping.set_training(run.uri)

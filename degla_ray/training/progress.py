@@ -39,7 +39,7 @@ SILENCE_S = 300.0
 """Seconds without a new step after which the console reports it, each time."""
 MOMENTS = (
     *("samples_per_s", "training_share", "wait_share", "wait_s"),
-    *("teacher_distance", "gradient_norm", "peak_memory_gb", "tokens_per_s", "mfu"),
+    *("teacher_distance", "gradient_norm", "peak_memory_gb", "tokens_per_s", "mfu", "skipped_steps"),
     *("data_ms", "forward_ms", "backward_ms", "optimizer_ms", "other_ms"),
 )
 """Values of `progress.json` that MLflow gets beside the loss terms."""

@@ -1,7 +1,7 @@
 """The identity of a run: everything that determines its result.
 
-Its fingerprint names the run's folder. The number of workers, the interval of checkpoints and the MLflow
-store are not part of it, so they may change when a run resumes.
+Its fingerprint names the run's folder. The number of workers, the interval of checkpoints, the MLflow
+store and `nonfinite_steps` are not part of it, so they may change when a run resumes.
 """
 
 from __future__ import annotations

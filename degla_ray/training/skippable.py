@@ -1,8 +1,9 @@
 """Learning rate and counts of optimizer steps that may be skipped, kept on the device.
 
-fp16's scaler skips a step whose gradients are not finite, and only the device knows that. Asking would make
-the host wait for the device at every step. AdamW's own count of its steps is a tensor that a skipped step
-does not advance: the rate is looked up with it, and the host reads the counts once per log interval.
+fp16's scaler, and `nonfinite_steps: skip` in any precision, skip a step whose gradients are not finite, and
+only the device knows that. Asking would make the host wait for the device at every step. AdamW's own count of
+its steps is a tensor that a skipped step does not advance: the rate is looked up with it, and the host reads
+the counts once per log interval.
 """
 
 from __future__ import annotations
@@ -40,6 +41,15 @@ class SkippableSteps:
         lr = self._rates.index_select(0, self._steps).reshape(())
         set_learning_rate(self._state.optimizer, lr.float() if lr.is_cuda else lr)
         return lr
+
+    def skip_if_nonfinite(self) -> None:
+        """Make the optimizer skip its next step if the gradients are not finite, as fp16's scaler does.
+
+        The gradients' average over the workers is not finite on all of them if it is not on one.
+        """
+        gradients = [p.grad for p in self._state.student.parameters() if p.grad is not None]
+        finite = torch.nn.utils.get_total_norm(gradients).isfinite()
+        self._state.optimizer.found_inf = 1.0 - finite.float()  # type: ignore[attr-defined]
 
     def advance(self) -> Tensor:
         """Count the step just done; return 1 if the weights moved and 0 if it was skipped, an int64 scalar.

@@ -22,9 +22,9 @@ class TrainState:
         scaler: gradient scaler for fp16; disabled otherwise.
         objective_state: tensors that the objective carries to the next step.
         step: steps so far, i.e. batches consumed.
-        optimizer_steps: optimizer steps so far; fewer than `step` if the scaler skipped some. In fp16 this
-            and `skipped` are as of the latest log interval's end.
-        skipped: consecutive latest steps that the scaler skipped; not saved.
+        optimizer_steps: optimizer steps so far; fewer than `step` if some were skipped. If steps may be
+            skipped, this and `skipped` are as of the latest log interval's end.
+        skipped: consecutive latest steps that were skipped; not saved.
         trace: one line of JSON per step; a float's repr round-trips exactly.
     """
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from degla_ray.config import TrainConfig
 from degla_ray.loader.loader import LocalBatch
-from degla_ray.objectives import Features, losses, next_state
+from degla_ray.objectives import Features, ObjectiveState, losses, next_state
 from degla_ray.training.forward import Forward, Normalise
 from degla_ray.training.gradients import Losses, backward
 from degla_ray.training.optimizer import clamp_logit_scale, learning_rate, set_learning_rate
@@ -44,7 +44,7 @@ class TrainStep:
         self.forward = Forward(state.student, state.teacher, config.compute)
         self.normalise = Normalise(preprocess, self.forward.device)
         self.usage = UsageMeter(self.forward.device, state)
-        skippable = state.scaler.is_enabled()
+        skippable = state.scaler.is_enabled() or config.nonfinite_steps == "skip"
         self._skippable = SkippableSteps(state, config.optimizer, total_steps) if skippable else None
 
     def __call__(self, batch: LocalBatch, *, seed: int, begins_epoch: bool = False) -> StepTerms:
@@ -56,7 +56,8 @@ class TrainStep:
             begins_epoch: whether the objective starts without the previous step's state.
 
         Returns:
-            The objective's terms over this worker's rows and `logit_scale`, detached; `lr`, a tensor in fp16.
+            The objective's terms over this worker's rows and `logit_scale`, detached; `lr`, a tensor if
+            steps may be skipped.
         """
         state = self.state
         lr = self._set_learning_rate()
@@ -67,7 +68,7 @@ class TrainStep:
         micro_batches, mark = self.normalise(batch), self.usage.clock.mark
         self.usage.add(batch, micro_batches[0])
         found = backward(self.forward, self._objective, state.scaler, micro_batches, seed, mark)
-        state.objective_state = next_state(found.features, found.scale, self.config.objective)
+        self._carry(next_state(found.features, found.scale, self.config.objective))
         self._clip_gradients()
         moved = self._optimizer_step()
         clamp_logit_scale(state.student)
@@ -92,6 +93,16 @@ class TrainStep:
         carried = self.state.objective_state
         return losses(features, scale, self.config.objective, logit_bias=bias, state=carried)
 
+    def _carry(self, found: ObjectiveState) -> None:
+        """Keep the objective's state for the next step, but no value that would spread a loss not finite."""
+        before = self.state.objective_state
+        if self._skippable is not None:
+            found = {
+                name: torch.where(value.isfinite(), value, before.get(name, torch.zeros_like(value)))
+                for name, value in found.items()
+            }
+        self.state.objective_state = found
+
     def _clip_gradients(self) -> None:
         largest = self.config.optimizer.clip_grad_norm
         if largest is not None:
@@ -102,9 +113,11 @@ class TrainStep:
         """Apply the gradients and count the step.
 
         Returns:
-            None, or a scalar that is 0 if the scaler skipped the step because some gradients were not finite.
+            None, or a scalar that is 0 if the step was skipped because some gradients were not finite.
         """
         scaler, state = self.state.scaler, self.state
+        if self._skippable is not None and not scaler.is_enabled():
+            self._skippable.skip_if_nonfinite()
         scaler.step(state.optimizer)
         scaler.update()
         state.step += 1

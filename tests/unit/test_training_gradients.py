@@ -1,6 +1,8 @@
 """A training step: micro-batches, precision, a resume in between, and what a skipped step leaves."""
 
+import contextlib
 import copy
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import pytest
@@ -99,6 +101,7 @@ def step_of(
     device: torch.device = CPU,
     precision: Literal["fp32", "bf16", "fp16"] = "fp32",
     scaler: torch.amp.GradScaler | None = None,
+    nonfinite_steps: Literal["stop", "skip"] = "stop",
 ) -> TrainStep:
     config = TrainConfig(
         name="x",
@@ -109,6 +112,7 @@ def step_of(
         accumulation_steps=micro_batches,
         global_batch_size=B,
         compute=TrainComputeConfig(precision=precision),
+        nonfinite_steps=nonfinite_steps,
     )
     student = loaded.model.to(device).train()
     state = TrainState(
@@ -295,7 +299,7 @@ def by_asking(step: TrainStep, batch: LocalBatch, seed: int) -> tuple[float, boo
     return lr, skipped
 
 
-@pytest.mark.parametrize("batch_norm", [False, True])
+@pytest.mark.parametrize("batch_norm", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_steps_in_fp16_equal_those_that_ask_after_each_whether_it_was_skipped(tmp_path, batch_norm):
     """Rates, skipped steps and weights, bit for bit; the scale grows every two steps, until it overflows."""
     torch.manual_seed(0)
@@ -332,6 +336,38 @@ def test_steps_in_fp16_equal_those_that_ask_after_each_whether_it_was_skipped(tm
             assert torch.equal(value, other.state_dict()[name]), name
 
 
+@contextlib.contextmanager
+def without_a_finite_loss(step: TrainStep) -> Iterator[None]:
+    """Turn the student's image features into NaN."""
+    broken = step.state.student.visual.ln_pre.register_forward_hook(lambda *call: call[2] * torch.nan)
+    yield
+    broken.remove()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("objective", ["degla", "ceclip"])  # ceclip carries margins to the next step
+def test_run_that_skips_a_step_that_is_not_finite_equals_one_without_it(loaded, objective, precision):
+    skips, stops = (
+        step_of(model, objective, 1, lr=1e-3, precision=precision, nonfinite_steps=setting)
+        for model, setting in ((copy.deepcopy(loaded), "skip"), (loaded, "stop"))
+    )
+    batch = a_batch(loaded, 1)
+    for seed in range(4):
+        if seed in (1, 3):
+            with without_a_finite_loss(skips):
+                assert skips(batch, seed=seed)["loss"].isnan()
+            continue
+        found, expected = skips(batch, seed=seed), stops(batch, seed=seed)
+        assert {k: float(v) for k, v in found.items()} == {k: float(v) for k, v in expected.items()}
+    skips.settle()
+    assert (skips.state.step, skips.state.optimizer_steps, skips.state.skipped) == (4, 2, 1)
+    for state in ("student", "teacher"):
+        one, other = (getattr(step.state, state) for step in (skips, stops))
+        if one is not None:
+            for name, value in one.state_dict().items():
+                assert torch.equal(value, other.state_dict()[name]), name
+
+
 class _Questions(TorchDispatchMode):
     """Counts operations whose result the host waits for."""
 
@@ -344,10 +380,14 @@ class _Questions(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_step_asks_the_device_nothing_until_the_counts_are_settled(loaded, precision):
+@pytest.mark.parametrize(
+    ("precision", "nonfinite_steps"), [("fp32", "stop"), ("bf16", "stop"), ("bf16", "skip"), ("fp16", "stop")]
+)
+def test_step_asks_the_device_nothing_until_the_counts_are_settled(loaded, precision, nonfinite_steps):
     scaler = torch.amp.GradScaler("cpu", enabled=precision == "fp16")
-    step = step_of(loaded, "degla", 2, lr=1e-3, precision=precision, scaler=scaler)
+    step = step_of(
+        loaded, "degla", 2, lr=1e-3, precision=precision, scaler=scaler, nonfinite_steps=nonfinite_steps
+    )
     step(a_batch(loaded, 2), seed=0)
     batch = a_batch(loaded, 2)
     with _Questions() as questions:

@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -15,18 +16,21 @@ from torch import nn
 from degla_ray.config import DataConfig, ModelConfig, OptimizerConfig, TrainComputeConfig, TrainConfig
 from degla_ray.errors import SettingError
 from degla_ray.loader.order import BatchOrder
+from degla_ray.loader.samples import load_samples
 from degla_ray.storage import Storage
 from degla_ray.training import checkpoint, trace
 from degla_ray.training.hooks import Checkpoint, Log
 from degla_ray.training.interval import MAX_SKIPPED, LogInterval
 from degla_ray.training.job import PROGRESS, Job
 from degla_ray.training.loop import out_of_memory
+from degla_ray.training.nonfinite import FOLDER, NOTICES, NonfiniteSteps, sample_ids
 from degla_ray.training.optimizer import build_optimizer
 from degla_ray.training.sanity import Candidates
 from degla_ray.training.speed import Speed
 from degla_ray.training.state import TrainState
 from degla_ray.training.usage import Usage
 from degla_ray.training.workers import Workers
+from tests.training_inputs import write_inputs
 
 BLIND = math.log(16)
 WORKERS = Workers(rank=0, world_size=1, device=torch.device("cpu"))
@@ -51,6 +55,21 @@ def job_of(folder: Path, precision: Any = "fp32") -> Job:
         candidates=Candidates(images=16, texts=16.0),
         short_side=32,
     )
+
+
+def log_of(
+    folder: Path,
+    notices: list[str],
+    *,
+    warns_of_loss: bool,
+    precision: Any = "fp32",
+    nonfinite_steps: Any = "stop",
+    run: Storage | None = None,
+) -> Log:
+    job, run = job_of(folder, precision), run or Storage(str(folder))
+    job = dataclasses.replace(job, config=dataclasses.replace(job.config, nonfinite_steps=nonfinite_steps))
+    nonfinite = NonfiniteSteps(WORKERS, run, job, lambda step: [f"sample-{step}-{n}" for n in range(16)])
+    return Log(WORKERS, run, job, nonfinite, notices, warns_of_loss=warns_of_loss)
 
 
 def state_at(step: int) -> TrainState:
@@ -83,7 +102,7 @@ def interval_of(*losses: float, first: int = 1, report: bool = False) -> LogInte
 
 def test_log_writes_the_mean_of_the_interval_and_the_trace_of_all_steps(tmp_path: Path) -> None:
     run, state = Storage(str(tmp_path)), state_at(1)
-    log = Log(WORKERS, run, job_of(tmp_path), ["a notice"], warns_of_loss=True)
+    log = log_of(tmp_path, ["a notice"], warns_of_loss=True)
     log.after_step(state, interval_of(1.0))
     log.wait()
     assert trace.rows_after(run, 0) == []
@@ -114,7 +133,7 @@ class _Counting(Storage):
 
 def test_log_writes_a_bounded_part_of_the_trace_at_a_report_however_long_it_is(tmp_path: Path) -> None:
     run = _Counting(str(tmp_path))
-    log, state = Log(WORKERS, run, job_of(tmp_path), [], warns_of_loss=False), state_at(0)
+    log, state = log_of(tmp_path, [], warns_of_loss=False, run=run), state_at(0)
     largest = []
     for first in range(1, 5001, 50):
         before, state.step = run.written, first + 49
@@ -130,7 +149,7 @@ def test_log_writes_a_bounded_part_of_the_trace_at_a_report_however_long_it_is(t
 def test_log_of_a_resumed_run_writes_the_steps_that_a_killed_one_had_left_again(tmp_path: Path) -> None:
     run = Storage(str(tmp_path))
     for resumed_step, last in ((0, 1070), (990, 1200)):
-        log, state = Log(WORKERS, run, job_of(tmp_path), [], warns_of_loss=False), state_at(last)
+        log, state = log_of(tmp_path, [], warns_of_loss=False), state_at(last)
         state.trace = [json.dumps({"step": s, "loss": float(s)}) for s in range(1, resumed_step + 1)]
         rows = range(resumed_step + 1, last + 1)
         log.after_step(state, interval_of(*map(float, rows), first=rows[0], report=True))
@@ -152,23 +171,55 @@ def test_log_warns_of_the_first_loss_of_a_trained_model_only(
     tmp_path: Path, loss: float, first: int, trained: bool, warns: bool
 ) -> None:
     run = Storage(str(tmp_path))
-    log = Log(WORKERS, run, job_of(tmp_path), [], warns_of_loss=trained)
+    log = log_of(tmp_path, [], warns_of_loss=trained)
     log.after_step(state_at(first), interval_of(loss, first=first))
     log.wait()
     assert any("first loss" in notice for notice in run.read_json(PROGRESS)["notices"]) == warns
 
 
 def test_log_ends_the_run_at_a_loss_that_is_not_finite_and_names_its_step(tmp_path: Path) -> None:
-    log = Log(WORKERS, Storage(str(tmp_path)), job_of(tmp_path), [], warns_of_loss=False)
+    log = log_of(tmp_path, [], warns_of_loss=False)
     state = state_at(6)
-    with pytest.raises(SettingError, match=r"optimizer\.lr: found 0\.5; .* loss of step 6 is not finite"):
+    found = r"optimizer\.lr: found 0\.5; .* nonfinite_steps skip: the loss of step 6 is not finite \(.*nan\)"
+    with pytest.raises(
+        SettingError, match=found + r".* sample-6-0, sample-6-1, sample-6-2 … .*000000006\.json"
+    ):
         log.after_step(state, interval_of(1.0, math.nan, first=5))
     assert state.trace == []
+    written = Storage(str(tmp_path)).read_json(FOLDER, "step_000000006.json")
+    assert written["samples"] == [f"sample-6-{n}" for n in range(16)]
+
+
+def test_log_counts_steps_that_are_skipped_and_names_the_first_of_them(tmp_path: Path) -> None:
+    run, state = Storage(str(tmp_path)), state_at(40)
+    log = log_of(tmp_path, [], warns_of_loss=False, nonfinite_steps="skip")
+    state.optimizer_steps = 28
+    log.after_step(state, interval_of(*[1.0, math.nan] * (NOTICES + 2), first=17))
+    log.wait()
+    progress = run.read_json(PROGRESS)
+    assert progress["skipped_steps"] == 12
+    assert len(progress["notices"]) == NOTICES
+    assert progress["notices"][0].startswith("skipped: the loss of step 18 is not finite")
+    assert len(run.names(FOLDER)) == NOTICES + 2
+    state.skipped = MAX_SKIPPED
+    with pytest.raises(
+        SettingError, match=r"optimizer\.lr: found 0\.5; expected a lower one: the last 25 steps"
+    ):
+        log.after_step(state, interval_of(1.0, first=41))
+
+
+def test_sample_ids_are_those_that_the_workers_of_a_step_decode(tmp_path: Path) -> None:
+    folder = write_inputs(tmp_path, images=16)
+    data = DataConfig(prepared=str(folder / "prepared"), negatives=str(folder / "negatives"))
+    samples = load_samples(data, with_negatives=True)
+    order = BatchOrder(seed=0, num_rows=len(samples), batch_size=8)
+    rows = np.concatenate([order.batch(2, rank, 2).row_B for rank in range(2)])
+    assert sample_ids(samples, order, 3) == [samples.sample_id[int(row)].as_py() for row in rows]
 
 
 @pytest.mark.parametrize(("skipped", "ends"), [(MAX_SKIPPED - 1, False), (MAX_SKIPPED, True)])
 def test_log_fp16_may_skip_some_steps_but_not_many_in_a_row(tmp_path: Path, skipped: int, ends: bool) -> None:
-    log = Log(WORKERS, Storage(str(tmp_path)), job_of(tmp_path, "fp16"), [], warns_of_loss=False)
+    log = log_of(tmp_path, [], precision="fp16", warns_of_loss=False)
     state = state_at(40)
     state.skipped = skipped
     if not ends:

@@ -34,6 +34,7 @@ MOMENT: dict[str, Any] = {
     "gradient_norm": 2.5,
     "peak_memory_gb": None,
     "mfu": None,
+    "skipped_steps": 0,
     "eta_s": 3725.0,
 }
 
@@ -48,6 +49,8 @@ def test_describe_without_a_width_says_everything_loss_rate_and_time_left_first(
     assert "validation of step 100: composition 61.2%" in others
     assert "away" not in describe("run", MOMENT)
     assert "MFU 41%" in describe("run", MOMENT | {"mfu": 0.412})
+    assert "skipped" not in line
+    assert "3 steps skipped" in describe("run", MOMENT | {"skipped_steps": 3})
 
 
 @pytest.mark.parametrize("name", ["run", "a-run-with-a-rather-long-name-0123456789abcdef", "図形-実験"])

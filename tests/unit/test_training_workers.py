@@ -44,6 +44,38 @@ def worker(rank: int, workers: int, port: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
+def worker_that_skips(rank: int, workers: int, port: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=workers)
+    torch.manual_seed(0)
+    loaded = build(ModelConfig(name=f"{folder}/tiny.json"))
+    step, rows = step_of(loaded, "clip", 1, 1e-3, nonfinite_steps="skip"), a_batch(loaded, 1)
+    step(rows, seed=0)
+    if rank == 1:  # only its gradients, not its loss, as the sum of them overflows
+        loaded.model.logit_scale.register_hook(lambda gradient: gradient * torch.inf)
+    step(rows, seed=1)
+    step.settle()
+    found = {"counts": torch.tensor([step.state.optimizer_steps, step.state.skipped])}
+    torch.save(found | loaded.model.state_dict(), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow  # test_training_gradients has the same rule on one worker
+def test_step_that_is_not_finite_on_one_of_two_workers_is_skipped_on_both(tmp_path: Path) -> None:
+    folder = Path(write_config(tmp_path / "config")).parent
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    multiprocessing.set_forkserver_preload(["test_training_gradients", "torch._dynamo"])
+    mp.start_processes(
+        worker_that_skips, (2, port, str(folder)), nprocs=2, start_method="forkserver", join=True
+    )
+    one, other = (torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2))
+    assert one["counts"].tolist() == [1, 1]
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+    assert all(value.isfinite().all() for value in one.values())
+
+
 @pytest.mark.slow  # test_training_gradients has the same rule for micro-batches
 def test_step_of_a_tower_with_batch_norm_is_the_same_on_two_workers(tmp_path: Path) -> None:
     config = write_config(tmp_path / "config", vision=EFFICIENTNET)
