@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from degla_ray.config import AdaptConfig, OptimizerConfig
 from degla_ray.model.adapt import lr_multipliers
@@ -52,7 +52,7 @@ def learning_rate(config: OptimizerConfig, step: int, total_steps: int) -> float
     return 0.5 * config.lr * (1.0 + math.cos(math.pi * min(1.0, progress)))
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float | Tensor) -> None:
     """Set each group's learning rate to `lr` times the group's multiplier."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_multiplier"]
