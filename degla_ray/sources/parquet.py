@@ -33,14 +33,10 @@ from degla_ray.sources.listing import (
     reject_caption,
     to_rows,
 )
+from degla_ray.sources.parquet_columns import BYTES, EMBEDDED, all_without_bytes, check_columns, is_list
 from degla_ray.storage import ROW_GROUP_ROWS
 
-_BYTES = "bytes"  # field of Hugging Face's struct<bytes, path>
 _BUFFER_BYTES = 1 << 20
-_EMBEDDED = (
-    "the bytes of images: embed them (Hugging Face: datasets.table.embed_table_storage before to_parquet), "
-    "or give a column of paths and the folder they start from, parquet.images"
-)
 
 
 class _Row(NamedTuple):
@@ -110,10 +106,10 @@ class ParquetSource(Source):
         self._files, self._not_taken = find_files(config.files, "parquet.files", ".parquet")
         first = next(iter(self._files.values()))[0]
         with _open(first) as file:
-            self._embedded = _check_columns(config, file.schema_arrow, first)
-            if self._embedded and _all_without_bytes(file, config.image_column):
+            self._embedded = check_columns(config, file.schema_arrow, first)
+            if self._embedded and all_without_bytes(file, config.image_column):
                 found = f"{config.image_column}, whose images have no bytes in {first}"
-                raise SettingError("parquet.image_column", found, _EMBEDDED)
+                raise SettingError("parquet.image_column", found, EMBEDDED)
         if self._embedded and config.images is not None:
             found = f"the bytes of images in column {config.image_column!r}"
             raise SettingError("parquet.images", config.images, f"none: there are {found}")
@@ -194,7 +190,7 @@ class ParquetSource(Source):
         self._reader = reader
         path = None
         if isinstance(value, dict):
-            value, path = value[_BYTES], value.get("path")
+            value, path = value[BYTES], value.get("path")
         if value is None:
             found = f"only the path {path!r}, no bytes of an image," if path else "no image"
             raise FileNotFoundError(f"{found} in row {row} of row group {group} of {uri}")
@@ -212,7 +208,7 @@ class ParquetSource(Source):
             for cells in _batches(uri, int(number), self._config.image_column):
                 for cell in cells:
                     value = cell.as_py()
-                    yield (value[_BYTES] if isinstance(value, dict) else value) or b""
+                    yield (value[BYTES] if isinstance(value, dict) else value) or b""
         except (pa.ArrowException, OSError):
             return  # the rows behind are read alone, and their errors become their rejects
 
@@ -232,7 +228,7 @@ class ParquetSource(Source):
         ]
         columns = list(dict.fromkeys(name for name in wanted if name is not None))
         with _open(uri) as file:
-            if _check_columns(config, file.schema_arrow, uri) != self._embedded:
+            if check_columns(config, file.schema_arrow, uri) != self._embedded:
                 kinds = ("bytes", "paths") if self._embedded else ("paths", "bytes")
                 found = f"{kinds[1]} in column {config.image_column!r}"
                 raise DataError(uri, found, f"{kinds[0]}, as in the first file")
@@ -259,7 +255,7 @@ class ParquetSource(Source):
             columns = {name: _values(table[name]) for name in table.column_names}
             for row in range(rows):
                 captions = columns[config.caption_column][row]
-                if _is_list(table.schema.field(config.caption_column).type):
+                if is_list(table.schema.field(config.caption_column).type):
                     captions = captions or []
                 else:
                     captions = [captions]
@@ -390,69 +386,6 @@ def _require_bytes(uri: str, group: pq.RowGroupMetaData, columns: list[str]) -> 
                     file.read_at(chunk.total_compressed_size, start)
     except OSError as error:
         raise DataError(uri, _line(error), "a file that can be read") from error
-
-
-def _check_columns(config: ParquetConfig, schema: pa.Schema, uri: str) -> bool:
-    """Return whether images are stored as bytes; if False, they are stored as paths."""
-    image = _type_of(config.image_column, "image_column", schema, uri)
-    embedded = _is_binary(image) or (
-        pa.types.is_struct(image)
-        and image.get_field_index(_BYTES) >= 0
-        and _is_binary(image.field(_BYTES).type)
-    )
-    if pa.types.is_struct(image) and not embedded:
-        raise SettingError("parquet.image_column", f"{config.image_column}, {image}", _EMBEDDED)
-    if not embedded and not _is_text(image):
-        _wrong(config.image_column, "image_column", image, "binary, struct<bytes, path> or string", uri)
-    caption = _type_of(config.caption_column, "caption_column", schema, uri)
-    if not _is_text(caption) and not (_is_list(caption) and _is_text(caption.value_type)):
-        _wrong(config.caption_column, "caption_column", caption, "string or list of string", uri)
-    if config.image_id_column is not None:
-        image_id = _type_of(config.image_id_column, "image_id_column", schema, uri)
-        if not _is_text(image_id) and not pa.types.is_integer(image_id):
-            _wrong(config.image_id_column, "image_id_column", image_id, "string or integer", uri)
-    if config.split_column is not None:
-        split = _type_of(config.split_column, "split_column", schema, uri)
-        if not _is_text(split):
-            _wrong(config.split_column, "split_column", split, "string", uri)
-    return embedded
-
-
-def _all_without_bytes(file: pq.ParquetFile, column: str) -> bool:
-    """Return whether every image is null, according to the file's statistics."""
-    rows = nulls = 0
-    for number in range(file.num_row_groups):
-        group = file.metadata.row_group(number)
-        for chunk in map(group.column, range(group.num_columns)):
-            if chunk.path_in_schema in (column, f"{column}.{_BYTES}"):
-                known = chunk.statistics is not None and chunk.statistics.has_null_count
-                rows += chunk.num_values
-                nulls += chunk.statistics.null_count if known else 0
-    return 0 < rows == nulls
-
-
-def _type_of(column: str, setting: str, schema: pa.Schema, uri: str) -> pa.DataType:
-    if schema.names.count(column) != 1:
-        there = f"one of the columns {schema.names} of {uri}"
-        raise SettingError(f"parquet.{setting}", column, there)
-    found = schema.field(column).type
-    return found.value_type if pa.types.is_dictionary(found) else found
-
-
-def _wrong(column: str, setting: str, found: pa.DataType, expected: str, uri: str) -> None:
-    raise SettingError(f"parquet.{setting}", column, f"a column of type {expected}, not {found} ({uri})")
-
-
-def _is_binary(kind: pa.DataType) -> bool:
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-
-
-def _is_list(kind: pa.DataType) -> bool:
-    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
 
 
 def _values(column: pa.ChunkedArray) -> list[Any]:

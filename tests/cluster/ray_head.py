@@ -79,9 +79,16 @@ class Head:
         command = [*before, RAY, "start", "--block", f"--address={self.address}", f"--num-cpus={num_cpus}"]
         command += ["--node-ip-address=127.0.0.1", *_ports("--dashboard-agent-listen-port")]
         command += _ports("--metrics-export-port")
+        # One node at a time: of two that start at once on one machine, one may abort.
         process = subprocess.Popen(
-            command, env=self.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            command,
+            env=self.env | {"PYTHONUNBUFFERED": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
         )
+        assert process.stdout is not None
+        assert any("Ray runtime started" in line for line in process.stdout), "the node did not start"
         try:
             yield
         finally:
