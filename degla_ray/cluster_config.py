@@ -1,8 +1,9 @@
 """Check a cluster file without a cloud account: `python -m degla_ray.cluster_config cluster.yaml`.
 
-Checks Ray's schema, each node type's parameters of EC2's RunInstances (which Ray's schema leaves open), and
-this project's rules on access: nothing open to every address, and token authentication. It cannot check
-whether the account has these images, instance types and quotas. Takes 2 s and needs no network.
+Checks Ray's schema, each node type's parameters of EC2's RunInstances (which Ray's schema leaves open), this
+project's rules on access (nothing open to every address, token authentication, a role for every node), and
+what fails or stalls when a cluster first starts. It cannot check whether the account has these images,
+instance types and quotas. Takes 2 s and needs no network.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -18,6 +20,8 @@ from degla_ray.errors import DataError, DeglaError
 
 _WHOLE_WORLD = ("0.0.0.0", "::/0")
 _TOKEN_FILE = ".ray/auth_token"
+_ROLE = {"aws": "IamInstanceProfile", "gcp": "serviceAccounts"}
+_MOUNTED_BYTES = 50e6
 
 
 def check(path: str) -> None:
@@ -42,6 +46,9 @@ def check(path: str) -> None:
     if cluster["provider"]["type"] == "aws":
         _check_ec2(path, cluster)
     _check_access(path, cluster)
+    _check_roles(path, cluster)
+    _check_start(path, cluster)
+    _check_mounts(path, cluster)
 
 
 def _check_ray_schema(path: str, cluster: dict[str, Any]) -> None:
@@ -96,6 +103,43 @@ def _check_access(path: str, cluster: dict[str, Any]) -> None:
         raise DataError(path, "head_start_ray_commands: no `ray start`", "one with RAY_AUTH_MODE=token")
     if not any(target.endswith(_TOKEN_FILE) for target in cluster.get("file_mounts", {})):
         raise DataError(path, "file_mounts: no token file", f"one that ends in {_TOKEN_FILE}, for every node")
+
+
+def _check_roles(path: str, cluster: dict[str, Any]) -> None:
+    """Check that every node may use the storage: Ray itself gives a role to the head alone."""
+    role = _ROLE.get(cluster["provider"]["type"])
+    for name, node_type in cluster.get("available_node_types", {}).items() if role else ():
+        if not node_type.get("node_config", {}).get(role):
+            found = f"available_node_types.{name}.node_config: no {role}"
+            raise DataError(path, found, "one that may read and write the storage")
+
+
+def _check_start(path: str, cluster: dict[str, Any]) -> None:
+    """Check the commands of a node's start: none depends on who runs `ray up`, none meets apt's own lock."""
+    local = cluster["provider"]["type"] == "local"
+    pinned = "RAY_enable_autoscaler_v2=0" if local else "RAY_enable_autoscaler_v2="
+    start = next(each for each in cluster["head_start_ray_commands"] if "ray start" in each)
+    if pinned not in start:
+        why = "; with the newer one the last worker never starts" if local else ""
+        raise DataError(path, f"head_start_ray_commands: {start!r}", f"{pinned} before `ray start`{why}")
+    for where, text in _strings(cluster, ""):
+        if "apt-get" in text and text.count("apt-get") != text.count("DPkg::Lock::Timeout"):
+            expected = (
+                "`apt-get -o DPkg::Lock::Timeout=SECONDS`: a machine runs apt itself at its first start"
+            )
+            raise DataError(path, f"{where}: {text!r}", expected)
+
+
+def _check_mounts(path: str, cluster: dict[str, Any]) -> None:
+    """Check that mounts are small: `ray up` hashes them whole, whatever rsync_exclude says."""
+    for target, source in cluster.get("file_mounts", {}).items():
+        size = 0
+        for file in Path(source).expanduser().rglob("*"):
+            size += file.stat().st_size if file.is_file() else 0
+            if size > _MOUNTED_BYTES:
+                found = f"file_mounts.{target}: {source!r} holds more than {_MOUNTED_BYTES / 1e6:g} MB"
+                expected = "less; code comes with `ray job submit --working-dir`, packages with an image"
+                raise DataError(path, found, expected)
 
 
 def _strings(value: object, where: str) -> Iterator[tuple[str, str]]:

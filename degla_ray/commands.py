@@ -213,12 +213,12 @@ COMMANDS: dict[str, Command] = {
     "compare": Command(
         run=_compare,
         summary="Compare evaluations in one report: differences, intervals, plots, examples.",
-        first=("evaluations", "output", "suite"),
+        first=("evaluations", "output", "suite", "published.data", "compute.use_gpu"),
     ),
     "interpolate": Command(
         run=_interpolate,
         summary="Evaluate models on the line between two (WiSE-FT).",
-        first=("first", "second", "suite", "alphas", "output"),
+        first=("first", "second", "suite", "published.data", "alphas", "output"),
     ),
     "export": Command(
         run=_export,
@@ -228,7 +228,10 @@ COMMANDS: dict[str, Command] = {
     "tune": Command(
         run=_tune,
         summary="Sweep settings with Ray Tune; each trial is a training run.",
-        first=("space", "suite", "num_trials", "max_concurrent_trials", "train.name", "train.data.prepared"),
+        first=(
+            *("space", "suite", "published.data", "num_trials", "max_concurrent_trials", "train.name"),
+            "train.data.prepared",
+        ),
     ),
     "chain": Command(
         run=_chain,

@@ -56,8 +56,8 @@ def one_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if any(line.startswith(_TRACEBACK) for line in lines):
         ours = [line.partition(_OURS)[2] for line in lines if _OURS in line]
-        return ours[-1].partition(": ")[2] if ours else lines[-1]
-    text = " ".join(" ".join(lines).split())
+        return masked(ours[-1].partition(": ")[2] if ours else lines[-1])
+    text = masked(" ".join(" ".join(lines).split()))
     if isinstance(error, DeglaError):
         return text
     return f"{type(error).__name__}: {text[:_SHOWN]}" if text else type(error).__name__

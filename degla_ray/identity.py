@@ -11,14 +11,14 @@ from enum import Enum
 from pathlib import PurePath
 from typing import Any
 
-from degla_ray.masking import masked
+from degla_ray.masking import MASK, is_secret, masked
 
 
 def canonical(value: Any) -> Any:
     """Return `value` as JSON types in a canonical form, for hashing.
 
-    Equal numbers have one form (1.0 becomes 1), so equal configs have equal canonical forms. Secrets in URIs
-    are masked: they do not affect results, and canonical forms are written to files.
+    Equal numbers have one form (1.0 becomes 1), so equal configs have equal canonical forms. Secrets are
+    masked: they do not affect results, and canonical forms are written to files.
 
     Raises:
         TypeError: the value has no canonical form (an object, a function, NaN).
@@ -30,7 +30,10 @@ def canonical(value: Any) -> Any:
     if isinstance(value, Mapping):
         if not all(isinstance(k, str) for k in value):
             raise TypeError(f"keys {list(value)!r} are not all text")
-        return {str(k): canonical(value[k]) for k in sorted(value, key=str)}
+        return {
+            k: MASK if is_secret(k) and isinstance(value[k], str) else canonical(value[k])
+            for k in sorted(value)
+        }
     if isinstance(value, list | tuple):
         return [canonical(v) for v in value]
     if isinstance(value, PurePath):

@@ -125,7 +125,7 @@ def _compare(beside: str, *evaluations: str) -> list[str]:
 
 def _start_of(model: str) -> ModelConfig | None:
     """Return the model that an exported student was trained from; None if it is no run's export."""
-    from degla_ray.training.trainer import CONFIG  # imports Ray, which `prepare` may not need
+    from degla_ray.training.job import CONFIG  # imports Ray, which `prepare` may not need
 
     folder, _, name = model.rstrip("/").rpartition("/")
     if name != EXPORT_STUDENT or not Storage(folder).exists(CONFIG):

@@ -2,8 +2,8 @@
 
 Every job calls `start` before it uses Ray. Which of the two happens is the only difference between a laptop
 and a cluster. A locally started Ray has a private temporary folder (a file left by a dead
-cluster in the shared one breaks later ones), a token made for this process (Ray listens on every network
-interface), and no dashboard: it starts in 3 s, and progress is on the console and in MLflow.
+cluster in the shared one breaks later ones), a token made for this process, and no dashboard: it starts in
+3 s, and progress is on the console and in MLflow. It listens on loopback only; docs/security.md lists what.
 
 This is the one file that reads and sets Ray's environment variables.
 """
@@ -17,6 +17,7 @@ import logging
 import os
 import secrets
 import shutil
+import socket
 import tempfile
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -49,9 +50,13 @@ _PROCESS_ENV = {
     # Ray 2.60 warns once a worker about how it will treat CUDA_VISIBLE_DEVICES; "0" is its new behaviour.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     # Lines from workers that alarm without cause: Train's cleaner asks a State API that only runs with the
-    # dashboard, and its preemption watcher is started with an argument that Ray's own core complains of.
-    "RAY_DEDUP_LOGS_SKIP_REGEX": "State API may be temporarily unavailable|'PreemptionWatcher' and ID",
+    # dashboard, and its preemption watcher is started with an argument that Ray's own core complains of. What
+    # the watcher and the core say of a lost node, training/recovery.py says in one line.
+    "RAY_DEDUP_LOGS_SKIP_REGEX": "State API may be temporarily unavailable|'PreemptionWatcher' and ID"
+    "|PreemptionWatcher: preemption detected|Failed to remove .* bundle.* for placement group",
 }
+
+LOOPBACK = "127.0.0.1"
 
 _PREFIX, _LOCK = "degla-", "owner.lock"
 
@@ -106,51 +111,15 @@ def is_local() -> bool:
     return _temp_dir is not None
 
 
-def require_cpus(setting: str, value: float, *, each: float, count: int = 1) -> None:
-    """Require that the cluster has CPUs for `count` actors or tasks at once.
+def loopback_folder() -> Path | None:
+    """Return the session folder of a Ray whose nodes are all on this machine; None for any other.
 
-    Args:
-        setting: name of the setting that asks for them.
-        value: its value.
-        each: CPUs of one actor or task.
-        count: how many run at once.
-
-    Raises:
-        SettingError: the cluster has fewer CPUs; says what it has room for.
+    Also right inside a worker, such as a sweep's trial.
     """
     import ray
 
-    present = ray.cluster_resources().get("CPU", 0.0)
-    if count * each <= present:
-        return
-    expected = f"at most the cluster's {present:g} CPUs"
-    if count > 1:
-        expected = f"at most {int(present / each)}: each takes {each:g} of the cluster's {present:g} CPUs"
-    raise SettingError(setting, value, expected)
-
-
-def require_gpus(setting: str, count: int) -> None:
-    """Require a GPU for each of `count` workers; a cluster that may grow only gets a line on the console.
-
-    Args:
-        setting: name of the setting that asks for them.
-        count: its value.
-
-    Raises:
-        SettingError: the local Ray has fewer GPUs and cannot grow.
-    """
-    import ray
-
-    present = ray.cluster_resources().get("GPU", 0.0)
-    if count <= present:
-        return
-    found: object = count
-    expected = f"at most {present:g}, one for each GPU"
-    if present == 0:
-        setting, found, expected = "compute.use_gpu", True, "a cluster with a GPU, or false"
-    if is_local():
-        raise SettingError(setting, found, expected)
-    print(f"{setting} is {found}: waits until the cluster grows; otherwise expected {expected}")
+    node: Any = ray._private.worker._global_node
+    return Path(node.get_session_dir_path()) if node.node_ip_address == LOOPBACK else None
 
 
 def stop() -> None:
@@ -221,11 +190,14 @@ def _start_local(config: RayConfig, include_dashboard: bool) -> None:
     # Ray opens the folder that it is given to everybody (0777); the one around it stays its owner's (0700).
     inside = _temp_dir / "ray"
     # Handed down by inheritance: a runtime_env would cost every kind of worker a start of its own.
-    changed = WORKER_ENV | {"PYTHONPATH": _python_path()}
+    changed = WORKER_ENV | _loopback_env() | {"PYTHONPATH": _python_path()}
     before = {name: os.environ.get(name) for name in changed}
     os.environ.update(changed)
     atexit.register(stop)  # also where the start fails half-way
+    constants, clusters = ray._private.ray_constants, ray._private.ray_constants.ENABLE_RAY_CLUSTER
     try:
+        # As Ray does on macOS and Windows: the node's address is 127.0.0.1, and its processes listen there.
+        constants.ENABLE_RAY_CLUSTER = False
         ray.init(
             address="local",
             num_cpus=config.num_cpus or max(MIN_LOCAL_CPUS, os.cpu_count() or 1),
@@ -240,11 +212,18 @@ def _start_local(config: RayConfig, include_dashboard: bool) -> None:
             f"(run it again, or join a running Ray with --ray.address)"
         ) from error
     finally:
+        constants.ENABLE_RAY_CLUSTER = clusters
         for name, value in before.items():
             if value is None:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+def _loopback_env() -> dict[str, str]:
+    """Return the variables that keep the workers' collectives on loopback."""
+    names = [name for _, name in socket.if_nameindex() if name in ("lo", "lo0")]
+    return {variable: name for name in names for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")}
 
 
 def remove_abandoned(parent: Path) -> None:

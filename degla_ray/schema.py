@@ -160,3 +160,14 @@ CLASS_ITEMS = pa.schema(  # label: index into `classes` of the benchmark's JSON 
     [("benchmark", pa.string()), ("item_id", pa.string()), ("image_id", pa.string()), ("label", pa.int32())]
 )
 SCENE_GRAPHS = pa.schema([("image_id", pa.string()), ("graph", pa.string())])  # JSON of a scene graph
+
+
+def with_large_text(schema: pa.Schema) -> pa.Schema:
+    """Return a schema with 64-bit offsets for text and lists, which in memory may exceed 2 GiB."""
+    return pa.schema([(field.name, _large(field.type)) for field in schema])
+
+
+def _large(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_list(kind):
+        return pa.large_list(_large(kind.value_type))
+    return pa.large_string() if pa.types.is_string(kind) else kind

@@ -11,24 +11,32 @@ from __future__ import annotations
 
 import hashlib
 import posixpath
+import socket
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pyarrow as pa
 
-from degla_ray.errors import DataError, FingerprintMismatch
+from degla_ray.errors import DataError, FingerprintMismatch, SettingError
 from degla_ray.identity import canonical, fingerprint, flatten
 from degla_ray.storage import Storage
 
 MANIFEST = "manifest.json"
 
 
+MIN_SHARDS = 8
+"""Shards of a small folder: one for each of the CPUs that a local Ray has at least."""
 _ABSENT = "(absent)"
 
 
 def shard_of(key: str, num_shards: int) -> int:
     """Return the shard of an id in [0, num_shards), by a stable hash."""
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big") % num_shards
+
+
+def derived_shards(rows: int, rows_per_shard: int) -> int:
+    """Return the number of shards of a folder whose setting `num_shards` is null."""
+    return max(MIN_SHARDS, -(-rows // rows_per_shard))
 
 
 def part_name(shard: int, num_shards: int) -> str:
@@ -54,15 +62,18 @@ class StageFolder:
         uri: the folder.
         stage: `prepare`, `negatives`, `evaluate` ...
         identity: everything that determines the output (settings, input fingerprint, versions).
-        num_shards: number of shards, fixed for the life of the folder.
+        num_shards: number of shards, fixed for the life of the folder; None takes that of a folder which
+            exists.
 
     Raises:
         FingerprintMismatch: the folder was created with another identity; names the fields.
         DataError: the folder belongs to another stage.
     """
 
-    def __init__(self, uri: str, stage: str, identity: Mapping[str, Any], num_shards: int) -> None:
+    def __init__(self, uri: str, stage: str, identity: Mapping[str, Any], num_shards: int | None) -> None:
         self.storage = Storage(uri)
+        if num_shards is None:
+            num_shards = int(_read_manifest(self.storage)["made_from"]["num_shards"])
         self.num_shards = num_shards
         wanted = canonical({"stage": stage, "num_shards": num_shards, "identity": identity})
         if self.storage.exists(MANIFEST):
@@ -89,6 +100,16 @@ class StageFolder:
     @property
     def complete(self) -> bool:
         return bool(self.manifest["complete"])
+
+    def require_seen(self) -> None:
+        """Require that this process sees the folder as its driver wrote it; called by each worker.
+
+        Raises:
+            SettingError: the folder is on a disk of the driver's node.
+        """
+        if not self.storage.exists(MANIFEST):
+            expected = f"a folder that every node sees; node {socket.gethostname()} does not see it"
+            raise SettingError("output", self.storage.uri, expected)
 
     def pending(self) -> list[int]:
         """Return the shards without a receipt, ascending; a receipt follows all parts of its shard."""

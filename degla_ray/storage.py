@@ -19,7 +19,9 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from degla_ray.errors import DataError
-from degla_ray.masking import masked
+from degla_ray.masking import masked_values
+from degla_ray.pixel_limit import check_file_bytes
+from degla_ray.schema import with_large_text
 
 _PART = re.compile(r"part-\d{5}-of-(\d{5})\.parquet")
 
@@ -123,17 +125,34 @@ class Storage:
         with self._fs.open_input_stream(self.path(*parts)) as source, local.open("wb") as target:
             shutil.copyfileobj(source, target, _COPY_BYTES)
 
+    def read_image(self, *parts: str) -> bytes:
+        """Return the bytes of an image file.
+
+        Raises:
+            OSError: no plain file (a device never ends, a pipe never begins), or too large to be an image.
+        """
+        path = self.path(*parts)
+        if self.is_local and os.path.exists(path) and not os.path.isfile(path):
+            raise OSError(f"no plain file: {path}")
+        with self._fs.open_input_file(path) as file:
+            check_file_bytes(file.size())
+            return bytes(file.read())
+
     def write_bytes(self, data: bytes, *parts: str) -> None:
         """Write a file atomically: readers see the old file or the whole new one, also after a power cut."""
+        self.write_chunks([data], *parts)
+
+    def write_chunks(self, chunks: Iterable[bytes], *parts: str) -> None:
+        """Write a file as `write_bytes` does, from pieces that arrive one by one."""
         target = self.path(*parts)
         if self._puts_are_atomic:
             with self._fs.open_output_stream(target) as stream:
-                stream.write(data)
+                stream.writelines(chunks)
             return
         self._fs.create_dir(target.rsplit("/", 1)[0], recursive=True)
         temporary = f"{target}.tmp-{uuid.uuid4().hex}"
         with self._fs.open_output_stream(temporary) as stream:
-            stream.write(data)
+            stream.writelines(chunks)
         self._replace(temporary, target)
 
     @property
@@ -154,8 +173,9 @@ class Storage:
             raise DataError(self.path(*parts), f"broken JSON ({error})", "a JSON file") from error
 
     def write_json(self, value: Any, *parts: str) -> None:
-        """Write a JSON file with secrets in URIs masked."""
-        self.write_bytes(masked(json.dumps(value, indent=2, sort_keys=True)).encode(), *parts)
+        """Write a JSON file with secrets masked."""
+        text = json.dumps(masked_values(value), indent=2, sort_keys=True)
+        self.write_bytes(text.encode(), *parts)
 
     def write_table(self, table: pa.Table, *parts: str, row_group_rows: int | None = None) -> None:
         """Write one Parquet file atomically, and verify its row count by reading it back."""
@@ -235,10 +255,13 @@ class Storage:
     def read_dataset(self, name: str, schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
         """Return all parts of dataset `name` as one table, in shard order.
 
+        Text is `large_string`: a sorted or selected `string` column ends at 2 GiB, which is 43 M short
+        captions, or 4 M with ten negatives each.
+
         Raises:
             DataError: the dataset has no parts, a part is missing, or a part lacks a column of `schema`.
         """
-        wanted = pa.schema([schema.field(c) for c in columns]) if columns else schema
+        wanted = with_large_text(pa.schema([schema.field(c) for c in columns]) if columns else schema)
         parts = [p for p in self.names(name) if p.endswith(".parquet")]
         if not parts:
             raise DataError(self.path(name), "no Parquet parts", f"a dataset with columns {wanted.names}")

@@ -20,11 +20,12 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 from degla_ray.config import TrackingConfig
 from degla_ray.errors import DataError, SettingError
 from degla_ray.identity import canonical, flatten
-from degla_ray.masking import masked
+from degla_ray.masking import masked, masked_values
 from degla_ray.storage import Storage
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ NAME_LENGTH = 250
 
 def resolved(config: TrackingConfig) -> TrackingConfig:
     """Return the config with an absolute SQLite path, for a process with another working directory."""
-    path = _sqlite_path(config.uri)
+    path = sqlite_path(config.uri)
     return config if path is None else dataclasses.replace(config, uri=f"sqlite:///{path}")
 
 
@@ -230,7 +231,7 @@ def log_table(
     if run_id is None:
         return
     rows = [list(row) for row in zip(*columns.values(), strict=True)]
-    content = json.dumps({"columns": list(columns), "data": rows})
+    content = json.dumps(masked_values({"columns": list(columns), "data": rows}))
     _client(config).log_text(run_id, content, f"{name}.json")
     known = json.loads(run_tags(config, run_id).get(TABLES_TAG, "[]"))
     entry = {"path": f"{name}.json", "type": "table"}
@@ -280,11 +281,11 @@ def _client(config: TrackingConfig) -> MlflowClient:
 
     for noisy in ("mlflow", "alembic"):  # a new sqlite store logs a line for each of its ~60 migrations
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    path = _sqlite_path(config.uri)
+    path = sqlite_path(config.uri)
     try:
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
-        return MlflowClient(tracking_uri=resolved(config).uri)
+        return MlflowClient(tracking_uri=_without_password(resolved(config).uri))
     except (OSError, MlflowException) as error:
         first_line = str(error).strip().splitlines()[0]
         raise SettingError(
@@ -292,12 +293,25 @@ def _client(config: TrackingConfig) -> MlflowClient:
         ) from error
 
 
+def _without_password(uri: str) -> str:
+    """Return a server's address without user and password, which MLflow then takes from the environment.
+
+    MLflow repeats the address in its errors, which a Ray worker logs.
+    """
+    parts = urlsplit(uri)
+    if parts.scheme not in ("http", "https") or parts.username is None:
+        return uri
+    os.environ["MLFLOW_TRACKING_USERNAME"] = unquote(parts.username)
+    os.environ["MLFLOW_TRACKING_PASSWORD"] = unquote(parts.password or "")
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+
+
 def _experiment(client: MlflowClient, config: TrackingConfig) -> str:
     from mlflow.exceptions import MlflowException
 
     found = client.get_experiment_by_name(config.experiment)
     if found is None:
-        path = _sqlite_path(config.uri)
+        path = sqlite_path(config.uri)
         location = None if path is None else (path.parent / "mlartifacts").as_uri()
         try:
             return str(client.create_experiment(config.experiment, artifact_location=location))
@@ -332,7 +346,7 @@ def _cut(value: object, length: int) -> str:
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
-def _sqlite_path(uri: str) -> Path | None:
+def sqlite_path(uri: str) -> Path | None:
     """Return the absolute file path of a SQLite URI; None for any other store."""
     return (
         Path(uri.removeprefix("sqlite:///")).expanduser().absolute() if uri.startswith("sqlite:///") else None

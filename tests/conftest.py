@@ -14,6 +14,7 @@ import sys
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,6 +34,14 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data at {folder} (set DEGLA_DATA to a folder that holds flickr8k/)")
     return folder
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> Any:
+    """The torch device of a test that runs the same lines on a CPU and on a GPU."""
+    import torch
+
+    return torch.device(request.param)
 
 
 @pytest.fixture

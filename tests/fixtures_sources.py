@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import hashlib
 import io
 import json
@@ -201,8 +202,9 @@ def write_negclip(folder: Path, rows: list[list[str]], images: list[int]) -> Neg
 
 
 def list_balanced(source: Source, limit: int | None = None) -> Listing:
-    """The listing, after checking that no row went missing in it."""
+    """The listing, its records as a list, after checking that no row went missing in it."""
     listing = list_rows(source, limit)
+    listing = dataclasses.replace(listing, records=list(listing.records))  # type: ignore[arg-type]
     images, captions = (sum(r.unit is u for r in listing.rejects) for u in (Unit.IMAGE, Unit.CAPTION))
     assert listing.images_in == len(listing.records) + images
     assert listing.captions_in == sum(len(r.captions) for r in listing.records) + captions

@@ -13,9 +13,10 @@ from degla_ray.config.evaluation import (
     ExportConfig,
     FetchConfig,
     InterpolateConfig,
-    PublishedConfig,
+    evaluation_of,
 )
 from degla_ray.config.negatives import GenerationConfig, NegativesConfig, OpenAIConfig, VLLMConfig
+from degla_ray.config.scoring import PublishedConfig, ScoringConfig
 from degla_ray.config.shared import ComputeConfig, RayConfig, TrackingConfig
 from degla_ray.config.sources import (
     CocoConfig,
@@ -38,6 +39,7 @@ from degla_ray.config.training import (
     NeighboursConfig,
     ObjectiveConfig,
     OptimizerConfig,
+    ProfileConfig,
     TeacherConfig,
     TrainComputeConfig,
     TrainConfig,
@@ -92,9 +94,11 @@ __all__ = [
     "ParquetConfig",
     "PrepareConfig",
     "PretrainScenesConfig",
+    "ProfileConfig",
     "PublishedConfig",
     "RayConfig",
     "ScenesConfig",
+    "ScoringConfig",
     "TeacherConfig",
     "TrackingConfig",
     "TrainComputeConfig",
@@ -103,4 +107,5 @@ __all__ = [
     "VLLMConfig",
     "ValidationSettings",
     "WebdatasetConfig",
+    "evaluation_of",
 ]

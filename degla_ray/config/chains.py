@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from degla_ray.config.evaluation import EvaluateConfig
 from degla_ray.config.negatives import NegativesConfig
+from degla_ray.config.scoring import ScoringConfig
 from degla_ray.config.sections import complete, without
 from degla_ray.config.shared import RayConfig, TrackingConfig, require
 from degla_ray.config.sources import PrepareConfig, ScenesConfig
@@ -16,15 +17,14 @@ BASE = "base"
 
 
 @dataclass(frozen=True, kw_only=True)
-class TuneConfig:
+class TuneConfig(ScoringConfig):
     """Job `tune`: a Ray Tune sweep whose trials are Ray Train runs."""
 
     train: TrainConfig
     """Settings shared by all trials; the sweep itself uses `name`, `output`, `tracking` and `ray` too."""
-    suite: str
-    """Folder of test sets to evaluate every trial on."""
     space: str = "tune_spaces/loss_weights.py"
-    """Python file that defines `space() -> dict`: dotted train settings -> Ray Tune domains."""
+    """Python file that defines `space() -> dict`: dotted train settings -> Ray Tune domains. The file is
+    code and is run, unlike every other setting's file: use one that you have read."""
     num_trials: int = 4
     """Number of trials; if the space contains a grid, trials per grid point."""
     max_concurrent_trials: int = 1
@@ -32,11 +32,13 @@ class TuneConfig:
     seed: int = 0
     """Seed of the draws from the space; equal seeds draw equal trials."""
     max_zero_shot_loss: float = 0.02
-    """Zero-shot accuracy (0 to 1) that the best trial may lose relative to its starting model."""
-    evaluation_actors: int = 1
+    """Zero-shot accuracy (0 to 1) that the best trial may lose relative to its starting model; without effect
+    if no test set measures it."""
+    num_actors: int = 1
     """Ray Data actors per trial that encode the test sets."""
 
     def __post_init__(self) -> None:
+        self.require_scoring()
         require(self.num_trials >= 1, "num_trials", self.num_trials, "at least 1")
         require(
             self.max_concurrent_trials >= 1, "max_concurrent_trials", self.max_concurrent_trials, "at least 1"

@@ -27,6 +27,8 @@ class VLLMConfig:
     """Local model folder (the same path on every node) or a model name on the Hugging Face hub."""
     python: str | None = None
     """Python interpreter with vLLM installed, e.g. .venv-vllm/bin/python; null uses the job's interpreter."""
+    device: Literal["auto", "cuda", "cpu"] = "auto"
+    """`auto`: GPUs if the cluster has some or can start nodes with some, else CPUs."""
     min_actors: int = 1
     """Minimum number of engines."""
     max_actors: int = 1
@@ -179,8 +181,9 @@ class NegativesConfig:
     """Maximum number of distinct negatives per caption and kind."""
     seed: int = 0
     """Random seed; together with the caption it determines the engine's choices."""
-    num_shards: int = 8
-    """Number of output shards."""
+    num_shards: int | None = None
+    """Number of output shards; a language model's driver holds one of them, 20 kB a caption. null: one per
+    20,000 captions, at least 8."""
     vllm: VLLMConfig = field(default_factory=VLLMConfig)
     openai: OpenAIConfig = field(default_factory=OpenAIConfig)
     generation: GenerationConfig = field(default_factory=GenerationConfig)

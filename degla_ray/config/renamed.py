@@ -7,6 +7,7 @@ RENAMED = {
     "precision": "compute.precision",
     "cpus_per_worker": "compute.cpus",
     "cpus_per_actor": "compute.cpus",
+    "evaluation_actors": "num_actors",
 }
 """Old dotted name -> new one, in any job and any section that has the new one and not the old."""
 

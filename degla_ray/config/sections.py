@@ -30,7 +30,11 @@ def without(stage: type, *settings: str) -> Callable[[type[T]], type[T]]:
 
 
 def _derived(stage: type, settings: Iterable[str], name: str, module: str, summary: str) -> type[Any]:
-    helps = {each.arg_name: each.description or "" for each in parse_from_object(stage).params}
+    helps = {
+        each.arg_name: each.description or ""
+        for owner in reversed(stage.__mro__[:-1])  # inherited fields have their docstrings in its bases
+        for each in parse_from_object(owner).params
+    }
     hints = typing.get_type_hints(stage)
     left_out: dict[str, list[str]] = {setting.partition(".")[0]: [] for setting in settings}
     for setting in settings:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from degla_ray.errors import SettingError
 
@@ -21,6 +22,12 @@ class RayConfig:
     """Address of a running cluster; null: join the cluster of the submitted job, else start Ray locally."""
     num_cpus: int | None = None
     """Logical CPUs of a locally started Ray; null: those of the machine, but at least 8."""
+    wait_minutes: float = 30.0
+    """Minutes to wait for nodes that a job needs and its cluster lacks, also after a node was lost. A locally
+    started Ray, which cannot grow, refuses at once."""
+
+    def __post_init__(self) -> None:
+        require(self.wait_minutes >= 0, "ray.wait_minutes", self.wait_minutes, "at least 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +50,9 @@ class ComputeConfig:
     """Use one GPU per worker or actor instead of CPUs."""
     cpus: float = 1.0
     """Logical CPUs reserved for each worker or actor, beside a GPU too."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Autocast dtype of the towers; `auto`: bf16 on GPUs that have it, otherwise fp32. A GPU multiplies fp32
+    in TF32."""
 
     def __post_init__(self) -> None:
         require(self.cpus > 0, "compute.cpus", self.cpus, "more than 0")

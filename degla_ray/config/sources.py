@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from degla_ray.config.shared import RayConfig, require
+from degla_ray.pixel_limit import MAX_PIXELS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,8 +183,9 @@ class PrepareConfig:
     webdataset: WebdatasetConfig = field(default_factory=WebdatasetConfig)
     degla_json: DeglaJsonConfig = field(default_factory=DeglaJsonConfig)
     negclip_tsv: NegclipTsvConfig = field(default_factory=NegclipTsvConfig)
-    num_shards: int = 8
-    """Number of output shards; a resumed run redoes only unfinished shards."""
+    num_shards: int | None = None
+    """Number of output shards; a resumed run redoes only unfinished shards. null: one per 10,000 images, at
+    least 8."""
     short_side: int | None = None
     """Scale larger images down to this short side in pixels and re-encode them; null keeps their size."""
     max_image_pixels: int = 89_478_485
@@ -201,7 +203,12 @@ class PrepareConfig:
     ray: RayConfig = field(default_factory=RayConfig)
 
     def __post_init__(self) -> None:
-        require(self.num_shards >= 1, "num_shards", self.num_shards, "at least 1")
+        require(
+            self.num_shards is None or self.num_shards >= 1,
+            "num_shards",
+            self.num_shards,
+            "at least 1, or null",
+        )
         require(0 <= self.max_reject_fraction <= 1, "max_reject_fraction", self.max_reject_fraction, "0 to 1")
         require(
             self.val_fraction is None or 0 < self.val_fraction < 1,
@@ -216,7 +223,12 @@ class PrepareConfig:
             self.short_side,
             "at least 1 pixel, or null",
         )
-        require(self.max_image_pixels >= 1, "max_image_pixels", self.max_image_pixels, "at least 1")
+        require(
+            1 <= self.max_image_pixels <= MAX_PIXELS,
+            "max_image_pixels",
+            self.max_image_pixels,
+            f"1 to {MAX_PIXELS}",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Literal, get_args, get_type_hints
 
+from degla_ray.config.scoring import ScoringConfig
 from degla_ray.config.shared import ComputeConfig, RayConfig, TrackingConfig, require
 
 
@@ -211,23 +213,13 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ValidationSettings:
+class ValidationSettings(ScoringConfig):
     """Evaluation during training, in tasks beside the workers; it does not affect the training result."""
 
     every_steps: int | None = None
     """Save a checkpoint and evaluate it every N steps; null: never."""
-    suite: str | None = None
-    """Folder of test sets; `prepare --source scenes` writes one at OUTPUT/tests."""
-    prepared: str | None = None
-    """Folder that `prepare` wrote: adds retrieval over the images and captions of `split`."""
-    negatives: str | None = None
-    """Folder that `negatives` wrote for `prepared`: adds each caption against its own negatives."""
-    split: str = "val"
-    """Split of `prepared` to evaluate on."""
-    benchmarks: list[str] = field(default_factory=lambda: ["all"])
-    """Benchmarks to run; `[all]` runs every benchmark whose files are present."""
     num_actors: int = 1
-    """Ray Data actors that encode, with one logical CPU each."""
+    """Ray Data actors that encode images and texts."""
     timeout_minutes: float = 60.0
     """Time limit of an evaluation in minutes, waiting for CPUs included; training continues after it."""
 
@@ -238,20 +230,7 @@ class ValidationSettings:
             self.every_steps,
             "at least 1, or null",
         )
-        require(
-            self.every_steps is None or self.suite is not None or self.prepared is not None,
-            "validation.suite",
-            None,
-            "a folder of test sets, or `validation.prepared`: there is nothing to evaluate on",
-        )
-        require(
-            self.negatives is None or self.prepared is not None,
-            "validation.prepared",
-            None,
-            "the folder that `validation.negatives` was made from",
-        )
-        require(bool(self.benchmarks), "validation.benchmarks", self.benchmarks, "at least one, or [all]")
-        require(self.num_actors >= 1, "validation.num_actors", self.num_actors, "at least 1")
+        self.require_scoring("validation.", needed=self.every_steps is not None)
         require(self.timeout_minutes > 0, "validation.timeout_minutes", self.timeout_minutes, "more than 0")
 
     def due(self, step: int) -> bool:
@@ -261,14 +240,35 @@ class ValidationSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainComputeConfig(ComputeConfig):
-    """Hardware of a Ray Train worker, and the precision that it computes in."""
+    """Hardware of a Ray Train worker."""
 
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Autocast dtype; losses are always computed in fp32."""
     activation_checkpointing: bool = False
     """Recompute each block in the backward pass: less memory, about a third more time, the same gradients."""
+    compile: bool = False
+    """Compile the towers' blocks with torch.compile: fewer kernels, after a minute or more at each start."""
     gradient_compression: Literal["none", "bf16"] = "none"
     """Type in which workers exchange gradients; `bf16` halves the traffic and rounds every gradient."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProfileConfig:
+    """A torch profiler trace, written into the run's folder; it does not affect the training result."""
+
+    steps: str | None = None
+    """First and last step to profile on worker 0, such as 10:15 (in a YAML file in quotes); null: none."""
+
+    def __post_init__(self) -> None:
+        found = self.steps and re.fullmatch(r"(\d+):(\d+)", self.steps)
+        valid = self.steps is None or (found and 1 <= int(found[1]) <= int(found[2]))
+        require(bool(valid), "profile.steps", self.steps, "first and last step, from 1, such as 10:15")
+
+    @property
+    def range(self) -> tuple[int, int] | None:
+        """Return the first and the last step, or None."""
+        if self.steps is None:
+            return None
+        first, _, last = self.steps.partition(":")
+        return int(first), int(last)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -288,6 +288,7 @@ class TrainConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     validation: ValidationSettings = field(default_factory=ValidationSettings)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    profile: ProfileConfig = field(default_factory=ProfileConfig)
     ray: RayConfig = field(default_factory=RayConfig)
     global_batch_size: int = 256
     """Samples per optimizer step, over all workers (published: 256)."""

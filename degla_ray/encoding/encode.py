@@ -2,10 +2,11 @@
 
 The driver cuts the work into batches: images that are cheap to read together, and texts sorted by length,
 because the text tower computes up to a batch's longest caption. Batches of the first benchmark come first,
-and each flows read+decode -> encode. Without a GPU, Ray Data fuses both steps into the actors; with one,
-decoding runs in CPU tasks. The content of a batch does not depend on the number of actors, and rows are
-matched by key, so the features do not depend on it either. Images whose features are cached are read but not
-decoded. The model travels through Ray's object store, so its files need not be readable on other nodes.
+and each flows through `reading.py` (decode, tokenise) and `actor.py` (encode). Without a GPU, Ray Data fuses
+both stages into the actors; with one, reading runs in CPU tasks. The content of a batch does not depend on
+the number of actors, and rows are matched by key, so the features do not depend on it either. Images whose
+features are cached are read but not decoded. The model travels through Ray's object store, so its files need
+not be readable on other nodes.
 """
 
 from __future__ import annotations
@@ -13,38 +14,29 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from rich.console import Console
 
-from degla_ray import ray_setup
+from degla_ray import resources
 from degla_ray.deadline import with_deadline
-from degla_ray.encoding.feature_cache import FeatureCache, image_digest, text_digest
+from degla_ray.devices import free_gpus
+from degla_ray.encoding.actor import GPU_CALLS, Encoder
+from degla_ray.encoding.feature_cache import FeatureCache, text_digest
 from degla_ray.encoding.features import image_key
-from degla_ray.encoding.images import ImageBatch, ImageSource, StoredImage
+from degla_ray.encoding.images import ImageBatch, ImageSource
 from degla_ray.encoding.needs import Encoded, Needs, Work
-from degla_ray.errors import DataError, SettingError, one_line
+from degla_ray.encoding.pool import Pool
+from degla_ray.encoding.reading import Reader
+from degla_ray.encoding.rows import as_items, row_of
+from degla_ray.errors import DataError
 from degla_ray.identity import canonical, fingerprint
 
 if TYPE_CHECKING:
     from degla_ray.model.loaded import LoadedModel
 
-NO_FEATURES = b""
-STALL_S = 1200.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pool:
-    """Size and resources of the actor pool."""
-
-    num_actors: int
-    cpus_per_actor: float
-    use_gpu: bool
-    batch_size: int
-    """Images or texts per batch."""
-    stall_seconds: float = STALL_S
-    """Seconds without a finished batch after which encoding fails."""
+console = Console()
 
 
 def model_identity(loaded: LoadedModel) -> str:
@@ -52,9 +44,11 @@ def model_identity(loaded: LoadedModel) -> str:
 
     Equal models have equal identities, whatever file they came from.
     """
+    import torch  # takes seconds
+
     digest = hashlib.blake2b(digest_size=8)
     for name, tensor in sorted(loaded.model.state_dict().items()):
-        array = tensor.detach().cpu().contiguous().flatten().view(dtype=_torch().uint8).numpy()
+        array = tensor.detach().cpu().contiguous().flatten().view(dtype=torch.uint8).numpy()
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}\n".encode())
         digest.update(array)
     probe = loaded.tokenizer(["Two dogs, 3 cats; a red-and-white car's door?"])
@@ -93,15 +87,14 @@ def encode(
     """
     work = Work(needs, on_progress)
     if cache is not None:
-        for text in list(work.pending_texts()):
-            digest = text_digest(text)
-            if (feature := cache.get(digest)) is not None:
-                work.add_text(text, feature, truncated=digest in cache.truncated)
+        by_digest = {text_digest(text): text for text in work.pending_texts()}
+        for digest, feature in cache.known(by_digest):
+            work.add_text(by_digest[digest], feature, truncated=digest in cache.truncated)
     batches = _batches(sources, work, pool.batch_size)
     yield from work.finished()
     try:
-        for row in _run(loaded, sources, batches, pool, cache):
-            _take(row, work, cache, loaded.name)
+        for row, features in _run(loaded, sources, batches, pool, cache):
+            _take(row, features, work, cache, loaded.name)
             yield from work.finished()
     finally:
         if cache is not None:
@@ -150,14 +143,14 @@ def _batches(sources: Mapping[str, ImageSource], work: Work, batch_size: int) ->
     return [row for _, row in sorted(rows, key=lambda entry: entry[0])]
 
 
-def _take(row: Mapping[str, Any], work: Work, cache: FeatureCache | None, model: str) -> None:
+def _take(
+    row: Mapping[str, Any], features_BD: np.ndarray, work: Work, cache: FeatureCache | None, model: str
+) -> None:
     """Add the features and errors of one finished row to the work and the cache."""
-    names = list(row["encoded"])
-    rows = np.frombuffer(row["features"], dtype=np.float32).reshape(max(1, len(names)), -1)[: len(names)]
-    if not np.isfinite(rows).all():
+    if not np.isfinite(features_BD).all():
         raise DataError(f"model {model}", "features that are not finite", "weights without NaN or inf")
-    cut = list(row["truncated"]) or [False] * len(names)
-    for name, digest, feature, is_cut in zip(names, row["digests"], rows, cut, strict=True):
+    cut = row["truncated"] or [False] * len(row["ids"])
+    for name, digest, feature, is_cut in zip(row["ids"], row["digests"], features_BD, cut, strict=True):
         if row["source"]:
             work.add_image(image_key(row["source"], name), feature)
         else:
@@ -178,22 +171,34 @@ def _run(
     batches: list[dict[str, Any]],
     pool: Pool,
     cache: FeatureCache | None,
-) -> Iterator[dict[str, Any]]:
-    """Yield the result rows of all work rows, in no particular order."""
+) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
+    """Yield the finished rows with their features, in no particular order."""
     import ray
     import ray.data
 
     if not batches:
         return
-    actors = min(fitting_actors(pool, ray.cluster_resources()), len(batches))
+    fewest, most = resources.room(pool.need())
+    told = f"encoding: {pool.devices(most).describe(free_gpus())}"
+    console.print(told, markup=False, highlight=False, soft_wrap=True)
+    fewest, most = min(fewest, len(batches)), min(most, len(batches))
     known = cache.digests() if cache is not None else np.array([], dtype="S32")
+    reader = Reader(loaded.preprocess_cfg, sources, ray.put(known), ray.put(loaded.tokenizer))
+    calls = GPU_CALLS if pool.use_gpu else 1
     results = (
-        ray.data.from_items(batches, override_num_blocks=len(batches))
-        .map(_Decoder(loaded.preprocess_cfg, sources, ray.put(known)))
-        .map(
-            _Encoder,
-            fn_constructor_args=(ray.put(loaded), pool.cpus_per_actor),
-            compute=ray.data.ActorPoolStrategy(size=actors),
+        ray.data.from_items(as_items(batches), override_num_blocks=len(batches))
+        .map_batches(reader, batch_size=None, batch_format="pyarrow")
+        .map_batches(
+            Encoder,
+            batch_size=None,
+            batch_format="pyarrow",
+            fn_constructor_args=(ray.put(loaded), pool.cpus_per_actor, pool.precision),
+            compute=ray.data.ActorPoolStrategy(
+                min_size=fewest,
+                max_size=most,
+                max_concurrent_calls_per_actor=calls,
+                enable_true_multi_threading=calls > 1,
+            ),
             num_cpus=pool.cpus_per_actor,
             num_gpus=1 if pool.use_gpu else None,
         )
@@ -205,126 +210,11 @@ def _run(
             "encoding", found, "a batch sooner; other jobs may hold the cluster's CPUs or GPUs (`ray status`)"
         )
 
-    yield from with_deadline(results.iter_rows(), pool.stall_seconds, stalled)
-
-
-def fitting_actors(pool: Pool, total: Mapping[str, float]) -> int:
-    """Return how many of the pool's actors fit a cluster with these resources, at least one.
-
-    Raises:
-        SettingError: the cluster cannot host a single actor.
-    """
-    if pool.use_gpu and total.get("GPU", 0) < 1:
-        raise SettingError("compute.use_gpu", True, "a cluster with a GPU, or false")
-    ray_setup.require_cpus("compute.cpus", pool.cpus_per_actor, each=pool.cpus_per_actor)
-    fitting = [pool.num_actors, int(total["CPU"] / pool.cpus_per_actor)]
-    return min(*fitting, int(total["GPU"])) if pool.use_gpu else min(fitting)
-
-
-class _Decoder:
-    """Reads and preprocesses those images of a batch that are not cached; passes texts through."""
-
-    def __init__(
-        self, preprocess_cfg: Mapping[str, Any], sources: Mapping[str, ImageSource], known_ref: Any
-    ) -> None:
-        self.preprocess_cfg, self.sources = dict(preprocess_cfg), dict(sources)
-        self.known_ref = known_ref
-
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        import ray
-
-        found: dict[str, list[Any]] = {name: [] for name in ("ids", "digests", "known", "known_digests")}
-        found |= {"failed": [], "reasons": []}
-        if not row["source"]:
-            digests = [text_digest(text) for text in row["ids"]]
-            return {**row, **found, "ids": list(row["ids"]), "digests": digests, "pixels": b"", "shape": []}
-        from degla_ray.model.preprocess import eval_transform  # imports open_clip, which takes seconds
-
-        transform, known = eval_transform(self.preprocess_cfg), ray.get(self.known_ref)
-        batch = ImageBatch(ids=list(row["ids"]), where=row["where"])
-        pixels = []
-        for image_id, stored in zip(batch.ids, self.sources[row["source"]].read(batch), strict=True):
-            try:
-                if isinstance(stored, Exception):
-                    raise stored
-                digest = image_digest(stored.content)
-                if _holds(known, digest):
-                    found["known"].append(image_id)
-                    found["known_digests"].append(digest)
-                    continue
-                pixels.append(_decode(stored, transform))
-                found["ids"].append(image_id)
-                found["digests"].append(digest)
-            except Exception as error:  # Pillow raises a dozen types; the image is recorded as failed
-                found["failed"].append(image_id)
-                found["reasons"].append(one_line(error))
-        stacked = np.stack(pixels) if pixels else np.zeros((0,), dtype=np.float32)
-        return {**row, **found, "pixels": stacked.tobytes(), "shape": list(stacked.shape)}
-
-
-def _holds(known: np.ndarray, digest: str) -> bool:
-    """Return whether an ascending array contains the digest."""
-    at = int(np.searchsorted(known, digest.encode()))
-    return at < len(known) and bool(known[at] == digest.encode())
-
-
-class _Encoder:
-    """Actor that holds the model and encodes batches."""
-
-    def __init__(self, loaded_ref: Any, cpus: float) -> None:
-        import ray
-
-        torch = _torch()
-        torch.set_num_threads(max(1, int(cpus)))
-        loaded: LoadedModel = ray.get(loaded_ref)
-        self.device = "cuda" if ray.get_gpu_ids() else "cpu"
-        self.model = loaded.model.to(self.device).eval()
-        self.tokenizer = loaded.tokenizer
-
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        from degla_ray.model.encode import encode_image, encode_text
-
-        torch, names = _torch(), list(row["ids"])
-        features, truncated = NO_FEATURES, []
-        with torch.inference_mode():
-            if not row["source"]:
-                tokens_BL = self.tokenizer(names)
-                truncated = self._truncated(names, tokens_BL.shape[1])
-                features = encode_text(self.model, tokens_BL.to(self.device)).cpu().numpy().tobytes()
-            elif names:
-                shape = [int(n) for n in row["shape"]]
-                pixels = np.frombuffer(row["pixels"], dtype=np.float32).reshape(shape)
-                images_BCHW = torch.from_numpy(pixels.copy()).to(self.device)
-                features = encode_image(self.model, images_BCHW).cpu().numpy().tobytes()
-        passed_on = ("digests", "known", "known_digests", "failed", "reasons")
-        return {
-            "source": row["source"],
-            "encoded": names,
-            "features": features,
-            "truncated": truncated,
-            **{name: list(row[name]) for name in passed_on},
-        }
-
-    def _truncated(self, texts: list[str], context_length: int) -> list[bool]:
-        """Return, per text, whether it exceeds the model's context length."""
-        longer_BL = self.tokenizer(["", *texts], context_length=context_length + 1)
-        padding = longer_BL[0, -1]
-        return [bool(last != padding) for last in longer_BL[1:, -1]]
-
-
-def _decode(stored: StoredImage, transform: Any) -> np.ndarray:
-    with stored.open() as image:
-        array: np.ndarray = transform(image).numpy()
-    if not np.isfinite(array).all():
-        raise ValueError("not finite after preprocessing")
-    return array
+    tables = results.iter_batches(batch_size=None, batch_format="pyarrow")
+    for table in with_deadline(tables, pool.stall_seconds, stalled):
+        for number in range(len(table)):
+            yield row_of(table.slice(number, 1))
 
 
 def _chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
     return (items[start : start + size] for start in range(0, len(items), size))
-
-
-def _torch() -> Any:
-    import torch  # takes seconds; a rerun with nothing to do skips it
-
-    return torch

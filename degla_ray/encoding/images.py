@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import io
 import json
 import re
 from collections import defaultdict
@@ -23,8 +22,9 @@ import pyarrow.fs
 from PIL import Image
 
 from degla_ray.errors import DataError
-from degla_ray.pixel_limit import without_pillows_limit
+from degla_ray.pixel_limit import open_image, without_pillows_limit
 from degla_ray.schema import IMAGES
+from degla_ray.sources.listing import normalise
 from degla_ray.storage import Storage
 
 NOT_IN_DATASET = "not in the images dataset"
@@ -60,7 +60,7 @@ class StoredImage:
         if not self.data:
             raise ValueError("no bytes")
         with without_pillows_limit() if self.prepared else nullcontext():
-            image: Image.Image = Image.open(io.BytesIO(self.data))
+            image = open_image(self.data)
         if self.box is None:
             return image
         x, y, width, height = self.box
@@ -145,8 +145,10 @@ class ParquetImages:
 
 @dataclass(frozen=True)
 class FileImages:
-    """Files in a folder on any filesystem. An id is a relative path, with `#x,y,width,height` for a
-    region."""
+    """Files in a folder on any filesystem. An id is a relative path, with `#x,y,width,height` for a region.
+
+    Ids come from annotation files; a path that leaves the folder is not read.
+    """
 
     uri: str
 
@@ -160,7 +162,10 @@ class FileImages:
         for image_id in batch.ids:
             path, _, box = image_id.partition("#")
             try:
-                found.append(StoredImage(data=storage.read_bytes(path), box=_box(box)))
+                inside = normalise(path)
+                if inside is None:
+                    raise ValueError(f"{path!r} does not stay in the image folder")
+                found.append(StoredImage(data=storage.read_image(inside), box=_box(box)))
             except (OSError, ValueError, pyarrow.lib.ArrowException) as error:
                 absent = isinstance(error, FileNotFoundError)
                 found.append(FileNotFoundError(f"no such file: {storage.path(path)}") if absent else error)

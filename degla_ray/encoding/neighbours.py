@@ -13,11 +13,13 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from rich.console import Console
 
-from degla_ray import ray_setup
+from degla_ray import ray_setup, resources, shared_paths
 from degla_ray.config import NeighboursConfig
+from degla_ray.devices import resolve_precision
 from degla_ray.encoding import encode as encoding
 from degla_ray.encoding.features import image_key
 from degla_ray.encoding.images import ParquetImages
+from degla_ray.encoding.pool import Pool
 from degla_ray.errors import SettingError
 from degla_ray.lease import owned
 from degla_ray.model.build import build_with_weights
@@ -57,21 +59,26 @@ def _find_neighbours(config: NeighboursConfig) -> dict[str, int]:
         raise SettingError("split", config.split, f"a split of more than {config.count} images")
     loaded = build_with_weights(config.model)
     loaded.model.eval()
+    precision = resolve_precision(config.compute, config.ray)
     identity = {
         "prepared": manifest["fingerprint"],
         "split": config.split,
         "model": encoding.model_identity(loaded),
+        "precision": precision,
         "count": config.count,
     }
     folder = StageFolder(config.output, STAGE, identity, num_shards=1)
     if not folder.complete:
         ray_setup.start(config.ray)
-        pool = encoding.Pool(
+        pool = Pool(
             num_actors=config.num_actors,
             cpus_per_actor=config.compute.cpus,
             use_gpu=config.compute.use_gpu,
             batch_size=config.batch_size,
+            precision=precision,
         )
+        resources.require(config.ray, [pool.need()])
+        shared_paths.require_shared(config, {}, driver_only=["model.name", "model.pretrained"])
         keys = {image_key(_SOURCE, image_id): image_id for image_id in image_ids}
         encoded = encoding.encode_all(loaded, {_SOURCE: ParquetImages(config.prepared)}, keys, [], pool)
         names = [keys[key] for key in encoded.features.image_row]

@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from degla_ray.encoding.images import ImageBatch, StoredImage
 from degla_ray.errors import DataError, one_line
+from degla_ray.pixel_limit import check_file_bytes
 from degla_ray.sources.tar_walk import MEMBER_NAME, members
 from degla_ray.storage import Storage
 
@@ -105,6 +106,8 @@ def _walk(storage: Storage, shard: str) -> dict[str, TarSample]:
                 own = places.setdefault(key, {})
                 if suffix in own:
                     raise DataError(where, f"{member.name} twice", "each file once")
+                if suffix in SUFFIXES:
+                    check_file_bytes(member.size)
                 own[suffix] = (member.offset_data, member.size)
                 if suffix == "cls":
                     labels[key] = file.read_at(member.size, member.offset_data)

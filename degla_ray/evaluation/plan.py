@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-import ray
-
-from degla_ray import ray_setup
+from degla_ray import ray_setup, resources
 from degla_ray.config import DryRunConfig, EvaluateConfig
 from degla_ray.dry_run import Plan, given
-from degla_ray.encoding.encode import Pool, fitting_actors
 from degla_ray.encoding.images import ImageSource
+from degla_ray.encoding.pool import Pool
 from degla_ray.evaluation.run import check_tests
 from degla_ray.evaluation.summary import STAGE
 from degla_ray.model.source import check_model
@@ -43,6 +41,7 @@ def plan(config: EvaluateConfig, options: DryRunConfig) -> Plan:
         use_gpu=config.compute.use_gpu,
         batch_size=config.batch_size,
     )
+    resources.check([pool.need()])
     count = len(images) + len(texts)
     return Plan(
         stage=STAGE,
@@ -52,7 +51,7 @@ def plan(config: EvaluateConfig, options: DryRunConfig) -> Plan:
         unit="images and texts",
         option="items_per_s",
         rate=given(options, "items_per_s"),
-        workers=fitting_actors(pool, ray.cluster_resources()),
+        workers=resources.room(pool.need())[1],
         gpus=int(config.compute.use_gpu),
         size=count * FEATURE_BYTES,
         notes=tuple(_unreadable(tests.sources, images)),

@@ -1,29 +1,34 @@
 """Score one model on every requested benchmark: `evaluate(config)`, run by `jobs/evaluate.py`.
 
 Writes `scores/part-*.parquet` (one row per item), `summary.json` and the manifest. The folder's identity is
-everything that the result depends on (the content of the model's weights, the test sets, the benchmarks). A
-rerun therefore does nothing, and a different model in the same folder is an error. The scenes tests take
-seconds on 2 cores.
+everything that the result depends on (the content of the model's weights, the precision, the test sets, the
+benchmarks). A rerun therefore does nothing, and a different model in the same folder is an error. The scenes
+tests take seconds on 2 cores.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import importlib
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 from rich.console import Console
 
-from degla_ray import ray_setup, tracking
+from degla_ray import ray_setup, resources, shared_paths, tracking
 from degla_ray.config import EvaluateConfig
+from degla_ray.devices import Precision, resolve_precision
 from degla_ray.encoding import encode as encoding
 from degla_ray.encoding import images
 from degla_ray.encoding.feature_cache import FeatureCache
 from degla_ray.encoding.images import ImageSource, ParquetImages
 from degla_ray.encoding.needs import Encoded, Needs
+from degla_ray.encoding.pool import Pool
+from degla_ray.encoding.start import load_beside_ray
 from degla_ray.errors import SettingError
 from degla_ray.evaluation.benchmarks import published, suite
 from degla_ray.evaluation.benchmarks.base import Benchmark, Scored
@@ -41,13 +46,14 @@ from degla_ray.evaluation.summary import (
     write_summary,
 )
 from degla_ray.lease import owned
-from degla_ray.model.build import build_with_weights
-from degla_ray.model.loaded import LoadedModel
 from degla_ray.model.source import SourceKind, check_model, find_model
 from degla_ray.progress_bars import ProgressBars
 from degla_ray.schema import CAPTIONS, ITEMS, NEGATIVES
-from degla_ray.stage import StageFolder, read_complete
+from degla_ray.stage import StageFolder, is_complete, read_complete
 from degla_ray.storage import Storage
+
+if TYPE_CHECKING:
+    from degla_ray.model.loaded import LoadedModel
 
 PREPARED = "prepared"
 OWN_CACHE = "features"  # in the output folder; deleted when the evaluation ends
@@ -75,16 +81,24 @@ def evaluate(config: EvaluateConfig, loaded: LoadedModel | None = None) -> Summa
     if loaded is not None:  # the training run that owns the model already holds the parent folder's lease
         return _evaluate(config, _tests(config), loaded, None)
     check_model(config.model, needs_weights=True)
-    tests, loaded = _tests(config), _load_model(config)
+    tests = _tests(config)
     with owned(config.output):
+        if is_complete(config.output):  # which needs no Ray
+            loaded = _load_model(config)
+        else:
+            loaded = load_beside_ray(
+                lambda: _load_model(config), config.ray, config.compute, config.num_actors
+            )
         return _evaluate(config, tests, loaded, _folder_of(config))
 
 
 def _evaluate(config: EvaluateConfig, tests: Tests, loaded: LoadedModel, model_folder: str | None) -> Summary:
     label = config.label or loaded.name
+    precision = resolve_precision(config.compute, config.ray)
     identity = {
         **tests.inputs,
         "model": encoding.model_identity(loaded),
+        "precision": precision,
         "benchmarks": sorted(b.name for b in tests.benchmarks),
         "bootstrap_samples": config.bootstrap_samples,
         "intervals": INTERVALS,
@@ -100,12 +114,15 @@ def _evaluate(config: EvaluateConfig, tests: Tests, loaded: LoadedModel, model_f
             "name": config.model.name,
             "source": loaded.source,
             "identity": identity["model"],
+            "precision": precision,
             "folder": model_folder,
         },
         inputs=tests.inputs,
         fingerprint=folder.fingerprint,
         sources={name: images.source_spec(source) for name, source in tests.sources.items()},
     )
+    if config.tracking.enabled:  # takes 3 s, which this process has while the actors encode
+        threading.Thread(target=importlib.import_module, args=("mlflow",), daemon=True).start()
     summary = _score_all(config, tests, loaded, folder, summary)
     _track(config, summary, identity)
     for number, benchmark in enumerate(tests.benchmarks):
@@ -124,11 +141,12 @@ def _score_all(
 ) -> Summary:
     """Encode and score all benchmarks, write each one's scores and items, and return the whole summary."""
     own_cache = f"{config.output.rstrip('/')}/{OWN_CACHE}"
-    cache = FeatureCache(config.cache or own_cache, summary.model["identity"])
+    precision = summary.model["precision"]
+    cache = FeatureCache(config.cache or own_cache, f"{summary.model['identity']}-{precision}")
     scored: dict[int, Scored] = {}
     missing: dict[str, str] = {}
     truncated: dict[str, int] = {}
-    for number, encoded in _encoded(config, tests, loaded, cache):
+    for number, encoded in _encoded(config, tests, loaded, cache, precision):
         benchmark = tests.benchmarks[number]
         scored[number] = benchmark.score(encoded.features)
         folder.write_part("scores", number, scored[number].scores)
@@ -172,17 +190,21 @@ class Tests:
 
 
 def _encoded(
-    config: EvaluateConfig, tests: Tests, loaded: LoadedModel, cache: FeatureCache
+    config: EvaluateConfig, tests: Tests, loaded: LoadedModel, cache: FeatureCache, precision: Precision
 ) -> Iterator[tuple[int, Encoded]]:
     """Yield each benchmark's number and features, showing one progress bar per benchmark."""
     needs = [Needs(keys=b.image_keys(), texts=b.texts()) for b in tests.benchmarks]
-    pool = encoding.Pool(
+    pool = Pool(
         num_actors=config.num_actors,
         cpus_per_actor=config.compute.cpus,
         use_gpu=config.compute.use_gpu,
         batch_size=config.batch_size,
+        precision=precision,
         stall_seconds=60 * config.stall_minutes,
     )
+    resources.require(config.ray, [pool.need()])
+    # The model travels through Ray's object store; captions and negatives are read here.
+    shared_paths.require_shared(config, {}, driver_only=["model.name", "model.pretrained", "negatives"])
     with ProgressBars("images and texts", console) as bars:
         for benchmark in tests.benchmarks:  # show all from the start, although the first ones come first
             bars.update(benchmark.name, 0, None)
@@ -253,13 +275,13 @@ def _chosen(benchmarks: Sequence[Benchmark], names: Sequence[str]) -> list[Bench
     for name in names:
         if name not in known:
             raise SettingError("benchmarks", name, f"all, or some of {', '.join(known)}")
-    if not names:
-        raise SettingError("benchmarks", list(names), f"all, or some of {', '.join(known)}")
     return [known[name] for name in dict.fromkeys(names)]
 
 
 def _load_model(config: EvaluateConfig) -> LoadedModel:
-    import torch
+    import torch  # with open_clip, 6 s
+
+    from degla_ray.model.build import build_with_weights
 
     torch.manual_seed(0)  # random weights, if requested, are the same in every call
     return build_with_weights(config.model)

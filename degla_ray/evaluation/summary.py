@@ -31,6 +31,7 @@ SUMMARY = "summary.json"
 ARTIFACTS = "evaluation"  # artifact folder of an evaluation's MLflow run
 DECISION = ["benchmark", "subset", "image", "group", "correct"]  # columns of SCORES that a mean needs
 PREPARED_RETRIEVAL = "prepared_retrieval"
+COMPOSITION, SCENES_ZERO_SHOT = "composition", "zero_shot"  # averages over the scenes
 ZERO_SHOT = "zero_shot_eleven"  # average over torchvision's eleven sets
 
 
@@ -71,8 +72,8 @@ class Summary:
     label: str
     """Name of the model in tables."""
     model: Mapping[str, Any]
-    """`name`, `source`, `identity` (hash of weights, preprocessing and tokenizer) and `folder` (null without
-    one)."""
+    """`name`, `source`, `identity` (hash of weights, preprocessing and tokenizer), `precision` and `folder`
+    (null without one)."""
     inputs: Mapping[str, Any]
     """Identity of the test sets: suite, prepared folder, negatives folder, split and published benchmarks."""
     fingerprint: str
@@ -91,6 +92,19 @@ class Summary:
     def score(self, name: str) -> Score | None:
         """Return the subset or average of that name, or None."""
         return next((s for s in (*self.averages, *self.subsets) if s.name == name), None)
+
+    @property
+    def headline(self) -> str:
+        """Name of the score to show alone: composition, else the first average, else the first subset.
+
+        Raises:
+            DataError: no score has a value.
+        """
+        metrics = self.metrics()
+        for name in (COMPOSITION, *(s.name for s in self.averages), *metrics):
+            if name in metrics:
+                return name
+        raise DataError(f"evaluation of {self.label}", "no score", "images that can be read")
 
     def metrics(self) -> dict[str, float]:
         """Return name -> value of every score that has a value."""
@@ -117,9 +131,9 @@ def _members(benchmarks: Sequence[Benchmark]) -> dict[str, tuple[str, ...]]:
     names = {b.name: b for b in benchmarks}
     members: dict[str, tuple[str, ...]] = {}
     if "scenes" in names or "scenes_order" in names:
-        members["composition"] = (*(f"scenes/{s}" for s in suite.SCENES_SUBSETS), "scenes_order/order")
+        members[COMPOSITION] = (*(f"scenes/{s}" for s in suite.SCENES_SUBSETS), "scenes_order/order")
     if "scenes_zeroshot" in names:
-        members["zero_shot"] = ("scenes_zeroshot/top1",)
+        members[SCENES_ZERO_SHOT] = ("scenes_zeroshot/top1",)
     for retrieval in (suite.RETRIEVAL, PREPARED_RETRIEVAL):  # the first one that was run counts
         if retrieval in names:
             members["retrieval"] = (f"{retrieval}/i2t_r1", f"{retrieval}/t2i_r1")

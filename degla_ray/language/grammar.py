@@ -24,9 +24,8 @@ def load_yaml(path: Path) -> dict[str, Any]:
         DataError: the file is not valid YAML or not a mapping.
     """
     try:
-        data = yaml.load(
-            path.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-        )
+        safe = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+        data = yaml.load(path.read_text(encoding="utf-8"), Loader=safe)  # noqa: S506 (either is safe)
     except yaml.YAMLError as error:
         raise DataError(str(path), f"broken YAML ({error})", "a YAML mapping") from error
     if not isinstance(data, dict):

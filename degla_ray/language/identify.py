@@ -39,11 +39,15 @@ def is_english(caption: str, source_is_english: bool) -> bool:
     return code == ENGLISH or (source_is_english and probability < _SURE)
 
 
+def sample(count: int) -> list[int]:
+    """Return the places of the captions, among `count`, whose languages `survey` is to find."""
+    return random.Random(0).sample(range(count), min(SAMPLE, count))
+
+
 def survey(captions: Sequence[str]) -> dict[str, float]:
-    """Return language code -> share (0 to 1) in a fixed sample of captions, most frequent first."""
-    drawn = random.Random(0).sample(list(captions), min(SAMPLE, len(captions)))
-    counts = Counter(language_of(caption)[0] for caption in drawn)
-    return {code: count / len(drawn) for code, count in counts.most_common()}
+    """Return language code -> share (0 to 1) of some captions, most frequent first."""
+    counts = Counter(language_of(caption)[0] for caption in captions)
+    return {code: count / len(captions) for code, count in counts.most_common()}
 
 
 def describe(shares: dict[str, float]) -> str:

@@ -9,7 +9,6 @@ texts of a micro-batch: b captions, then b * K negatives.
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from degla_ray.loader.image_files import CacheSpec, ImageFiles
 from degla_ray.loader.order import BatchOrder, Visits, draw_negatives, uniforms
 from degla_ray.loader.samples import Samples, Texts
 from degla_ray.model.packing import PackedText, TextEnd, pack
-from degla_ray.pixel_limit import without_pillows_limit
+from degla_ray.pixel_limit import open_image, without_pillows_limit
 
 Box = tuple[int, int, int, int]
 """(left, top, width, height) in pixels."""
@@ -218,7 +217,7 @@ def cropped(
         Exception: whatever a broken file leads the decoder to.
     """
     height, width = size
-    with without_pillows_limit(), Image.open(io.BytesIO(data)) as image:
+    with without_pillows_limit(), open_image(data) as image:
         full_width, full_height = image.size
         left, top, w, h = box_of(full_width, full_height)
         shrink = max(1.0, min(w / width, h / height))

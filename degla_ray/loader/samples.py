@@ -136,11 +136,7 @@ def load_samples(config: DataConfig, *, with_negatives: bool) -> Samples:
         SettingError: the split does not exist.
     """
     storage, _ = read_complete(config.prepared, "prepare")
-    captions = storage.read_dataset("captions", CAPTIONS)
-    chosen = captions.filter(pc.equal(captions["split"], config.split)).sort_by("sample_id")
-    if chosen.num_rows == 0:
-        splits = ", ".join(sorted(pc.unique(captions["split"]).to_pylist()))
-        raise SettingError("data.split", config.split, f"one of {splits}")
+    chosen = _captions(storage, config.split)
     parts, part_I, index = _read_index(storage)
     image_id = _large(index["image_id"])
     image_row = pc.index_in(_large(chosen["image_id"]), value_set=image_id)
@@ -173,6 +169,17 @@ def load_samples(config: DataConfig, *, with_negatives: bool) -> Samples:
         first_row=np.searchsorted(np.sort(image), np.arange(len(image_id) + 1)).astype(np.int64),
         short_side=int(np.median(np.minimum(index["width"].to_numpy(), index["height"].to_numpy()))),
     )
+
+
+def _captions(storage: Storage, split: str) -> pa.Table:
+    """Return the captions of a split, ordered by sample_id."""
+    captions = storage.read_dataset("captions", CAPTIONS)
+    chosen = captions.filter(pc.equal(captions["split"], split)).drop_columns("split")
+    if chosen.num_rows == 0:
+        splits = ", ".join(sorted(pc.unique(captions["split"]).to_pylist()))
+        raise SettingError("data.split", split, f"one of {splits}")
+    del captions  # a second copy of all text
+    return chosen.sort_by("sample_id")
 
 
 def _read_index(storage: Storage) -> tuple[tuple[str, ...], NDArray[np.int32], pa.Table]:
@@ -240,4 +247,5 @@ def _none(rows: int) -> tuple[pa.LargeStringArray, NDArray[np.int64]]:
 
 def _large(column: pa.ChunkedArray) -> pa.LargeStringArray:
     """Return one contiguous array with 64-bit offsets: a `string` array is limited to 2 GB of text."""
-    return pa.concat_arrays(column.cast(pa.large_string()).chunks or [pa.array([], pa.large_string())])
+    chunks = column.cast(pa.large_string()).chunks
+    return chunks[0] if len(chunks) == 1 else pa.concat_arrays(chunks or [pa.array([], pa.large_string())])

@@ -9,6 +9,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from degla_ray.model import deferred_transformers
+
 if TYPE_CHECKING:
     from degla_ray.model.build import load
     from degla_ray.model.encode import encode_image, encode_text
@@ -24,6 +26,8 @@ _MODULES = {
     "encode_text": "encode",
     "load": "build",
 }
+
+deferred_transformers.install()
 
 
 def __getattr__(name: str) -> Any:

@@ -31,9 +31,8 @@ _SCALARS = ("logit_scale", "logit_bias")
 def adapt(model: nn.Module, config: AdaptConfig) -> None:
     """Freeze weights and add adapters in place; parameters that still require gradients are trained.
 
-    Modules without a trained parameter stay in eval mode from then on: a frozen part uses its stored batch
-    statistics and has no dropout. A BatchNorm that is trained still normalises with the statistics of a
-    worker's micro-batch, so its results depend on the number of workers.
+    Modules without a trained parameter stay in eval mode from then on, so a frozen part has no dropout. Every
+    BatchNorm keeps its stored statistics, so the result does not depend on the number of workers.
 
     Raises:
         SettingError: the tower has fewer blocks than are to be frozen, the model has no blocks to adapt, or
@@ -57,6 +56,7 @@ def adapt(model: nn.Module, config: AdaptConfig) -> None:
         if tower == config.freeze or (config.freeze == "trunks" and is_trunk) or in_first:
             parameter.requires_grad_(False)
     frozen.keep_in_eval_mode(model)
+    frozen.keep_statistics(model)
     if config.cache_frozen and not frozen.cache_outputs(model):
         raise SettingError(
             "adapt.cache_frozen", True, "false: no trunk of timm or Hugging Face is frozen as a whole"

@@ -21,12 +21,14 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
-from open_clip.transformer import LayerNorm, QuickGELU, ResidualAttentionBlock
+from open_clip.transformer import LayerNorm, QuickGELU, ResidualAttentionBlock, Transformer
 from torch import Tensor, nn
 from torch.nn.attention.varlen import varlen_attn
 from torch.utils.checkpoint import checkpoint
 
 from degla_ray.model.packing import PackedText
+
+_QUICK_GELU = 1.702
 
 
 class Layout(Protocol):
@@ -77,20 +79,61 @@ class Causal:
             )
             assert isinstance(seen_THD, Tensor)  # a pair only if its log-sum-exp is asked for
             return seen_THD.flatten(1)
-        qkv_BLX = _Pad.apply(qkv_TX, text.token_P, text.place_T).unflatten(0, text.shape)
-        q_BHLD, k_BHLD, v_BHLD = _heads(qkv_BLX, 3, heads)
+        q_BHLD, k_BHLD, v_BHLD = _heads(padded(qkv_TX, text), 3, heads)
         # Padding follows the tokens, so the causal rule hides it.
         seen_BLW = _flat(F.scaled_dot_product_attention(q_BHLD, k_BHLD, v_BHLD, is_causal=True))
+        if not torch.is_grad_enabled():
+            return seen_BLW.flatten(0, 1).index_select(0, text.place_T)
         return _Unpad.apply(seen_BLW.flatten(0, 1), text.place_T)
 
     def attend_pooled(self, q_BW: Tensor, kv_TX: Tensor, heads: int) -> Tensor:
         text = self.text
-        kv_BLX = _Pad.apply(kv_TX, text.token_P, text.place_T).unflatten(0, text.shape)
-        k_BHLD, v_BHLD = _heads(kv_BLX, 2, heads)
+        k_BHLD, v_BHLD = _heads(padded(kv_TX, text), 2, heads)
         (q_BH1D,) = _heads(q_BW[:, None], 1, heads)
         mask_B11L = text.real_XL[:, None, None]
         seen = F.scaled_dot_product_attention(q_BH1D, k_BHLD, v_BHLD, attn_mask=mask_B11L)
         return _flat(seen).flatten(0, 1)
+
+
+def attend_whole_text(
+    q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, text: PackedText, *, dropout: float, scale: float | None
+) -> Tensor:
+    """Return attention's output x_TW where each token attends to its whole text.
+
+    It runs on packed or padded texts as in `Causal`; torch's variable-length kernel has no dropout.
+
+    Args:
+        q_THD, k_THD, v_THD: queries, keys and values.
+        text: the texts that the tokens form.
+        dropout: share of the attention weights to drop.
+        scale: factor of the products; None for 1 / sqrt(D).
+    """
+    if _packed_attention_runs(q_THD) and not dropout:
+        start_S, longest = text.start_S, text.longest
+        seen_THD = varlen_attn(q_THD, k_THD, v_THD, start_S, start_S, longest, longest, scale=scale)
+        assert isinstance(seen_THD, Tensor)
+        return seen_THD.flatten(1)
+    heads = q_THD.shape[1]
+    q_BHLD, k_BHLD, v_BHLD = (_heads(padded(x.flatten(1), text), 1, heads)[0] for x in (q_THD, k_THD, v_THD))
+    mask_B11L = text.real_XL[:, None, None]
+    seen = F.scaled_dot_product_attention(
+        q_BHLD, k_BHLD, v_BHLD, attn_mask=mask_B11L, dropout_p=dropout, scale=scale
+    )
+    return _Unpad.apply(_flat(seen).flatten(0, 1), text.place_T)
+
+
+# The functions below have a backward pass of their own. Without a graph (the teacher) their forward pass is
+# called alone: `apply` costs host time, and torch.compile would not trace it.
+
+
+def padded(x_TX: Tensor, text: PackedText) -> Tensor:
+    """Return packed tokens padded, x_BLX: padded places hold a copy of their text's last token.
+
+    Nothing may depend on the padding, whose gradient must be 0.
+    """
+    if not torch.is_grad_enabled():
+        return x_TX.index_select(0, text.token_P).unflatten(0, text.shape)
+    return _Pad.apply(x_TX, text.token_P, text.place_T).unflatten(0, text.shape)
 
 
 class _Pad(torch.autograd.Function):
@@ -162,22 +205,27 @@ class _QuickMlp(torch.autograd.Function):
     QuickGELU is silu(a x) / a, so one factor enters the first product and the other the second.
     """
 
-    A = 1.702
-
     @staticmethod
     def forward(
         ctx: Any, x_TW: Tensor, fc: Tensor, fc_bias: Tensor, proj: Tensor, proj_bias: Tensor
     ) -> Tensor:
-        a = _QuickMlp.A
+        output, scaled, hidden = _QuickMlp.compute(x_TW, fc, fc_bias, proj, proj_bias)
+        ctx.save_for_backward(x_TW, fc, proj, scaled, hidden)
+        return output
+
+    @staticmethod
+    def compute(
+        x_TW: Tensor, fc: Tensor, fc_bias: Tensor, proj: Tensor, proj_bias: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        a = _QUICK_GELU
         scaled = torch.addmm(fc_bias, x_TW, fc.t(), beta=a, alpha=a)
         hidden = F.silu(scaled)
-        ctx.save_for_backward(x_TW, fc, proj, scaled, hidden)
-        return torch.addmm(proj_bias, hidden, proj.t(), alpha=1 / a)
+        return torch.addmm(proj_bias, hidden, proj.t(), alpha=1 / a), scaled, hidden
 
     @staticmethod
     def backward(ctx: Any, grad_TW: Tensor) -> tuple[Tensor | None, ...]:
         x_TW, fc, proj, scaled, hidden = ctx.saved_tensors
-        a, (for_x, for_fc, for_fc_bias, for_proj, for_proj_bias) = _QuickMlp.A, ctx.needs_input_grad
+        a, (for_x, for_fc, for_fc_bias, for_proj, for_proj_bias) = _QUICK_GELU, ctx.needs_input_grad
         grad_scaled = torch.ops.aten.silu_backward(_product(grad_TW, proj, 1 / a), scaled)
         return (
             _product(grad_scaled, fc, a) if for_x else None,
@@ -196,6 +244,19 @@ def is_supported(transformer: Any) -> bool:
     )
 
 
+def compile_blocks(model: nn.Module) -> bool:
+    """Let torch.compile compute the blocks of both towers, and return whether the model has such blocks.
+
+    One block is compiled for all, with sizes that may change; the last block of a tower is not compiled. In
+    float32 the results are equal up to rounding.
+    """
+    transformers = [m for m in model.modules() if isinstance(m, Transformer) and is_supported(m)]
+    compiled = torch.compile(_block, dynamic=True)
+    for transformer in transformers:
+        transformer.compiled_block = compiled
+    return bool(transformers)
+
+
 def pooled_output(transformer: Any, x_TW: Tensor, layout: Layout, pooled_B: Tensor) -> Tensor:
     """Return x_BW, the transformer's output for one token per row.
 
@@ -210,11 +271,12 @@ def pooled_output(transformer: Any, x_TW: Tensor, layout: Layout, pooled_B: Tens
     with torch.autocast(device, enabled=False):
         x_TW = x_TW.to(dtype)
         *blocks, last = zip(transformer.resblocks, _weights(transformer, dtype), strict=True)
+        compute = getattr(transformer, "compiled_block", _block)
         for block, weights in blocks:
             if transformer.grad_checkpointing and torch.is_grad_enabled():
-                x_TW = checkpoint(_block, block, weights, x_TW, layout, use_reentrant=False)
+                x_TW = checkpoint(compute, block, weights, x_TW, layout, use_reentrant=False)
             else:
-                x_TW = _block(block, weights, x_TW, layout)
+                x_TW = compute(block, weights, x_TW, layout)
         return _last_block(*last, x_TW, layout, pooled_B)
 
 
@@ -240,6 +302,8 @@ def _last_block(
 def _mlp(block: ResidualAttentionBlock, w: BlockWeights, x_TW: Tensor) -> Tensor:
     y_TW = _norm(x_TW, w.norm_2, w.norm_2_bias, block.ln_2)
     if isinstance(block.mlp.gelu, QuickGELU):
+        if not torch.is_grad_enabled():
+            return _QuickMlp.compute(y_TW, w.fc, w.fc_bias, w.proj, w.proj_bias)[0]
         return _QuickMlp.apply(y_TW, w.fc, w.fc_bias, w.proj, w.proj_bias)
     return F.linear(block.mlp.gelu(F.linear(y_TW, w.fc, w.fc_bias)), w.proj, w.proj_bias)
 
@@ -260,7 +324,10 @@ def _weights(transformer: Any, dtype: torch.dtype) -> list[BlockWeights]:
         return own
     with torch.no_grad():
         converted = iter(_converted([weight for weights in own for weight in weights], dtype))
-    return [BlockWeights(*_Attach.apply([next(converted) for _ in w], *w)) for w in own]
+    each = [[next(converted) for _ in weights] for weights in own]
+    if not torch.is_grad_enabled():
+        return [BlockWeights(*weights) for weights in each]
+    return [BlockWeights(*_Attach.apply(new, *w)) for new, w in zip(each, own, strict=True)]
 
 
 def _own_weights(block: ResidualAttentionBlock) -> BlockWeights:

@@ -52,16 +52,15 @@ def encode_text(model: OpenClipModel, text: Tensor | PackedText, normalize: bool
             padded to any common length up to the context length, best on the CPU, where they are packed.
         normalize: whether to divide by the L2 norm.
     """
-    if isinstance(text, PackedText):
-        return _unit(_last_token(model, text), normalize)
-    end = text_end(model)
-    if end is None or len(text) == 0:
-        tokens_XL = text.long().to(next(model.parameters()).device)
-        if len(text) and trunks.is_huggingface(getattr(model, "text", None)):
-            return _unit(trunks.text_features(model.text, tokens_XL), normalize)
-        return _unit(model.encode_text(tokens_XL), normalize)
-    tokens = text.numpy(force=True)
-    return _unit(_last_token(model, on_device(pack(tokens, end.find(tokens)), model)), normalize)
+    if not isinstance(text, PackedText) and len(text) and (end := text_end(model)) is not None:
+        tokens = text.numpy(force=True)
+        text = on_device(pack(tokens, end.find(tokens)), model)
+    if not isinstance(text, PackedText):
+        text = text.long().to(next(model.parameters()).device)
+    if len(text) and trunks.is_huggingface(getattr(model, "text", None)):
+        return _unit(trunks.text_features(model.text, text), normalize)
+    txt_XD = _last_token(model, text) if isinstance(text, PackedText) else model.encode_text(text)
+    return _unit(txt_XD, normalize)
 
 
 def on_device(text: PackedText, model: OpenClipModel) -> PackedText:
@@ -71,7 +70,9 @@ def on_device(text: PackedText, model: OpenClipModel) -> PackedText:
 
 
 def text_end(model: OpenClipModel) -> TextEnd | None:
-    """Return where the model's texts end, or None for a text tower that needs all positions."""
+    """Return where the model's texts end, or None for a text tower that takes padded texts."""
+    if trunks.is_huggingface(getattr(model, "text", None)):
+        return trunks.text_end(model.text)
     tower = _causal_tower(model)
     if tower is None:
         return None

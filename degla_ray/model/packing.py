@@ -40,8 +40,8 @@ class PackedText:
         last_X: int32, index of each text's last token among the T.
         place_T: int64, as index_copy demands; place of each token among the P. Spare tokens share the last
             place of the first text, which is always padding.
-        token_P: int32, index of the token at each place; at padded places, the text's last token, which
-            causal attention never shows to a token before it.
+        token_P: int32, index of the token at each place; at padded places, the text's last token, which the
+            causal rule or `real_XL` hides from the tokens before it.
         real_XL: bool, whether a place holds a token.
         start_S: int32, where each text begins among the T, then where the spare tokens begin and end.
         longest: tokens of the longest text, or the number of spare tokens if that is larger.
@@ -62,6 +62,9 @@ class PackedText:
         X, L = self.real_XL.shape
         return X, L
 
+    def __len__(self) -> int:
+        return self.shape[0]
+
     def map(self, convert: Callable[[Array], Array]) -> PackedText:
         """Return the texts with every array converted, for example to a tensor on a device."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -70,16 +73,21 @@ class PackedText:
 
 @dataclass(frozen=True, kw_only=True)
 class TextEnd:
-    """How a tower finds a text's last token, whose output it uses.
+    """How a tower finds a text's last token, after which it needs nothing.
 
     Attributes:
         token: id of the end token, at its first place; None: the largest id (OpenAI's rule).
+        padding: id of the padding token, for a tower that uses all other tokens: then the last of them.
     """
 
-    token: int | None
+    token: int | None = None
+    padding: int | None = None
 
     def find(self, tokens_XL: NDArray[np.integer]) -> NDArray[np.int64]:
         """Return last_X, the position of each text's last token."""
+        if self.padding is not None:
+            from_end_X = (tokens_XL != self.padding)[:, ::-1].argmax(axis=-1)
+            return tokens_XL.shape[1] - 1 - from_end_X
         return (tokens_XL if self.token is None else tokens_XL == self.token).argmax(axis=-1)
 
 

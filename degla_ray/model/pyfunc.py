@@ -11,7 +11,6 @@ other packages are in its requirements.
 from __future__ import annotations
 
 import base64
-import io
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
@@ -23,7 +22,6 @@ import torch
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, Schema
 from mlflow.types.schema import AnyType
-from PIL import Image
 from torch import Tensor
 
 import degla_ray
@@ -32,6 +30,7 @@ from degla_ray.model.build import load
 from degla_ray.model.encode import encode_image, encode_text
 from degla_ray.model.export import export
 from degla_ray.model.loaded import LoadedModel
+from degla_ray.pixel_limit import open_image
 from degla_ray.storage import Storage
 
 # AnyType, since MLflow decodes `binary` in only two of the four JSON forms, fails the whole request on a null
@@ -103,7 +102,7 @@ class ClipSimilarity(mlflow.pyfunc.PythonModel):
         except ValueError as error:
             return f"image is not base64 ({error})"
         try:
-            with Image.open(io.BytesIO(data)) as opened:
+            with open_image(data) as opened:
                 return self.transform(opened.convert("RGB")), caption
         except Exception as error:  # decoders raise many types of errors on broken files
             return f"image does not decode ({type(error).__name__}, {len(data)} bytes)"

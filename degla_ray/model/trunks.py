@@ -1,9 +1,8 @@
 """Features of open_clip's two adapters: a trunk of timm or Hugging Face, then a small head of open_clip's.
 
-A Hugging Face encoder sees every token of a padded text, and its tokenizer pads to the context length. Since
-attention ignores the padding, texts of similar length can pass through together, padded to a multiple of 8.
-For Flickr8k's captions (15 of 64 tokens) MiniLM then takes 0.8 s of a core instead of 3.1 s per 256. This
-works for every architecture; packing without any padding would need each one's internals.
+A Hugging Face tokenizer pads every text to the context length. BERT-like encoders run on packed texts instead
+(`packed_encoders.py`). Of other encoders (mT5) texts of similar length pass through together, padded to a
+multiple of 8, since attention ignores the padding.
 
 Shape suffixes: B rows, L positions, W trunk width, D features.
 """
@@ -19,6 +18,8 @@ from open_clip.timm_model import TimmModel
 from torch import Tensor, nn
 
 from degla_ray.errors import DataError
+from degla_ray.model.packed_encoders import is_packable, pooled_states
+from degla_ray.model.packing import PackedText, TextEnd, pack
 
 _STEP = 8
 
@@ -62,10 +63,29 @@ def image_features(tower: TimmModel, images_BCHW: Tensor) -> Tensor:
     return img_BD
 
 
-def text_features(tower: HFTextEncoder, tokens_BL: Tensor) -> Tensor:
-    """Return txt_BD, not normalised, equal to the tower's own forward pass."""
-    txt_BD: Tensor = tower.proj(_through(tower, partial(_pooled, tower), tokens_BL))
+def text_features(tower: HFTextEncoder, text: Tensor | PackedText) -> Tensor:
+    """Return txt_BD, not normalised, equal to the tower's own forward pass.
+
+    Args:
+        tower: the text tower.
+        text: texts packed as `text_end` says, or padded token ids on the tower's device.
+    """
+    if isinstance(text, PackedText):
+        pooled_BW = pooled_states(tower, text)
+    else:
+        pooled_BW = _through(tower, partial(_pooled, tower), text)
+    txt_BD: Tensor = tower.proj(pooled_BW)
     return txt_BD
+
+
+def text_end(tower: HFTextEncoder) -> TextEnd | None:
+    """Return where the tower's texts end, or None for a tower that takes padded texts.
+
+    A tower whose outputs are cached takes padded texts, by which it finds them.
+    """
+    if not is_packable(tower) or getattr(tower, "output_cache", None) is not None:
+        return None
+    return TextEnd(padding=tower.config.pad_token_id)
 
 
 def _through(tower: Any, trunk: Any, rows_BX: Tensor) -> Tensor:
@@ -74,6 +94,15 @@ def _through(tower: Any, trunk: Any, rows_BX: Tensor) -> Tensor:
 
 
 def _pooled(tower: HFTextEncoder, tokens_BL: Tensor) -> Tensor:
+    """Return the pooled states [B, W]."""
+    if not is_packable(tower):
+        return in_groups(tower, tokens_BL)
+    tokens = tokens_BL.numpy(force=True)
+    packed = pack(tokens, TextEnd(padding=tower.config.pad_token_id).find(tokens))
+    return pooled_states(tower, packed.map(lambda array: torch.as_tensor(array).to(tokens_BL.device)))
+
+
+def in_groups(tower: HFTextEncoder, tokens_BL: Tensor) -> Tensor:
     """Return the pooled states [B, W], computed in groups of similar length."""
     real_BL = tokens_BL != tower.config.pad_token_id
     position_L = torch.arange(1, tokens_BL.shape[1] + 1, device=tokens_BL.device)

@@ -207,12 +207,13 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 def _read_pt(path: Path) -> Any:
     is_zip = zipfile.is_zipfile(path)
-    if is_zip and any(n.endswith("constants.pkl") for n in zipfile.ZipFile(path).namelist()):
-        raise DataError(
-            str(path),
-            "a TorchScript archive, which holds code",
-            "a state dict: torch.save(model.state_dict(), …)",
-        )
+    members = zipfile.ZipFile(path).infolist() if is_zip else []
+    if any(member.filename.endswith("constants.pkl") for member in members):
+        convert = f"save_file(torch.jit.load({path.name!r}).state_dict(), 'model.safetensors')"
+        raise DataError(str(path), "a TorchScript archive, which holds code", _converted(convert))
+    if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+        found = f"a compressed archive of {sum(member.file_size for member in members)} bytes"
+        raise DataError(str(path), found, "a file from torch.save, which does not compress")
     try:
         # With mmap, an optimizer state in the file is never read. Only the zip format supports it.
         with torch.serialization.safe_globals(_HARMLESS):
@@ -221,13 +222,21 @@ def _read_pt(path: Path) -> Any:
         text = " ".join(str(error).split())
         named = re.search(r"GLOBAL (\S+)", text)
         found = f"not only tensors (it asks for {named[1]})" if named else f"no tensors ({text[-200:]})"
-        raise DataError(
-            str(path), f"{found}, so it is not unpickled", "torch.save({'state_dict': model.state_dict()}, …)"
-        ) from error
+        content = f"torch.load({path.name!r}, weights_only=False)['state_dict']"
+        convert = f"save_file({content}, 'model.safetensors'); of a whole module, its state_dict()"
+        raise DataError(str(path), f"{found}, so it is not unpickled", _converted(convert)) from error
     except Exception as error:  # the unpickler raises many types of errors on truncated or foreign files
         raise DataError(
             str(path), f"a broken file ({one_line(error)})", "a whole file from torch.save"
         ) from error
+
+
+def _converted(command: str) -> str:
+    """Return what a file that could run code has to be instead, and how it is converted."""
+    return (
+        "a state dict: names and tensors only. If you trust the file, convert it where it was made with "
+        f"safetensors.torch's {command}"
+    )
 
 
 def _first(names: list[str]) -> str:

@@ -18,11 +18,12 @@ import pyarrow as pa
 from rich.console import Console
 from rich.table import Table
 
-from degla_ray import ray_setup
+from degla_ray import ray_setup, resources, shared_paths
 from degla_ray.config import NegativesConfig
 from degla_ray.errors import DataError
-from degla_ray.language.identify import ENGLISH, describe, survey
+from degla_ray.language.identify import ENGLISH, describe, sample, survey
 from degla_ray.lease import Lease, owned
+from degla_ray.negatives.captions import CaptionShards, values
 from degla_ray.negatives.checks import CHECKS_VERSION
 from degla_ray.negatives.given import read_given, write_given
 from degla_ray.negatives.llm.engines import ENGINES
@@ -35,11 +36,13 @@ from degla_ray.negatives.llm.sending import GenerationJob
 from degla_ray.negatives.progress_line import ProgressLine
 from degla_ray.negatives.rules import RuleEngine
 from degla_ray.negatives.selection import ORDER
-from degla_ray.negatives.shard import STAGE, ShardTask, captions_of, vocabulary, write_shard
+from degla_ray.negatives.shard import STAGE, ShardTask, vocabulary, write_shard
 from degla_ray.schema import CAPTIONS, GIVEN_KIND, SCENE_GRAPHS, Kind
-from degla_ray.stage import StageFolder, is_complete, read_complete
+from degla_ray.stage import MANIFEST, StageFolder, derived_shards, is_complete, read_complete
 from degla_ray.storage import Storage
 
+CAPTIONS_PER_SHARD = 20_000
+"""Captions of a shard if `num_shards` is null: one window of a language model's driver."""
 CAPTIONS_PER_ACTOR = 4000
 """Captions per additional actor: loading an actor costs as much as processing about 1,000 captions."""
 EDITORS = {"rules": RuleEngine}
@@ -89,7 +92,6 @@ def _generate(config: NegativesConfig, publish: Publish | None) -> dict[str, int
     source, manifest = read_complete(config.prepared, "prepare")
     kinds = kinds_of(config)
     prompts = prompts_of(config)
-    identity = identity_of(config, manifest["fingerprint"])
     engine = engine_of(config)
     again = engine is not None and config.generation.retry_failed
     if engine is not None and (again or not is_complete(config.output)):
@@ -97,10 +99,10 @@ def _generate(config: NegativesConfig, publish: Publish | None) -> dict[str, int
         engine.check_settings()
     if engine is not None and config.generation.estimate is not None:
         ray_setup.start(config.ray)
-        engine.check_resources()
+        resources.require(config.ray, engine.needs())
         estimate(_job(config, engine, prompts), _read(source)[0]["caption"].to_pylist())
         return {}
-    folder = StageFolder(config.output, STAGE, identity, config.num_shards)
+    folder = _open_folder(config, manifest)
     if again:
         reopen(folder, config.generation.retry_reasons)
     if folder.complete:
@@ -110,7 +112,8 @@ def _generate(config: NegativesConfig, publish: Publish | None) -> dict[str, int
         return dict(folder.manifest["counts"])
     if folder.pending():
         captions, graphs = _read(source)
-        languages = survey(captions["caption"].to_pylist())
+        places = pa.array(sample(len(captions)), pa.int64())
+        languages = survey(captions["caption"].take(places).to_pylist())
         print(describe(languages))
         if config.engine != GIVEN_KIND:
             ray_setup.start(config.ray)
@@ -120,7 +123,8 @@ def _generate(config: NegativesConfig, publish: Publish | None) -> dict[str, int
         elif config.engine == GIVEN_KIND:
             write_given(folder, captions, read_given(source))
         elif engine is not None:
-            engine.check_resources()
+            resources.require(config.ray, engine.needs())
+            shared_paths.require_shared(config, {}, driver_only=["prepared"])  # this process writes
             if not generate_pending(_job(config, engine, prompts), folder, captions, graphs):
                 print("stopped: generation.max_gpu_hours are used up; run the same command again to continue")
                 return folder.counts()
@@ -132,6 +136,16 @@ def _generate(config: NegativesConfig, publish: Publish | None) -> dict[str, int
         publish(config, folder, engine.model)
     _check_accepted(config, folder, counts)
     return counts
+
+
+def _open_folder(config: NegativesConfig, prepared: Mapping[str, Any]) -> StageFolder:
+    """Open the output folder, given the manifest of the captions' folder."""
+    num_shards = config.num_shards
+    if num_shards is None and not Storage(config.output).exists(MANIFEST):
+        captions = prepared["counts"].get("captions_out", 0)
+        num_shards = derived_shards(captions, CAPTIONS_PER_SHARD)
+        print(f"num_shards: {num_shards} for {captions:,} captions")
+    return StageFolder(config.output, STAGE, identity_of(config, prepared["fingerprint"]), num_shards)
 
 
 def _check_accepted(config: NegativesConfig, folder: StageFolder, counts: Mapping[str, int]) -> None:
@@ -210,10 +224,15 @@ def _write_by_edits(
 ) -> None:
     task = ShardTask(folder=folder, kinds=kinds, per_kind=config.per_kind, seed=config.seed, english=english)
     pending = folder.pending()
-    words = vocabulary(captions["caption"].to_pylist())
+    words = vocabulary(values(captions["caption"]))
     share = len(captions) * len(pending) / folder.num_shards
+    wanted = min(len(pending), math.ceil(share / CAPTIONS_PER_ACTOR))
+    editors = resources.tasks(config.ray, wanted)
+    resources.require(config.ray, [editors])
+    shared_paths.require_shared(config, {"output": config.output}, driver_only=["prepared"])
     started = time.monotonic()
-    rows = _run(config.engine, task, pending, (captions, graphs, words), share)
+    by_shard = CaptionShards.of(captions, graphs, folder.num_shards)
+    rows = _run(config.engine, task, pending, (by_shard, words), resources.room(editors))
     with ProgressLine("negatives", len(pending), "shards") as line:
         for done, _ in enumerate(rows, start=1):
             if line.due or done == len(pending):
@@ -227,19 +246,17 @@ def _run(
     engine: str,
     task: ShardTask,
     pending: list[int],
-    data: tuple[pa.Table, dict[str, str], frozenset[str]],
-    share: float,
+    data: tuple[CaptionShards, frozenset[str]],
+    actors: tuple[int, int],
 ) -> Iterator[dict[str, Any]]:
     import ray
     import ray.data
 
-    cpus = int(ray.cluster_resources().get("CPU", 1))
-    actors = max(1, min(len(pending), cpus, math.ceil(share / CAPTIONS_PER_ACTOR)))
     dataset = ray.data.from_arrow([pa.table({"shard": [shard]}) for shard in pending])  # one shard per task
     yield from dataset.map(
         _ShardActor,
         fn_constructor_kwargs={"engine": engine, "task": task, "data": ray.put(data)},
-        compute=ray.data.ActorPoolStrategy(size=actors),
+        compute=ray.data.ActorPoolStrategy(min_size=actors[0], max_size=actors[1]),
     ).iter_rows()
 
 
@@ -249,14 +266,14 @@ class _ShardActor:
     def __init__(self, engine: str, task: ShardTask, data: Any) -> None:
         import ray
 
-        self._captions, self._graphs, words = ray.get(data)
+        task.folder.require_seen()
+        self._captions, words = ray.get(data)
         self._task = task
         self._editor = EDITORS[engine](words)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         shard = int(row["shard"])
-        captions = captions_of(shard, self._task.folder.num_shards, self._captions, self._graphs)
-        write_shard(self._task, self._editor, shard, captions)
+        write_shard(self._task, self._editor, shard, self._captions.captions_of(shard))
         return row
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from degla_ray import ray_setup
+from degla_ray import ray_setup, resources
 from degla_ray.config import DryRunConfig, NegativesConfig
 from degla_ray.dry_run import Plan, given
 from degla_ray.negatives.llm.engines.base import Engine
-from degla_ray.negatives.pipeline import engine_of, identity_of, kinds_of, prompts_of
+from degla_ray.negatives.pipeline import CAPTIONS_PER_SHARD, engine_of, identity_of, kinds_of, prompts_of
 from degla_ray.negatives.shard import STAGE
 from degla_ray.schema import CAPTIONS
-from degla_ray.stage import MANIFEST, StageFolder, read_complete
+from degla_ray.stage import MANIFEST, StageFolder, derived_shards, read_complete
 from degla_ray.storage import Storage
 
 NEGATIVE_BYTES = 150
@@ -53,7 +53,7 @@ def plan(config: NegativesConfig, options: DryRunConfig, captions: int | None = 
         unit="captions",
         option="captions_per_s",
         rate=given(options, "captions_per_s"),
-        workers=min(config.num_shards, os.cpu_count() or 1),
+        workers=min(config.num_shards or derived_shards(captions, CAPTIONS_PER_SHARD), os.cpu_count() or 1),
         **common,
     )
 
@@ -64,7 +64,7 @@ def _by_engine(
     """Return the plan of a language model, whose settings and resources are checked."""
     engine.check_settings()
     ray_setup.start(config.ray)
-    engine.check_resources()
+    resources.check(engine.needs())
     pool = engine.pool(prompts_of(config))
     kinds = len(kinds_of(config))
     answers = captions * (kinds * config.per_kind if config.generation.prompting == "per_kind" else 1)

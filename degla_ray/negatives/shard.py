@@ -12,12 +12,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from degla_ray.language.identify import is_english, language_of
+from degla_ray.negatives.captions import ImageCaption
 from degla_ray.negatives.selection import ORDER, CaptionEditor, EditRequest, Selection, Veto, no_veto, select
 from degla_ray.schema import NEGATIVES, REJECTS, Kind, RejectReason
-from degla_ray.stage import StageFolder, shard_of
+from degla_ray.stage import StageFolder
 
 STAGE = "negatives"
 BATCH = 256
@@ -45,52 +45,12 @@ class ShardTask:
     english: bool = True
 
 
-@dataclass(frozen=True, kw_only=True)
-class ImageCaption:
-    """A caption with its image's other captions and scene graph (JSON); the graph is None if unknown."""
-
-    sample_id: str
-    text: str
-    siblings: tuple[str, ...]
-    graph: str | None
-
-
-def vocabulary(texts: Sequence[str]) -> frozenset[str]:
+def vocabulary(texts: Iterable[str]) -> frozenset[str]:
     """Return the words that occur in a dataset's captions, in lower case."""
     words: set[str] = set()
     for text in texts:
         words.update(_WORDS.findall(text.lower()))
     return frozenset(words)
-
-
-def captions_of(
-    shard: int, num_shards: int, captions: pa.Table, graphs: Mapping[str, str], by: str = "sample_id"
-) -> list[ImageCaption]:
-    """Return the captions of one shard, sorted by sample_id.
-
-    Args:
-        shard: shard number in [0, num_shards).
-        num_shards: number of shards in the output.
-        captions: all captions (sample_id, image_id, caption).
-        graphs: image_id -> scene graph; empty if the images have none.
-        by: the column whose hash selects the shard.
-    """
-    keys = captions[by].to_pylist()
-    mine = captions.take([i for i, key in enumerate(keys) if shard_of(key, num_shards) == shard])
-    family = captions.filter(pc.is_in(captions["image_id"], value_set=mine["image_id"].combine_chunks()))
-    by_image: dict[str, list[str]] = {}
-    for image_id, text in zip(family["image_id"].to_pylist(), family["caption"].to_pylist(), strict=True):
-        by_image.setdefault(image_id, []).append(text)
-    rows = zip(*(mine[name].to_pylist() for name in ("sample_id", "image_id", "caption")), strict=True)
-    return [
-        ImageCaption(
-            sample_id=sample_id,
-            text=text,
-            siblings=tuple(sorted({t for t in by_image[image_id] if t != text})),
-            graph=graphs.get(image_id),
-        )
-        for sample_id, image_id, text in sorted(rows)
-    ]
 
 
 def write_shard(

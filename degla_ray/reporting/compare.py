@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from rich.console import Console
 
 from degla_ray import tracking
-from degla_ray.config import CompareConfig, EvaluateConfig, ModelConfig, TrackingConfig
+from degla_ray.config import CompareConfig, ModelConfig, TrackingConfig, evaluation_of
 from degla_ray.errors import DataError, SettingError
 from degla_ray.evaluation.comparison import Comparison, Means, means_of, set_side_by_side
 from degla_ray.evaluation.summary import ARTIFACTS, DECISION, STAGE, Summary, read_evaluation, read_summary
@@ -40,7 +40,7 @@ from degla_ray.storage import Storage, relative_to
 
 RUN_ID = re.compile(r"[0-9a-f]{32}")
 DISAGREEMENTS = 20  # items shown for each model compared with the first
-EXPECTED = "a folder written by `jobs/evaluate.py`, the id of its MLflow run, or, with `suite` set, a model"
+EXPECTED = "a folder written by `jobs/evaluate.py`, the id of its MLflow run, or, with test sets, a model"
 
 console = Console()
 
@@ -66,7 +66,7 @@ def compare(config: CompareConfig) -> str:
     if not config.evaluations:
         raise SettingError("evaluations", config.evaluations, f"at least one: {EXPECTED}")
     for entry in config.evaluations:
-        if config.suite is not None and _is_model(entry):
+        if config.has_tests and _is_model(entry):
             check_model(ModelConfig(name=entry), needs_weights=True)  # check all before evaluating any
     output = Storage(config.output)
     with Lease(output):
@@ -112,7 +112,7 @@ def _read_evaluation(entry: str, config: CompareConfig) -> _Evaluation:
         return _of_run(entry, config.tracking, Storage(config.output))
     if not _is_model(entry):
         return _of_folder(entry)
-    if config.suite is None:
+    if not config.has_tests:
         raise DataError(
             entry, "a folder without manifest.json" if storage.exists() else "no such folder", EXPECTED
         )
@@ -121,10 +121,10 @@ def _read_evaluation(entry: str, config: CompareConfig) -> _Evaluation:
     name = re.sub(r"\W+", "-", entry).strip("-")[-80:]
     folder = f"{config.output}/evaluations/{name}"
     evaluate(
-        EvaluateConfig(
+        evaluation_of(
+            config,
             model=ModelConfig(name=entry),
             output=folder,
-            suite=config.suite,
             tracking=config.tracking,
             ray=config.ray,
         )

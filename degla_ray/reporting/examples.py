@@ -17,12 +17,20 @@ if TYPE_CHECKING:
 SHOWN = 2  # captions
 
 
+def shown(text: str) -> str:
+    """Return a text from data as one line that a terminal shows and does not obey.
+
+    A newline would begin a line that seems to be ours, and an escape sequence would move the cursor.
+    """
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 def captions_shown(prepared: str) -> list[str]:
     """Return two captions of a folder that `prepare` wrote, of two images where there are two."""
     captions = Storage(prepared).read_dataset("captions", CAPTIONS)
     first = {row["image_id"]: row for row in reversed(captions.slice(0, 64).to_pylist())}
     rows = sorted(first.values(), key=lambda row: str(row["sample_id"]))[:SHOWN]
-    return [f"e.g. {row['image_id']} ({row['split']}): {row['caption']}" for row in rows]
+    return [shown(f"e.g. {row['image_id']} ({row['split']}): {row['caption']}") for row in rows]
 
 
 def negatives_shown(prepared: str, negatives: str) -> list[str]:
@@ -38,7 +46,8 @@ def negatives_shown(prepared: str, negatives: str) -> list[str]:
     own: pa.Table = rows.filter(pc.equal(rows["sample_id"], sample))
     of_kind = dict(zip(own["kind"].to_pylist(), own["negative"].to_pylist(), strict=True))
     width = max(map(len, of_kind))
-    return [f"e.g. {caption}", *(f"     {kind:<{width}}  {text}" for kind, text in sorted(of_kind.items()))]
+    lines = [f"e.g. {caption}", *(f"     {kind:<{width}}  {text}" for kind, text in sorted(of_kind.items()))]
+    return [shown(line) for line in lines]
 
 
 def training_shown(result: TrainResult) -> list[str]:

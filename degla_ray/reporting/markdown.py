@@ -25,7 +25,7 @@ from degla_ray.reporting.texts import (
 def markdown(comparison: Comparison, plots: Sequence[str], disagreements: Disagreements) -> str:
     """Return the report as Markdown; `plots` are file names relative to it."""
     labels = [_md_label(comparison, model) for model in range(len(comparison.labels))]
-    lines = ["# Comparison", "", *(f"- {line}" for line in findings(comparison))]
+    lines = ["# Comparison", "", *(f"- {literal(line)}" for line in findings(comparison))]
     if comparison.averages:
         lines += _md_head(["model", *(title(name) for name in comparison.averages)])
     for model, label in enumerate(labels if comparison.averages else ()):

@@ -2,8 +2,9 @@
 
 A source lists its rows on the driver without opening an image (`records`) and reads one image's bytes inside
 a Ray task (`read_image`). To add a source: copy csv_captions.py, yield Record, Reject and RowsRead
-(optionally Note), and register it in sources/__init__.py. The driver holds the listing in memory: about
-0.5 kB per image with five captions, so 60 MB for COCO, plus any negatives supplied with the captions.
+(optionally Note), and register it in sources/__init__.py. The driver holds the records compressed, about 40
+bytes a caption. What a source itself holds while it lists comes on top: WebDataset one tar file, Parquet with
+embedded images one row group, any other all images and captions (0.5 to 1 kB a caption).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
+from degla_ray.masking import masked
 from degla_ray.schema import GIVEN, GIVEN_KIND, REJECTS, RejectReason
 from degla_ray.storage import Storage
 
@@ -121,6 +123,14 @@ class Source(ABC):
             OSError: the image cannot be read.
         """
 
+    def group_of(self, locator: str) -> tuple[str, int] | None:
+        """Return the group that an image can only be read with, and the image's row in it; None: alone."""
+        return None
+
+    def read_group(self, group: str) -> Iterator[bytes]:
+        """Yield the images of a group by row, b"" if there is none, until the end or the first error."""
+        raise NotImplementedError
+
     def side_tables(self, records: list[Record]) -> dict[str, pa.Table]:
         """Return a shard's additional datasets by name, for the images that were kept."""
         return {}
@@ -179,9 +189,9 @@ def rejects_table(rejects: Iterable[Reject]) -> pa.Table:
             "stage": STAGE,
             "sample_id": _printable(r.row_id),
             "kind": r.unit.value,
-            "text": _printable(r.text[:TEXT_CHARS]),
+            "text": _printable(masked(r.text[:TEXT_CHARS])),
             "reason": r.reason.value,
-            "detail": _printable(r.detail),
+            "detail": _printable(masked(r.detail)),
         }
         for r in rejects
     ]

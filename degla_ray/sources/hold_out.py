@@ -8,7 +8,8 @@ moves none of those already there. The share is therefore met on average only: o
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator
 
 from degla_ray.errors import SettingError
 from degla_ray.sources.base import Record
@@ -16,25 +17,29 @@ from degla_ray.sources.base import Record
 TRAIN, VAL = "train", "val"
 
 
-def hold_out(records: Sequence[Record], fraction: float) -> list[Record]:
-    """Return the records, with about `fraction` of those in split `train` moved to split `val`.
+def hold_out(records: Iterable[Record], fraction: float) -> Iterator[Record]:
+    """Yield the records, with about `fraction` of those in split `train` moved to split `val`.
 
     All captions of an image move with it.
 
     Raises:
-        SettingError: the source has a split `val`, has none called `train`, or is so small that one of the
-            two would be empty.
+        SettingError: after the last record: the source has a split `val`, has none called `train`, or is so
+            small that one of the two would be empty.
     """
-    splits = sorted({record.captions[0].split for record in records})
-    if records and (VAL in splits or TRAIN not in splits):
-        expected = f"null for a source with the splits {', '.join(splits)}: it divides a split `{TRAIN}`"
+    before: Counter[str] = Counter()
+    after: Counter[str] = Counter()
+    for record in records:
+        before[record.captions[0].split] += 1
+        divided = _moved(record) if _is_held_out(record, fraction) else record
+        after[divided.captions[0].split] += 1
+        yield divided
+    if before and (VAL in before or TRAIN not in before):
+        splits = ", ".join(sorted(before))
+        expected = f"null for a source with the splits {splits}: it divides a split `{TRAIN}`"
         raise SettingError("val_fraction", fraction, f"{expected} that has no `{VAL}` beside it")
-    divided = [_moved(record) if _is_held_out(record, fraction) else record for record in records]
-    of_split = {split: sum(record.captions[0].split == split for record in divided) for split in (TRAIN, VAL)}
-    if records and not all(of_split.values()):
-        found = ", ".join(f"{count} in {split}" for split, count in of_split.items())
+    if before and not (after[TRAIN] and after[VAL]):
+        found = ", ".join(f"{after[split]} in {split}" for split in (TRAIN, VAL))
         raise SettingError("val_fraction", fraction, f"a share that leaves images in both splits ({found})")
-    return divided
 
 
 def _is_held_out(record: Record, fraction: float) -> bool:

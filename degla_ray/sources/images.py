@@ -14,13 +14,11 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from degla_ray.pixel_limit import without_pillows_limit
+from degla_ray.pixel_limit import open_image, without_pillows_limit
 from degla_ray.schema import RejectReason
 from degla_ray.sources.base import Refusal
 
 JPEG_QUALITY = 95
-# Only formats that Pillow decodes itself: EPS, for example, would run Ghostscript on an untrusted file.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 KEPT_FORMATS = ("JPEG", "MPO", "PNG", "WEBP")
 KEPT_MODES = ("RGB", "L")
 _ORIENTATION = 0x0112  # EXIF tag
@@ -47,8 +45,10 @@ def check_and_convert(data: bytes, max_pixels: int, short_side: int | None) -> C
     with warnings.catch_warnings(), without_pillows_limit():
         warnings.simplefilter("ignore")  # about broken EXIF, which is handled here
         try:
-            with Image.open(io.BytesIO(data), formats=_available()) as image:
+            with open_image(data) as image:
                 return _check(image, data, max_pixels, short_side)
+        except Image.DecompressionBombError as error:  # more than MAX_PIXELS, seen before the size is ours
+            return Refusal(RejectReason.OVERSIZED, str(error))
         except UnidentifiedImageError:
             reason = RejectReason.TRUNCATED if _ends_early(data) else RejectReason.UNREADABLE
             return Refusal(reason, f"no image in {len(data)} bytes that begin with {data[:8]!r}")
@@ -95,11 +95,6 @@ def _check(
     if target is not None:
         rgb = rgb.resize(target, Image.Resampling.BICUBIC)
     return CheckedImage(_encode(rgb, lossy), *rgb.size)
-
-
-def _available() -> tuple[str, ...]:
-    Image.init()
-    return tuple(f for f in FORMATS if f in Image.OPEN)
 
 
 def _orientation(image: Image.Image) -> int:

@@ -38,7 +38,7 @@ class NamedCaption(NamedTuple):
     given: tuple[str, ...] = ()
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, slots=True)
 class NamedImage:
     """An image as given in an annotation file.
 
@@ -106,7 +106,7 @@ class ImageFolder:
             self._roots.add(os.path.realpath(self._storage.path()))
 
     def read(self, locator: str) -> bytes:
-        return self._storage.read_bytes(locator)
+        return self._storage.read_image(locator)
 
     def relative(self, name: str) -> str | None:
         """Return `name` normalised and relative to the folder, or None if it leaves the folder."""

@@ -2,9 +2,8 @@
 
 An image is stored as bytes in its row, alone or in Hugging Face's struct<bytes, path>, or as a file whose
 path is in the row. Bytes are addressed by (file, row group, row), and Parquet reaches a row only by decoding
-the rows before it in the group. A task therefore takes its rows in order and reads each group once, a page
-or two in memory at a time (50 to 100 MB for 5,000 images in one group of 240 MB); all tasks together read
-every file `num_shards` times.
+the rows before it in the group. A task therefore reads a group in order, a page or two in memory at a time
+(50 to 100 MB for 5,000 images in one group of 240 MB), and `prepare` unpacks each group once (unpacked.py).
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -73,9 +73,7 @@ class _ParquetReader:
     def __init__(self, uri: str, group: int, column: str) -> None:
         self.place = (uri, group)
         self.first = 0
-        # Without this, Arrow reads the group's whole column before returning the first row.
-        self._file = pq.ParquetFile(open_file(uri), buffer_size=_BUFFER_BYTES, pre_buffer=False)
-        self._batches = self._file.iter_batches(ROW_GROUP_ROWS, row_groups=[group], columns=[column])
+        self._batches = _batches(uri, group, column)
         self._batch = pa.array([])
 
     def cell(self, row: int) -> Any:
@@ -85,8 +83,16 @@ class _ParquetReader:
             batch = next(self._batches, None)
             if batch is None:
                 raise OSError(f"{self.first} rows in row group {self.place[1]}, and row {row} was listed")
-            self._batch = batch.column(0)
+            self._batch = batch
         return self._batch[row - self.first].as_py()
+
+
+def _batches(uri: str, group: int, column: str) -> Iterator[pa.Array]:
+    """Yield the cells of a row group's column, a few at a time."""
+    # Without pre_buffer=False, Arrow reads the group's whole column before returning the first row.
+    file = pq.ParquetFile(open_file(uri), buffer_size=_BUFFER_BYTES, pre_buffer=False)
+    for batch in file.iter_batches(ROW_GROUP_ROWS, row_groups=[group], columns=[column]):
+        yield batch.column(0)
 
 
 class ParquetSource(Source):
@@ -134,9 +140,12 @@ class ParquetSource(Source):
 
     def records(self) -> Iterator[Record | Reject | RowsRead | Note]:
         images: dict[str, NamedImage] = {}
-        refused = rows = 0
+        refused = rows = own = 0
         damaged: Counter[str] = Counter()
         digests = self._digests_of_repeated()
+        # Where no two rows can be one image, an image's rows are known at once and need not be held.
+        streamed = self._embedded and (self._config.image_id_column is None or not digests)
+        late: list[Reject | Note] = []
         for split, uris in self._files.items():
             for number, uri in enumerate(uris):
                 for row in self._rows(uri, split, number):
@@ -147,13 +156,23 @@ class ParquetSource(Source):
                     if isinstance(image, Refusal):
                         refused += 1
                         yield from _reject_row(row, image)
-                    else:
-                        yield from self._add(row, image)
-        yield RowsRead(images=len(images) + refused)
+                        continue
+                    yield from self._add(row, image)
+                    if streamed:
+                        own += 1
+                        for each in to_rows([image], Located()):
+                            if isinstance(each, Record):
+                                yield each
+                            else:
+                                late.append(each)
+                        images.clear()
+        own += len(images)
+        yield RowsRead(images=own + refused)
+        yield from late
         finder: Finder = self._folder.list() if self._folder else Located()
         yield from to_rows(images.values(), finder)
-        earlier = rows - len(images) - refused
-        accounts = f"{len(images)} with an image of their own + {earlier} with an earlier row's"
+        earlier = rows - own - refused
+        accounts = f"{own} with an image of their own + {earlier} with an earlier row's"
         yield Note(text=f"{rows} rows in = {accounts} + {refused} rejects")
         for why, lost in damaged.items():
             if why:
@@ -180,6 +199,22 @@ class ParquetSource(Source):
             found = f"only the path {path!r}, no bytes of an image," if path else "no image"
             raise FileNotFoundError(f"{found} in row {row} of row group {group} of {uri}")
         return bytes(value)
+
+    def group_of(self, locator: str) -> tuple[str, int] | None:
+        if not self._embedded:
+            return None
+        group, _, row = locator.rpartition(":")
+        return group, int(row)
+
+    def read_group(self, group: str) -> Iterator[bytes]:
+        uri, number = group.rsplit(":", 1)
+        try:
+            for cells in _batches(uri, int(number), self._config.image_column):
+                for cell in cells:
+                    value = cell.as_py()
+                    yield (value[_BYTES] if isinstance(value, dict) else value) or b""
+        except (pa.ArrowException, OSError):
+            return  # the rows behind are read alone, and their errors become their rejects
 
     def _groups(self, uri: str) -> Iterator[_Group]:
         """Yield the row groups of a file.
@@ -246,13 +281,10 @@ class ParquetSource(Source):
         """
         if not self._embedded or self._config.image_id_column is None:
             return {}
-        ids = [
-            (str(row.image_id), str(row.name))
-            for split, uris in self._files.items()
-            for number, uri in enumerate(uris)
-            for row in self._rows(uri, split, number)
-            if not row.damaged
-        ]
+        hashes = np.fromiter((hash(image_id) for image_id, _ in self._ids()), np.int64)
+        ordered = np.sort(hashes)
+        repeated = set(ordered[1:][ordered[1:] == ordered[:-1]].tolist())  # 8 bytes a row until here
+        ids = [each for each in self._ids() if hash(each[0]) in repeated]
         times = Counter(image_id for image_id, _ in ids)
         digests: dict[str, bytes | None] = {}
         for image_id, locator in ids:
@@ -265,6 +297,14 @@ class ParquetSource(Source):
                     digests[locator] = f"{locator}: {error}".encode()
         self._reader = None
         return digests
+
+    def _ids(self) -> Iterator[tuple[str, str]]:
+        """Yield image_id and locator of each readable row."""
+        for split, uris in self._files.items():
+            for number, uri in enumerate(uris):
+                for row in self._rows(uri, split, number):
+                    if not row.damaged:
+                        yield str(row.image_id), str(row.name)
 
     def _image(
         self, row: _Row, images: dict[str, NamedImage], digests: dict[str, bytes | None]

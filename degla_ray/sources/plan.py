@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from collections import Counter
@@ -14,7 +15,7 @@ from degla_ray.schema import CAPTIONS
 from degla_ray.sources import open_source
 from degla_ray.sources.base import STAGE, Record, Refusal, Source
 from degla_ray.sources.images import CheckedImage
-from degla_ray.sources.prepare import begun_folder, listed
+from degla_ray.sources.prepare import begun_folder, listed, shards_of
 from degla_ray.sources.write_shard import read_checked
 from degla_ray.stage import shard_of
 from degla_ray.storage import Storage
@@ -36,10 +37,16 @@ def plan(config: PrepareConfig) -> Plan:
         splits = folder.storage.read_dataset("captions", CAPTIONS, ["split"])["split"]
         return Plan(stage=STAGE, output=folder.storage.uri, captions=Counter(splits.to_pylist()))
     listing = listed(config, source)
-    pending = set(range(config.num_shards) if folder is None else folder.pending())
-    left = [r for r in listing.records if shard_of(r.image_id, config.num_shards) in pending]
-    captions = Counter(c.split for record in listing.records for c in record.captions)
-    sample = left[:: max(1, len(left) // SAMPLE)][:SAMPLE]
+    num_shards = shards_of(config, listing.usable) if folder is None else folder.num_shards
+    pending = set(range(num_shards) if folder is None else folder.pending())
+    captions: Counter[str] = Counter()
+    left = 0
+    for record in listing.records:
+        captions.update(caption.split for caption in record.captions)
+        left += shard_of(record.image_id, num_shards) in pending
+    step = max(1, left // SAMPLE)
+    to_do = (r for r in listing.records if shard_of(r.image_id, num_shards) in pending)
+    sample = list(itertools.islice(to_do, 0, step * SAMPLE, step))
     started = time.monotonic()
     kept, refused = _read(config, source, sample)
     rate = len(sample) / max(time.monotonic() - started, 1e-9)
@@ -47,12 +54,12 @@ def plan(config: PrepareConfig) -> Plan:
     return Plan(
         stage=STAGE,
         output=Storage(config.output).uri,
-        work=f"{len(left):,} images; {sum(captions.values()):,} captions in all",
-        amount=len(left),
+        work=f"{left:,} images; {sum(captions.values()):,} captions in all",
+        amount=left,
         unit="images",
         rate=Rate(per_second=rate, origin=f"measured here on {len(sample)} images"),
         workers=max(1, min(len(pending), os.cpu_count() or 1)),
-        size=len(left) * sum(len(image.data) for image in kept) / max(1, len(sample)),
+        size=left * sum(len(image.data) for image in kept) / max(1, len(sample)),
         notes=(*(f"note: {note}" for note in listing.notes), *rejects),
         captions=captions,
     )

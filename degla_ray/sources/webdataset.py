@@ -20,6 +20,7 @@ from typing import Any
 from degla_ray.config import WebdatasetConfig
 from degla_ray.errors import SettingError
 from degla_ray.identity import canonical
+from degla_ray.pixel_limit import check_file_bytes
 from degla_ray.schema import RejectReason
 from degla_ray.sources.base import Note, Record, Refusal, Reject, RowsRead, Source, Unit
 from degla_ray.sources.files import find_files, open_file, some
@@ -89,6 +90,7 @@ class WebdatasetSource(Source):
 
     def read_image(self, locator: str) -> bytes:
         uri, offset, size = locator.rsplit(":", 2)
+        check_file_bytes(int(size))
         with open_file(uri) as file:
             data: bytes = file.read_at(int(size), int(offset))
         if len(data) != int(size):

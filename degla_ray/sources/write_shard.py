@@ -6,16 +6,15 @@ regardless of the shard's size. It returns a receipt of counts, never the data.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
 
 from degla_ray.schema import CAPTIONS, IMAGES, RejectReason
-from degla_ray.sources.base import Caption, Record, Refusal, Reject, Source, Unit, rejects_table
+from degla_ray.sources.base import Record, Refusal, Reject, Source, Unit, rejects_table
 from degla_ray.sources.images import CheckedImage, check_and_convert
 from degla_ray.sources.write_images import write_images
 from degla_ray.stage import StageFolder
@@ -26,17 +25,25 @@ IMAGES_OF_SPLIT = "images_out."
 """Start of the counts of images by split: `images_out.train`."""
 
 
+class ImageReader(Protocol):
+    """What reads an image by its locator, as `Source.read_image` does."""
+
+    def read_image(self, locator: str) -> bytes: ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class PrepareTask:
     """Settings of a task: everything that it needs apart from its rows.
 
     Attributes:
+        reader: where images are read: the source, or its unpacked groups.
         max_pixels: maximum pixels of an image, checked before decoding.
         short_side: short side in pixels to scale down to; None keeps the size.
     """
 
     folder: StageFolder
     source: Source
+    reader: ImageReader
     max_pixels: int
     short_side: int | None
 
@@ -67,6 +74,7 @@ def write_shard(
     Returns:
         Counts of the rows that this task wrote and rejected. `rejects` are only in the receipt.
     """
+    assert len({r.image_id for r in records}) == len(records), "a source repeats an image_id"
     kept: list[Record] = []
     lost: list[Reject] = []
     folder = task.folder
@@ -89,35 +97,6 @@ def write_shard(
     return result
 
 
-def records_to_json(records: list[Record]) -> str:
-    return json.dumps(records)
-
-
-def records_from_json(text: str) -> list[Record]:
-    return [
-        Record(i, locator, tuple(Caption(s, c, split, tuple(given)) for s, c, split, given in captions))
-        for i, locator, captions in json.loads(text)
-    ]
-
-
-def rejects_to_json(rejects: list[Reject]) -> str:
-    return json.dumps([(r.unit, r.row_id, r.reason, r.detail, r.text, r.image_id) for r in rejects])
-
-
-def rejects_from_json(text: str) -> list[Reject]:
-    return [
-        Reject(
-            unit=Unit(unit),
-            row_id=row_id,
-            reason=RejectReason(reason),
-            detail=detail,
-            text=row_text,
-            image_id=image_id,
-        )
-        for unit, row_id, reason, detail, row_text, image_id in json.loads(text)
-    ]
-
-
 def _images(
     task: PrepareTask, records: list[Record], kept: list[Record], lost: list[Reject], progress: Progress
 ) -> Iterator[pa.Table]:
@@ -126,7 +105,7 @@ def _images(
         group = records[start : start + ROW_GROUP_ROWS]
         rows: list[tuple[Any, ...]] = []
         for record in group:
-            checked = read_checked(task.source, record.locator, task.max_pixels, task.short_side)
+            checked = read_checked(task.reader, record.locator, task.max_pixels, task.short_side)
             if isinstance(checked, Refusal):
                 lost.extend(_lose(record, checked))
             else:
@@ -138,11 +117,11 @@ def _images(
 
 
 def read_checked(
-    source: Source, locator: str, max_pixels: int, short_side: int | None
+    reader: ImageReader, locator: str, max_pixels: int, short_side: int | None
 ) -> CheckedImage | Refusal:
     """Read one image and return it in the form that is stored, or the reason for refusing it."""
     try:
-        data = source.read_image(locator)
+        data = reader.read_image(locator)
     except FileNotFoundError as error:
         return Refusal(RejectReason.MISSING_IMAGE, str(error))
     except (OSError, ValueError) as error:  # no permission, disk error, or a name the filesystem cannot hold

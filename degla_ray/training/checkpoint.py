@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from degla_ray.errors import DataError
 from degla_ray.storage import Storage
+from degla_ray.training import trace
 from degla_ray.training.job import TRACE
 from degla_ray.training.state import TrainState
 
@@ -76,7 +77,7 @@ def snapshot(state: TrainState, record: dict[str, Any]) -> Snapshot:
         torch.cuda.synchronize()
     texts = {
         STATE: json.dumps({**record, **_scalars(state)}, indent=2).encode(),
-        TRACE: as_bytes(state.trace),
+        TRACE: trace.as_bytes(state.trace),
     }
     return Snapshot(step=state.step, tensors=tensors, texts=texts)
 
@@ -176,11 +177,6 @@ def tidy(run: Storage) -> int | None:
         if _FOLDER.fullmatch(name) and name not in keep:
             _delete(run, name)
     return max(whole) if whole else None
-
-
-def as_bytes(trace: list[str]) -> bytes:
-    """Return the content of a trace file."""
-    return "".join(f"{line}\n" for line in trace).encode()
 
 
 def _folders(run: Storage) -> list[str]:

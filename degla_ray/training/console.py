@@ -54,6 +54,7 @@ def _parts(progress: dict[str, Any], validation: Validation | None) -> list[str]
         "" if validation is None else validation.describe(),
         " ".join(f"{term} {value:.4f}" for term, value in terms.items()),
         f"{progress['training_share']:.0%} of the time training",
+        "" if progress["mfu"] is None else f"MFU {progress['mfu']:.0%}",
         f"waited {progress['wait_s']:.0f} s for data ({progress['wait_share']:.0%} now)",
         f"lr {lr:.2e} scale {scale:.2f}",
         "" if distance is None else f"teacher {distance:.4f} away",

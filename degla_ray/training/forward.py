@@ -102,7 +102,7 @@ class Forward:
             self.towers = DistributedDataParallel(
                 self.towers,
                 device_ids=[self.device] if on_gpu else None,
-                forward_sync_buffers=False,  # equal on all workers: constants, or a frozen tower's
+                forward_sync_buffers=False,  # equal everywhere: BatchNorm keeps its statistics
                 gradient_as_bucket_view=True,
             )
             if config.gradient_compression == "bf16":

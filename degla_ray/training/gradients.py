@@ -23,6 +23,8 @@ from degla_ray.training.forward import Forward, MicroBatch, StudentOutput
 
 Objective = Callable[[Features, Tensor, Tensor | None], dict[str, Tensor]]
 """(features, scale, bias) -> the loss to backpropagate (`loss`) and its terms."""
+Mark = Callable[[str], None]
+"""Ends a phase of the step, which began with the previous one's end."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +48,7 @@ def backward(
     scaler: torch.amp.GradScaler,
     micro_batches: list[MicroBatch],
     seed: int,
+    mark: Mark,
 ) -> Losses:
     """Accumulate a step's gradients in the student's parameters.
 
@@ -55,19 +58,27 @@ def backward(
         scaler: scales the loss before the backward pass.
         micro_batches: this worker's rows.
         seed: seed of torch's generators; a micro-batch has the same dropout in both passes.
+        mark: called with `forward` or `backward` when such a phase ends.
     """
     if len(micro_batches) == 1:
-        return _whole(forward, objective, scaler, micro_batches[0], seed)
-    return _cached(forward, objective, scaler, micro_batches, seed)
+        return _whole(forward, objective, scaler, micro_batches[0], seed, mark)
+    return _cached(forward, objective, scaler, micro_batches, seed, mark)
 
 
 def _whole(
-    forward: Forward, objective: Objective, scaler: torch.amp.GradScaler, rows: MicroBatch, seed: int
+    forward: Forward,
+    objective: Objective,
+    scaler: torch.amp.GradScaler,
+    rows: MicroBatch,
+    seed: int,
+    mark: Mark,
 ) -> Losses:
     student = forward.student(rows, seed)
     features = Features(**student.features, neg_mask_BK=rows.mask_BK, **forward.teacher(rows))
     terms = objective(features, student.scale, student.bias)
+    mark("forward")
     scaler.scale(terms["loss"]).backward()
+    mark("backward")
     return Losses(terms=terms, features=features, scale=student.scale.detach().reshape(()))
 
 
@@ -77,6 +88,7 @@ def _cached(
     scaler: torch.amp.GradScaler,
     micro_batches: list[MicroBatch],
     seed: int,
+    mark: Mark,
 ) -> Losses:
     students = [forward.student_without_graph(rows, seed + i) for i, rows in enumerate(micro_batches)]
     teachers = [forward.teacher(rows) for rows in micro_batches]
@@ -85,7 +97,9 @@ def _cached(
     scalars = [scalar.detach().requires_grad_() for scalar in students[0].scalars]
     features = Features(**leaves, neg_mask_BK=torch.cat([rows.mask_BK for rows in micro_batches]), **teacher)
     terms = objective(features, scalars[0], scalars[1] if len(scalars) > 1 else None)
+    mark("forward")
     scaler.scale(terms["loss"]).backward()
+    mark("backward")
 
     first = 0
     for i, rows in enumerate(micro_batches):
@@ -95,8 +109,10 @@ def _cached(
         local = not last and isinstance(forward.towers, DistributedDataParallel)
         with forward.towers.no_sync() if local else nullcontext():  # type: ignore[operator]
             output = forward.student(rows, seed + i)
+            mark("forward")
             gradients = {name: _gradient(leaf)[own] for name, leaf in leaves.items()}
             _propagate(output, gradients, [_gradient(leaf) for leaf in scalars] if last else [])
+            mark("backward")
     return Losses(terms=terms, features=features, scale=students[0].scale.detach().reshape(()))
 
 

@@ -18,9 +18,9 @@ from degla_ray.config import TrainConfig, ValidationSettings
 from degla_ray.errors import SettingError
 from degla_ray.identity import canonical
 from degla_ray.storage import Storage
-from degla_ray.training import checkpoint, sanity, validation
+from degla_ray.training import checkpoint, sanity, stopping, trace, validation
 from degla_ray.training.interval import MAX_SKIPPED, LogInterval
-from degla_ray.training.job import PROGRESS, TRACE, Job
+from degla_ray.training.job import PROGRESS, Job
 from degla_ray.training.optimizer import learning_rate
 from degla_ray.training.state import TrainState
 from degla_ray.training.workers import Workers
@@ -57,6 +57,7 @@ class Log:
         self._distance: float | None = None
         self._thread = ThreadPoolExecutor(1, "progress")
         self._writing: Future[None] | None = None
+        self._traced = 0  # steps of the trace that are in its file
 
     def after_step(self, state: TrainState, interval: LogInterval) -> None:
         check_finite(state, interval, self._job)
@@ -69,8 +70,9 @@ class Log:
         if self._writing is not None and self._writing.done():
             self.wait()
         if self._writing is None or interval.report:  # on a slow store, some intervals are not shown
-            trace = checkpoint.as_bytes(state.trace) if interval.report else None
-            self._writing = self._thread.submit(self._write, self._progress(state, interval), trace)
+            first = trace.part_of(self._traced + 1) if interval.report else len(state.trace) + 1
+            new = state.trace[first - 1 :]
+            self._writing = self._thread.submit(self._write, self._progress(state, interval), new, first)
 
     def wait(self) -> None:
         """Wait until everything is written.
@@ -82,10 +84,10 @@ class Log:
             self._writing.result()
             self._writing = None
 
-    def _write(self, progress: dict[str, Any], trace: bytes | None) -> None:
+    def _write(self, progress: dict[str, Any], lines: list[str], first: int) -> None:
         self._run.write_json(progress, PROGRESS)
-        if trace is not None:
-            self._run.write_bytes(trace, TRACE)
+        trace.write(self._run, lines, first)
+        self._traced = max(self._traced, first + len(lines) - 1)
 
     def _progress(self, state: TrainState, interval: LogInterval) -> dict[str, Any]:
         rows, speed = interval.rows, interval.speed
@@ -98,6 +100,9 @@ class Log:
             "wait_share": interval.wait_share,
             "wait_s": interval.wait_s,
             "first_wait_s": interval.first_wait_s,
+            **{f"{phase}_ms": ms for phase, ms in interval.usage.phase_ms.items()},
+            "tokens_per_s": interval.usage.tokens_per_s,
+            "mfu": interval.usage.mfu,
             "teacher_distance": self._distance,
             "gradient_norm": _gradient_norm(state),
             "peak_memory_gb": _peak_memory_gb(self._workers.device),
@@ -127,12 +132,23 @@ class Checkpoint:
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._writing: tuple[int, Future[str]] | None = None
         self._written: list[int] = []
+        self._asked = False
+
+    def asked(self) -> bool:
+        """Return whether the driver, which is about to end, wants a checkpoint; true only once."""
+        if self._asked or not self._workers.is_first:
+            return False
+        self._asked = stopping.asked(self._run.uri)
+        return self._asked
 
     def after_step(self, state: TrainState, interval: LogInterval) -> None:
         if interval.save and self._workers.is_first:
             self.wait()  # for the checkpoint before: one copy of the state at a time
             taken = checkpoint.snapshot(state, self._record(state))
             self._writing = state.step, self._thread.submit(checkpoint.write, self._run, taken)
+            if interval.stop:
+                self.wait()
+                stopping.answer(self._run.uri, state.step)
 
     def wait(self) -> None:
         """Wait until the latest checkpoint is written.

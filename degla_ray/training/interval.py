@@ -8,14 +8,14 @@ next interval ends, because the workers' clocks differ.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from degla_ray.config import CheckpointConfig, TrainConfig, ValidationSettings
 from degla_ray.training.job import LOG_INTERVAL_S, REPORT_S
 from degla_ray.training.speed import Speed, SpeedMeter
 from degla_ray.training.state import TrainState
+from degla_ray.training.usage import Usage, UsageMeter
 from degla_ray.training.workers import StepTerms, Workers
 
 if TYPE_CHECKING:
@@ -35,7 +35,9 @@ class LogInterval:
         wait_share: share of the interval (0 to 1) spent waiting for data.
         wait_s: seconds so far spent waiting for data, except for the first batch.
         first_wait_s: seconds spent waiting for the first batch.
+        usage: what the interval's steps took of the device.
         save: whether to save a checkpoint.
+        stop: whether the driver waits for it, because it is about to end.
         written: step of a checkpoint that was written since the last interval; 0 if none was.
         report: whether to report to Ray Train.
     """
@@ -45,7 +47,9 @@ class LogInterval:
     wait_share: float
     wait_s: float
     first_wait_s: float
+    usage: Usage
     save: bool
+    stop: bool
     written: int
     report: bool
 
@@ -85,6 +89,18 @@ class Schedule:
         return min(end, self.total_steps)
 
 
+class Saver(Protocol):
+    """The part of the Checkpoint hook that an interval's end needs; on worker 0 only it has work."""
+
+    def next_written(self) -> int:
+        """Return the step of a checkpoint that was written; 0 if none was."""
+        ...
+
+    def asked(self) -> bool:
+        """Return whether the driver wants a checkpoint now."""
+        ...
+
+
 class Intervals:
     """The sequence of a worker's log intervals; the first is one step, to show soon that training works."""
 
@@ -95,9 +111,9 @@ class Intervals:
         total_steps: int,
         loader: Loader,
         first_step: int,
-        next_written: Callable[[], int],
+        saver: Saver,
     ) -> None:
-        self._workers, self._loader, self._next_written = workers, loader, next_written
+        self._workers, self._loader, self._saver = workers, loader, saver
         self._schedule = Schedule(
             checkpoint=config.checkpoint, validation=config.validation, total_steps=total_steps
         )
@@ -118,17 +134,19 @@ class Intervals:
         """Return whether the step just done ends the interval, on all workers alike."""
         return state.step == self._end or state.skipped == MAX_SKIPPED
 
-    def finish(self, state: TrainState) -> LogInterval:
+    def finish(self, state: TrainState, meter: UsageMeter) -> LogInterval:
         """Meet the other workers and return the interval."""
         rows = self._workers.average(self._rows)  # waits for the device and for the other workers
         self._rows = []
         self._ended = time.monotonic()
         trained_s = self._ended - self._began
         step_s = trained_s / len(rows)
-        must_save = self._schedule.must_save(state.step, self._ended - self._saved)
+        stop = self._saver.asked()
+        must_save = stop or self._schedule.must_save(state.step, self._ended - self._saved)
         must_report = must_save or self._ended - self._reported >= REPORT_S
-        save, report, self._end, written = self._workers.broadcast(
-            [must_save, must_report, self._schedule.next_end(state.step, step_s), self._next_written()]
+        end, written = self._schedule.next_end(state.step, step_s), self._saver.next_written()
+        save, report, self._end, written, stop_all = self._workers.broadcast(
+            [must_save, must_report, end, written, stop]
         )
         waited_s, self._waited_s = self._loader.wait_s - self._waited_s, self._loader.wait_s
         steps = state.step - self._first_step
@@ -138,7 +156,9 @@ class Intervals:
             wait_share=min(1.0, waited_s / trained_s),
             wait_s=self._loader.wait_s,
             first_wait_s=self._loader.first_wait_s,
+            usage=meter.take(self._workers.world_size),
             save=bool(save),
+            stop=bool(stop_all),
             written=written,
             report=bool(report),
         )

@@ -13,7 +13,7 @@ LOG_INTERVAL_S = 1.0
 """Approximate log interval in seconds."""
 REPORT_S = 5.0
 """Approximate seconds between reports to Ray Train, and between writes of the trace."""
-PROGRESS, ERROR = "progress.json", "error.json"
+CONFIG, PROGRESS, ERROR, RECOVERY = "config.json", "progress.json", "error.json", "recovery.json"
 EXPORT_STUDENT, EXPORT_TEACHER = "export_student", "export_teacher"
 TRACE = "trace.jsonl"
 

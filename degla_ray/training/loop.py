@@ -10,8 +10,9 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import socket
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,28 +20,32 @@ import ray.train
 import torch
 from ray.train.v2._internal.execution import context as ray_context
 
+from degla_ray import shared_paths
 from degla_ray.config import DataConfig, TrainConfig
 from degla_ray.errors import DeglaError, SettingError
 from degla_ray.identity import canonical
 from degla_ray.loader.decode import BatchSpec
 from degla_ray.loader.decoders import end_decoders, number_of_decoders, start_decoders
 from degla_ray.loader.image_files import CacheSpec
-from degla_ray.loader.loader import Loader
+from degla_ray.loader.loader import Loader, LocalBatch
 from degla_ray.loader.order import step_seed
 from degla_ray.model.adapt import adapt, merged
+from degla_ray.model.blocks import compile_blocks
 from degla_ray.model.build import build
 from degla_ray.model.encode import OpenClipModel, text_end
 from degla_ray.model.export import export
+from degla_ray.model.frozen import batch_norms
 from degla_ray.model.loaded import LoadedModel
 from degla_ray.model.packing import GPU_TOKEN_MULTIPLE
 from degla_ray.model.teacher import Teacher
 from degla_ray.storage import Storage
-from degla_ray.training import checkpoint, sanity
+from degla_ray.training import checkpoint, sanity, stopping
 from degla_ray.training.forward import freeze_unreached
 from degla_ray.training.hooks import Checkpoint, Hook, Log, ReportToRay, Validate
 from degla_ray.training.interval import Intervals
-from degla_ray.training.job import ERROR, EXPORT_STUDENT, EXPORT_TEACHER, Job
+from degla_ray.training.job import CONFIG, ERROR, EXPORT_STUDENT, EXPORT_TEACHER, Job
 from degla_ray.training.optimizer import build_optimizer
+from degla_ray.training.profiler import profiled
 from degla_ray.training.state import TrainState
 from degla_ray.training.step import TrainStep
 from degla_ray.training.workers import Workers
@@ -56,6 +61,9 @@ def train_worker(arguments: dict[str, Any]) -> None:
     logging.getLogger(ray_context.__file__).setLevel(logging.WARNING)
     job: Job = arguments["job"]
     run = Storage(job.run_folder)
+    if not run.exists(CONFIG):  # an ERROR file would not reach the driver either
+        found = f"{run.uri}, which node {socket.gethostname()} does not see"
+        raise SettingError("output", found, shared_paths.shared())
     if run.exists(ERROR):
         return
     try:
@@ -63,6 +71,8 @@ def train_worker(arguments: dict[str, Any]) -> None:
             _train(job, run)
         except torch.OutOfMemoryError as error:
             raise out_of_memory(job.config) from error
+        except torch._dynamo.exc.BackendCompilerFailed as error:
+            raise cannot_compile(error) from error
     except DeglaError as error:
         run.write_json({"message": str(error)}, ERROR)
         if ray.train.get_context().get_world_size() > 1:
@@ -79,10 +89,20 @@ def out_of_memory(config: TrainConfig) -> SettingError:
     return SettingError("global_batch_size", config.global_batch_size, expected)
 
 
+def cannot_compile(error: Exception) -> SettingError:
+    """Return the error for blocks that torch.compile could not compile; usually it finds no C++ compiler."""
+    reason = str(error).strip().partition("\n")[0]
+    return SettingError(
+        "compute.compile", True, f"false, or a C++ compiler on every worker's node ({reason})"
+    )
+
+
 def _train(job: Job, run: Storage) -> None:
     config, workers = job.config, Workers.current()
     if workers.device.type == "cpu":
         torch.set_num_threads(max(1, int(config.compute.cpus)))
+    else:
+        torch.set_float32_matmul_precision("high")  # TF32 for what autocast leaves in fp32
     torch.manual_seed(config.seed)
     decoders = _start_decoders(job)  # ready by the time the model is built
     loaded = build(config.model)
@@ -95,11 +115,16 @@ def _train(job: Job, run: Storage) -> None:
     notices = [
         sanity.frozen_parameters(frozen),
         sanity.small_images(job.short_side, loaded.preprocess_cfg["size"]),
+        sanity.initial_statistics(len(batch_norms(state.student)), is_random=loaded.is_random),
     ]
     log = Log(workers, run, job, [n for n in notices if n], warns_of_loss=not loaded.is_random)
     save = Checkpoint(workers, run, job, loaded.activation)
-    intervals = Intervals(workers, config, job.total_steps, loader, state.step, save.next_written)
-    _run_steps(job, workers.rank, step, loader, intervals, (log, save, validate, report))
+    if workers.is_first:
+        stopping.set_training(run.uri)
+    intervals = Intervals(workers, config, job.total_steps, loader, state.step, save)
+    steps = config.profile.range if workers.is_first else None
+    batches = loader if steps is None else profiled(loader, steps, run)
+    _run_steps(job, workers.rank, step, batches, intervals, (log, save, validate, report))
     log.wait()
     _report_last(workers, save, validate, report)
     end_decoders(decoders)
@@ -108,17 +133,25 @@ def _train(job: Job, run: Storage) -> None:
 
 
 def _run_steps(
-    job: Job, rank: int, step: TrainStep, loader: Loader, intervals: Intervals, hooks: Sequence[Hook]
+    job: Job,
+    rank: int,
+    step: TrainStep,
+    batches: Iterable[LocalBatch],
+    intervals: Intervals,
+    hooks: Sequence[Hook],
 ) -> None:
-    """Train on every batch of the loader, and call the hooks after each log interval."""
-    for batch in loader:
+    """Train on every batch, and call the hooks after each log interval."""
+    mark = step.usage.clock.mark
+    for batch in batches:
+        mark("data")
         seed = step_seed(job.config.seed, batch.step, rank)
         intervals.add(step(batch, seed=seed, begins_epoch=job.order.begins_epoch(batch.step)))
         if intervals.is_over(step.state):
-            interval = intervals.finish(step.state)
+            interval = intervals.finish(step.state, step.usage)
             for hook in hooks:
                 hook.after_step(step.state, interval)
             intervals.begin()
+            mark("other")
 
 
 def _report_last(workers: Workers, save: Checkpoint, validate: Validate, report: ReportToRay) -> None:
@@ -134,7 +167,10 @@ def _initial_state(job: Job, workers: Workers, loaded: LoadedModel) -> tuple[Tra
     config = job.config
     student: OpenClipModel = loaded.model.to(workers.device).train()
     adapt(student, config.adapt)
-    student.set_grad_checkpointing(config.compute.activation_checkpointing)
+    if config.compute.activation_checkpointing:  # open_clip's adapter of Hugging Face ignores False
+        student.set_grad_checkpointing()
+    if config.compute.compile and not compile_blocks(student):
+        raise SettingError("compute.compile", True, "false: the model has no blocks that can be compiled")
     frozen = freeze_unreached(student, loaded)
     state = TrainState(
         student=student,

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 from collections.abc import Mapping
 
-from degla_ray import ray_setup
+from degla_ray import ray_setup, resources
 from degla_ray.config import DryRunConfig, ModelConfig, TrainConfig
 from degla_ray.dry_run import Plan, Rate, given
 from degla_ray.errors import SettingError
@@ -15,10 +15,10 @@ from degla_ray.loader.samples import load_samples
 from degla_ray.model.source import SourceKind, check_model, find_model
 from degla_ray.storage import Storage
 from degla_ray.training import checkpoint, validation
-from degla_ray.training.job import PROGRESS, schedule
-from degla_ray.training.ray_train import require_resources
+from degla_ray.training.job import CONFIG, PROGRESS, schedule
+from degla_ray.training.ray_train import needs
 from degla_ray.training.run_identity import absolute, run_identity
-from degla_ray.training.trainer import CONFIG, RESULT
+from degla_ray.training.trainer import RESULT
 
 NUMBER_BYTES = 4
 """A weight, or one of the optimizer's two moments of it, in a checkpoint."""
@@ -53,7 +53,7 @@ def plan(config: TrainConfig, options: DryRunConfig, captions: Mapping[str, int]
     else:
         raise SettingError("data.split", config.data.split, f"one of {sorted(captions)}")
     ray_setup.start(config.ray)
-    require_resources(config)
+    resources.check(needs(config))
     _, steps = schedule(config, rows)
     resumes = f" after step {done:,}" if done else ""
     return Plan(

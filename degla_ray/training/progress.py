@@ -1,7 +1,7 @@
 """Progress of a run on the console and in MLflow, read by the driver from the run's folder.
 
-Worker 0 writes `progress.json` once a second and `trace.jsonl` every few seconds; a thread of the driver
-reads them. Progress therefore needs no extra process and no report (a barrier for all workers), and works
+Worker 0 writes `progress.json` once a second and the trace every few seconds; a thread of the driver reads
+them. Progress therefore needs no extra process and no report (a barrier for all workers), and works
 on any filesystem. A terminal shows one line that is updated in place and fits its width; elsewhere a line is
 printed every ten seconds.
 """
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import logging
 import math
 import threading
@@ -25,8 +24,9 @@ from degla_ray import tracking
 from degla_ray.config import TrackingConfig
 from degla_ray.errors import DataError
 from degla_ray.storage import Storage
+from degla_ray.training import trace
 from degla_ray.training.console import describe
-from degla_ray.training.job import PROGRESS, REPORT_S, TRACE
+from degla_ray.training.job import PROGRESS, RECOVERY, REPORT_S
 from degla_ray.training.validation import read_all, set_logged
 
 POLL_S = 1.0
@@ -39,7 +39,8 @@ SILENCE_S = 300.0
 """Seconds without a new step after which the console reports it, each time."""
 MOMENTS = (
     *("samples_per_s", "training_share", "wait_share", "wait_s"),
-    *("teacher_distance", "gradient_norm", "peak_memory_gb"),
+    *("teacher_distance", "gradient_norm", "peak_memory_gb", "tokens_per_s", "mfu"),
+    *("data_ms", "forward_ms", "backward_ms", "optimizer_ms", "other_ms"),
 )
 """Values of `progress.json` that MLflow gets beside the loss terms."""
 POINTS = 250
@@ -84,6 +85,7 @@ class Monitor:
         # Validations that ended, by step; those that ended before a resume are not printed again.
         self._validations = {v.step: v for v in read_all(run) if v.state != "waiting"}
         self._waiting: list[int] = []
+        self._recoveries = 0
         self._printed_wait = False
         self._failure = ""
         self._printed_notices: set[str] = set()
@@ -139,6 +141,8 @@ class Monitor:
         if last or now - self._validations_at >= VALIDATION_S:
             self._validations_at = now
             with contextlib.suppress(OSError, DataError):  # as above
+                if last or now - self._moved_at > VALIDATION_S:
+                    self._look_at_recovery()
                 self._look_at_validations(trained=progress.get("step") == self.total_steps)
         if progress and progress != self._shown:
             self._show(progress, live, now, last)
@@ -165,6 +169,13 @@ class Monitor:
 
     def _print(self, line: str) -> None:
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def _look_at_recovery(self) -> None:
+        """Print what happened to lost workers."""
+        lines = self.run.read_json(RECOVERY) if self.run.exists(RECOVERY) else []
+        for line in lines[self._recoveries :]:
+            self._print(f"{self.name}: {line}")
+        self._recoveries = len(lines)
 
     def _look_at_validations(self, trained: bool) -> None:
         """Print which validations ended, that their queue grows, and that the run waits for them."""
@@ -199,15 +210,14 @@ class Monitor:
 
     def _log(self, progress: dict[str, Any]) -> None:
         """Log exact values of every n-th step, and with the last of them the current speed."""
-        if not self.run.exists(TRACE) or not progress:
+        if not progress:
             return
-        rows = [json.loads(line) for line in self.run.read_bytes(TRACE).splitlines()]
+        rows = trace.rows_after(self.run, self._logged)
         grid = math.ceil(self.total_steps / POINTS)
-        points = [row for row in rows if row["step"] % grid == 0 or row["step"] == self.total_steps]
-        new = [row for row in points if row["step"] > self._logged]
+        new = [row for row in rows if row["step"] % grid == 0 or row["step"] == self.total_steps]
         if not new:
             return
-        moment = {k: progress[k] for k in MOMENTS}
+        moment = {k: progress.get(k) for k in MOMENTS}
         new[-1] |= {k: v for k, v in moment.items() if v is not None}
         for row in new:
             if self._interrupted:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import signal
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -10,7 +12,6 @@ from typing import Any
 import ray
 from ray.train import (
     CheckpointConfig,
-    FailureConfig,
     RunConfig,
     ScalingConfig,
     UserCallback,
@@ -21,73 +22,79 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 
 from degla_ray import ray_setup
 from degla_ray.config import TrainConfig
-from degla_ray.errors import DeglaError, SettingError
+from degla_ray.devices import Devices, free_gpus, resolve_precision
+from degla_ray.errors import DeglaError
 from degla_ray.loader.decoders import DECODER_CPUS, number_of_decoders
+from degla_ray.resources import Bundle, Need
 from degla_ray.storage import Storage
-from degla_ray.training import validation
+from degla_ray.training import stopping, validation
 from degla_ray.training.job import ERROR, Job
-
-MAX_FAILURES = 2
-"""Times that Ray Train restarts lost workers before it gives up."""
-
-
-def cpus(config: TrainConfig) -> float:
-    """Return the logical CPUs of a run: workers, decoders and one validation."""
-    return config.num_workers * _cpus_of_a_worker(config) + validation.cpus(config.validation)
+from degla_ray.training.recovery import Recovery
+from degla_ray.training.rendezvous import torch_config
 
 
-def _cpus_of_a_worker(config: TrainConfig) -> float:
-    decoders = number_of_decoders(config.data.decode_tasks, config.num_workers, config.compute.cpus)
-    return config.compute.cpus + decoders * DECODER_CPUS
+def unit(config: TrainConfig) -> list[Bundle]:
+    """Return what a worker and its decoders reserve."""
+    compute = config.compute
+    worker = {"CPU": compute.cpus} | ({"GPU": 1.0} if compute.use_gpu else {})
+    # On a cluster, this machine's cores say nothing about the worker's node.
+    known = ray_setup.is_local() or config.data.decode_tasks is not None
+    decoders = number_of_decoders(config.data.decode_tasks, config.num_workers, compute.cpus) if known else 1
+    return [worker, *([{"CPU": DECODER_CPUS}] * decoders)]
 
 
-def require_resources(config: TrainConfig) -> None:
-    """Check that the CPUs and GPUs suffice.
-
-    Raises:
-        SettingError: the local Ray, which cannot grow, has too few.
-    """
-    _require_cpus(config)
-    if config.compute.use_gpu:
-        ray_setup.require_gpus("num_workers", config.num_workers)
-
-
-def _require_cpus(config: TrainConfig) -> None:
-    """Check that the CPUs suffice: a run without CPUs for its decoders would wait for ever.
-
-    A validation without CPUs would wait until its timeout. A local Ray cannot grow, so this raises. Another
-    cluster can, so this only prints a line.
-
-    Raises:
-        SettingError: the local Ray has too few CPUs.
-    """
-    each, available = _cpus_of_a_worker(config), ray.cluster_resources().get("CPU", 0.0)
-    if cpus(config) <= available:
-        return
-    setting, found = "num_workers", config.num_workers
-    expected = (
-        f"at most {int(available / each)}: each takes {each:g} CPUs (compute.cpus, and {DECODER_CPUS:g} for "
-        f"each of data.decode_tasks) of the cluster's {available:g}"
+def needs(config: TrainConfig) -> list[Need]:
+    """Return what a run reserves: without CPUs for its decoders or a validation, it would wait for them."""
+    workers = Need(
+        setting="num_workers",
+        value=config.num_workers,
+        unit=unit(config),
+        count=config.num_workers,
+        wanted=config.num_workers,
+        detail=f" (compute.cpus, and {DECODER_CPUS:g} for each of data.decode_tasks)",
     )
-    if config.num_workers * each <= available:
-        setting, found = "validation.num_actors", config.validation.num_actors
-        left = available - config.num_workers * each
-        expected = (
-            "fewer, or fewer workers, or a larger ray.num_cpus: a validation takes "
-            f"{validation.TASK_CPUS} CPUs and 1 for each actor, and workers and "
-            f"decoders leave {left:g} of the cluster's {available:g}"
-        )
-    if ray_setup.is_local():
-        raise SettingError(setting, found, expected)
-    print(f"{setting} is {found}: the run waits until the cluster grows; otherwise {expected}")
+    return [workers, *validation.needs(config.validation)]
+
+
+def describe(config: TrainConfig) -> str:
+    """Return the run's workers, their devices and precision, and any GPUs that stand idle."""
+    workers = Devices(
+        process="worker",
+        setting="num_workers",
+        count=config.num_workers,
+        use_gpu=config.compute.use_gpu,
+        precision=resolve_precision(config.compute, config.ray),
+    )
+    return workers.describe(free_gpus() - validation.gpus(config.validation))
+
+
+ABORT_S = 5.0
 
 
 class _Trainer(TorchTrainer):
-    """A TorchTrainer that leaves out Ray 2.60's PlacementGroupCleaner if there is no dashboard.
+    """A TorchTrainer with this project's recovery, and with a handle of its controller.
 
-    The cleaner asks the dashboard every second whether the run is alive; without a dashboard it prints a
-    warning every second. The placement groups that it would remove end with the driver anyway.
+    It leaves out Ray 2.60's PlacementGroupCleaner if there is no dashboard. The cleaner asks the dashboard
+    every second whether the run is alive; without a dashboard it prints a warning every second. The placement
+    groups that it would remove end with the driver anyway.
     """
+
+    recovery: Recovery
+    controller: Any = None
+
+    def _initialize_and_run_controller(self, **arguments: Any) -> Any:
+        return super()._initialize_and_run_controller(**arguments | {"failure_policy": self.recovery})
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        self.controller = controller
+        super()._register_sigint_handler(controller)
+
+    def end(self) -> None:
+        """End the workers, and withdraw Ray Train's request to the autoscaler."""
+        if self.controller is not None:
+            # The controller ends in the middle of the call.
+            with contextlib.suppress(ray.exceptions.RayError):
+                ray.get(self.controller.abort.remote(), timeout=ABORT_S)
 
     def _create_default_callbacks(self) -> list[Any]:
         callbacks = super()._create_default_callbacks()
@@ -108,33 +115,40 @@ def fit(config: TrainConfig, name: str, job: Job, callbacks: Sequence[UserCallba
 
     Raises:
         DeglaError: the error that a worker wrote to the run's folder.
-        TrainingFailedError: workers were lost more than MAX_FAILURES times, or something else failed.
+        TrainingFailedError: workers were lost too often (recovery.py), or something else failed.
+        SystemExit: the driver was told to end; the workers have saved a checkpoint if they could.
     """
+    stopping.forget(run.uri)
     logging.getLogger("ray.train").setLevel(logging.WARNING)
     trainer = _Trainer(
         _work,
         train_loop_config={"job": job},
+        torch_config=torch_config(),
         scaling_config=ScalingConfig(
             num_workers=config.num_workers,
             use_gpu=config.compute.use_gpu,
-            resources_per_worker={
-                "CPU": config.compute.cpus,
-                **({"GPU": 1} if config.compute.use_gpu else {}),
-            },
+            resources_per_worker=dict(unit(config)[0]),
         ),
         run_config=RunConfig(
             name=name,
             storage_path=config.output,
-            failure_config=FailureConfig(max_failures=MAX_FAILURES),
             checkpoint_config=CheckpointConfig(num_to_keep=config.checkpoint.keep),
             callbacks=list(callbacks),
-            logging_config=ray.train.LoggingConfig(log_level="WARNING"),
+            # Recovery tells what happened in a line; Ray Train's logs would repeat it with tracebacks.
+            logging_config=ray.train.LoggingConfig(log_level="CRITICAL"),
         ),
         validation_config=_validation(config, run),
     )
+    trainer.recovery = Recovery(config, needs(config)[0], name, run)
     failure: TrainingFailedError | None = None
     try:
         trainer.fit()
+    except SystemExit as end:
+        if end.code == 128 + signal.SIGTERM:  # not where Ray Train makes one of Ctrl-C
+            saved = stopping.save_now(run.uri)
+            print(f"{name}: ends; " + ("nothing new is saved" if saved is None else f"saved step {saved}"))
+            trainer.end()
+        raise
     except TrainingFailedError as error:
         failure = error
     if run.exists(ERROR):

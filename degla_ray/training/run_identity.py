@@ -13,14 +13,16 @@ from typing import Any
 
 from degla_ray import tracking
 from degla_ray.config import ModelConfig, TrainConfig
+from degla_ray.devices import resolve_precision
+from degla_ray.evaluation import paths
 from degla_ray.identity import canonical
 from degla_ray.model.source import find_model, find_weights, in_any_folder
 from degla_ray.stage import read_complete
 from degla_ray.storage import Storage
 
-RESULT_VERSION = 1
+RESULT_VERSION = 2
 """Part of a run's identity. Increase it when the same settings would give another result: when a loss, the
-order of batches, augmentation, the drawing of negatives or the optimizer's arithmetic changes."""
+order of batches, augmentation, the drawing of negatives, a tower's or the optimizer's arithmetic changes."""
 
 
 def run_identity(config: TrainConfig) -> dict[str, Any]:
@@ -53,7 +55,7 @@ def run_identity(config: TrainConfig) -> dict[str, Any]:
             "optimizer": config.optimizer,
             "adapt": config.adapt,
             "global_batch_size": config.global_batch_size,
-            "precision": config.compute.precision,
+            "precision": resolve_precision(config.compute, config.ray),
             "seed": config.seed,
             **length,
         }
@@ -90,17 +92,18 @@ def absolute(config: TrainConfig) -> TrainConfig:
         negatives=folder(config.data.negatives),
         neighbours=folder(config.data.neighbours),
     )
-    validated = dataclasses.replace(
-        config.validation,
-        suite=folder(config.validation.suite),
-        prepared=folder(config.validation.prepared),
-        negatives=folder(config.validation.negatives),
-    )
     return dataclasses.replace(
         config,
         data=data,
         model=in_any_folder(config.model),
-        validation=validated,
+        validation=paths.absolute(config.validation),
         output=Storage(config.output).uri,
         tracking=tracking.resolved(config.tracking),
     )
+
+
+def with_precision(config: TrainConfig) -> TrainConfig:
+    """Return the config with the autocast type that `compute.precision: auto` means on this cluster."""
+    precision = resolve_precision(config.compute, config.ray)
+    autocast = "fp32" if precision == "tf32" else precision
+    return dataclasses.replace(config, compute=dataclasses.replace(config.compute, precision=autocast))

@@ -116,3 +116,18 @@ def frozen_parameters(names: list[str]) -> str | None:
     parts = Counter(name.partition(".")[0] for name in names)
     listed = ", ".join(f"{part} ({count})" for part, count in parts.items())
     return f"{len(names)} parameters that the loss does not reach are frozen: {listed}"
+
+
+def initial_statistics(batch_norms: int, *, is_random: bool) -> str | None:
+    """Return a warning if a model of random weights has BatchNorm, which keeps its stored statistics.
+
+    Args:
+        batch_norms: number of the model's BatchNorm layers.
+        is_random: whether the model's weights are random.
+    """
+    if not (batch_norms and is_random):
+        return None
+    return (
+        f"warning: the {batch_norms} BatchNorm layers of a model with random weights stay at mean 0 and "
+        "variance 1, so they normalise nothing; start from trained weights or a tower without BatchNorm"
+    )

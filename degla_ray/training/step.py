@@ -22,6 +22,7 @@ from degla_ray.training.forward import Forward, Normalise
 from degla_ray.training.gradients import Losses, backward
 from degla_ray.training.optimizer import clamp_logit_scale, learning_rate, set_learning_rate
 from degla_ray.training.state import TrainState
+from degla_ray.training.usage import UsageMeter
 from degla_ray.training.workers import StepTerms
 
 
@@ -41,6 +42,7 @@ class TrainStep:
         self.state, self.config, self.total_steps = state, config, total_steps
         self.forward = Forward(state.student, state.teacher, config.compute)
         self.normalise = Normalise(preprocess, self.forward.device)
+        self.usage = UsageMeter(self.forward.device, state)
 
     def __call__(self, batch: LocalBatch, *, seed: int, begins_epoch: bool = False) -> StepTerms:
         """Train on this worker's rows of a global batch.
@@ -60,7 +62,9 @@ class TrainStep:
         if begins_epoch:
             state.objective_state = {}
 
-        found = backward(self.forward, self._objective, state.scaler, self.normalise(batch), seed)
+        micro_batches, mark = self.normalise(batch), self.usage.clock.mark
+        self.usage.add(batch, micro_batches[0])
+        found = backward(self.forward, self._objective, state.scaler, micro_batches, seed, mark)
         state.objective_state = next_state(found.features, found.scale, self.config.objective)
         self._clip_gradients()
         stepped = self._optimizer_step()
@@ -69,6 +73,7 @@ class TrainStep:
             if state.teacher is not None:
                 state.teacher.update(state.student, self.config.global_batch_size)
         self._count(stepped)
+        mark("optimizer")
         return {**_detached(found), "lr": lr}
 
     def _objective(self, features: Features, scale: Tensor, bias: Tensor | None) -> dict[str, Tensor]:

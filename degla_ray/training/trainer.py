@@ -17,7 +17,7 @@ import ray
 from ray.train import UserCallback
 
 import degla_ray
-from degla_ray import ray_setup, tracking
+from degla_ray import ray_setup, resources, shared_paths, tracking
 from degla_ray.config import TrainConfig
 from degla_ray.errors import SettingError
 from degla_ray.identity import canonical, fingerprint
@@ -28,12 +28,23 @@ from degla_ray.loader.samples import Samples, load_samples
 from degla_ray.model.source import check_model, starts_random
 from degla_ray.stage import read_complete
 from degla_ray.storage import Storage
-from degla_ray.training import checkpoint, ray_train, sanity, validation
-from degla_ray.training.job import ERROR, EXPORT_STUDENT, EXPORT_TEACHER, PROGRESS, TRACE, Job, schedule
+from degla_ray.training import checkpoint, ray_train, sanity, trace, validation
+from degla_ray.training.job import (
+    CONFIG,
+    ERROR,
+    EXPORT_STUDENT,
+    EXPORT_TEACHER,
+    PROGRESS,
+    RECOVERY,
+    TRACE,
+    Job,
+    schedule,
+)
+from degla_ray.training.profiler import file_name
 from degla_ray.training.progress import Monitor
-from degla_ray.training.run_identity import absolute, run_identity
+from degla_ray.training.run_identity import absolute, run_identity, with_precision
 
-CONFIG, RESULT = "config.json", "result.json"
+RESULT = "result.json"
 _LIBRARIES = ("torch", "open_clip_torch", "ray", "numpy", "pillow", "pyarrow")
 
 
@@ -75,7 +86,7 @@ def train(
         LeaseHeld: another driver trains in this folder.
     """
     check_model(config.model)
-    config = absolute(config)
+    config = with_precision(absolute(config))
     identity = run_identity(config)
     name = f"{config.name}-{fingerprint(identity)}"
     run = Storage(f"{config.output.rstrip('/')}/{name}")
@@ -130,8 +141,14 @@ def _plan(config: TrainConfig, identity: dict[str, Any], run: Storage, name: str
     validation.check(config)
     samples = load_samples(config.data, with_negatives=config.objective.num_negatives > 0)
     order, total_steps = schedule(config, len(samples), samples.part_rows)
+    if config.profile.range and config.profile.range[1] > total_steps:
+        raise SettingError(
+            "profile.steps", config.profile.steps, f"steps of the run, which has {total_steps}"
+        )
     ray_setup.start(config.ray)
-    ray_train.require_resources(config)
+    resources.require(config.ray, ray_train.needs(config))
+    driver_only = ["data.negatives", "data.neighbours"]
+    shared_paths.require_shared(config, {"output": config.output}, driver_only=driver_only)
     described = {"fingerprint": fingerprint(identity), "identity": identity, "config": canonical(config)}
     run.write_json(described, CONFIG)
     plan = RunPlan(
@@ -151,7 +168,7 @@ def _plan(config: TrainConfig, identity: dict[str, Any], run: Storage, name: str
 def _tidy(run: Storage, name: str) -> int:
     """Remove what a killed run left; return the step of the latest checkpoint, 0 if there is none."""
     step = checkpoint.tidy(run)
-    for left in (ERROR, PROGRESS):
+    for left in (ERROR, PROGRESS, RECOVERY):
         run.delete_file(left)
     for lost in validation.tidy(run, set(checkpoint.complete(run))):
         print(f"{name}: the validation of step {lost} is lost, because its checkpoint no longer exists")
@@ -165,6 +182,11 @@ def _announce(plan: RunPlan) -> None:
         f"{plan.name}: {plan.total_steps} steps of {config.global_batch_size}, "
         f"{len(plan.samples)} captions{resumes}"
     )
+    print(f"{plan.name}: {ray_train.describe(config)}")
+    if steps := config.profile.range:
+        over = steps[0] <= plan.resumed_step
+        where = "no profile: they are over" if over else f"their profile: {plan.run.path(file_name(steps))}"
+        print(f"{plan.name}: steps {steps[0]} to {steps[1]}: {where}")
     if plan.start == "random":
         print(f"{plan.name}: starts from random weights")
     _, prepared = read_complete(config.data.prepared, "prepare")
@@ -185,6 +207,8 @@ def _run(plan: RunPlan, callbacks: Sequence[UserCallback], parent_run_id: str | 
         _log_inputs(plan, run_id, texts)
         with Monitor(run, plan.name, plan.total_steps, config.tracking, run_id, plan.resumed_step):
             ray_train.fit(config, plan.name, _job(plan, samples), callbacks, run)
+        last = checkpoint.folder_name(plan.total_steps)
+        trace.finish(run, run.read_bytes(last, TRACE))
         # Only the small files: weights stay in the run's folder, which a tag of the MLflow run names.
         tracking.log_files(config.tracking, run_id, run, (CONFIG, TRACE))
     return run_id
@@ -227,6 +251,9 @@ def _log_inputs(plan: RunPlan, run_id: str | None, texts: tokens.Counts) -> None
 
 def _publish(plan: RunPlan, run_id: str | None) -> TrainResult:
     """Write the run's result, which marks it as finished, and return it."""
+    if not plan.run.exists(EXPORT_STUDENT):
+        found = f"{plan.run.uri} without {EXPORT_STUDENT}, which the first worker wrote elsewhere"
+        raise SettingError("output", found, shared_paths.shared())
     plan.run.write_json(
         {
             "export_student": EXPORT_STUDENT,

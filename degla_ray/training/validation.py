@@ -24,8 +24,16 @@ from typing import TYPE_CHECKING, Literal
 import ray
 from ray.exceptions import GetTimeoutError
 
-from degla_ray.config import EvaluateConfig, ModelConfig, TrackingConfig, TrainConfig, ValidationSettings
+from degla_ray.config import (
+    EvaluateConfig,
+    ModelConfig,
+    TrackingConfig,
+    TrainConfig,
+    ValidationSettings,
+    evaluation_of,
+)
 from degla_ray.errors import SettingError, one_line
+from degla_ray.resources import Need
 from degla_ray.storage import Storage
 
 if TYPE_CHECKING:
@@ -34,7 +42,6 @@ if TYPE_CHECKING:
     from degla_ray.model.loaded import LoadedModel
 
 EVALUATIONS = "evaluations"
-COMPOSITION = "composition"
 TASK_CPUS = 0.5
 """Logical CPUs of the evaluation task, which mostly waits for its encoding actors."""
 _FILE = re.compile(r"step-(\d{9})\.json")
@@ -47,7 +54,7 @@ class Validation:
     Attributes:
         step: training steps at the checkpoint.
         metrics: accuracy (0 to 1) by name of an average or benchmark/subset.
-        headline: name of the metric to show: composition, else the first average.
+        headline: name of the metric to show; see `Summary.headline`.
         seconds: duration, without waiting in the queue.
         error: reason for a failure.
         logged: whether the metrics are in MLflow.
@@ -65,9 +72,27 @@ class Validation:
         return f"validation of step {self.step}: {self.headline} {self.metrics[self.headline]:.1%}"
 
 
-def cpus(settings: ValidationSettings) -> float:
-    """Return the logical CPUs of a validation, in addition to those of workers and decoders."""
-    return 0.0 if settings.every_steps is None else TASK_CPUS + settings.num_actors
+def needs(settings: ValidationSettings) -> list[Need]:
+    """Return what a validation reserves, in addition to workers and decoders; [] without validations."""
+    if settings.every_steps is None:
+        return []
+    compute = settings.compute
+    actor = {"CPU": compute.cpus} | ({"GPU": 1.0} if compute.use_gpu else {})
+    expected = "a cluster with a GPU, or false"
+    return [
+        Need(
+            setting="validation.num_actors",
+            value=settings.num_actors,
+            unit=[{"CPU": TASK_CPUS}, *([actor] * settings.num_actors)],
+            detail=f" ({TASK_CPUS} and validation.compute for each actor)",
+            without_gpu=SettingError("validation.compute.use_gpu", True, expected),
+        )
+    ]
+
+
+def gpus(settings: ValidationSettings) -> int:
+    """Return the GPUs that a validation uses at most."""
+    return settings.num_actors if settings.every_steps and settings.compute.use_gpu else 0
 
 
 def check(config: TrainConfig) -> None:
@@ -170,10 +195,7 @@ def _evaluate(config: TrainConfig, run_folder: str, checkpoint_name: str, step: 
     loaded = _load(config, run_folder, checkpoint_name)
     with contextlib.redirect_stdout(io.StringIO()):  # hide its tables: the console shows the training
         summary = evaluate(_evaluate_config(config, run_folder, step), loaded)
-    metrics = summary.metrics()
-    averages = [s.name for s in summary.averages if s.name in metrics]
-    headline = COMPOSITION if COMPOSITION in metrics else next(iter(averages or metrics))
-    return Validation(step=step, state="done", metrics=metrics, headline=headline)
+    return Validation(step=step, state="done", metrics=summary.metrics(), headline=summary.headline)
 
 
 def _load(config: TrainConfig, run_folder: str, checkpoint_name: str) -> LoadedModel:
@@ -190,16 +212,11 @@ def _load(config: TrainConfig, run_folder: str, checkpoint_name: str) -> LoadedM
 
 def _evaluate_config(config: TrainConfig, run_folder: str, step: int) -> EvaluateConfig:
     settings, label = config.validation, f"{config.name} step {step}"
-    return EvaluateConfig(
+    return evaluation_of(
+        settings,
         model=ModelConfig(name=label),  # only a label: the weights come from the checkpoint
         output=f"{run_folder}/{EVALUATIONS}/{_name(step)}",
-        suite=settings.suite,
-        prepared=settings.prepared,
-        negatives=settings.negatives,
-        split=settings.split,
         label=label,
-        benchmarks=settings.benchmarks,
-        num_actors=settings.num_actors,
         stall_minutes=settings.timeout_minutes,
         tracking=TrackingConfig(enabled=False),  # the metrics go to the training run
         ray=config.ray,

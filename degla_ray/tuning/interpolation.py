@@ -6,7 +6,7 @@ are not repeated. On scenes-base and the scenes tests, a point takes about 10 s 
 
 from __future__ import annotations
 
-from degla_ray.config import CompareConfig, EvaluateConfig, InterpolateConfig, ModelConfig
+from degla_ray.config import CompareConfig, InterpolateConfig, ModelConfig, evaluation_of
 from degla_ray.evaluation.run import evaluate
 from degla_ray.lease import Lease
 from degla_ray.model.build import build_with_weights
@@ -44,10 +44,10 @@ def _sweep(config: InterpolateConfig) -> str:
         export(between, folder, {"interpolated": [config.first, config.second], "alpha": alpha})
         evaluations.append(f"{config.output}/evaluate/{label}")
         evaluate(
-            EvaluateConfig(
+            evaluation_of(
+                config,
                 model=ModelConfig(name=folder),
                 output=evaluations[-1],
-                suite=config.suite,
                 label=label,
                 tracking=config.tracking,
                 ray=config.ray,

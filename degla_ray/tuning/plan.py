@@ -6,12 +6,12 @@ import dataclasses
 import math
 from collections.abc import Mapping
 
-from degla_ray import ray_setup
+from degla_ray import ray_setup, resources
 from degla_ray.config import DryRunConfig, TuneConfig
 from degla_ray.dry_run import Plan
 from degla_ray.evaluation.plan import plan as plan_evaluation
 from degla_ray.training.plan import plan as plan_training
-from degla_ray.tuning.sweep import checked_space, evaluation, require_cpus
+from degla_ray.tuning.sweep import checked_space, evaluation, needs
 
 
 def plan(config: TuneConfig, options: DryRunConfig) -> list[Plan]:
@@ -22,7 +22,7 @@ def plan(config: TuneConfig, options: DryRunConfig) -> list[Plan]:
     """
     space = checked_space(config)
     ray_setup.start(config.train.ray)
-    require_cpus(config)
+    resources.check(needs(config))
     grids = [len(d["grid_search"]) for d in space.values() if isinstance(d, Mapping) and "grid_search" in d]
     trials = config.num_trials * math.prod(grids)
     fresh = dataclasses.replace(config.train, name=f"{config.train.name}-trial", resume="auto")

@@ -22,7 +22,7 @@ from ray.tune.search.basic_variant import BasicVariantGenerator
 from rich.console import Console
 from rich.table import Table
 
-from degla_ray import ray_setup, tracking
+from degla_ray import ray_setup, resources, shared_paths, tracking
 from degla_ray.config import (
     EvaluateConfig,
     ModelConfig,
@@ -30,23 +30,30 @@ from degla_ray.config import (
     TrackingConfig,
     TrainConfig,
     TuneConfig,
+    evaluation_of,
 )
+from degla_ray.devices import resolve_precision
 from degla_ray.errors import DataError, DeglaError, SettingError, one_line
+from degla_ray.evaluation import paths
 from degla_ray.evaluation.run import evaluate
-from degla_ray.evaluation.summary import Summary
+from degla_ray.evaluation.summary import SCENES_ZERO_SHOT, ZERO_SHOT, Summary
 from degla_ray.identity import canonical, fingerprint
 from degla_ray.lease import Lease, LeaseHeld
 from degla_ray.model.source import check_model, find_model
 from degla_ray.number_formats import percent
 from degla_ray.storage import Storage
-from degla_ray.training.ray_train import cpus
+from degla_ray.training import ray_train
 from degla_ray.training.run_identity import absolute, run_identity
 from degla_ray.training.trainer import train
 
 TRIAL_CPUS = 0.01
+NOT_IN_IDENTITY = (
+    *("train", "space", "max_concurrent_trials", "max_zero_shot_loss"),
+    *("num_actors", "batch_size", "compute"),
+)
+"""Settings of a sweep that do not determine its trials' scores, or that count in another form."""
 TURN_S = 2.0
 """Seconds between attempts of a trial that waits for an identical one."""
-COMPOSITION, ZERO_SHOT = "composition", "zero_shot"
 RESULTS = "trials.json"
 ResultT = TypeVar("ResultT")
 
@@ -59,8 +66,8 @@ class Trial:
 
     Attributes:
         settings: dotted train setting -> drawn value.
-        composition: accuracy, 0 to 1; None if the trial failed.
-        zero_shot: accuracy, 0 to 1; None if the trial failed.
+        composition: the score to raise (`Measures.raised`), 0 to 1; None if the trial failed.
+        zero_shot: the score to keep (`Measures.kept`), 0 to 1; None if the trial failed, or none is kept.
         run_id: MLflow run; None if tracking is off.
         run_folder: folder of the training run.
         error: reason of the failure; None if the trial succeeded.
@@ -72,6 +79,26 @@ class Trial:
     run_id: str | None = None
     run_folder: str | None = None
     error: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measures:
+    """Names of the two scores by which trials are compared.
+
+    Attributes:
+        raised: the highest wins; see `Summary.headline`.
+        kept: zero-shot accuracy, of which a trial may lose only a little; None if no test set measures it.
+    """
+
+    raised: str
+    kept: str | None
+
+    @classmethod
+    def of(cls, summary: Summary) -> Measures:
+        """Return the measures that an evaluation of the starting model allows."""
+        metrics = summary.metrics()
+        names = (name for name in (SCENES_ZERO_SHOT, ZERO_SHOT) if name in metrics)
+        return cls(raised=summary.headline, kept=next(names, None))
 
 
 def tune(config: TuneConfig) -> Trial:
@@ -90,7 +117,8 @@ def tune(config: TuneConfig) -> Trial:
     identity = fingerprint({**_identity(config), "space": Path(config.space).read_text(encoding="utf-8")})
     sweep = Storage(f"{config.train.output}/sweep-{config.train.name}-{identity}")
     ray_setup.start(config.train.ray)
-    require_cpus(config)
+    resources.require(config.train.ray, needs(config))
+    shared_paths.require_shared(config, _shared_by_trials(config.train))
     track = config.train.tracking
     tracked = tracking.running(
         track,
@@ -102,8 +130,9 @@ def tune(config: TuneConfig) -> Trial:
     )
     with Lease(sweep), tracked as parent:
         base = evaluate(evaluation(config, config.train.model, f"{sweep.uri}/base", "base"))
-        trials = distinct(_run_trials(config, space, sweep, parent))
-        best = best_trial(trials, _accuracy(base, ZERO_SHOT), config.max_zero_shot_loss)
+        measures = Measures.of(base)
+        trials = distinct(_run_trials(config, space, sweep, parent, measures))
+        best = best_trial(trials, _accuracy(base, measures.kept), config.max_zero_shot_loss)
         _report(config, sweep, parent, base, trials, best)
     return best
 
@@ -126,16 +155,29 @@ def checked_space(config: TuneConfig) -> dict[str, Any]:
     return space
 
 
-def require_cpus(config: TuneConfig) -> None:
-    """Require CPUs for all concurrent trials: if they held every CPU, they would wait for ever to decode.
-
-    Raises:
-        SettingError: the cluster has fewer.
-    """
+def needs(config: TuneConfig) -> list[resources.Need]:
+    """Return what all concurrent trials reserve: if they held every CPU, they would wait for ever to
+    decode."""
+    trial = [
+        bundle for need in ray_train.needs(config.train) for _ in range(need.count) for bundle in need.unit
+    ]
     at_once = config.max_concurrent_trials
-    ray_setup.require_cpus(
-        "max_concurrent_trials", at_once, each=cpus(config.train) + TRIAL_CPUS, count=at_once
-    )
+    return [
+        resources.Need(
+            setting="max_concurrent_trials",
+            value=at_once,
+            unit=[{"CPU": TRIAL_CPUS}, *trial],
+            count=at_once,
+            wanted=at_once,
+        )
+    ]
+
+
+def _shared_by_trials(config: TrainConfig) -> dict[str, str]:
+    """Return the folders that trials on several nodes share: the output, and that of a store in a file."""
+    store = tracking.sqlite_path(config.tracking.uri) if config.tracking.enabled else None
+    folders = {"train.output": config.output}
+    return folders if store is None else folders | {"train.tracking.uri": str(store.parent)}
 
 
 def load_space(path: str) -> dict[str, Any]:
@@ -185,7 +227,7 @@ def _replaced(config: Any, name: str, path: Sequence[str], value: Any) -> Any:
     return dataclasses.replace(config, **{path[0]: inner})
 
 
-def best_trial(trials: Sequence[Trial], base_zero_shot: float, max_loss: float) -> Trial:
+def best_trial(trials: Sequence[Trial], base_zero_shot: float | None, max_loss: float) -> Trial:
     """Return the trial with the highest composition among those that lose at most `max_loss` of zero-shot
     accuracy.
 
@@ -193,34 +235,38 @@ def best_trial(trials: Sequence[Trial], base_zero_shot: float, max_loss: float) 
 
     Args:
         trials: all trials of the sweep.
-        base_zero_shot: accuracy of the starting model, 0 to 1.
+        base_zero_shot: accuracy of the starting model, 0 to 1; None if it is not measured.
         max_loss: largest loss of zero-shot accuracy relative to `base_zero_shot`, 0 to 1.
 
     Raises:
         DeglaError: every trial failed.
     """
-    scored = [t for t in trials if t.composition is not None and t.zero_shot is not None]
+    scored = [t for t in trials if t.composition is not None]
     if not scored:
         reasons = sorted({str(trial.error) for trial in trials})
         raise DeglaError(f"none of {len(trials)} trials succeeded: {'; '.join(reasons)}")
     # Accuracies are fractions of a few hundred items; rounding must not reject a loss of exactly max_loss.
-    keeping = [t for t in scored if base_zero_shot - (t.zero_shot or 0) <= max_loss + 1e-9]
+    least = -1.0 if base_zero_shot is None else base_zero_shot - max_loss - 1e-9
+    keeping = [t for t in scored if (t.zero_shot or 0) >= least]
     if keeping:
         return max(keeping, key=lambda t: t.composition or 0)
     return max(scored, key=lambda t: t.zero_shot or 0)
 
 
 def _run_trials(
-    config: TuneConfig, space: Mapping[str, Any], sweep: Storage, parent: str | None
+    config: TuneConfig, space: Mapping[str, Any], sweep: Storage, parent: str | None, measures: Measures
 ) -> list[Trial]:
-    def trial(settings: dict[str, Any], *, config: TuneConfig, sweep: Storage) -> None:
+    def trial(settings: dict[str, Any], *, config: TuneConfig, sweep: Storage, measures: Measures) -> None:
         drawn = with_settings(config.train, settings)
         result = _in_turn(lambda: train(drawn, callbacks=[TuneReportCallback()], parent_run_id=parent))
         model = ModelConfig(name=result.export_student)
         folder = f"{sweep.uri}/{Path(result.run_folder).name}"
         scoring = evaluation(config, model, folder, Path(result.run_folder).name)
         summary = _in_turn(lambda: evaluate(scoring))
-        scores = {COMPOSITION: _accuracy(summary, COMPOSITION), ZERO_SHOT: _accuracy(summary, ZERO_SHOT)}
+        scores = {
+            "composition": _accuracy(summary, measures.raised),
+            "zero_shot": _accuracy(summary, measures.kept),
+        }
         track = config.train.tracking
         tracking.log_metrics(
             track, result.mlflow_run_id, {f"eval/{k}": v for k, v in summary.metrics().items()}
@@ -231,7 +277,8 @@ def _run_trials(
         # Passed as parameters, they stay in memory. Tune writes the function itself to disk, which would
         # include any password in its closure.
         ray_tune.with_resources(
-            ray_tune.with_parameters(trial, config=config, sweep=sweep), {"cpu": TRIAL_CPUS}
+            ray_tune.with_parameters(trial, config=config, sweep=sweep, measures=measures),
+            {"cpu": TRIAL_CPUS},
         ),
         param_space=dict(space),
         tune_config=ray_tune.TuneConfig(
@@ -246,12 +293,12 @@ def _run_trials(
     trials = []
     for result in tuner.fit():
         metrics, error = result.metrics or {}, result.error
-        failed = COMPOSITION not in metrics
+        failed = "composition" not in metrics
         trials.append(
             Trial(
                 settings=result.config or {},
-                composition=metrics.get(COMPOSITION),
-                zero_shot=metrics.get(ZERO_SHOT),
+                composition=metrics.get("composition"),
+                zero_shot=metrics.get("zero_shot"),
                 run_id=metrics.get("run_id"),
                 run_folder=metrics.get("run_folder"),
                 error=(one_line(error) if error else "no result") if failed else None,
@@ -279,21 +326,27 @@ def distinct(trials: Sequence[Trial]) -> list[Trial]:
 
 
 def evaluation(config: TuneConfig, model: ModelConfig, output: str, label: str) -> EvaluateConfig:
-    return EvaluateConfig(
+    return evaluation_of(
+        config,
         model=model,
         output=output,
-        suite=config.suite,
         label=label,
-        num_actors=config.evaluation_actors,
         tracking=TrackingConfig(enabled=False),  # a trial's only MLflow run is that of its training
         ray=config.train.ray,
     )
 
 
-def _accuracy(summary: Summary, name: str) -> float:
+def _accuracy(summary: Summary, name: str | None) -> float | None:
+    """Return a score's value; None for None.
+
+    Raises:
+        DataError: the evaluation has no such score.
+    """
+    if name is None:
+        return None
     score = summary.score(name)
     if score is None or score.value is None:
-        raise DataError("suite", f"no {name}", "test sets with compositions and classes, such as the scenes'")
+        raise DataError(f"evaluation of {summary.label}", f"no {name}", "the scores of the starting model")
     return score.value
 
 
@@ -301,15 +354,15 @@ def _identity(config: TuneConfig) -> dict[str, Any]:
     shared = {
         field.name: getattr(config, field.name)
         for field in dataclasses.fields(config)
-        if field.name
-        not in ("train", "space", "max_concurrent_trials", "max_zero_shot_loss", "evaluation_actors")
+        if field.name not in NOT_IN_IDENTITY
     }
-    return {**canonical(shared), "train": run_identity(config.train)}
+    precision = resolve_precision(config.compute, config.train.ray)
+    return {**canonical(shared), "precision": precision, "train": run_identity(config.train)}
 
 
 def _absolute(config: TuneConfig) -> TuneConfig:
     """Return the config with local paths made absolute, because trials run in folders of their own."""
-    return dataclasses.replace(config, train=absolute(config.train), suite=Storage(config.suite).uri)
+    return dataclasses.replace(paths.absolute(config), train=absolute(config.train))
 
 
 def _report(
@@ -320,15 +373,16 @@ def _report(
     trials: Sequence[Trial],
     best: Trial,
 ) -> None:
+    measures = Measures.of(base)
+    kept = [] if measures.kept is None else [measures.kept]
     names = sorted(trials[0].settings)
     table = Table(title=f"{len(trials)} trials of {config.train.name}", title_justify="left")
-    for column in ("", *headings(names), COMPOSITION, ZERO_SHOT, "MLflow run"):
+    for column in ("", *headings(names), measures.raised, *kept, "MLflow run"):
         table.add_column(column)
     table.add_row(
         "base",
         *("" for _ in names),
-        _accuracy_text(_accuracy(base, COMPOSITION)),
-        _accuracy_text(_accuracy(base, ZERO_SHOT)),
+        *(_accuracy_text(_accuracy(base, name)) for name in (measures.raised, *kept)),
     )
     for trial in trials:
         drawn = [
@@ -340,18 +394,23 @@ def _report(
             mark,
             *drawn,
             _accuracy_text(trial.composition),
-            _accuracy_text(trial.zero_shot),
+            *(_accuracy_text(trial.zero_shot) for _ in kept),
             trial.error or (trial.run_id or "")[:8],
         )
     console.print(table)
-    rule = f"highest composition among trials that lose at most {100 * config.max_zero_shot_loss:g} points of"
-    rule += " zero-shot against the base; otherwise highest zero-shot"
+    rule = f"highest {measures.raised}"
+    if kept:
+        rule += (
+            f" among trials that lose at most {100 * config.max_zero_shot_loss:g} points of {measures.kept}"
+        )
+        rule += f" against the base; otherwise highest {measures.kept}"
     console.print(f"best by: {rule}", highlight=False)
     for name in names:
         console.print(f"  --{name} {best.settings[name]}", highlight=False)
     track = config.train.tracking
-    best_scores = {"best/composition": best.composition or 0.0, "best/zero_shot": best.zero_shot or 0.0}
-    base_scores = {f"base/{name}": _accuracy(base, name) for name in (COMPOSITION, ZERO_SHOT)}
+    best_scores = {f"best/{measures.raised}": best.composition or 0.0}
+    best_scores |= {f"best/{name}": best.zero_shot or 0.0 for name in kept}
+    base_scores = {f"base/{name}": _accuracy(base, name) or 0.0 for name in (measures.raised, *kept)}
     tracking.log_metrics(track, parent, best_scores | base_scores)
     tracking.set_tags(track, parent, {"best_run": best.run_id or "", "best_folder": best.run_folder or ""})
     rows = [dataclasses.asdict(trial) for trial in trials]

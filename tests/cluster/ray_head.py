@@ -1,7 +1,8 @@
-"""A Ray head in processes of its own, as `ray start` makes it, to which jobs are submitted."""
+"""A Ray head in processes of its own, as `ray start` makes it; jobs are submitted to it, nodes join it."""
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import shutil
@@ -28,10 +29,12 @@ class Head:
 
     Attributes:
         dashboard: URL to submit jobs to.
+        address: host:port that nodes join.
         env: environment of a client: address and token.
     """
 
     dashboard: str
+    address: str
     env: dict[str, str]
 
     def submit(self, repo: Path, *job: str, timeout: float = 280) -> subprocess.CompletedProcess[str]:
@@ -46,9 +49,67 @@ class Head:
         command = [RAY, "job", "submit", "--no-wait", f"--submission-id={name}", "--working-dir", "."]
         subprocess.run([*command, "--", "python", *job], cwd=repo, env=self.env, check=True, timeout=120)
 
+    def logs(self, name: str) -> str:
+        """Return what a job has printed so far."""
+        command = [RAY, "job", "logs", name]
+        return subprocess.run(command, env=self.env, capture_output=True, text=True, timeout=120).stdout
+
+    def state(self, name: str) -> str:
+        """Return a job's state: RUNNING, SUCCEEDED, …"""
+        request = urllib.request.Request(f"{self.dashboard}/api/jobs/{name}", headers=_token(self.env))
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return json.load(answer)["status"]
+
+    def requested(self) -> list[dict[str, float]]:
+        """Return the resources that the autoscaler has been asked for."""
+        done = subprocess.run(
+            [sys.executable, "-c", _REQUESTED, self.address], env=self.env, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout.splitlines()[-1])
+
+    @contextmanager
+    def node(self, num_cpus: int, *before: str) -> Iterator[None]:
+        """A node that joins the head.
+
+        Args:
+            num_cpus: its logical CPUs.
+            before: command that starts the node's command, such as one that hides a folder from it.
+        """
+        command = [*before, RAY, "start", "--block", f"--address={self.address}", f"--num-cpus={num_cpus}"]
+        command += ["--node-ip-address=127.0.0.1", *_ports("--dashboard-agent-listen-port")]
+        command += _ports("--metrics-export-port")
+        process = subprocess.Popen(
+            command, env=self.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        try:
+            yield
+        finally:
+            _end(process)
+
     def stop(self, name: str) -> None:
         """`ray job stop`; waits for the job's end."""
         subprocess.run([RAY, "job", "stop", name], env=self.env, check=True, timeout=120)
+
+
+_REQUESTED = """
+import json, sys
+from ray._raylet import GcsClient
+from ray.autoscaler.v2.sdk import get_cluster_resource_state
+client = GcsClient(address=sys.argv[1])
+state = get_cluster_resource_state(client)
+requests = [r for c in state.cluster_resource_constraints for r in c.resource_requests]
+older = json.loads(client.internal_kv_get(b"autoscaler_resource_request", None) or "[]")
+print(json.dumps(older + [dict(r.request.resources_bundle) for r in requests for _ in range(r.count)]))
+"""
+
+
+def _token(env: dict[str, str]) -> dict[str, str]:
+    return {"Authorization": f"Bearer {env['RAY_AUTH_TOKEN']}"}
+
+
+def _ports(*options: str) -> list[str]:
+    return [f"{option}={_free_port()}" for option in options]
 
 
 def _free_port() -> int:
@@ -58,27 +119,28 @@ def _free_port() -> int:
 
 
 @contextmanager
-def running_head() -> Iterator[Head]:
+def running_head(num_cpus: int = 8) -> Iterator[Head]:
     """A Ray head on loopback with a dashboard and a token, ended by the ids of its own processes."""
     temp_dir = Path(tempfile.mkdtemp(prefix="degla-head-", dir="/tmp"))
-    port = _free_port()
+    port, gcs = _free_port(), _free_port()
     dashboard = f"http://127.0.0.1:{port}"
     env = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "PYTEST_"))} | {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_JOB_STOP_WAIT_TIME_S": "60",  # by default, a stopped job is killed after 3 s
         # A job's `python` is the one on the head's path, as where the environment is activated.
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }
-    ports = ("--port", "--ray-client-server-port", "--dashboard-agent-listen-port", "--metrics-export-port")
-    command = [RAY, "start", "--head", "--block", "--num-cpus=8", f"--temp-dir={temp_dir}"]
+    ports = ("--ray-client-server-port", "--dashboard-agent-listen-port", "--metrics-export-port")
+    command = [RAY, "start", "--head", "--block", f"--num-cpus={num_cpus}", f"--temp-dir={temp_dir}"]
     command += ["--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", f"--dashboard-port={port}"]
-    command += [f"{option}={_free_port()}" for option in ports]
+    command += [f"--port={gcs}", *_ports(*ports)]
     log = (temp_dir / "head.log").open("w")
     process = subprocess.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT)
     try:
         _wait_for(dashboard, env["RAY_AUTH_TOKEN"], process, temp_dir / "head.log")
-        yield Head(dashboard, env | {"RAY_API_SERVER_ADDRESS": dashboard})
+        yield Head(dashboard, f"127.0.0.1:{gcs}", env | {"RAY_API_SERVER_ADDRESS": dashboard})
     finally:
         _end(process)
         log.close()
@@ -108,17 +170,13 @@ def process_wait(process: subprocess.Popen, seconds: float) -> None:
 
 
 def _end(process: subprocess.Popen) -> None:
-    """End a process and all its descendants, and nothing else."""
+    """Kill a process and all its descendants, and nothing else; asked politely, they take 20 seconds."""
     try:
         family = psutil.Process(process.pid).children(recursive=True)
     except psutil.NoSuchProcess:
         family = []
-    process.terminate()
-    process_wait(process, 20)
-    family = [each for each in family if each.is_running()]
+    process.kill()
+    process.wait()
     for each in family:
         each.kill()
     psutil.wait_procs(family, timeout=10)
-    if process.poll() is None:
-        process.kill()
-        process.wait()

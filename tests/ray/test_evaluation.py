@@ -25,6 +25,7 @@ from degla_ray.encoding.feature_cache import FeatureCache, image_digest, text_di
 from degla_ray.encoding.features import image_key
 from degla_ray.encoding.images import FileImages, ImageSource, ParquetImages, StoredImage, boxed
 from degla_ray.encoding.needs import Needs
+from degla_ray.encoding.pool import Pool
 from degla_ray.errors import DataError, FingerprintMismatch, SettingError
 from degla_ray.evaluation.run import evaluate
 from degla_ray.evaluation.summary import read_evaluation
@@ -140,6 +141,16 @@ def test_evaluate_same_features_for_any_number_of_actors_and_batch_size(
         np.testing.assert_allclose(row["candidate_scores"], other, atol=1e-5)
 
 
+@pytest.mark.gpu  # the CPU's scores are `whole`
+def test_evaluate_on_a_gpu_gives_the_scores_of_the_cpu(folder: Path, whole: Path, tmp_path: Path) -> None:
+    """To 5e-3: precision `auto` may use TF32 or bf16."""
+    evaluate(config_of(folder, tmp_path / "gpu", compute=ComputeConfig(use_gpu=True)))
+    one, other = rows_of(whole), rows_of(tmp_path / "gpu")
+    assert one.keys() == other.keys()
+    for key, row in one.items():
+        np.testing.assert_allclose(other[key]["candidate_scores"], row["candidate_scores"], atol=5e-3)
+
+
 def test_evaluate_rerun_does_nothing_and_another_model_is_refused(
     folder: Path, whole: Path, tmp_path: Path
 ) -> None:
@@ -155,6 +166,27 @@ def test_evaluate_rerun_does_nothing_and_another_model_is_refused(
         evaluate(config_of(folder, tmp_path / "out", "wide"))
     with pytest.raises(FingerprintMismatch, match=r"identity\.benchmarks"):
         evaluate(dataclasses.replace(config, benchmarks=["scenes_zeroshot"]))
+    with pytest.raises(FingerprintMismatch, match=r"identity\.precision"):
+        evaluate(dataclasses.replace(config, compute=ComputeConfig(precision="bf16")))
+
+
+@pytest.mark.slow  # above, another precision is refused without encoding anything
+def test_evaluate_precisions_share_neither_folder_nor_features(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shared = {"benchmarks": ["scenes_zeroshot"], "cache": str(tmp_path / "cache")}
+    summary = evaluate(config_of(folder, tmp_path / "fp32", **shared))
+    assert "encoding: 1 CPU actor, fp32" in capsys.readouterr().out
+    bf16 = ComputeConfig(precision="bf16")
+    rounded = evaluate(config_of(folder, tmp_path / "bf16", **shared, compute=bf16))
+    assert "encoding: 1 CPU actor, bf16" in capsys.readouterr().out
+    assert (summary.model["precision"], rounded.model["precision"]) == ("fp32", "bf16")
+    exact, other = (rows_of(tmp_path / name) for name in ("fp32", "bf16"))
+    differences = [
+        np.abs(np.subtract(row["candidate_scores"], other[key]["candidate_scores"])).max()
+        for key, row in exact.items()
+    ]
+    assert 1e-5 < max(differences) < 3e-2
 
 
 def test_evaluate_broken_and_absent_images_are_named_and_make_it_partial(
@@ -312,7 +344,7 @@ def test_encode_takes_features_of_the_same_content_from_the_cache(folder: Path, 
     before.flush()
     cache = FeatureCache(str(tmp_path / "cache"), "model")
     assert len(cache) == 14
-    pool = encoding.Pool(num_actors=1, cpus_per_actor=1, use_gpu=False, batch_size=5, stall_seconds=60)
+    pool = Pool(num_actors=1, cpus_per_actor=1, use_gpu=False, batch_size=5, stall_seconds=60)
     keys = [image_key("files", name) for name in names]
     needs = [Needs(keys=set(keys), texts=set(texts))]
     files = {"files": FileImages(str(tmp_path))}
@@ -330,7 +362,7 @@ def test_encode_parts_of_a_image_are_images_of_their_own(folder: Path, tmp_path:
     both.paste(right, (40, 0))
     both.save(tmp_path / "both.png")
     left.save(tmp_path / "left.png")
-    pool = encoding.Pool(num_actors=1, cpus_per_actor=1, use_gpu=False, batch_size=5, stall_seconds=60)
+    pool = Pool(num_actors=1, cpus_per_actor=1, use_gpu=False, batch_size=5, stall_seconds=60)
     ids = ["left.png", boxed("both.png", 0, 0, 40, 40), boxed("both.png", 40, 0, 40, 40)]
     Image.new("1", (20_000, 9_000)).save(tmp_path / "bomb.png")  # Pillow refuses 179 million pixels
     ids += [boxed("both.png", 90, 0, 4, 4), "absent.png", "bomb.png"]
@@ -349,7 +381,7 @@ def test_encode_parts_of_a_image_are_images_of_their_own(folder: Path, tmp_path:
 
 
 def test_encode_nothing_asked_needs_no_actor(folder: Path) -> None:
-    pool = encoding.Pool(num_actors=1, cpus_per_actor=1, use_gpu=False, batch_size=4, stall_seconds=60)
+    pool = Pool(num_actors=1, cpus_per_actor=1, use_gpu=False, batch_size=4, stall_seconds=60)
     encoded = encoding.encode_all(loaded_of(folder), {}, [], [], pool)
     assert encoded.features.image_row == {}
     assert encoded.missing == {}
@@ -359,7 +391,7 @@ def test_encode_model_with_nan_is_refused(folder: Path) -> None:
     loaded = loaded_of(folder)
     with torch.no_grad():
         next(loaded.model.get_submodule("visual").parameters()).fill_(float("nan"))
-    pool = encoding.Pool(num_actors=1, cpus_per_actor=1, use_gpu=False, batch_size=4, stall_seconds=60)
+    pool = Pool(num_actors=1, cpus_per_actor=1, use_gpu=False, batch_size=4, stall_seconds=60)
     with pytest.raises(DataError, match="not finite"):
         encoding.encode_all(loaded, suite_of(folder), ["suite:img-0"], [], pool)
 
@@ -400,7 +432,7 @@ def test_encode_cluster_whose_cpus_are_taken_ends_with_a_deadline(folder: Path) 
 
     hog = ray.remote(num_cpus=8)(Hog).remote()
     ray.get(hog.ready.remote())
-    pool = encoding.Pool(num_actors=1, cpus_per_actor=1, use_gpu=False, batch_size=4, stall_seconds=3)
+    pool = Pool(num_actors=1, cpus_per_actor=1, use_gpu=False, batch_size=4, stall_seconds=3)
     try:
         with pytest.raises(DataError, match="no progress for 3 s after 0 of 1 batches"):
             encoding.encode_all(loaded_of(folder), suite_of(folder), [], ["a text"], pool)

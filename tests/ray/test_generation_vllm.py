@@ -1,4 +1,4 @@
-"""vLLM itself, on the CPU, with SmolLM2-135M: through Ray Data, with its engine killed, and as a server.
+"""vLLM itself, with SmolLM2-135M: through Ray Data, with its engine killed, and as a server.
 
 Needs `make install-vllm`.
 """
@@ -19,6 +19,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import ray
 
 from degla_ray.config import (
     GenerationConfig,
@@ -100,6 +101,15 @@ def test_generate_vllm_answers_counts_tokens_and_caches_what_prompts_share(confi
     check_answers(config)
     rows = answers(config.output)
     assert sum(row["cached_tokens"] for row in rows) > 0.5 * sum(row["prompt_tokens"] for row in rows)
+
+
+@pytest.mark.gpu
+def test_generate_vllm_one_engine_on_a_gpu(config: NegativesConfig, tmp_path: Path) -> None:
+    """The CUDA build of vLLM in .venv-vllm, with CUDA graphs, which the tests above leave out."""
+    assert ray.cluster_resources()["GPU"] >= 1
+    on_gpu = replace(config, output=str(tmp_path / "out"), vllm=replace(config.vllm, enforce_eager=False))
+    generate_of_a_weak_model(on_gpu)
+    check_answers(on_gpu)
 
 
 def test_generate_vllm_joint_answers_have_every_kind(config: NegativesConfig, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -324,6 +325,10 @@ def test_prepare_parquet_stores_the_very_bytes_and_rejects_rows_without_any(tmp_
     prepare(prepare_config(config, tmp_path / "out"))
     tables = read(tmp_path / "out")
     stored = {row["image_id"]: row["image"] for row in tables["images"].to_pylist()}
+    for part in sorted((tmp_path / "out" / "images").iterdir()):
+        ids = pq.read_table(part)["image_id"].to_pylist()
+        assert ids == sorted(ids), "in the order of the source"
+    assert not (tmp_path / "out" / "unpacked").exists()
     assert stored == {f"all-{i // 3:05d}-{i % 3:07d}": encode(noise(seed=i)) for i in range(30)}
     assert tables["captions"].num_rows == 60
     assert {r for r in reasons(tables) if not r[0].endswith("#0")} == {

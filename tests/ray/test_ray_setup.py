@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ipaddress
 import json
 import os
 import shutil
@@ -14,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import ray
 import ray.data
@@ -24,6 +27,7 @@ from degla_ray import ray_address, ray_setup
 from degla_ray.cli import user_error
 from degla_ray.config import RayConfig
 from degla_ray.errors import DataError, FingerprintMismatch, SettingError
+from degla_ray.training.rendezvous import torch_config
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -71,6 +75,58 @@ def test_ray_setup_local_folder_is_closed_to_others() -> None:
     folder = Path(ray._private.worker.global_worker.node.get_temp_dir_path())
     assert folder.parent.name.startswith("degla-")
     assert folder.parent.stat().st_mode & 0o777 == 0o700
+
+
+def listening(process: psutil.Process) -> list[tuple[str, int, str]]:
+    """Address, port and process of each TCP socket that a process and its children listen on, by /proc."""
+    found = []
+    for each in [process, *process.children(recursive=True)]:
+        with contextlib.suppress(psutil.Error):  # it ended in between
+            sockets = each.net_connections("tcp")
+            found += [(s.laddr.ip, s.laddr.port, each.name()) for s in sockets if s.status == "LISTEN"]
+    return found
+
+
+def _others_cannot_reach(arguments: dict[str, Any]) -> None:
+    """Exchange a number with the other worker, and write what all processes of this Ray listen on then."""
+    import torch
+    import torch.distributed as dist
+
+    assert dist.get_world_size() == 2
+    dist.all_reduce(torch.ones(1))
+    if ray.train.get_context().get_world_rank() == 0:
+        driver = psutil.Process(arguments["driver"])
+        Path(arguments["file"]).write_text(json.dumps(listening(driver)))
+    dist.barrier()
+
+
+def reachable_by_others(sockets: list[tuple[str, int, str]]) -> list[tuple[str, int, str]]:
+    addresses = [ipaddress.ip_address(address) for address, _, _ in sockets]
+    plain = [getattr(address, "ipv4_mapped", None) or address for address in addresses]
+    return [socket for socket, address in zip(sockets, plain, strict=True) if not address.is_loopback]
+
+
+def test_ray_setup_local_cluster_listens_on_loopback_only() -> None:
+    ray.get(_worker_environment.remote())  # a worker has ports of its own
+    sockets = listening(psutil.Process())
+    assert {"gcs_server", "raylet"} <= {name for _, _, name in sockets}
+    assert reachable_by_others(sockets) == []
+
+
+@pytest.mark.slow
+def test_ray_setup_workers_of_a_training_listen_on_loopback_only(tmp_path: Path) -> None:
+    """While their process group exists."""
+    trainer = TorchTrainer(
+        _others_cannot_reach,
+        train_loop_config={"driver": os.getpid(), "file": str(tmp_path / "sockets.json")},
+        torch_config=torch_config(),
+        scaling_config=ScalingConfig(num_workers=2),
+        run_config=ray.train.RunConfig(name="listens", storage_path=str(tmp_path)),
+    )
+    trainer.fit()
+    sockets = json.loads((tmp_path / "sockets.json").read_text())
+    assert {"gcs_server", "raylet"} <= {name for _, _, name in sockets}
+    assert reachable_by_others(sockets) == []
 
 
 def test_ray_setup_start_again_keeps_the_cluster() -> None:

@@ -12,6 +12,7 @@ import signal
 import threading
 import time
 from pathlib import Path
+from typing import Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -55,6 +56,18 @@ def tracking(folder: Path) -> TrackingConfig:
 def reference(folder: Path, tracking: TrackingConfig, ray_cluster: None) -> TrainResult:
     """40 steps on one worker."""
     return train(train_config(folder, tracking=tracking))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-3), ("bf16", 3e-2)])
+def test_train_on_a_gpu_gives_the_losses_of_the_cpu(
+    folder: Path, reference: TrainResult, precision: Literal["fp32", "bf16"], tolerance: float
+) -> None:
+    compute = TrainComputeConfig(use_gpu=True, precision=precision)
+    on_gpu = train(train_config(folder, name=precision, compute=compute))
+    pairs = zip(read_trace(on_gpu.trace_path), read_trace(reference.trace_path), strict=True)
+    for one, other in pairs:
+        assert one["loss"] == pytest.approx(other["loss"], rel=tolerance), one["step"]
 
 
 def assert_same_trace(left: TrainResult, right: TrainResult, tolerance: float) -> None:
@@ -274,8 +287,10 @@ def test_train_coca_on_two_workers_freezes_its_decoder_and_says_so(
     )
     for ours, theirs in zip(read_trace(one.trace_path), read_trace(two.trace_path), strict=True):
         assert ours == pytest.approx(theirs, abs=1e-5, rel=1e-5)
+    out = capsys.readouterr().out
+    assert re.search(r"coca-2-\w+: 2 CPU workers, fp32$", out, re.MULTILINE)
     told = r"coca-2-\w+: \d+ parameters that the loss does not reach are frozen: text_decoder \(\d+\)"
-    assert re.search(told, capsys.readouterr().out)
+    assert re.search(told, out)
     start, end = (
         safetensors.torch.load_file(f"{two.run_folder}/checkpoint_000000003/{file}.safetensors")
         for file in ("teacher", "student")

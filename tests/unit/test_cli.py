@@ -297,6 +297,7 @@ def test_degla_unknown_stage_suggests_the_near_one(capsys: pytest.CaptureFixture
     ("argv", "said"),
     [
         (["--objective", "degla"], "did you mean --objective.name degla?"),
+        (["--optimizer", "adamw"], "optimizer: found 'adamw'; expected settings in braces, or a YAML file"),
         (["--negatives", "n"], "did you mean --data.negatives or --validation.negatives?"),
         (["--optimizer.learning_rat", "1"], "--optimizer.learning_rat: no such setting"),
         (["--optimiser.lr", "1"], "did you mean --optimizer.lr?"),
@@ -307,6 +308,49 @@ def test_parse_mistaken_setting_suggests_the_right_one(argv: list[str], said: st
     with pytest.raises(DeglaError) as raised:
         parse(TrainConfig, "", ["--name", "x", "--data.prepared", "p", *argv])
     assert said in str(raised.value)
+
+
+CLASS = "{class_path: planted.Class}"
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--config", "openai: {extra_body: {a: [{class_path: planted.Class}]}}"],
+        ["--config", f"openai: {{extra_body: '{CLASS}'}}"],
+        ["--config", "openai: {extra_body: '{\"class\\u005fpath\": planted.Class}'}"],
+        ["--config", f"generation: {CLASS}"],
+        ["--config", "generation: planted.Class"],
+        ["--generation", CLASS],
+        ["--generation", "planted.Class"],
+        ["--generation.class_path", "planted.Class"],
+        ["--openai.extra_body", CLASS],
+        ["--openai.extra_body.a", CLASS],
+        ["--openai.extra_body.a.class_path", "planted.Class"],
+        [f"--kinds=[{CLASS}]"],
+    ],
+)
+def test_parse_config_that_names_a_class_is_refused_before_any_import(
+    argv: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "planted.py").write_text("class Class: pass")
+    monkeypatch.syspath_prepend(tmp_path)
+    if argv[0] == "--config":
+        argv = ["--config", _write(tmp_path, argv[1])]
+    with pytest.raises(DeglaError, match=r"^(openai|generation|kinds)\S*: "):
+        parse(NegativesConfig, "", ["--prepared", "p", "--output", "o", *argv])
+    assert "planted" not in sys.modules
+
+
+def test_from_settings_that_name_a_class_are_refused_before_any_import(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "planted.py").write_text("class Class: pass")
+    monkeypatch.syspath_prepend(tmp_path)
+    values = {"output": "o", "prepare": {"source": "scenes", "scenes": {"class_path": "planted.Class"}}}
+    with pytest.raises(DeglaError, match=r"^x\.prepare\.scenes\.class_path: found 'planted\.Class'"):
+        from_settings(ChainConfig, values, "x")
+    assert "planted" not in sys.modules
 
 
 @pytest.mark.parametrize("job", ["train", "evaluate", "export", "neighbours", "tune", "chain"])

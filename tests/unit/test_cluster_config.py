@@ -1,4 +1,4 @@
-"""cluster.yaml passes the offline checks, and files with a fault do not."""
+"""The repository's cluster files pass the offline checks, and files with a fault do not."""
 
 from __future__ import annotations
 
@@ -48,18 +48,9 @@ def _written(tmp_path: Path, change: Callable[[Any], None]) -> str:
     return str(path)
 
 
-def test_cluster_config_repository_file_passes() -> None:
-    check(str(CLUSTER))
-
-
-def test_cluster_config_spot_lines_uncommented_pass(tmp_path: Path) -> None:
-    text, count = re.subn(r"# (InstanceMarketOptions: \{.*?\})", r"\1", CLUSTER.read_text())
-    path = tmp_path / "cluster.yaml"
-    path.write_text(text)
-    assert count == 2
-    types = yaml.safe_load(text)["available_node_types"]
-    assert types["gpu_worker"]["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
-    check(str(path))
+@pytest.mark.parametrize("file", ["cluster.yaml", "deploy/gcp.yaml", "deploy/on-premise.yaml"])
+def test_cluster_config_repository_file_passes(file: str) -> None:
+    check(str(CLUSTER.parent / file))
 
 
 @pytest.mark.parametrize(
@@ -88,7 +79,13 @@ def test_cluster_config_spot_lines_uncommented_pass(tmp_path: Path) -> None:
         ),
         (_remove("head_start_ray_commands"), "head_start_ray_commands"),
         (_set("worker_start_ray_commands", value=["ray start --address=x"]), "worker_start_ray_commands"),
-        (_remove("file_mounts", "/home/ubuntu/.ray/auth_token"), "auth_token"),
+        (_remove("file_mounts", "~/.ray/auth_token"), "auth_token"),
+        (_remove("available_node_types", "gpu_worker", "node_config", "IamInstanceProfile"), "gpu_worker"),
+        (_set("setup_commands", value=["sudo apt-get install -y gcc"]), "DPkg::Lock::Timeout"),
+        (
+            _set("head_start_ray_commands", value=["RAY_AUTH_MODE=token ray start --head"]),
+            "RAY_enable_autoscaler_v2",
+        ),
     ],
 )
 def test_cluster_config_faulty_file_is_refused_naming_the_fault(
@@ -98,6 +95,32 @@ def test_cluster_config_faulty_file_is_refused_naming_the_fault(
         check(_written(tmp_path, change))
     assert named in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_cluster_config_without_an_image_as_the_docs_say_passes(tmp_path: Path) -> None:
+    page = (CLUSTER.parent / "docs" / "clusters" / "aws.md").read_text()
+    [block] = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+
+    def change(cluster: Any) -> None:
+        del cluster["docker"], cluster["initialization_commands"]
+        cluster.update(yaml.safe_load(block))
+
+    check(_written(tmp_path, change))
+
+
+def test_cluster_config_mounted_folder_that_ray_up_would_hash_for_long_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "code" / ".venv").mkdir(parents=True)
+    with (tmp_path / "code" / ".venv" / "torch.so").open("wb") as file:
+        file.truncate(60_000_000)
+    with pytest.raises(DataError, match="more than 50 MB"):
+        check(_written(tmp_path, _set("file_mounts", "/home/ray/code", value=str(tmp_path / "code"))))
+
+
+def test_cluster_config_on_premise_with_the_newer_autoscaler_is_refused(tmp_path: Path) -> None:
+    text = (CLUSTER.parent / "deploy" / "on-premise.yaml").read_text()
+    (tmp_path / "local.yaml").write_text(text.replace("autoscaler_v2=0", "autoscaler_v2=1"))
+    with pytest.raises(DataError, match="last worker never starts"):
+        check(str(tmp_path / "local.yaml"))
 
 
 def test_cluster_config_command_broken_yaml_exits_2_with_one_line(tmp_path: Path) -> None:

@@ -19,8 +19,9 @@ REPO = Path(__file__).parents[2]
 PAGES = [
     REPO / "README.md",
     REPO / "CONTRIBUTING.md",
-    *sorted((REPO / "docs").glob("*.md")),
+    *sorted((REPO / "docs").rglob("*.md")),
     REPO / "cluster.yaml",
+    *sorted((REPO / "deploy").iterdir()),
 ]
 PLACEHOLDER = re.compile(r"\bFILE\.yaml")
 
@@ -69,7 +70,9 @@ def test_readme_python_runs_as_printed(
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
 def test_docs_files_that_are_named_exist(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
-    named = set(re.findall(r"(?:degla_ray|jobs|tune_spaces|tests|docs)/[\w/]+\.(?:py|yaml|md|txt)", text))
+    named = set(
+        re.findall(r"(?:degla_ray|jobs|tune_spaces|tests|docs|deploy)/[\w/-]+\.(?:py|yaml|md|txt|sh)", text)
+    )
     missing = sorted(name for name in named if not (REPO / name).exists() and not PLACEHOLDER.search(name))
     assert not missing, f"{page.name} names files that are not there: {missing}"
 

@@ -157,13 +157,15 @@ def test_compare_writes_tables_whose_numbers_are_the_evaluations(tmp_path: Path)
 def test_compare_hostile_labels_stay_text_and_equal_labels_are_told_apart(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    labels = ["<script>x</script>", "a|b $x_{$ [bold]", "_hidden", "same", "same"]
+    labels = ["<script>x</script>", "a|b $x_{$ [bold]", "_hidden\n# `x` ![i](http://h/i)", "same", "same"]
     folders = [write_evaluation(tmp_path / str(i), label, 0.5 + i / 20) for i, label in enumerate(labels)]
     output = Path(compare(CompareConfig(evaluations=folders, output=str(tmp_path / "out"), tracking=OFF)))
     source = (output / "report.html").read_text()
     assert "<script" not in source
     assert "same (2)" in source
-    assert "a\\|b" in (output / "report.md").read_text()
+    markdown = (output / "report.md").read_text()
+    assert "a\\|b" in markdown
+    assert not re.search(r"(?<!\\)<script|\n# \\?`|(?<!\\)\[i|(?<!\\)`x", markdown)
     assert "[bold]" in capsys.readouterr().out
     for plot in (output / "plots").iterdir():
         ElementTree.parse(plot)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
 import json
@@ -12,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torchvision.datasets
@@ -47,6 +48,8 @@ class Site:
     refusals: list[int] = field(default_factory=list)
     """Status of the next answers."""
     content_type: str = "application/octet-stream"
+    headers: dict[str, str | None] = field(default_factory=dict)
+    """Further headers of a whole file; None leaves one out."""
     requests: list[tuple[str, str | None, int]] = field(default_factory=list)
     """Path, Range, and bytes of the body that were sent."""
     address: str = ""
@@ -84,8 +87,10 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
         if site.etag:
             self.send_header("ETag", site.etag)
-        self.send_header("Content-Type", site.content_type)
-        self.send_header("Content-Length", str(len(body) - start))
+        headers = {"Content-Type": site.content_type, "Content-Length": str(len(body) - start)}
+        for name, value in (headers | site.headers).items():
+            if value is not None:
+                self.send_header(name, value)
         self.end_headers()
         rest = body[start:]
         if site.drop_after:
@@ -283,6 +288,24 @@ def test_fetch_without_room_on_the_disk_is_refused(job: Job, monkeypatch: pytest
     assert "found 1500000 bytes free; expected 2097152 bytes" in printed
 
 
+@pytest.mark.parametrize(
+    "headers",
+    [{"Content-Length": None}, {"Content-Encoding": "gzip"}],
+    ids=["of_no_stated_size", "compressed_on_the_way"],
+)
+def test_fetch_more_bytes_than_stated_or_than_the_bound_are_refused_and_not_kept(
+    job: Job, monkeypatch: pytest.MonkeyPatch, headers: dict[str, str | None]
+) -> None:
+    monkeypatch.setattr("degla_ray.evaluation.downloads.download.MAX_BYTES", CHUNK)
+    job.site.headers = headers
+    body = gzip.compress(bytes(4 * CHUNK)) if "Content-Encoding" in headers else BODY
+    ok, printed = job.run({"name": "a", "url": job.url("a", body)})
+    assert not ok
+    most = len(body) if "Content-Encoding" in headers else CHUNK
+    assert f"expected at most {most}" in printed
+    assert not list((job.output / "annotations").iterdir())
+
+
 def test_fetch_file_of_no_published_checksum_that_changed_is_noticed(job: Job) -> None:
     item = {"name": "a", "url": job.url("a", BODY)}
     _, printed = job.run(item)
@@ -356,16 +379,67 @@ def test_fetch_zip_without_the_folder_says_so(job: Job) -> None:
     assert "no file below 'val'" in printed
 
 
-def test_unpack_tar_strips_and_leaves_links_out(tmp_path: Path) -> None:
-    with tarfile.open(tmp_path / "t.tar.gz", "w:gz") as archive:
-        for name, link in (("val/1.jpg", ""), ("val/link", "/etc/passwd")):
+def _tar(path: Path, *members: tuple[str, bytes, str]) -> Path:
+    """Write a tar of members (name, type, target of a link); a plain file contains `one`."""
+    with tarfile.open(path, "w:gz") as archive:
+        for name, kind, target in members:
             member = tarfile.TarInfo(name)
-            member.size = 0 if link else 3
-            member.type = tarfile.SYMTYPE if link else tarfile.REGTYPE
-            member.linkname = link
+            member.type, member.linkname = kind, target
+            member.size = 3 if kind == tarfile.REGTYPE else 0
             archive.addfile(member, io.BytesIO(b"one"))
-    unpack_archive(tmp_path / "t.tar.gz", "tar", tmp_path / "out", "val")
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["1.jpg"]
+    return path
+
+
+def test_unpack_tar_strips_and_takes_plain_files_only(tmp_path: Path) -> None:
+    """A link to a folder does not lead the file after it outside either."""
+    (tmp_path / "elsewhere").mkdir()
+    path = _tar(
+        tmp_path / "t.tar.gz",
+        ("val/1.jpg", tarfile.REGTYPE, ""),
+        ("val/passwd", tarfile.SYMTYPE, "/etc/passwd"),
+        ("val/hard", tarfile.LNKTYPE, "/etc/passwd"),
+        ("val/null", tarfile.CHRTYPE, ""),
+        ("val/disk", tarfile.BLKTYPE, ""),
+        ("val/pipe", tarfile.FIFOTYPE, ""),
+        ("val/folder", tarfile.SYMTYPE, str(tmp_path / "elsewhere")),
+        ("val/folder/2.jpg", tarfile.REGTYPE, ""),
+    )
+    unpack_archive(path, "tar", tmp_path / "out", "val")
+    assert sorted(path.name for path in (tmp_path / "out").rglob("*") if path.is_file()) == ["1.jpg", "2.jpg"]
+    assert not (tmp_path / "out" / "folder").is_symlink()
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
+@pytest.mark.parametrize("name", ["/etc/evil", "../evil", "val/../../evil"])
+def test_unpack_tar_with_a_member_outside_is_refused(tmp_path: Path, name: str) -> None:
+    path = _tar(tmp_path / "t.tar.gz", ("val/1.jpg", tarfile.REGTYPE, ""), (name, tarfile.REGTYPE, ""))
+    with pytest.raises(DataError, match="expected members inside the archive's own folder"):
+        unpack_archive(path, "tar", tmp_path / "out", "val")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+@pytest.mark.parametrize("members", [1, 600], ids=["one_large", "many_small"])
+def test_unpack_archive_of_far_more_bytes_than_its_own_is_refused_before_any(
+    tmp_path: Path, kind: Literal["zip", "tar"], members: int
+) -> None:
+    path, total = tmp_path / "bomb", 30_000_000
+    body = bytes(total // members)
+    if kind == "zip":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            for number in range(members):
+                archive.writestr(f"{number}.jpg", body)
+    else:
+        with tarfile.open(path, "w:gz") as tar:
+            for number in range(members):
+                member = tarfile.TarInfo(f"{number}.jpg")
+                member.size = len(body)
+                tar.addfile(member, io.BytesIO(body))
+    bound = 100 * path.stat().st_size
+    assert bound < total
+    with pytest.raises(DataError, match=f"expected at most {bound} bytes, 100 times the archive's own"):
+        unpack_archive(path, kind, tmp_path / "out", "")
+    assert not list(tmp_path.rglob("*.jpg"))
 
 
 def test_unpack_what_is_no_archive_is_an_error(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Towers of timm and Hugging Face: built, saved, exported and trained like open_clip's own."""
 
 import copy
+import itertools
 import json
 
 import open_clip
@@ -12,9 +13,12 @@ from degla_ray.config import AdaptConfig, ModelConfig, TeacherConfig
 from degla_ray.errors import DataError, SettingError
 from degla_ray.model import Teacher, encode_image, encode_text, load
 from degla_ray.model.adapt import adapt, lr_multipliers
+from degla_ray.model.blocks import attend_whole_text
 from degla_ray.model.build import build
+from degla_ray.model.encode import on_device, text_end
 from degla_ray.model.export import export, export_huggingface
 from degla_ray.model.frozen import OutputCache
+from degla_ray.model.packing import pack
 from degla_ray.model.source import check_model
 
 IMAGES_BCHW = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -47,14 +51,53 @@ def test_encode_text_in_groups_equals_the_towers_own_pass(encoder, pooler, tmp_p
     assert not torch.allclose(found[0], found[1], atol=1e-4)
 
 
+@pytest.mark.parametrize("token_multiple", [1, 256])
+@pytest.mark.parametrize("pooler", ["mean_pooler", "cls_pooler", "cls_last_hidden_state_pooler"])
+@pytest.mark.parametrize("encoder", ["bert", "roberta"])
+def test_packed_texts_have_the_values_and_gradients_of_padded_ones(encoder, pooler, token_multiple, tmp_path):
+    torch.manual_seed(0)
+    loaded = build(ModelConfig(name=write_adapters(tmp_path, encoder, hf_pooler_type=pooler)))
+    model, tokens_BL = loaded.model.eval(), loaded.tokenizer(LENGTHS)
+    last_B = text_end(model).find(tokens_BL.numpy())
+    text = on_device(pack(tokens_BL.numpy(), last_B, token_multiple), model)
+    found = []
+    for features in (encode_text(model, text), model.encode_text(tokens_BL, normalize=True)):
+        model.zero_grad()
+        (features * torch.linspace(-1, 1, features.numel()).view_as(features)).sum().backward()
+        gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+        found.append((features.detach(), gradients))
+    (packed, of_packed), (padded, of_padded) = found
+    assert torch.allclose(packed, padded, atol=1e-5)
+    assert of_packed.keys() == of_padded.keys()
+    largest = max(float(gradient.abs().max()) for gradient in of_padded.values())
+    assert len(of_padded) > 30
+    for name, gradient in of_padded.items():
+        assert torch.allclose(of_packed[name], gradient, rtol=1e-4, atol=1e-5 * largest), name
+
+
+@pytest.mark.parametrize("heads", [1, 4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_attention_to_whole_texts_equals_that_of_each_text_alone(bert, dtype, heads, device):
+    """On a GPU in bfloat16 this is the variable-length kernel, elsewhere attention of padded texts."""
+    tokens = bert.tokenizer(LENGTHS).numpy()
+    text = pack(tokens, text_end(bert.model).find(tokens), 256).map(lambda a: torch.as_tensor(a).to(device))
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = torch.randn(3, len(text.token_T), heads, 16, generator=generator).to(device, dtype)
+    found = attend_whole_text(q, k, v, text, dropout=0.0, scale=0.3).float().cpu()
+    for first, end in itertools.pairwise(text.start_S[:-1].tolist()):
+        q_HLD, k_HLD, v_HLD = (x[first:end].transpose(0, 1).float().cpu() for x in (q, k, v))
+        alone = (0.3 * q_HLD @ k_HLD.mT).softmax(-1) @ v_HLD
+        rounding = 1e-5 if dtype == torch.float32 else 3e-2
+        assert torch.allclose(found[first:end], alone.transpose(0, 1).flatten(1), atol=rounding)
+
+
 @torch.no_grad()
-def test_encode_text_of_a_bidirectional_encoder_skips_most_of_the_padding(bert):
+def test_encode_text_of_a_bidirectional_encoder_computes_no_padding(bert):
     tokens_BL, seen = bert.tokenizer(LENGTHS), []
     embeddings = bert.model.text.transformer.embeddings
     embeddings.register_forward_hook(lambda module, args, out: seen.append(out[..., 0].numel()))
     encode_text(bert.model.eval(), tokens_BL)
-    real = int((tokens_BL != 0).sum())
-    assert real <= sum(seen) < real + 8 * len(LENGTHS) < tokens_BL.numel()
+    assert sum(seen) == int((tokens_BL != 0).sum()) < tokens_BL.numel()
 
 
 @torch.no_grad()

@@ -1,16 +1,18 @@
 """Checkpoint files as they are handed around: official forms, wrong ones, broken ones, hostile ones."""
 
 import argparse
+import datetime
 import json
 import os
 import re
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import open_clip
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tiny_models import write_config
 
 from degla_ray.config import ModelConfig
@@ -159,10 +161,30 @@ def test_build_pickle_with_code_is_refused_and_not_run(config, donor, tmp_path, 
     assert not (tmp_path / "EXECUTED").exists()
 
 
-def test_build_torchscript_archive_is_refused(config, tmp_path):
-    torch.jit.script(torch.nn.Linear(2, 2)).save(str(tmp_path / "openai.pt"))
-    with pytest.raises(DataError, match="TorchScript"):
-        load(config, tmp_path / "openai.pt")
+@pytest.mark.parametrize("form", ["torchscript", "pickle"])
+def test_build_file_that_is_not_unpickled_loads_once_converted_as_the_error_says(
+    form, config, donor, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    if form == "torchscript":
+        torch.jit.script(torch.nn.Linear(2, 2)).save("old.pt")
+    else:
+        torch.save({"state_dict": donor.state_dict(), "made": datetime.date(2024, 1, 1)}, "old.pt")
+    with pytest.raises(DataError) as refused:
+        load(config, tmp_path / "old.pt")
+    (command,) = re.findall(r"save_file\(.*?'model\.safetensors'\)", str(refused.value))
+    eval(command, {"save_file": save_file, "torch": torch})
+    if form == "torchscript":
+        assert load_file("model.safetensors").keys() == {"weight", "bias"}
+    else:
+        load(config, tmp_path / "model.safetensors")
+
+
+def test_build_compressed_archive_is_refused_without_unpacking_it(config, tmp_path):
+    with zipfile.ZipFile(tmp_path / "bomb.pt", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("bomb/data.pkl", bytes(50_000_000))
+    with pytest.raises(DataError, match="a compressed archive of 50000000 bytes"):
+        load(config, tmp_path / "bomb.pt")
 
 
 @pytest.mark.parametrize("name", ["cut.pt", "cut.safetensors", "empty.pt", "empty.safetensors", "text.pt"])

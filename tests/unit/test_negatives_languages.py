@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from degla_ray.language.identify import describe, is_english, survey
+from degla_ray.negatives.captions import ImageCaption
 from degla_ray.negatives.rules import RuleEngine
-from degla_ray.negatives.shard import ImageCaption, ShardTask, write_shard
+from degla_ray.negatives.shard import ShardTask, write_shard
 from degla_ray.schema import NEGATIVES, REJECTS, Kind
 from degla_ray.stage import StageFolder
 

@@ -201,7 +201,7 @@ def test_complete_key_that_a_server_repeats_is_never_kept(monkeypatch: pytest.Mo
         refused = said(Reply(body={"error": {"message": f"wrong key {form}!"}}, status=401))
         at_the_cut = said(Reply(body={"error": {"message": f"{'long ' * 57}{form}!"}}, status=401))
         answered = said(completion(f"My key is {form}."))
-        assert refused["text"] in ("wrong key <key>!", "wrong key Bearer <key>!")
+        assert refused["text"] in ("wrong key ***!", "wrong key Bearer ***!")
         for found in (refused, at_the_cut, answered):
             assert "sk-" not in json.dumps(found)
     with openai_server(lambda request, server: completion(GOOD)) as server:

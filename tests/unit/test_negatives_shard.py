@@ -12,15 +12,16 @@ import pytest
 
 from degla_ray.config import NegativesConfig, ScenesConfig
 from degla_ray.errors import DataError
+from degla_ray.negatives.captions import CaptionShards, ImageCaption
 from degla_ray.negatives.pipeline import generate
 from degla_ray.negatives.rules import RuleEngine
 from degla_ray.negatives.selection import ORDER, EditRequest, Proposal
-from degla_ray.negatives.shard import ImageCaption, ShardTask, captions_of, vocabulary, write_shard
+from degla_ray.negatives.shard import ShardTask, vocabulary, write_shard
 from degla_ray.schema import NEGATIVES, REJECTS, Kind, RejectReason
 from degla_ray.sources.scenes.captions import captions as scene_captions
 from degla_ray.sources.scenes.truth import is_true
 from degla_ray.sources.scenes.world import sample_scene, scene_rng, scene_to_json
-from degla_ray.stage import StageFolder
+from degla_ray.stage import StageFolder, shard_of
 
 
 class CountingEngine(RuleEngine):
@@ -135,12 +136,29 @@ def test_captions_of_all_shards_are_every_caption_once_with_its_siblings() -> No
             "caption": [f"caption {i}" for i in range(50)],
         }
     )
-    found = [c for shard in range(4) for c in captions_of(shard, 4, table, {"i3": "{}"})]
+    shards = CaptionShards.of(table, {"i3": "{}"}, 4)
+    found = [c for shard in range(4) for c in shards.captions_of(shard)]
     assert sorted(c.sample_id for c in found) == sorted(table["sample_id"].to_pylist())
     one = next(c for c in found if c.sample_id == "s17")
     assert one.siblings == ("caption 15", "caption 16", "caption 18", "caption 19")
     assert one.graph == "{}"
+    for shard in range(4):
+        ids = [c.sample_id for c in shards.captions_of(shard)]
+        assert ids == sorted(i for i in table["sample_id"].to_pylist() if shard_of(i, 4) == shard)
+    assert CaptionShards.of(table.slice(0, 1), {}, 60).captions_of(shard_of("s0", 60) - 1) == []
     assert vocabulary(["A Dog, 3 cats!"]) == {"a", "dog", "cats"}
+
+
+@pytest.mark.parametrize(("size", "most"), [(1, 1), (20, 3), (1000, 16)])
+def test_windows_hold_every_shard_once_and_no_more_captions_than_asked(size: int, most: int) -> None:
+    names = [f"s{i}" for i in range(100)]
+    table = pa.table({"sample_id": names, "image_id": names, "caption": names})
+    shards = CaptionShards.of(table, {}, 16)
+    windows = list(shards.windows(range(16), size))
+    assert [shard for window in windows for shard in window] == list(range(16))
+    assert all(sum(len(shards.rows(s)) for s in window) <= size for window in windows if len(window) > 1)
+    assert max(map(len, windows)) <= most
+    assert len(windows) > 1 or size >= 100
 
 
 def test_generate_without_a_prepared_folder_names_what_is_missing(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Real gloo processes under DistributedDataParallel: values and every gradient equal one process's."""
+"""Processes under DistributedDataParallel (gloo, NCCL): values and every gradient equal one process's."""
 
 import json
 import math
@@ -18,6 +18,7 @@ from degla_ray.config import ObjectiveConfig
 from degla_ray.objectives import Features, losses
 
 N, K, D_IN, D = 8, 3, 6, 5
+CPU = torch.device("cpu")
 CONFIGS = {
     "clip": ObjectiveConfig(name="clip"),
     "degla": ObjectiveConfig(lambda_igc=0.4, lambda_tgc=0.3),
@@ -63,12 +64,15 @@ def global_batch(name: str) -> tuple[dict[str, Tensor], Tensor]:
     return rows, mask_NK
 
 
-def step(model: nn.Module, name: str, rank: int, workers: int) -> dict[str, Tensor]:
-    """Loss terms (averaged over the workers) and gradients of one step on this rank's rows."""
+def step(
+    model: nn.Module, name: str, rank: int, workers: int, device: torch.device = CPU
+) -> dict[str, Tensor]:
+    """Loss terms (averaged over the workers) and gradients of one step on this rank's rows, on the CPU."""
     rows, mask_NK = global_batch(name)
     own = slice(rank * N // workers, (rank + 1) * N // workers)
     model.zero_grad()
-    features, scale = model({key: value[own] for key, value in rows.items()}, mask_NK[own])
+    mine = {key: value[own].to(device) for key, value in rows.items()}
+    features, scale = model(mine, mask_NK[own].to(device))
     terms = losses(features, scale, CONFIGS[name])
     terms["loss"].backward()
     results = {key: value.detach().clone() for key, value in terms.items()}
@@ -77,7 +81,8 @@ def step(model: nn.Module, name: str, rank: int, workers: int) -> dict[str, Tens
             dist.all_reduce(value)
             value /= workers
     plain = model.module if hasattr(model, "module") else model
-    return results | {f"grad {key}": p.grad.clone() for key, p in plain.named_parameters()}
+    results |= {f"grad {key}": p.grad.clone() for key, p in plain.named_parameters()}
+    return {key: value.cpu() for key, value in results.items()}
 
 
 def bytes_sent(rank: int, workers: int, name: str) -> dict[str, int]:
@@ -95,14 +100,18 @@ def bytes_sent(rank: int, workers: int, name: str) -> dict[str, int]:
     return sent
 
 
-def worker(rank: int, workers: int, port: int, folder: str) -> None:
+def worker(rank: int, workers: int, port: int, folder: str, backend: str) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=workers)
-    model = nn.parallel.DistributedDataParallel(Towers())
-    results = {name: step(model, name, rank, workers) for name in CONFIGS}
+    device = torch.device("cuda", rank) if backend == "nccl" else CPU
+    if backend == "nccl":
+        torch.cuda.set_device(device)
+    dist.init_process_group(backend, init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=workers)
+    model = nn.parallel.DistributedDataParallel(Towers().to(device))
+    results = {name: step(model, name, rank, workers, device) for name in CONFIGS}
     torch.save(results, os.path.join(folder, f"{workers}-{rank}.pt"))
-    with open(os.path.join(folder, f"{workers}-{rank}.json"), "w") as file:
-        json.dump({name: bytes_sent(rank, workers, name) for name in CONFIGS}, file)
+    if backend == "gloo":
+        with open(os.path.join(folder, f"{workers}-{rank}.json"), "w") as file:
+            json.dump({name: bytes_sent(rank, workers, name) for name in CONFIGS}, file)
     dist.destroy_process_group()
 
 
@@ -111,14 +120,25 @@ def single():
     return {name: step(Towers(), name, 0, 1) for name in CONFIGS}
 
 
-@pytest.mark.parametrize("workers", [2, pytest.param(4, marks=pytest.mark.slow)])
-def test_losses_under_ddp_equal_the_single_process_with_every_gradient(workers, single, tmp_path):
+@pytest.mark.parametrize(
+    ("workers", "backend"),
+    [
+        (2, "gloo"),
+        pytest.param(4, "gloo", marks=pytest.mark.slow),
+        pytest.param(2, "nccl", marks=pytest.mark.gpu),
+    ],
+)
+def test_losses_under_ddp_equal_the_single_process_with_every_gradient(workers, backend, single, tmp_path):
+    if backend == "nccl" and torch.cuda.device_count() < workers:
+        pytest.skip(f"NCCL needs {workers} CUDA devices, found {torch.cuda.device_count()}")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     # A server forks the workers with torch imported, and what DDP imports at its first use (1.5 s each).
     multiprocessing.set_forkserver_preload(["degla_ray.objectives", "torch.multiprocessing", "torch._dynamo"])
-    mp.start_processes(worker, (workers, port, str(tmp_path)), nprocs=workers, start_method="forkserver")
+    mp.start_processes(
+        worker, (workers, port, str(tmp_path), backend), nprocs=workers, start_method="forkserver"
+    )
     for rank in range(workers):
         results = torch.load(tmp_path / f"{workers}-{rank}.pt", weights_only=True)
         differences = {}
@@ -131,6 +151,8 @@ def test_losses_under_ddp_equal_the_single_process_with_every_gradient(workers, 
                 differences[f"{name} {key}"] = difference.item()
         too_far = {key: difference for key, difference in differences.items() if difference > 1e-5}
         assert not too_far, json.dumps(too_far, indent=1)
+        if backend == "nccl":
+            continue
         sent = json.loads((tmp_path / f"{workers}-{rank}.json").read_text())
         for name in CONFIGS:
             features_of_base = 2 + global_batch(name)[1].shape[1] * (name != "clip")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import io
+import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,21 +14,22 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from degla_ray.config import DataConfig
 from degla_ray.encoding import images
-from degla_ray.encoding.encode import _decode
 from degla_ray.encoding.images import FileImages, ParquetImages
-from degla_ray.loader.decode import BatchReader, BatchSpec
+from degla_ray.encoding.resize import resized
+from degla_ray.loader.decode import BatchReader, BatchSpec, cropped
 from degla_ray.loader.image_files import CacheSpec
 from degla_ray.loader.order import BatchOrder
 from degla_ray.loader.samples import Texts, load_samples
 from degla_ray.loader.tokens import tokenise
-from degla_ray.model.preprocess import eval_transform
 from degla_ray.reporting.thumbnails import SIZE, thumbnails
 from degla_ray.schema import IMAGES
+from degla_ray.sources.base import Refusal
 from degla_ray.sources.images import CheckedImage, check_and_convert
+from degla_ray.sources.listing import ImageFolder
 from degla_ray.sources.write_images import image_index
 from tests.training_inputs import write_inputs
 
@@ -99,8 +101,8 @@ def test_pixel_limit_prepared_image_is_encoded_and_shown(tmp_path: Path) -> None
     (image,) = source.read(batch)
     assert absent == {}
     assert isinstance(image, images.StoredImage)
-    transform = eval_transform({"size": 8, "mean": (0, 0, 0), "std": (1, 1, 1)})
-    np.testing.assert_allclose(_decode(image, transform), GREY / 255, atol=1e-3)
+    config = {"size": 8, "interpolation": "bicubic", "resize_mode": "shortest"}
+    assert (resized(image.open(), config) == GREY).all()
     (uri,) = thumbnails(["s:img0000"], [{"s": images.source_spec(source)}]).values()
     with Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))) as small:
         assert small.size == (SIZE, SIZE * 720 // 1600)
@@ -117,3 +119,51 @@ def test_pixel_limit_file_that_was_not_prepared_keeps_pillows(tmp_path: Path, pa
     with pytest.raises(Image.DecompressionBombError, match="500000 pixels"):
         image.open()
     assert thumbnails([f"s:bomb.png{part}"], [{"s": images.source_spec(source)}]) == {}
+
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n"
+
+
+def test_open_image_format_that_another_program_decodes_is_none(tmp_path: Path) -> None:
+    """Pillow itself takes the file and would run Ghostscript on it."""
+    with Image.open(io.BytesIO(EPS)) as opened:
+        assert opened.format == "EPS"
+    with pytest.raises(UnidentifiedImageError):
+        images.StoredImage(data=EPS).open()
+    with pytest.raises(UnidentifiedImageError):
+        cropped(EPS, lambda width, height: (0, 0, width, height), (8, 8), Image.Resampling.BICUBIC)
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("/etc/hostname", "does not stay in the image folder"),
+        ("../outside.png", "does not stay in the image folder"),
+        ("a/../../outside.png", "does not stay in the image folder"),
+        ("pipe.png", "no plain file"),
+        ("null.png", "no plain file"),
+        ("large.png", "expected at most 1000"),
+        ("absent.png", "no such file"),
+    ],
+)
+def test_file_images_id_of_an_annotation_file_reads_plain_files_of_its_folder_only(
+    name: str, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("degla_ray.pixel_limit.MAX_FILE_BYTES", 1000)
+    folder = tmp_path / "images"
+    (folder / "a").mkdir(parents=True)
+    small = png(4, 4)
+    for place in (folder / "in.png", tmp_path / "outside.png"):
+        place.write_bytes(small)
+    os.mkfifo(folder / "pipe.png")
+    (folder / "null.png").symlink_to("/dev/zero")
+    (folder / "large.png").write_bytes(small + bytes(1000))
+    source = FileImages(str(folder))
+    error, read, region = source.read(images.ImageBatch(ids=[name, "a/../in.png", "in.png#0,0,2,2"]))
+    assert why in str(error)
+    assert isinstance(read, images.StoredImage)
+    assert isinstance(region, images.StoredImage)
+    assert read.data == region.data == small
+    listed = ImageFolder(str(folder), "x.images").list().find([name])
+    if why in ("no plain file", "does not stay in the image folder"):
+        assert isinstance(listed, Refusal)

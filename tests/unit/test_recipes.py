@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import TypeVar
 
@@ -11,6 +12,7 @@ import pytest
 from degla_ray.cli import parse
 from degla_ray.config import JOBS, ChainConfig, EvaluateConfig, NegativesConfig, PrepareConfig, TrainConfig
 from degla_ray.config.chains import Stages
+from degla_ray.errors import DeglaError
 from degla_ray.schema import Kind
 
 ConfigT = TypeVar("ConfigT")
@@ -29,6 +31,23 @@ def read(config_class: type[ConfigT], folder: Path, name: str) -> ConfigT:
 
 def chain_of(folder: Path) -> Stages:
     return read(ChainConfig, folder, "chain").stages()
+
+
+def named_for(file: Path) -> str:
+    """Return the job that takes a file, as the job `train` says if it refuses it."""
+    try:
+        parse(TrainConfig, "", ["--config", str(file)])
+    except DeglaError as error:
+        return re.findall(r"python jobs/(\w+)\.py --config", str(error))[0]
+    return "train"
+
+
+def test_config_file_of_another_job_is_refused_with_the_job_that_takes_it(repo: Path) -> None:
+    files = [f for f in (repo / "jobs" / "configs").rglob("*.yaml") if f.parent.name != "ablations"]
+    jobs = {file: named_for(file) for file in files}
+    assert {"train", "chain", "tune"} <= set(jobs.values())
+    for file, job in jobs.items():
+        parse(JOBS[job], "", ["--config", str(file)])
 
 
 def test_recipe_files_say_the_command_that_runs_them(recipe: Path) -> None:

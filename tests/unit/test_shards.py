@@ -19,8 +19,16 @@ import pytest
 from degla_ray.config import CheckpointConfig
 from degla_ray.errors import DataError, FingerprintMismatch
 from degla_ray.identity import canonical, fingerprint, flatten
-from degla_ray.schema import CAPTIONS, CHOICE_ITEMS, IMAGES
-from degla_ray.stage import MANIFEST, StageFolder, absolute_from, part_name, read_complete, shard_of
+from degla_ray.schema import CAPTIONS, CHOICE_ITEMS, IMAGES, NEIGHBOURS
+from degla_ray.stage import (
+    MANIFEST,
+    StageFolder,
+    absolute_from,
+    derived_shards,
+    part_name,
+    read_complete,
+    shard_of,
+)
 from degla_ray.storage import Storage, relative_to
 
 IDENTITY = {"seed": 1, "input": {"train": "abc"}}
@@ -225,7 +233,7 @@ def test_write_table_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: P
     with pytest.raises(KeyboardInterrupt):
         storage.write_tables(CAPTIONS, tables(), "captions", "p.parquet")
     assert storage.names("captions") == ["p.parquet"]
-    assert storage.read_dataset("captions", CAPTIONS).equals(captions("a"))
+    assert storage.read_dataset("captions", CAPTIONS).to_pylist() == captions("a").to_pylist()
 
 
 def test_write_tables_makes_a_row_group_of_each_and_same_bytes_twice(tmp_path: Path) -> None:
@@ -247,9 +255,20 @@ def test_write_tables_takes_lists_and_no_rows(tmp_path: Path) -> None:
     item = {"benchmark": "b", "subset": "s", "item_id": "1", "image_id": "i", "texts": ["x", "y"]}
     table = pa.Table.from_pylist([item], schema=CHOICE_ITEMS)
     storage.write_table(table, "choices", part_name(0, 1))
-    assert storage.read_dataset("choices", CHOICE_ITEMS).equals(table)
+    assert storage.read_dataset("choices", CHOICE_ITEMS).to_pylist() == table.to_pylist()
     storage.write_tables(CHOICE_ITEMS, [], "none", part_name(0, 1))
     assert storage.read_dataset("none", CHOICE_ITEMS).num_rows == 0
+
+
+@pytest.mark.parametrize(("rows", "expected"), [(0, 8), (80_000, 8), (80_001, 9), (10_000_000, 1000)])
+def test_derived_shards_grow_with_the_rows_from_eight(rows: int, expected: int) -> None:
+    assert derived_shards(rows, 10_000) == expected
+
+
+def test_stage_folder_without_a_number_of_shards_keeps_that_of_the_folder(tmp_path: Path) -> None:
+    begun = StageFolder(str(tmp_path), "prepare", {"a": 1}, 3)
+    again = StageFolder(str(tmp_path), "prepare", {"a": 1}, None)
+    assert (again.num_shards, again.fingerprint) == (3, begun.fingerprint)
 
 
 def test_read_dataset_reads_parts_in_shard_order_and_columns_as_asked(tmp_path: Path) -> None:
@@ -264,7 +283,15 @@ def test_read_dataset_takes_columns_in_any_order_and_wider_types(tmp_path: Path)
     wide = table.cast(pa.schema([(name, pa.large_string()) for name in table.column_names]))
     (tmp_path / "captions").mkdir()
     pq.write_table(wide, tmp_path / "captions" / "mine.parquet")
-    assert Storage(str(tmp_path)).read_dataset("captions", CAPTIONS).equals(captions("a"))
+    assert Storage(str(tmp_path)).read_dataset("captions", CAPTIONS).to_pylist() == captions("a").to_pylist()
+
+
+def test_read_dataset_gives_text_and_lists_offsets_of_64_bits(tmp_path: Path) -> None:
+    storage = finished(tmp_path, shards=2).storage
+    assert set(storage.read_dataset("captions", CAPTIONS).schema.types) == {pa.large_string()}
+    item = {"image_id": "a", "neighbours": ["b"]}
+    storage.write_table(pa.Table.from_pylist([item], NEIGHBOURS), "neighbours", part_name(0, 1))
+    assert storage.read_dataset("neighbours", NEIGHBOURS).schema.types[1] == pa.large_list(pa.large_string())
 
 
 def test_read_dataset_without_parts_a_part_or_a_column_says_so(tmp_path: Path) -> None:

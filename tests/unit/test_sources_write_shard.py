@@ -12,14 +12,7 @@ import pytest
 
 from degla_ray.schema import CAPTIONS, GIVEN, IMAGES, REJECTS, SCENE_GRAPHS, RejectReason
 from degla_ray.sources.base import Caption, Record, Refusal, Reject, Source, Unit, check_caption, given_table
-from degla_ray.sources.write_shard import (
-    PrepareTask,
-    records_from_json,
-    records_to_json,
-    rejects_from_json,
-    rejects_to_json,
-    write_shard,
-)
+from degla_ray.sources.write_shard import PrepareTask, write_shard
 from degla_ray.stage import StageFolder
 from tests.fixtures_sources import encode, noise
 
@@ -55,10 +48,15 @@ def record(image_id: str, locator: str = "good", captions: int = 2) -> Record:
     return Record(image_id, locator, tuple(texts))
 
 
+def prepare_task(stage: StageFolder) -> PrepareTask:
+    source = DiskSource()
+    return PrepareTask(folder=stage, source=source, reader=source, max_pixels=10_000, short_side=None)
+
+
 def run(folder: Path, records: list[Record], rejects: list[Reject]) -> tuple[StageFolder, list[int]]:
     stage = StageFolder(str(folder), "prepare", {}, 1)
     told: list[int] = []
-    task = PrepareTask(folder=stage, source=DiskSource(), max_pixels=10_000, short_side=None)
+    task = prepare_task(stage)
     write_shard(task, 0, records, rejects, told.append)
     return stage, told
 
@@ -117,7 +115,7 @@ def test_write_shard_without_records_writes_empty_parts(tmp_path: Path) -> None:
 
 def test_write_shard_that_dies_leaves_no_receipt(tmp_path: Path) -> None:
     stage = StageFolder(str(tmp_path), "prepare", {}, 1)
-    task = PrepareTask(folder=stage, source=DiskSource(), max_pixels=10_000, short_side=None)
+    task = prepare_task(stage)
 
     def die(images: int) -> None:
         raise KeyboardInterrupt
@@ -126,15 +124,6 @@ def test_write_shard_that_dies_leaves_no_receipt(tmp_path: Path) -> None:
         write_shard(task, 0, [record("a")], [], die)
     assert stage.pending() == [0]
     assert stage.storage.names("images") == []
-
-
-def test_records_and_rejects_travel_as_json_unchanged() -> None:
-    records = [record("ä\ud83d"), record("b", captions=1)]
-    assert records_from_json(records_to_json(records)) == records
-    reject = Reject(
-        unit=Unit.IMAGE, row_id="r", reason=RejectReason.OVERSIZED, detail="d", text="\ud83d", image_id="i"
-    )
-    assert rejects_from_json(rejects_to_json([reject])) == [reject]
 
 
 def test_given_table_holds_every_negative_beside_its_sample() -> None:

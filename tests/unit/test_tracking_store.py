@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import os
 import subprocess
 import sys
+import threading
+import traceback
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mlflow import MlflowClient
@@ -108,6 +113,34 @@ def test_tracking_secret_of_a_setting_is_not_in_the_store(store: TrackingConfig)
     tracking.log_dataset(store, run_id, "d", "digest", uri, "training")
     assert tracking.find_or_create_run(store, "n", "fp-secret", uri, {}) == run_id
     assert b"hunter2secret" not in Path(store.uri.removeprefix("sqlite:///")).read_bytes()
+
+
+def test_tracking_password_of_a_servers_address_is_not_in_mlflows_errors(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is sent all the same."""
+    for name in ("USERNAME", "PASSWORD"):
+        monkeypatch.setenv(f"MLFLOW_TRACKING_{name}", "before")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    asked = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(base64.b64decode(self.headers["Authorization"].removeprefix("Basic ")))
+            self.send_error(500, "broken")
+
+        def log_message(self, *args: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    uri = f"http://me:hunter2%2Fsecret@127.0.0.1:{server.server_port}"
+    with pytest.raises(Exception) as raised:
+        tracking.find_or_create_run(TrackingConfig(uri=uri), "n", "fp", "folder", {})
+    server.shutdown()
+    server.server_close()
+    assert asked[0] == b"me:hunter2/secret"
+    assert "hunter2" not in "".join(traceback.format_exception(raised.value))
 
 
 def test_tracking_children_of_two_parents_are_two_runs(store: TrackingConfig) -> None:

@@ -16,15 +16,16 @@ from degla_ray.config import DataConfig, ModelConfig, OptimizerConfig, TrainComp
 from degla_ray.errors import SettingError
 from degla_ray.loader.order import BatchOrder
 from degla_ray.storage import Storage
-from degla_ray.training import checkpoint
+from degla_ray.training import checkpoint, trace
 from degla_ray.training.hooks import Checkpoint, Log
 from degla_ray.training.interval import MAX_SKIPPED, LogInterval
-from degla_ray.training.job import PROGRESS, TRACE, Job
+from degla_ray.training.job import PROGRESS, Job
 from degla_ray.training.loop import out_of_memory
 from degla_ray.training.optimizer import build_optimizer
 from degla_ray.training.sanity import Candidates
 from degla_ray.training.speed import Speed
 from degla_ray.training.state import TrainState
+from degla_ray.training.usage import Usage
 from degla_ray.training.workers import Workers
 
 BLIND = math.log(16)
@@ -72,6 +73,8 @@ def interval_of(*losses: float, first: int = 1, report: bool = False) -> LogInte
         wait_share=0.1,
         wait_s=2.0,
         first_wait_s=1.0,
+        usage=Usage(phase_ms={"forward": 100.0, "backward": 250.0}, tokens_per_s=1e4, mfu=None),
+        stop=False,
         save=False,
         written=0,
         report=report,
@@ -83,7 +86,7 @@ def test_log_writes_the_mean_of_the_interval_and_the_trace_of_all_steps(tmp_path
     log = Log(WORKERS, run, job_of(tmp_path), ["a notice"], warns_of_loss=True)
     log.after_step(state, interval_of(1.0))
     log.wait()
-    assert not run.exists(TRACE)
+    assert trace.rows_after(run, 0) == []
     state.step = 3
     first = next(state.student.parameters())
     first.grad = torch.zeros_like(first)
@@ -93,9 +96,47 @@ def test_log_writes_the_mean_of_the_interval_and_the_trace_of_all_steps(tmp_path
     progress = run.read_json(PROGRESS)
     assert (progress["step"], progress["terms"]["loss"], progress["samples_per_s"]) == (3, 3.0, 32.0)
     assert progress["gradient_norm"] == 5.0
+    assert (progress["backward_ms"], progress["tokens_per_s"], progress["mfu"]) == (250.0, 1e4, None)
     assert progress["eta_s"] == 48.5
     assert progress["notices"] == ["a notice"]
-    assert [json.loads(line)["loss"] for line in run.read_bytes(TRACE).splitlines()] == [1.0, 2.0, 4.0]
+    assert [row["loss"] for row in trace.rows_after(run, 0)] == [1.0, 2.0, 4.0]
+
+
+class _Counting(Storage):
+    """A folder that counts the bytes written to it."""
+
+    written = 0
+
+    def write_bytes(self, data: bytes, *parts: str) -> None:
+        self.written += len(data)
+        super().write_bytes(data, *parts)
+
+
+def test_log_writes_a_bounded_part_of_the_trace_at_a_report_however_long_it_is(tmp_path: Path) -> None:
+    run = _Counting(str(tmp_path))
+    log, state = Log(WORKERS, run, job_of(tmp_path), [], warns_of_loss=False), state_at(0)
+    largest = []
+    for first in range(1, 5001, 50):
+        before, state.step = run.written, first + 49
+        log.after_step(state, interval_of(*range(first, first + 50), first=first, report=True))
+        log.wait()
+        largest.append(run.written - before)
+    assert [row["step"] for row in trace.rows_after(run, 0)] == list(range(1, 5001))
+    assert [row["step"] for row in trace.rows_after(run, 4990)] == list(range(4991, 5001))
+    assert max(largest) < 0.3 * len(trace.as_bytes(state.trace))
+    assert max(largest[80:]) < 1.1 * max(largest[:40])
+
+
+def test_log_of_a_resumed_run_writes_the_steps_that_a_killed_one_had_left_again(tmp_path: Path) -> None:
+    run = Storage(str(tmp_path))
+    for resumed_step, last in ((0, 1070), (990, 1200)):
+        log, state = Log(WORKERS, run, job_of(tmp_path), [], warns_of_loss=False), state_at(last)
+        state.trace = [json.dumps({"step": s, "loss": float(s)}) for s in range(1, resumed_step + 1)]
+        rows = range(resumed_step + 1, last + 1)
+        log.after_step(state, interval_of(*map(float, rows), first=rows[0], report=True))
+        log.wait()
+    found = trace.rows_after(run, 0)
+    assert [(row["step"], row["loss"]) for row in found] == [(s, float(s)) for s in range(1, 1201)]
 
 
 @pytest.mark.parametrize(
@@ -140,7 +181,7 @@ def test_log_fp16_may_skip_some_steps_but_not_many_in_a_row(tmp_path: Path, skip
 @pytest.mark.parametrize(
     ("compute", "named"),
     [
-        ({}, ["accumulation_steps 2", "activation_checkpointing true", "precision bf16"]),
+        ({"precision": "fp32"}, ["accumulation_steps 2", "activation_checkpointing true", "precision bf16"]),
         ({"precision": "bf16", "activation_checkpointing": True}, ["accumulation_steps 2"]),
     ],
 )

@@ -16,8 +16,9 @@ from rich.text import Text
 from degla_ray import tracking
 from degla_ray.config import TrackingConfig
 from degla_ray.storage import Storage
+from degla_ray.training import trace
 from degla_ray.training.console import describe
-from degla_ray.training.job import PROGRESS, TRACE
+from degla_ray.training.job import PROGRESS
 from degla_ray.training.progress import Monitor
 from degla_ray.training.validation import Validation, request, set_logged
 
@@ -32,6 +33,7 @@ MOMENT: dict[str, Any] = {
     "teacher_distance": None,
     "gradient_norm": 2.5,
     "peak_memory_gb": None,
+    "mfu": None,
     "eta_s": 3725.0,
 }
 
@@ -45,6 +47,7 @@ def test_describe_without_a_width_says_everything_loss_rate_and_time_left_first(
         assert part in " | ".join(others)
     assert "validation of step 100: composition 61.2%" in others
     assert "away" not in describe("run", MOMENT)
+    assert "MFU 41%" in describe("run", MOMENT | {"mfu": 0.412})
 
 
 @pytest.mark.parametrize("name", ["run", "a-run-with-a-rather-long-name-0123456789abcdef", "図形-実験"])
@@ -91,8 +94,7 @@ def test_monitor_logs_exact_values_at_fixed_steps_and_the_last(tmp_path: Path, m
     run_id = tracking.find_or_create_run(config, "run", "f", "folder", {})
     assert run_id is not None
     run = Storage(str(tmp_path / "run"))
-    lines = "".join(f'{{"step": {s}, "loss": {s / 3!r}, "lr": 0.1}}\n' for s in range(1, 506))
-    run.write_bytes(lines.encode(), TRACE)
+    trace.write(run, [f'{{"step": {s}, "loss": {s / 3!r}, "lr": 0.1}}' for s in range(1, 506)], 1)
     run.write_json(MOMENT, PROGRESS)
     with Monitor(run, "run", 505, config, run_id):
         pass

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
 from degla_ray.config import DataConfig
 from degla_ray.errors import DataError, SettingError
 from degla_ray.loader.samples import Samples, load_samples
+from degla_ray.schema import CAPTIONS
 from tests.training_inputs import write_inputs
 
 
@@ -78,3 +81,21 @@ def test_samples_negatives_of_other_captions_refused(tmp_path: Path) -> None:
     pq.write_table(table.set_column(0, "sample_id", strange), part)
     with pytest.raises(DataError, match="no negatives for split 'train'"):
         load_samples(config_of(folder), with_negatives=True)
+
+
+@pytest.mark.slow
+def test_samples_of_more_than_2_gib_of_captions_are_read(tmp_path: Path) -> None:
+    available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if available < 12 * 2**30:
+        pytest.skip(f"needs 12 GiB of memory; {available / 2**30:.0f} are free")
+    folder = write_inputs(tmp_path, num_shards=1)
+    part = next((folder / "prepared" / "captions").iterdir())
+    rows = pq.read_table(part).to_pylist()
+    long = [{**row, "caption": row["caption"] + " very" * 8_000_000} for row in rows]
+    with pq.ParquetWriter(part, CAPTIONS, use_dictionary=False) as writer:
+        for row in reversed(long):
+            writer.write_table(pa.Table.from_pylist([row], CAPTIONS))
+    samples = load_samples(config_of(folder), with_negatives=False)
+    assert pc.sum(pc.binary_length(samples.caption)).as_py() > 2**31
+    assert samples.sample_id.to_pylist() == sorted(row["sample_id"] for row in rows)
+    assert samples.caption[5].as_py() == long[5]["caption"]

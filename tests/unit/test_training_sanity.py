@@ -105,3 +105,10 @@ def test_frozen_parameters_are_named_by_part_with_their_numbers() -> None:
     assert sanity.frozen_parameters([]) is None
     line = sanity.frozen_parameters(["text_decoder.a", "text_decoder.b", "head.c"])
     assert line == "3 parameters that the loss does not reach are frozen: text_decoder (2), head (1)"
+
+
+def test_initial_statistics_are_warned_of_only_with_random_weights_and_batch_norm():
+    warning = sanity.initial_statistics(3, is_random=True)
+    assert warning.startswith("warning: the 3 BatchNorm layers of a model with random weights")
+    assert sanity.initial_statistics(3, is_random=False) is None
+    assert sanity.initial_statistics(0, is_random=True) is None

@@ -8,10 +8,21 @@ from typing import Any
 
 import pytest
 
-from degla_ray.config import DataConfig, ModelConfig, ObjectiveConfig, TrainConfig, ValidationSettings
+from degla_ray.config import (
+    ComputeConfig,
+    DataConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    PublishedConfig,
+    ScoringConfig,
+    TrainConfig,
+    ValidationSettings,
+    evaluation_of,
+)
 from degla_ray.errors import SettingError
+from degla_ray.evaluation.paths import absolute
 from degla_ray.storage import Storage
-from degla_ray.training.ray_train import cpus
+from degla_ray.training.ray_train import needs
 from degla_ray.training.validation import Validation, read_all, request, set_logged, tidy
 
 
@@ -39,6 +50,23 @@ def test_validation_settings_due_at_multiples_only_and_never_where_off() -> None
     assert not any(ValidationSettings(suite="s").due(step) for step in range(10))
 
 
+def test_validation_evaluates_as_its_settings_say(tmp_path: Path) -> None:
+    published = PublishedConfig(data="benchmarks", images={"coco": "images"}, class_folders=["classes"])
+    compute = ComputeConfig(use_gpu=True, cpus=4.0, precision="bf16")
+    settings = ValidationSettings(every_steps=5, published=published, compute=compute, batch_size=64)
+    found = absolute(settings)
+    evaluated = evaluation_of(found, model=ModelConfig(name="m"), output=str(tmp_path))
+    for field in dataclasses.fields(ScoringConfig):
+        assert getattr(evaluated, field.name) == getattr(found, field.name)
+    assert (evaluated.compute, evaluated.batch_size, evaluated.num_actors) == (compute, 64, 1)
+    here = Path.cwd()
+    assert evaluated.published == PublishedConfig(
+        data=str(here / "benchmarks"),
+        images={"coco": str(here / "images")},
+        class_folders=[str(here / "classes")],
+    )
+
+
 def test_train_cpus_count_workers_decoders_and_a_validation() -> None:
     data = DataConfig(prepared="p", decode_tasks=2)
     plain = TrainConfig(
@@ -48,9 +76,14 @@ def test_train_cpus_count_workers_decoders_and_a_validation() -> None:
         objective=ObjectiveConfig(name="clip"),
         num_workers=2,
     )
-    assert cpus(plain) == 2 * (1 + 2 * 1)
+    [workers] = needs(plain)
+    assert (workers.count, workers.total("CPU")) == (2, 1 + 2 * 1)
     validation = ValidationSettings(every_steps=5, suite="s", num_actors=3)
-    assert cpus(dataclasses.replace(plain, validation=validation)) == cpus(plain) + 0.5 + 3
+    also, of_validation = needs(dataclasses.replace(plain, validation=validation))
+    assert also == workers
+    assert of_validation.total("CPU") == 0.5 + 3
+    validation = dataclasses.replace(validation, compute=ComputeConfig(cpus=2.0))
+    assert needs(dataclasses.replace(plain, validation=validation))[1].total("CPU") == 0.5 + 3 * 2
 
 
 def test_validation_that_is_done_is_not_asked_for_again(tmp_path: Path) -> None:

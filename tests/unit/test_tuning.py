@@ -8,8 +8,17 @@ from pathlib import Path
 import pytest
 
 from degla_ray.config import DataConfig, ModelConfig, ObjectiveConfig, TrainConfig
-from degla_ray.errors import DeglaError, SettingError
-from degla_ray.tuning.sweep import Trial, best_trial, distinct, headings, load_space, with_settings
+from degla_ray.errors import DataError, DeglaError, SettingError
+from degla_ray.evaluation.summary import Score, Summary
+from degla_ray.tuning.sweep import (
+    Measures,
+    Trial,
+    best_trial,
+    distinct,
+    headings,
+    load_space,
+    with_settings,
+)
 
 TRAIN = TrainConfig(
     name="x", data=DataConfig(prepared="p", negatives="n"), model=ModelConfig(name="scenes-base")
@@ -50,6 +59,47 @@ def test_best_trial_highest_composition_among_those_that_keep_zero_shot() -> Non
 def test_best_trial_none_keeps_zero_shot_the_highest_zero_shot() -> None:
     trials = [_trial(0.70, 0.60), _trial(0.60, 0.70), _trial(0.95, 0.50)]
     assert best_trial(trials, base_zero_shot=0.90, max_loss=0.02) is trials[1]
+
+
+def test_best_trial_without_zero_shot_is_the_highest_of_all() -> None:
+    trials = [_trial(0.70, None), _trial(0.80, None), _trial(None, None, error="lost")]
+    assert best_trial(trials, base_zero_shot=None, max_loss=0.02) is trials[1]
+
+
+def _summary(averages: dict[str, float], subsets: dict[str, float]) -> Summary:
+    def scores(values: dict[str, float]) -> tuple[Score, ...]:
+        return tuple(
+            Score(name=name, value=value, low=None, high=None, n=9, missing=0)
+            for name, value in values.items()
+        )
+
+    made = {"label": "base", "model": {}, "inputs": {}, "fingerprint": "f"}
+    return Summary(averages=scores(averages), subsets=scores(subsets), **made)
+
+
+@pytest.mark.parametrize(
+    ("averages", "subsets", "raised", "kept"),
+    [
+        ({"retrieval": 0.4, "composition": 0.5, "zero_shot": 0.9}, {}, "composition", "zero_shot"),
+        (
+            {"sugarcrepe": 0.7, "zero_shot_eleven": 0.5},
+            {"cifar10/top1": 0.6},
+            "sugarcrepe",
+            "zero_shot_eleven",
+        ),
+        ({"sugarcrepe": 0.7}, {"sugarcrepe/swap_obj": 0.7}, "sugarcrepe", None),
+        ({}, {"nlvr/pairs": 0.5, "cifar10/top1": 0.6}, "nlvr/pairs", None),
+    ],
+)
+def test_measures_follow_from_the_test_sets(
+    averages: dict[str, float], subsets: dict[str, float], raised: str, kept: str | None
+) -> None:
+    assert Measures.of(_summary(averages, subsets)) == Measures(raised=raised, kept=kept)
+
+
+def test_measures_without_any_score_is_refused() -> None:
+    with pytest.raises(DataError, match="no score"):
+        Measures.of(_summary({}, {}))
 
 
 def test_best_trial_no_result_names_the_reasons() -> None:

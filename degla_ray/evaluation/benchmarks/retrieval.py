@@ -124,6 +124,8 @@ def _best_scores(
     `truth[q]` contains the rows of query q's true candidates. A query with fewer than K wrong candidates has
     -inf in place of the others.
     """
+    import torch  # takes seconds to import; its top-k takes half the time of numpy's partition
+
     candidate_CD = candidate_CD.astype(np.float64)
     best_true_Q = np.empty(len(query_QD), dtype=np.float32)
     keep = min(max(RANKS), len(candidate_CD))
@@ -138,6 +140,5 @@ def _best_scores(
         np.maximum.at(true, rows, scores[rows, columns])
         scores[rows, columns] = -np.inf
         best_true_Q[start:stop] = true
-        top = np.partition(scores, scores.shape[1] - keep, axis=1)[:, scores.shape[1] - keep :]
-        best_wrong_QK[start:stop] = np.sort(top, axis=1)[:, ::-1]
+        best_wrong_QK[start:stop] = torch.from_numpy(scores).topk(keep, dim=1).values.numpy()
     return best_true_Q, best_wrong_QK

@@ -26,6 +26,9 @@ CHUNK = 1 << 16  # bytes; the most that a broken connection loses
 TIMEOUT = (10, 60)  # seconds to connect, and to wait for a byte
 RETRY = Retry(total=6, backoff_factor=1, status_forcelist=(429, 500, 502, 503, 504))  # pauses 0, 2, 4 ... s
 
+MAX_BYTES = 64 * 2**30
+"""Bytes of a download whose size neither catalogue nor server states; the largest known has 13.5e9."""
+
 OnBytes = Callable[[int, int | None], None]
 """Called with the number of bytes received and the total, or None if the total is unknown."""
 
@@ -150,8 +153,11 @@ def _receive(session: requests.Session, file: RemoteFile, part: Path, on_bytes: 
             on_bytes(have, total)
             try:
                 for chunk in response.iter_content(CHUNK):
-                    output.write(chunk)
                     have += len(chunk)
+                    if have > (most := MAX_BYTES if total is None else total):
+                        _discard(part)
+                        raise DataError(url, f"more than {most} bytes", f"at most {most}")
+                    output.write(chunk)
                     on_bytes(have, total)
             except (requests.ConnectionError, requests.exceptions.ChunkedEncodingError) as error:
                 raise _Broken(f"{have} of {total} bytes received") from error

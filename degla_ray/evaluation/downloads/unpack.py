@@ -1,32 +1,43 @@
 """Extract what a downloaded file contains: an archive's members, or a list from a source file.
 
 A folder is unpacked next to its destination and renamed once complete. Unpacking needs additional disk space
-for all members, because the archive is deleted only afterwards.
+for all members, because the archive is deleted only afterwards. Only plain files are unpacked, and at most
+MAX_RATIO times the archive's size: images shrink by a few percent, annotations to a tenth, a bomb to a
+thousandth.
 """
 
 from __future__ import annotations
 
 import ast
 import json
+import lzma
 import os
 import re
 import shutil
 import tarfile
 import zipfile
+import zlib
+from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Literal, TypeVar
 
 from degla_ray.errors import DataError
 
+T = TypeVar("T")
+
 CHUNK = 1 << 20  # bytes
+MAX_RATIO = 100
+"""Bytes that an archive may unpack to, as a multiple of its own."""
+_HEADER = 512
+"""Bytes counted for each member besides its content, so that empty ones count too."""
 
 
 def unpack_archive(archive: Path, kind: Literal["zip", "tar"], target: Path, strip: str) -> None:
     """Unpack the members below the folder `strip` of an archive into the folder `target`.
 
     Raises:
-        DataError: another or a broken format, a member that would be written outside `target`, or no member
-            below `strip`.
+        DataError: another or a broken format, a member that would be written outside `target`, more than
+            MAX_RATIO times the archive's bytes, or no member below `strip`.
     """
     unpacking = target.with_name(f"{target.name}.unpacking")
     shutil.rmtree(unpacking, ignore_errors=True)
@@ -37,7 +48,7 @@ def unpack_archive(archive: Path, kind: Literal["zip", "tar"], target: Path, str
             if kind == "zip"
             else _unpack_tar(archive, unpacking, strip)
         )
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
+    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError) as error:
         raise DataError(str(archive), str(error), f"a {kind} archive with members inside it") from error
     if not count:
         raise DataError(str(archive), f"no file below {strip!r}", "another `strip`, or another archive")
@@ -46,7 +57,8 @@ def unpack_archive(archive: Path, kind: Literal["zip", "tar"], target: Path, str
 
 def _unpack_zip(archive: Path, folder: Path, strip: str) -> int:
     with zipfile.ZipFile(archive) as opened:
-        members = [(member, _inner(archive, member.filename, strip)) for member in opened.infolist()]
+        listed = _bounded(archive, opened.infolist(), lambda member: member.file_size)
+        members = [(member, _inner(archive, member.filename, strip)) for member in listed]
         files = [(member, inner) for member, inner in members if inner and not member.is_dir()]
         for member, inner in files:
             path = folder / inner
@@ -58,10 +70,28 @@ def _unpack_zip(archive: Path, folder: Path, strip: str) -> int:
 
 def _unpack_tar(archive: Path, folder: Path, strip: str) -> int:
     with tarfile.open(archive) as opened:
-        members = [(member, _inner(archive, member.name, strip)) for member in opened.getmembers()]
+        listed = _bounded(archive, opened, lambda member: member.size)
+        members = [(member, _inner(archive, member.name, strip)) for member in listed]
         files = [member.replace(name=inner) for member, inner in members if inner and member.isfile()]
         opened.extractall(folder, files, filter="data")
     return len(files)
+
+
+def _bounded(archive: Path, members: Iterable[T], size: Callable[[T], int]) -> list[T]:
+    """Return an archive's members, of which the reader unpacks no more bytes than they state.
+
+    Raises:
+        DataError: they state more than MAX_RATIO times the archive's bytes; none is unpacked.
+    """
+    bound, total = MAX_RATIO * archive.stat().st_size, 0
+    found = []
+    for member in members:
+        total += size(member) + _HEADER
+        if total > bound:
+            expected = f"at most {bound} bytes, {MAX_RATIO} times the archive's own"
+            raise DataError(str(archive), f"members of {total} bytes or more", expected)
+        found.append(member)
+    return found
 
 
 def _inner(archive: Path, name: str, strip: str) -> str:

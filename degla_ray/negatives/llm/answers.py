@@ -13,6 +13,7 @@ import unicodedata
 from typing import Any, NamedTuple
 
 from degla_ray.language.tagging import Sentence, Tag
+from degla_ray.masking import masked
 from degla_ray.negatives.checks import Candidate, Language, first_failure, statements
 from degla_ray.negatives.llm.engines.vllm_actor import after_thought
 from degla_ray.negatives.llm.ledger import Row, State
@@ -121,7 +122,7 @@ class QualityChecks:
 
 def _failed(answer: dict[str, Any]) -> dict[str, str]:
     detail = f"{HTTP}{answer['status']}" if answer["status"] else ""
-    said = {"reason": str(answer["error"]), "detail": detail, "text": str(answer["text"])}
+    said = {"reason": str(answer["error"]), "detail": detail, "text": masked(str(answer["text"]))}
     return {"state": State.ERROR.value, **said}
 
 

@@ -20,6 +20,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from degla_ray.negatives.captions import CaptionShards, ImageCaption, values
 from degla_ray.negatives.llm.failures import Refusals, Refused
 from degla_ray.negatives.llm.ledger import (
     CLOSED,
@@ -36,12 +37,12 @@ from degla_ray.negatives.llm.pool import EngineClock
 from degla_ray.negatives.llm.progress import Progress
 from degla_ray.negatives.llm.sending import GenerationJob, block_size, request, send
 from degla_ray.negatives.selection import Veto, no_veto
-from degla_ray.negatives.shard import STAGE, ImageCaption, captions_of, scene_veto, to_table, vocabulary
+from degla_ray.negatives.shard import STAGE, scene_veto, to_table, vocabulary
 from degla_ray.schema import NEGATIVES, REJECTS, Kind, RejectReason
 from degla_ray.stage import MANIFEST, StageFolder, shard_of
 
 WINDOW = 20_000
-"""Approximate number of captions processed at a time."""
+"""Captions processed at a time, unless a single shard has more: 20 kB of the driver's memory each."""
 
 
 @dataclass(kw_only=True)
@@ -71,10 +72,14 @@ def generate_pending(
     ledger, pending = Ledger(folder), folder.pending()
     pool = job.engine.pool(job.prompts)
     stall_s = job.config.generation.stall_s
-    words = vocabulary(captions["caption"].to_pylist()) if job.config.generation.fill_with_rules else None
-    by_key = captions.append_column("key", pa.array([text_key(c) for c in captions["caption"].to_pylist()]))
+    words = vocabulary(values(captions["caption"])) if job.config.generation.fill_with_rules else None
+    keys = [pa.array(map(text_key, chunk.to_pylist()), pa.string()) for chunk in captions["caption"].chunks]
+    by_key = captions.append_column("key", pa.chunked_array(keys, pa.string()))
+    shards = CaptionShards.of(by_key, graphs, folder.num_shards, by="key")
     clock = EngineClock(pool.gpus)
-    wanted = _share(by_key, pending, folder.num_shards) * len(job.kinds)
+    # A key's captions are all in one shard.
+    distinct = sum(len(by_key["key"].take(shards.rows(shard)).unique()) for shard in pending)
+    wanted = distinct * len(job.kinds)
     new = len(pending) == folder.num_shards and ledger.empty
     with (
         Progress(job.config, wanted, clock) as progress,
@@ -83,7 +88,7 @@ def generate_pending(
         pool.started(stall_s, clock) as engines,
     ):
         refusals = Refusals(job.config.engine, block_size(job))
-        for window in _windows(by_key, graphs, pending, folder.num_shards):
+        for window in _windows(shards, pending):
             states = StateTable(
                 window.captions, job.kinds, job.config.per_kind, job.config.generation.attempts
             )
@@ -146,20 +151,11 @@ def reopen(folder: StageFolder, reasons: Sequence[RejectReason]) -> None:
     folder.reopen(again)
 
 
-def _share(captions: pa.Table, shards: Sequence[int], num_shards: int) -> int:
-    """Return the number of distinct captions in some shards."""
-    wanted = set(shards)
-    return sum(shard_of(key, num_shards) in wanted for key in set(captions["key"].to_pylist()))
-
-
-def _windows(
-    captions: pa.Table, graphs: dict[str, str], shards: Sequence[int], num_shards: int
-) -> Iterator[_Window]:
-    size = max(1, round(WINDOW / max(1, len(captions) / num_shards)))
-    for start in range(0, len(shards), size):
-        window = _Window(shards=list(shards[start : start + size]))
-        for shard in window.shards:
-            for caption in captions_of(shard, num_shards, captions, graphs, by="key"):
+def _windows(captions: CaptionShards, pending: Sequence[int]) -> Iterator[_Window]:
+    for shards in captions.windows(pending, WINDOW):
+        window = _Window(shards=shards)
+        for shard in shards:
+            for caption in captions.captions_of(shard):
                 window.captions.setdefault(text_key(caption.text), []).append(caption)
         yield window
 

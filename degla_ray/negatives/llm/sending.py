@@ -17,6 +17,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from degla_ray import resources
 from degla_ray.config import NegativesConfig
 from degla_ray.deadline import with_deadline
 from degla_ray.errors import DeglaError
@@ -70,7 +71,7 @@ def send(
     import ray.data
 
     blocks = [pa.Table.from_pylist(block) for block in _blocks(job, requests)]
-    checkers = min(len(blocks), max(1, int(ray.cluster_resources().get("CPU", 1)) // 4))
+    checkers = min(len(blocks), max(1, resources.cpus_at_most() // 4))
     checks = {"engine": job.config.engine, "model": job.engine.model, "fill": words}
     dataset = (
         ray.data.from_arrow(blocks)

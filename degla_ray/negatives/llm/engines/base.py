@@ -7,6 +7,7 @@ from typing import Any, Protocol
 from degla_ray.config import NegativesConfig
 from degla_ray.negatives.llm.pool import EnginePool
 from degla_ray.negatives.llm.prompting import Prompts
+from degla_ray.resources import Bundle, Need
 
 
 class Engine(Protocol):
@@ -36,13 +37,22 @@ class Engine(Protocol):
         """Raise SettingError if the engine cannot start; called before Ray starts and anything is written."""
         ...
 
-    def check_resources(self) -> None:
-        """Raise SettingError if the running Ray cluster lacks the engine's CPUs or GPUs."""
+    def needs(self) -> list[Need]:
+        """Return what the engines and the pipeline around them reserve; Ray must be running."""
         ...
 
     def pool(self, prompts: Prompts) -> EnginePool:
         """Return the actors to start; they answer requests with these prompts."""
         ...
+
+
+PIPELINE: tuple[Bundle, ...] = ({"CPU": 0.5}, {"CPU": 0.1}, {"CPU": 0.5})
+"""What the stages before, at and after the engines reserve at the least (sending.py)."""
+
+
+def pipeline_need(config: NegativesConfig, *engine: Bundle) -> Need:
+    """Return the need of the pipeline, and of one engine of an engine that runs a single one."""
+    return Need(setting="ray.num_cpus", value=config.ray.num_cpus, unit=[*PIPELINE, *engine])
 
 
 def actor_arguments(config: NegativesConfig, prompts: Prompts) -> dict[str, Any]:

@@ -13,21 +13,21 @@ import os
 import time
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import quote
 
 from degla_ray.config import NegativesConfig, OpenAIConfig
 from degla_ray.errors import SettingError
-from degla_ray.negatives.llm.engines.base import actor_arguments, sampling_arguments
+from degla_ray.masking import without
+from degla_ray.negatives.llm.engines.base import actor_arguments, pipeline_need, sampling_arguments
 from degla_ray.negatives.llm.engines.vllm_actor import BLANK, AsyncActor, json_schema
 from degla_ray.negatives.llm.pool import EnginePool
 from degla_ray.negatives.llm.prompting import Prompts
+from degla_ray.resources import Need
 
+ACTOR_CPUS = 0.5
 LISTING_S = 10.0
 """Seconds within which a server must list its models."""
 SHOWN = 300
 """Characters kept of a server's error message."""
-SHORTEST_KEY = 8
-"""Characters; a shorter key ("none", "EMPTY") is no secret and may be a word of a caption."""
 _COUNTS = ("prompt_tokens", "completion_tokens")
 _LARGEST = 2**31 - 1
 
@@ -52,8 +52,8 @@ class OpenAIEngine:
     def check_settings(self) -> None:
         _check_server(self._server)
 
-    def check_resources(self) -> None:
-        """Accept every cluster, because the server does the work."""
+    def needs(self) -> list[Need]:
+        return [pipeline_need(self._config, {"CPU": ACTOR_CPUS})]
 
     def pool(self, prompts: Prompts) -> EnginePool:
         arguments = actor_arguments(self._config, prompts) | {
@@ -61,7 +61,7 @@ class OpenAIEngine:
             "sampling": sampling_arguments(self._config),
             "timeout_s": self._config.generation.timeout_s,
         }
-        return EnginePool(actor=OpenAIActor, arguments=arguments, resources={"num_cpus": 0.5})
+        return EnginePool(actor=OpenAIActor, arguments=arguments, resources={"num_cpus": ACTOR_CPUS})
 
 
 class OpenAIActor(AsyncActor):
@@ -108,7 +108,7 @@ class OpenAIActor(AsyncActor):
                 answer = {"error": "timeout", "text": f"no answer within {self._timeout_s:g} s"}
             except Exception as error:  # any error of the server is recorded in this row
                 answer = refusal(error)
-        text = without_key(_storable(answer["text"]), self._key)
+        text = without(_storable(answer["text"]), self._key)
         if "error" in answer:
             text = text[:SHOWN]
         return BLANK | answer | {"text": text, "seconds": time.monotonic() - started}
@@ -260,11 +260,3 @@ def _short(text: str) -> str:
 def _storable(text: str) -> str:
     """Return the text with U+FFFD in place of lone surrogates, which UTF-8 cannot encode."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
-def without_key(text: str, key: str) -> str:
-    """Return the text with every occurrence of the key masked, since a server may echo it."""
-    if len(key) >= SHORTEST_KEY:
-        for form in {key, json.dumps(key)[1:-1], quote(key, safe="")}:
-            text = text.replace(form, "<key>")
-    return text

@@ -11,14 +11,16 @@ import random
 from typing import Any
 
 from degla_ray.config import NegativesConfig
-from degla_ray.negatives.llm.engines.base import actor_arguments
+from degla_ray.negatives.llm.engines.base import actor_arguments, pipeline_need
 from degla_ray.negatives.llm.engines.vllm_actor import BLANK, AsyncActor
 from degla_ray.negatives.llm.pool import EnginePool
 from degla_ray.negatives.llm.prompting import Prompts
 from degla_ray.negatives.rules import RuleEngine
 from degla_ray.negatives.selection import EditRequest, no_veto, select
+from degla_ray.resources import Need
 from degla_ray.schema import Kind
 
+ACTOR_CPUS = 0.5
 BAD = {
     "empty": {"text": "  "},
     "copy": {},
@@ -45,12 +47,12 @@ class ScriptedEngine:
     def check_settings(self) -> None:
         """Accept all settings."""
 
-    def check_resources(self) -> None:
-        """Accept every cluster."""
+    def needs(self) -> list[Need]:
+        return [pipeline_need(self._config, {"CPU": ACTOR_CPUS})]
 
     def pool(self, prompts: Prompts) -> EnginePool:
         arguments = actor_arguments(self._config, prompts)
-        return EnginePool(actor=ScriptedActor, arguments=arguments, resources={"num_cpus": 0.5})
+        return EnginePool(actor=ScriptedActor, arguments=arguments, resources={"num_cpus": ACTOR_CPUS})
 
 
 class ScriptedActor(AsyncActor):

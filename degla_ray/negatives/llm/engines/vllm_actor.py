@@ -104,7 +104,7 @@ class VLLMActor(AsyncActor):
         from vllm.v1.engine.async_llm import AsyncLLM
 
         self._timeout_s, self._sampling, self._template = timeout_s, sampling, template
-        self._tokenizer = AutoTokenizer.from_pretrained(engine["model"])
+        self._tokenizer = AutoTokenizer.from_pretrained(engine["model"], trust_remote_code=False)
         self._reasons = reasons(self._tokenizer)
         self._requests = 0
         # The engine's own tasks run in the event loop that creates it.
@@ -242,11 +242,24 @@ def reasons(tokenizer: Any) -> bool:
 
 
 def prompt_tokens(tokenizer: Any, turns: list[dict[str, str]], template: dict[str, Any]) -> list[int]:
-    """Return the prompt's tokens, from the model's chat template, or from plain text if it has none."""
+    """Return the prompt's tokens, from the model's chat template, or from plain text if it has none.
+
+    The caption, which is the last turn, stays text: a control token written out in it does not end its turn.
+    """
+    *before, caption = turns
+    turns = [*before, {**caption, "content": without_control_tokens(tokenizer, caption["content"])}]
     if tokenizer.chat_template:
         text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, **template)
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
     return list(tokenizer(as_plain_text(turns))["input_ids"])
+
+
+def without_control_tokens(tokenizer: Any, text: str) -> str:
+    """Return the text with a space inside every control token, such as `<|im_end|>`, that it contains."""
+    marked = (token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
+    for token in sorted({*tokenizer.all_special_tokens, *marked}):
+        text = text.replace(token, f"{token[0]} {token[1:]}")
+    return text
 
 
 def as_plain_text(turns: list[dict[str, str]]) -> str:

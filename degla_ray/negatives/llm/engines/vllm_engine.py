@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import subprocess
 import sys
@@ -9,13 +10,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from degla_ray import ray_setup
+from degla_ray import resources
 from degla_ray.config import NegativesConfig
 from degla_ray.errors import SettingError
 from degla_ray.negatives.llm.engines import vllm_actor
-from degla_ray.negatives.llm.engines.base import actor_arguments, sampling_arguments
+from degla_ray.negatives.llm.engines.base import actor_arguments, pipeline_need, sampling_arguments
 from degla_ray.negatives.llm.pool import EnginePool
 from degla_ray.negatives.llm.prompting import Prompts
+from degla_ray.resources import Need
 
 _PROBE = """
 import json, sys
@@ -51,32 +53,41 @@ class VLLMEngine:
         _check_interpreter(self._interpreter)
         _check_model(self._vllm.model)
 
-    def check_resources(self) -> None:
-        import ray
-
-        present, vllm = ray.cluster_resources(), self._vllm
-        gpus = self._gpus_per_engine
-        if not present.get("GPU"):
-            if gpus > 1:
-                raise SettingError("vllm.tensor_parallel_size", gpus, "1 on a cluster without GPUs")
-            ray_setup.require_cpus("vllm.cpus_per_actor", vllm.cpus_per_actor, each=vllm.cpus_per_actor)
-        elif gpus * vllm.min_actors > present["GPU"]:
-            found = f"{vllm.min_actors} engines with {gpus} GPUs each"
-            raise SettingError("vllm.min_actors", found, f"at most the cluster's {present['GPU']:g} GPUs")
+    def needs(self) -> list[Need]:
+        vllm, on_gpus = self._vllm, self._on_gpus
+        if not on_gpus and self._gpus_per_engine > 1:
+            raise SettingError("vllm.tensor_parallel_size", self._gpus_per_engine, "1 without GPUs")
+        engine: dict[str, float] = {"CPU": vllm.cpus_per_actor}
+        if on_gpus:
+            engine = {"GPU": self._gpus_per_engine}
+        if vllm.accelerator_type:
+            engine[f"accelerator_type:{vllm.accelerator_type}"] = 0.001  # as Ray itself reserves it
+        each = ("vllm.tensor_parallel_size", self._gpus_per_engine)
+        setting, value = each if on_gpus else ("vllm.cpus_per_actor", vllm.cpus_per_actor)
+        if vllm.min_actors > 1:
+            setting, value = "vllm.min_actors", vllm.min_actors
+        engines = Need(
+            setting=setting,
+            value=value,
+            unit=[engine],
+            count=vllm.min_actors,
+            wanted=vllm.max_actors,
+            without_gpu=SettingError("vllm.device", vllm.device, "a cluster with a GPU, or cpu"),
+        )
+        return [engines, pipeline_need(self._config)]
 
     def pool(self, prompts: Prompts) -> EnginePool:
-        import ray
         import ray.cloudpickle
 
         ray.cloudpickle.register_pickle_by_value(vllm_actor)  # vLLM's interpreter has no degla_ray
         vllm = self._vllm
-        gpus = self._gpus_per_engine if ray.cluster_resources().get("GPU") else 0
+        gpus = self._gpus_per_engine if self._on_gpus else 0
         engine, environment = self._engine_arguments(gpus)
-        resources: dict[str, Any] = {"num_gpus": gpus} if gpus else {"num_cpus": vllm.cpus_per_actor}
+        options: dict[str, Any] = {"num_gpus": gpus} if gpus else {"num_cpus": vllm.cpus_per_actor}
         if vllm.accelerator_type:
-            resources["accelerator_type"] = vllm.accelerator_type
+            options["accelerator_type"] = vllm.accelerator_type
         # Actors import the modules of vLLM's environment and none of this process's.
-        resources["runtime_env"] = {
+        options["runtime_env"] = {
             "py_executable": self._interpreter,
             "env_vars": {"PYTHONPATH": "", "PYTHONWARNINGS": "ignore"},
         }
@@ -90,11 +101,26 @@ class VLLMEngine:
                 "environment": environment,
                 "template": vllm.chat_template_kwargs,
             },
-            resources=resources,
+            resources=options,
             min_size=vllm.min_actors,
             max_size=vllm.max_actors,
             gpus=gpus,
         )
+
+    @functools.cached_property
+    def _on_gpus(self) -> bool:
+        """Whether engines run on GPUs; decided once, because a cluster may grow in between.
+
+        Raises:
+            SettingError: device `auto` on a cluster that has no node yet and tells no node types.
+        """
+        if self._vllm.device != "auto":
+            return self._vllm.device == "cuda"
+        known = resources.can_have("GPU")
+        if known is None:
+            expected = "cuda or cpu: the cluster has no node yet, and what its nodes will have is not known"
+            raise SettingError("vllm.device", "auto", expected)
+        return known
 
     @property
     def _gpus_per_engine(self) -> int:
@@ -117,6 +143,7 @@ class VLLMEngine:
             "max_model_len": vllm.max_model_len,
             "enforce_eager": vllm.enforce_eager,
             "enable_prefix_caching": True,
+            "trust_remote_code": False,
         }
         environment = {"VLLM_LOGGING_LEVEL": "ERROR", "TQDM_DISABLE": "1"}
         if gpus:

@@ -1,0 +1,49 @@
+"""Save before the end: a driver that is told to end asks its workers for a checkpoint and waits for it.
+
+The question and the answer are keys of Ray's own key-value store, which worker 0 reads once a log interval
+(about a millisecond); a file would cost a remote store a request a second.
+"""
+
+from __future__ import annotations
+
+import time
+
+from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _internal_kv_put
+
+GRACE_S = 30.0
+"""Seconds that the driver waits for the checkpoint. `ray job stop` allows RAY_JOB_STOP_WAIT_TIME_S, 3 s if it
+is not set."""
+_POLL_S = 0.05
+_NAMESPACE = "degla"
+
+
+def forget(run: str) -> None:
+    """Delete the question and the answer of an earlier driver of the run's folder."""
+    for key in ("save", "training", "saved"):
+        _internal_kv_del(f"{key} {run}", namespace=_NAMESPACE)
+
+
+def set_training(run: str) -> None:
+    """Record that workers train, so that a driver waits for their answer."""
+    _internal_kv_put(f"training {run}", b"1", namespace=_NAMESPACE)
+
+
+def asked(run: str) -> bool:
+    """Return whether the driver wants a checkpoint now."""
+    return _internal_kv_get(f"save {run}", namespace=_NAMESPACE) is not None
+
+
+def answer(run: str, step: int) -> None:
+    """Tell the driver that the checkpoint of `step` is written."""
+    _internal_kv_put(f"saved {run}", str(step), namespace=_NAMESPACE)
+
+
+def save_now(run: str) -> int | None:
+    """Ask for a checkpoint; return its step, or None if no worker trains or none was written in time."""
+    _internal_kv_put(f"save {run}", b"1", namespace=_NAMESPACE)
+    end = time.monotonic() + GRACE_S
+    while _internal_kv_get(f"training {run}", namespace=_NAMESPACE) and time.monotonic() < end:
+        if saved := _internal_kv_get(f"saved {run}", namespace=_NAMESPACE):
+            return int(saved)
+        time.sleep(_POLL_S)
+    return None

@@ -1,0 +1,102 @@
+"""When a run that lost workers goes on, when it gives up, and what it says."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from ray.exceptions import RayActorError
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+from ray.train.v2._internal.execution.failure_handling import FailureDecision
+from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
+
+from degla_ray import resources
+from degla_ray.config import DataConfig, ModelConfig, ObjectiveConfig, RayConfig, TrainConfig
+from degla_ray.storage import Storage
+from degla_ray.training.job import ERROR, PROGRESS, RECOVERY
+from degla_ray.training.ray_train import needs
+from degla_ray.training.recovery import MAX_FAILURES, Recovery
+
+CONFIG = TrainConfig(
+    name="x",
+    data=DataConfig(prepared="p", decode_tasks=1),
+    model=ModelConfig(name="scenes-base"),
+    objective=ObjectiveConfig(name="clip"),
+    num_workers=4,
+    global_batch_size=12,
+)
+GONE = "The actor died because its node has died.\n\tpid: 1\n\tip: 10.0.0.3\n"
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Storage:
+    folder = Storage(str(tmp_path))
+    folder.write_json({"step": 153}, PROGRESS)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def nodes(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, float]]:
+    """The cluster's nodes, as Ray would list them."""
+    present: list[dict[str, float]] = [{"CPU": 4.0}, {"CPU": 4.0}]
+    monkeypatch.setattr(resources, "_nodes", lambda: [dict(node) for node in present])
+    return present
+
+
+def lost() -> WorkerGroupError:
+    return WorkerGroupError("died", {1: RayActorError(error_msg=GONE)})
+
+
+def save(run: Storage, step: int) -> None:
+    run.write_json({}, f"checkpoint_{step:09d}", "complete.json")
+
+
+def policy_of(run: Storage, config: TrainConfig = CONFIG) -> Recovery:
+    return Recovery(config, needs(config)[0], "x", run)
+
+
+def test_run_gives_up_after_losses_without_a_checkpoint_in_between(run: Storage) -> None:
+    policy = policy_of(run)
+    assert [policy.make_decision(lost()) for _ in range(MAX_FAILURES)] == [
+        FailureDecision.RETRY
+    ] * MAX_FAILURES
+    assert policy.make_decision(lost()) is FailureDecision.RAISE
+    told = "x: lost worker 1 on 10.0.0.3 at step 153, and 2 times before without a checkpoint in between; "
+    assert run.read_json(ERROR)["message"] == told + "the same command continues from step 0"
+
+
+def test_run_that_gets_on_between_losses_never_gives_up(run: Storage) -> None:
+    policy = policy_of(run)
+    for step in range(10, 10 * (MAX_FAILURES + 4), 10):
+        save(run, step)
+        assert policy.make_decision(lost()) is FailureDecision.RETRY
+    assert run.read_json(RECOVERY)[0] == (
+        "lost worker 1 on 10.0.0.3 at step 153; continues from step 10 "
+        "(1 more try before the next checkpoint)"
+    )
+
+
+def test_error_that_would_recur_ends_the_run(run: Storage) -> None:
+    run.write_json({"message": "optimizer.lr: found 1; expected less"}, ERROR)
+    assert policy_of(run).make_decision(lost()) is FailureDecision.RAISE
+    assert not run.exists(RECOVERY)
+
+
+def test_run_without_room_waits_with_one_line_and_gives_up_at_the_deadline(
+    run: Storage, nodes: list[dict[str, float]]
+) -> None:
+    """Of the three workers that still fit, and the batch of 12 could go to, the line names the number."""
+    nodes[:] = [{"CPU": 6.0}]
+    timeout = ControllerError(WorkerGroupStartupTimeoutError(num_workers=4))
+    save(run, 150)
+    policy = policy_of(run)
+    assert policy.make_decision(lost()) is FailureDecision.RETRY
+    assert policy.make_decision(timeout) is FailureDecision.RETRY
+    assert run.read_json(RECOVERY)[1:] == [
+        "waits for room for 4 workers, now 3 (lost worker 1 on 10.0.0.3 at step 153); "
+        "continues from step 150; go on with fewer: --num_workers 3"
+    ]
+    hasty = policy_of(run, dataclasses.replace(CONFIG, ray=RayConfig(wait_minutes=0)))
+    assert hasty.make_decision(timeout) is FailureDecision.RAISE
+    assert "ray.wait_minutes: found 0" in run.read_json(ERROR)["message"]
