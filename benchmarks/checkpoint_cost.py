@@ -39,6 +39,7 @@ from degla_ray.training.sanity import Candidates
 from degla_ray.training.speed import Speed
 from degla_ray.training.state import TrainState
 from degla_ray.training.step import TrainStep
+from degla_ray.training.usage import Usage
 from degla_ray.training.workers import Workers
 
 MODEL, BATCH, K, EVERY, DELAY_S = "flickr-small", 32, 4, 50, 0.04
@@ -48,7 +49,9 @@ SAVE = LogInterval(
     wait_share=0.0,
     wait_s=0.0,
     first_wait_s=0.0,
+    usage=Usage(phase_ms={}, tokens_per_s=0.0, mfu=None),
     save=True,
+    stop=False,
     written=0,
     report=False,
 )
