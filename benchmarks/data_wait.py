@@ -58,12 +58,11 @@ def main() -> None:
     ray_setup.set_environment()
     with tempfile.TemporaryDirectory(prefix="degla-") as folder:
         root = Path(folder)
-        captions = _write_images(root, options.images)
+        captions = write_images(root, options.images)
         ray_setup.start(RayConfig())
         try:
-            _compare(
-                {"torch DataLoader": _torch(root, captions, options), "ours": _ours(root, options)}, options
-            )
+            torch_loader = theirs(root, captions, options.batch, options.processes)
+            _compare({"torch DataLoader": torch_loader, "ours": _ours(root, options)}, options)
         finally:
             ray.shutdown()
 
@@ -108,19 +107,34 @@ def _run(batches: Batches, steps: int, step_s: float) -> tuple[float, float]:
 
 def _ours(root: Path, options: argparse.Namespace) -> Batches:
     """Return the trainer's own loader, which reads prepared Parquet files and decodes in Ray actors."""
+    prepare_images(root, str(root / "prepared"))
+    return ours(
+        str(root / "prepared"),
+        root,
+        CacheSpec(folder="", max_bytes=0, whole_parts=False),
+        options.batch,
+        options.processes,
+    )
+
+
+def prepare_images(root: Path, prepared: str, short_side: int | None = None) -> None:
+    """Prepare the images that `write_images` wrote."""
     source = Flickr8kConfig(images=str(root / "jpeg"), captions={"train": str(root / "captions.txt")})
-    prepared = str(root / "prepared")
-    prepare(PrepareConfig(source="flickr8k", output=prepared, flickr8k=source))
+    prepare(PrepareConfig(source="flickr8k", output=prepared, flickr8k=source, short_side=short_side))
+
+
+def ours(prepared: str, root: Path, cache: CacheSpec, batch: int, processes: int) -> Batches:
+    """Return our loader of a prepared folder; `root` is for what it writes."""
     samples = load_samples(DataConfig(prepared=prepared), with_negatives=False)
     spec = BatchSpec(
-        order=BatchOrder(seed=0, num_rows=len(samples), batch_size=options.batch),
+        order=BatchOrder(seed=0, num_rows=len(samples), batch_size=batch),
         rank=0,
         world_size=1,
         negatives=0,
         size=(SIZE, SIZE),
         interpolation="bicubic",
         crop_scale_min=0.9,
-        cache=CacheSpec(folder="", max_bytes=0, whole_parts=False),
+        cache=cache,
         text_end=TextEnd(token=None),
     )
     run = Storage(str(root / "run"))
@@ -128,15 +142,15 @@ def _ours(root: Path, options: argparse.Namespace) -> Batches:
     reference = ray.put(samples)
 
     def batches(steps: int) -> Iterator[Any]:
-        decoders = start_decoders(options.processes)
-        window = 2 * options.processes  # as the DataLoader's prefetch_factor
+        decoders = start_decoders(processes)
+        window = 2 * processes  # as the DataLoader's prefetch_factor
         yield from Loader(reference, spec, first=0, last=steps, decoders=decoders, prefetch=window)
         end_decoders(decoders)
 
     return batches
 
 
-class _Images(Dataset):
+class Images(Dataset):
     def __init__(self, root: Path, captions: list[str]) -> None:
         self.root, self.captions = root, captions
         self.crop = v2.RandomResizedCrop(SIZE, scale=(0.9, 1.0), interpolation=v2.InterpolationMode.BICUBIC)
@@ -147,10 +161,13 @@ class _Images(Dataset):
 
     def __getitem__(self, number: int) -> tuple[torch.Tensor, str]:
         with Image.open(self.root / "jpeg" / f"{number}.jpg") as image:
-            return self.to_tensor(self.crop(image.convert("RGB"))), self.captions[number]
+            return self.transform(image), self.captions[number]
+
+    def transform(self, image: Image.Image) -> torch.Tensor:
+        return self.to_tensor(self.crop(image.convert("RGB")))
 
 
-class _Collate:
+class Collate:
     def __init__(self) -> None:
         self.tokenizer = open_clip.get_tokenizer(MODEL)
 
@@ -158,16 +175,17 @@ class _Collate:
         return torch.stack([image for image, _ in rows]), self.tokenizer([text for _, text in rows])
 
 
-def _torch(root: Path, captions: list[str], options: argparse.Namespace) -> Batches:
-    images, collate = _Images(root, captions), _Collate()
+def theirs(root: Path, captions: list[str], batch: int, processes: int) -> Batches:
+    """Return torch's DataLoader of the JPEGs below a folder."""
+    images, collate = Images(root, captions), Collate()
 
     def batches(steps: int) -> Iterator[Any]:
-        sampler = torch.utils.data.RandomSampler(images, num_samples=steps * options.batch, replacement=True)
+        sampler = torch.utils.data.RandomSampler(images, num_samples=steps * batch, replacement=True)
         yield from DataLoader(
             images,
-            batch_size=options.batch,
+            batch_size=batch,
             sampler=sampler,
-            num_workers=options.processes,
+            num_workers=processes,
             prefetch_factor=2,
             collate_fn=collate,
         )
@@ -175,7 +193,7 @@ def _torch(root: Path, captions: list[str], options: argparse.Namespace) -> Batc
     return batches
 
 
-def _write_images(root: Path, count: int) -> list[str]:
+def write_images(root: Path, count: int) -> list[str]:
     """Write JPEGs of smooth noise with grain (about 60 kB each, like photographs); return their captions."""
     (root / "jpeg").mkdir()
     rng = np.random.default_rng(0)
