@@ -49,7 +49,11 @@ _waited_for: dict[str, float] = {}  # stores that fail now, with the time of the
 
 
 class StoreError(DataError, OSError):
-    """A store that refuses a request or does not answer."""
+    """A request that a store refuses; an OSError too, because it may be about a single file."""
+
+
+class StoreSilent(DataError):
+    """A store that does not answer, which no single file is to blame for."""
 
 
 def retried(store: str, request: Callable[[], T]) -> T:
@@ -60,7 +64,8 @@ def retried(store: str, request: Callable[[], T]) -> T:
         request: has the same effect if it is called again.
 
     Raises:
-        StoreError: the store refuses the request, or failed for OUTAGE_S.
+        StoreError: the store refuses the request.
+        StoreSilent: it failed for OUTAGE_S, or did not answer at all for FIRST_ANSWER_S.
         FileNotFoundError: the file does not exist.
     """
     began, pause = time.monotonic(), 0.5
@@ -114,12 +119,12 @@ def _patience(store: str) -> float:
     return OUTAGE_S if store in _answered or ANSWERED_ENV in os.environ else FIRST_ANSWER_S
 
 
-def _silent(store: str, reason: str) -> StoreError:
+def _silent(store: str, reason: str) -> StoreSilent:
     if _patience(store) == OUTAGE_S:
-        return StoreError(
+        return StoreSilent(
             store, f"no answer for {OUTAGE_S / 60:.0f} minutes ({reason})", "a store that answers"
         )
-    return StoreError(store, f"no answer ({reason})", f"a store that answers at {_address()}")
+    return StoreSilent(store, f"no answer ({reason})", f"a store that answers at {_address()}")
 
 
 def _address() -> str:
