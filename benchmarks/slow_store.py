@@ -1,4 +1,4 @@
-"""An S3 server on loopback that answers each request late, like a distant store, and counts what it sends.
+"""An S3 server on loopback that is late or fails, like a distant store, and counts what it sends.
 
     with slow_store() as store:
         Storage(f"{store.uri}/folder").upload(path)
@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from socket import SHUT_RDWR
 from threading import Lock
 from typing import Any
 from unittest.mock import patch
@@ -47,6 +48,10 @@ class Store:
     def delay(self, seconds: float) -> None:
         """Let each request take at least this long."""
         self._control(f"delay/{seconds}")
+
+    def fail(self, requests: int, how: str = "503") -> None:
+        """Let the next requests fail: with status 503, 403 or 404, or by a cut connection (`reset`)."""
+        self._control(f"fail/{how}:{requests}")
 
     def requests(self) -> int:
         """Return the requests so far."""
@@ -89,6 +94,7 @@ class _Slow:
 
     def __init__(self, app: Callable[..., Iterable[bytes]]) -> None:
         self.app, self.delay_s = app, 0.0
+        self.how, self.failing = "", 0
         self.counts, self._lock = {"requests": 0, "bytes": 0}, Lock()
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
@@ -97,15 +103,32 @@ class _Slow:
             name, _, value = path.removeprefix(_CONTROL).partition("/")
             if name == "delay":
                 self.delay_s = float(value)
+            elif name == "fail":
+                self.how, self.failing = value.split(":")[0], int(value.split(":")[1])
             start_response("200 OK", [("Content-Type", "application/json")])
             return [json.dumps(self.counts).encode()]
         time.sleep(self.delay_s)
-        body = list(self.app(environ, start_response))
         with self._lock:
             self.counts["requests"] += 1
+            fails = self.failing > 0
+            self.failing -= fails
+        if fails:
+            return self._failure(environ, start_response)
+        body = list(self.app(environ, start_response))
+        with self._lock:
             if environ["REQUEST_METHOD"] == "GET":
                 self.counts["bytes"] += sum(map(len, body))
         return body
+
+    def _failure(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
+        if self.how == "reset":
+            start_response("200 OK", [])
+            environ["werkzeug.socket"].shutdown(SHUT_RDWR)
+            return [b"lost"]
+        # A gateway before the store answers in its own words, not in S3's XML.
+        reason = {"503": "Service Unavailable", "403": "Forbidden", "404": "Not Found"}[self.how]
+        start_response(f"{self.how} {reason}", [("Content-Type", "text/plain")])
+        return [b"" if environ["REQUEST_METHOD"] == "HEAD" else reason.encode()]
 
 
 def main() -> None:

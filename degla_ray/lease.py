@@ -163,7 +163,7 @@ class Lease:
             self.storage.write_json(content, self._name)
 
     def _withdraw(self) -> None:
-        with contextlib.suppress(OSError):  # unreachable store: the claim expires
+        with contextlib.suppress(OSError, DataError):  # unreachable store: the claim expires
             self.storage.delete_file(self._name)
             if self._made and self.storage.is_local:
                 os.rmdir(self.storage.path())  # fails unless the folder is empty

@@ -169,5 +169,8 @@ def _options(config: Any, prefix: str = "", without: tuple[str, ...] = ()) -> It
 
 def _short(path: str) -> str:
     """Return a path below the working directory relative to it."""
-    here = f"{Path.cwd()}/"
+    try:
+        here = f"{Path.cwd()}/"
+    except FileNotFoundError:  # Ray may remove a submitted job's folder while the job ends
+        return path
     return path.removeprefix(here) if path.startswith(here) else path

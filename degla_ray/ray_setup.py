@@ -24,6 +24,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from degla_ray.errors import DeglaError, SettingError
 from degla_ray.ray_address import usable
+from degla_ray.remote_store import ANSWERED_ENV
 
 if TYPE_CHECKING:
     from degla_ray.config import RayConfig
@@ -40,6 +41,7 @@ WORKER_ENV = {
     "MALLOC_TRIM_THRESHOLD_": str(64 * 2**30),
     "MALLOC_TOP_PAD_": str(256 * 2**20),
     # OMP_NUM_THREADS is Ray's to set: one thread for each CPU that a worker has reserved.
+    ANSWERED_ENV: "1",
 }
 
 _PROCESS_ENV = {

@@ -1,4 +1,4 @@
-"""Read and write files on any filesystem that pyarrow opens. No other module handles remote stores."""
+"""Read and write files on any filesystem that pyarrow opens; `remote_store` retries what is remote."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import re
 import shutil
 import tempfile
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from degla_ray.errors import DataError
 from degla_ray.masking import masked_values
 from degla_ray.pixel_limit import check_file_bytes
+from degla_ray.remote_store import RemoteStore, StoreFile
 from degla_ray.schema import with_large_text
 
 _PART = re.compile(r"part-\d{5}-of-(\d{5})\.parquet")
@@ -63,8 +64,20 @@ class Storage:
 
     def __init__(self, uri: str) -> None:
         self.uri = uri if "://" in uri else os.path.abspath(os.path.expanduser(uri))
+        is_local = "://" not in uri or uri.startswith("file:")
+        if not is_local and "?" in uri:  # names are appended to it
+            raise DataError(
+                uri,
+                "a query (?…)",
+                "a URI without one; AWS_ENDPOINT_URL and AWS_DEFAULT_REGION say where its store is",
+            )
+        self._remote: RemoteStore | None = None
         try:
-            self._fs, self._root = pafs.FileSystem.from_uri(self.uri)
+            if is_local:
+                self._fs, self._root = pafs.FileSystem.from_uri(self.uri)
+            else:
+                self._remote = RemoteStore(uri)
+                self._fs, self._root = pafs.PyFileSystem(self._remote), self._remote.root
         except (pa.ArrowException, OSError) as error:
             raise DataError(uri, f"{error}", "a path, or a URI such as s3://BUCKET/FOLDER") from error
 
@@ -81,7 +94,7 @@ class Storage:
     @property
     def is_local(self) -> bool:
         """Whether the folder is on this machine's filesystem."""
-        return isinstance(self._fs, pafs.LocalFileSystem)
+        return self._remote is None
 
     def exists(self, *parts: str) -> bool:
         return self._fs.get_file_info(self.path(*parts)).type != pafs.FileType.NotFound
@@ -112,17 +125,31 @@ class Storage:
         selector = pafs.FileSelector(base, recursive=True, allow_not_found=True)
         return sorted(i.path[len(base) + 1 :] for i in self._fs.get_file_info(selector) if i.is_file)
 
+    def version(self, *parts: str) -> str:
+        """Return what tells a remote file's content from another without reading it.
+
+        That is the store's ETag, or size and time of the last write where it has none.
+        """
+        if self._remote is not None and (etag := self._remote.open_file(self.path(*parts)).etag()):
+            return etag
+        info = self._fs.get_file_info(self.path(*parts))
+        return f"{info.size} bytes of {info.mtime_ns}"
+
     def read_bytes(self, *parts: str) -> bytes:
+        if self._remote is not None:
+            return self._remote.open_file(self.path(*parts)).read()
         with self._fs.open_input_stream(self.path(*parts)) as stream:
             return stream.read()
 
-    def open_file(self, *parts: str) -> pa.NativeFile:
+    def open_file(self, *parts: str) -> pa.NativeFile | StoreFile:
         """Open a file for `read_at`, which may be called by several threads at a time."""
+        if self._remote is not None:
+            return self._remote.open_file(self.path(*parts))
         return self._fs.open_input_file(self.path(*parts))
 
     def download(self, local: Path, *parts: str) -> None:
         """Copy a file to a local one, a few megabytes at a time."""
-        with self._fs.open_input_stream(self.path(*parts)) as source, local.open("wb") as target:
+        with self.open_file(*parts) as source, local.open("wb") as target:
             shutil.copyfileobj(source, target, _COPY_BYTES)
 
     def read_image(self, *parts: str) -> bytes:
@@ -134,37 +161,67 @@ class Storage:
         path = self.path(*parts)
         if self.is_local and os.path.exists(path) and not os.path.isfile(path):
             raise OSError(f"no plain file: {path}")
-        with self._fs.open_input_file(path) as file:
+        with self.open_file(*parts) as file:
             check_file_bytes(file.size())
             return bytes(file.read())
 
-    def write_bytes(self, data: bytes, *parts: str) -> None:
+    def write_bytes(self, data: bytes | pa.Buffer, *parts: str) -> None:
         """Write a file atomically: readers see the old file or the whole new one, also after a power cut."""
-        self.write_chunks([data], *parts)
-
-    def write_chunks(self, chunks: Iterable[bytes], *parts: str) -> None:
-        """Write a file as `write_bytes` does, from pieces that arrive one by one."""
         target = self.path(*parts)
         if self._puts_are_atomic:
-            with self._fs.open_output_stream(target) as stream:
-                stream.writelines(chunks)
+            self._put(data, target)
             return
         self._fs.create_dir(target.rsplit("/", 1)[0], recursive=True)
         temporary = f"{target}.tmp-{uuid.uuid4().hex}"
-        with self._fs.open_output_stream(temporary) as stream:
-            stream.writelines(chunks)
+        self._put(data, temporary)
         self._replace(temporary, target)
+
+    def write_chunks(self, chunks: Iterable[bytes], *parts: str) -> None:
+        """Write a file as `write_bytes` does, from pieces that arrive one by one."""
+        with self._new_file(*parts) as temporary, open(temporary, "wb") as stream:
+            stream.writelines(chunks)
+
+    def _put(self, data: bytes | pa.Buffer, path: str) -> None:
+        if self._remote is not None:
+            self._remote.put(data, path)
+            return
+        with self._fs.open_output_stream(path) as stream:
+            stream.write(data)
 
     @property
     def _puts_are_atomic(self) -> bool:
         """Whether a file appears only once it is whole, as in object stores. Their rename is copy and delete,
         and ends at 5 GB."""
-        return self._fs.type_name in ("s3", "gcs", "abfs")
+        return self._remote is not None and self._remote.get_type_name() in ("s3", "gcs", "abfs")
+
+    @contextlib.contextmanager
+    def _new_file(self, *parts: str) -> Iterator[str]:
+        """Yield the path of a local file to write; it appears at its place unless an error is raised.
+
+        It is written in the folder of its place, or on a local disk where that is remote.
+        """
+        target = self.path(*parts)
+        if self.is_local:
+            self._fs.create_dir(target.rsplit("/", 1)[0], recursive=True)
+            temporary = f"{target}.tmp-{uuid.uuid4().hex}"
+            try:
+                yield temporary
+                self._replace(temporary, target)
+            finally:
+                Path(temporary).unlink(missing_ok=True)
+            return
+        with tempfile.TemporaryDirectory(prefix="degla-ray-") as folder:
+            yield f"{folder}/file"
+            self._upload(f"{folder}/file", *parts)
+
+    def _upload(self, local: str, *parts: str) -> None:
+        empty = os.path.getsize(local) == 0  # which cannot be mapped
+        self.write_bytes(b"" if empty else pa.memory_map(local).read_buffer(), *parts)
 
     def upload(self, folder: Path, *parts: str) -> None:
         """Copy all files below a local folder into a subfolder."""
         for file in sorted(path for path in folder.rglob("*") if path.is_file()):
-            self.write_bytes(file.read_bytes(), *parts, *file.relative_to(folder).parts)
+            self._upload(str(file), *parts, *file.relative_to(folder).parts)
 
     def read_json(self, *parts: str) -> Any:
         try:
@@ -201,33 +258,11 @@ class Storage:
             row_group_rows: largest number of rows of a row group.
             inspect: called with the path of the finished local file before it appears at its place.
         """
-        target = self.path(*parts)
-        with contextlib.ExitStack() as stack:
-            if self.is_local:
-                self._fs.create_dir(target.rsplit("/", 1)[0], recursive=True)
-                temporary = f"{target}.tmp-{uuid.uuid4().hex}"
-                stack.callback(Path(temporary).unlink, missing_ok=True)
-            else:
-                folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="degla-ray-"))
-                temporary = f"{folder}/part.parquet"
+        with self._new_file(*parts) as temporary:
             rows = _write_parquet(temporary, schema, tables, row_group_rows)
             if inspect is not None:
                 inspect(temporary)
-            if self.is_local:
-                self._replace(temporary, target)
-            else:
-                self._put_file(temporary, *parts)
         return rows
-
-    def _put_file(self, local: str, *parts: str) -> None:
-        target = self.path(*parts)
-        if not self._puts_are_atomic:
-            self._fs.create_dir(target.rsplit("/", 1)[0], recursive=True)
-        written = target if self._puts_are_atomic else f"{target}.tmp-{uuid.uuid4().hex}"
-        with open(local, "rb") as source, self._fs.open_output_stream(written) as stream:
-            shutil.copyfileobj(source, stream, _COPY_BYTES)
-        if written != target:
-            self._replace(written, target)
 
     def _replace(self, temporary: str, target: str) -> None:
         """Rename a file after syncing its bytes, because some filesystems write the new name first."""
@@ -242,12 +277,14 @@ class Storage:
     def delete_file(self, *parts: str) -> None:
         """Delete a file if it exists."""
         if self.is_file(*parts):
-            self._fs.delete_file(self.path(*parts))
+            with contextlib.suppress(FileNotFoundError):  # the answer to the first try was lost
+                self._fs.delete_file(self.path(*parts))
 
     def delete_folder(self, *parts: str) -> None:
         """Delete a folder and its contents if it exists."""
         if self.is_folder(*parts):
-            self._fs.delete_dir(self.path(*parts))
+            with contextlib.suppress(FileNotFoundError):
+                self._fs.delete_dir(self.path(*parts))
 
     def open_parquet(self, *parts: str) -> pq.ParquetFile:
         return pq.ParquetFile(self.path(*parts), filesystem=self._fs)

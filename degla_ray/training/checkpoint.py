@@ -213,8 +213,7 @@ def _damaged(run: Storage, name: str, read: bool = True) -> str | None:
 
 
 def _delete(run: Storage, name: str) -> None:
-    if run.exists(name):
-        run.filesystem.delete_dir(run.path(name))
+    run.delete_folder(name)
 
 
 def _recorded(run: Storage) -> set[str] | None:

@@ -7,6 +7,7 @@ changes nothing that another worker or a later step depends on, except that Log 
 from __future__ import annotations
 
 import json
+import logging
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol
 
@@ -14,6 +15,7 @@ import ray.train
 import torch
 
 from degla_ray.config import TrainConfig, ValidationSettings
+from degla_ray.errors import one_line
 from degla_ray.identity import canonical
 from degla_ray.storage import Storage
 from degla_ray.training import checkpoint, sanity, stopping, trace, validation
@@ -23,6 +25,8 @@ from degla_ray.training.nonfinite import NonfiniteSteps
 from degla_ray.training.optimizer import learning_rate
 from degla_ray.training.state import TrainState
 from degla_ray.training.workers import Workers
+
+log = logging.getLogger(__name__)
 
 
 class Hook(Protocol):
@@ -59,6 +63,7 @@ class Log:
         self._thread = ThreadPoolExecutor(1, "progress")
         self._writing: Future[None] | None = None
         self._traced = 0  # steps of the trace that are in its file
+        self._fails = False  # whether the latest write failed
 
     def after_step(self, state: TrainState, interval: LogInterval) -> None:
         self._notices += self._nonfinite.check(state, interval)
@@ -76,18 +81,25 @@ class Log:
             self._writing = self._thread.submit(self._write, self._progress(state, interval), new, first)
 
     def wait(self) -> None:
-        """Wait until everything is written.
-
-        Raises:
-            Exception: whatever writing raised.
-        """
+        """Wait until everything is written, or could not be."""
         if self._writing is not None:
             self._writing.result()
             self._writing = None
 
     def _write(self, progress: dict[str, Any], lines: list[str], first: int) -> None:
-        self._run.write_json(progress, PROGRESS)
-        trace.write(self._run, lines, first)
+        """Write both files. If that fails, training goes on, and the next interval writes what is missing."""
+        try:
+            self._run.write_json(progress, PROGRESS)
+            trace.write(self._run, lines, first)
+        except Exception as error:
+            if not self._fails:
+                lost = f"progress and trace of step {progress['step']} could not be written"
+                notice = f"{lost} ({one_line(error)}); tried again at the next interval"
+                log.warning("%s", notice)  # the notice is in the file that cannot be written
+                self._notices.append(notice)
+            self._fails = True
+            return
+        self._fails = False
         self._traced = max(self._traced, first + len(lines) - 1)
 
     def _progress(self, state: TrainState, interval: LogInterval) -> dict[str, Any]:

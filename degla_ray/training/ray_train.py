@@ -119,6 +119,7 @@ def fit(config: TrainConfig, name: str, job: Job, callbacks: Sequence[UserCallba
         SystemExit: the driver was told to end; the workers have saved a checkpoint if they could.
     """
     stopping.forget(run.uri)
+    output = Storage(config.output)
     logging.getLogger("ray.train").setLevel(logging.WARNING)
     trainer = _Trainer(
         _work,
@@ -131,7 +132,9 @@ def fit(config: TrainConfig, name: str, job: Job, callbacks: Sequence[UserCallba
         ),
         run_config=RunConfig(
             name=name,
-            storage_path=config.output,
+            # its own client gives up after six seconds
+            **({} if output.is_local else {"storage_filesystem": output.filesystem}),
+            storage_path=output.path(),
             checkpoint_config=CheckpointConfig(num_to_keep=config.checkpoint.keep),
             callbacks=list(callbacks),
             # Recovery tells what happened in a line; Ray Train's logs would repeat it with tracebacks.

@@ -16,7 +16,7 @@ from degla_ray.config import ModelConfig, TrainConfig
 from degla_ray.devices import resolve_precision
 from degla_ray.evaluation import paths
 from degla_ray.identity import canonical
-from degla_ray.model.source import find_model, find_weights, in_any_folder
+from degla_ray.model.source import ModelSource, SourceKind, find_model, find_weights, in_any_folder
 from degla_ray.stage import read_complete
 from degla_ray.storage import Storage
 
@@ -63,15 +63,32 @@ def run_identity(config: TrainConfig) -> dict[str, Any]:
 
 
 def model_identity(config: ModelConfig) -> dict[str, Any]:
-    """Return the names of model and weights, or the SHA-256 of local files, whose content may change."""
+    """Return the names of model and weights, or marks of their files' content, which may change."""
     model, weights = find_model(config.name), find_weights(config)
-    identity: dict[str, Any] = {"name": (model.path and _digests(model.path)) or config.name}
-    identity["pretrained"] = weights and ((weights.path and _digests(weights.path)) or weights.where)
+    identity: dict[str, Any] = {"name": _content(model) or config.name}
+    identity["pretrained"] = weights and (_content(weights) or weights.where)
     return identity | {"random_init": config.random_init, "resize_positions": config.resize_positions}
 
 
+def _content(source: ModelSource) -> dict[str, str]:
+    """Return the SHA-256, or the store's mark, by name of a file or of all files of a folder.
+
+    Empty if `source` has no files of its own, or none is there.
+    """
+    if source.path is not None:
+        return _digests(source.path)
+    if "://" not in source.where:
+        return {}
+    if source.kind is SourceKind.FOLDER:
+        folder = Storage(source.where)
+        return {name: folder.version(name) for name in folder.names()}
+    parent, _, name = source.where.rpartition("/")
+    folder = Storage(parent)
+    return {name: folder.version(name)} if folder.is_file(name) else {}
+
+
 def _digests(source: Path) -> dict[str, str]:
-    """Return the SHA-256 by name of a file, or of all files of a folder; empty if `source` is missing."""
+    """Return the SHA-256 by name of a local file, or of all files of a folder; empty if it is missing."""
     files = [source] if source.is_file() else sorted(p for p in source.glob("*") if p.is_file())
     digests = {}
     for file in files:

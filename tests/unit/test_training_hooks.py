@@ -158,6 +158,21 @@ def test_log_of_a_resumed_run_writes_the_steps_that_a_killed_one_had_left_again(
     assert [(row["step"], row["loss"]) for row in found] == [(s, float(s)) for s in range(1, 1201)]
 
 
+def test_log_that_cannot_be_written_stops_no_run_is_said_once_and_written_later(tmp_path: Path) -> None:
+    run, state = Storage(str(tmp_path)), state_at(0)
+    log = Log(WORKERS, run, job_of(tmp_path), [], warns_of_loss=False)
+    in_the_way = tmp_path / trace.PARTS
+    in_the_way.write_text("a file where the folder of the trace belongs")
+    for state.step in (1, 2, 3, 4):
+        if state.step == 4:
+            in_the_way.unlink()
+        log.after_step(state, interval_of(float(state.step), first=state.step, report=True))
+        log.wait()
+    assert [row["step"] for row in trace.rows_after(run, 0)] == [1, 2, 3, 4]
+    [notice] = run.read_json(PROGRESS)["notices"]
+    assert "trace of step 1 could not be written" in notice
+
+
 @pytest.mark.parametrize(
     ("loss", "first", "trained", "warns"),
     [
