@@ -30,6 +30,7 @@ def settings(repo: Path, output: str, store: Path) -> dict[str, object]:
         "output": output,
         "prepare": {"source": "scenes", "scenes": recipe["prepare"]["scenes"] | small, "num_shards": 2},
         "negatives": recipe["negatives"] | {"num_shards": 2},
+        "base_model": recipe["base_model"],
         "fine_tune": {"degla": tune | {"max_steps": 3, "global_batch_size": 16, "optimizer": optimizer}},
         "evaluate": {"bootstrap_samples": 50},
         "tracking": {"uri": f"sqlite:///{store}/mlflow.db"},
