@@ -160,7 +160,7 @@ def test_log_of_a_resumed_run_writes_the_steps_that_a_killed_one_had_left_again(
 
 def test_log_that_cannot_be_written_stops_no_run_is_said_once_and_written_later(tmp_path: Path) -> None:
     run, state = Storage(str(tmp_path)), state_at(0)
-    log = Log(WORKERS, run, job_of(tmp_path), [], warns_of_loss=False)
+    log = log_of(tmp_path, [], warns_of_loss=False)
     in_the_way = tmp_path / trace.PARTS
     in_the_way.write_text("a file where the folder of the trace belongs")
     for state.step in (1, 2, 3, 4):
