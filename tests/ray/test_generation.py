@@ -292,6 +292,7 @@ def test_generate_fill_with_rules_says_whose_they_are(finished: NegativesConfig,
         assert sum(counts.get(f"captions.{kind}.{state}", 0) for state in STATES) == 180
 
 
+@pytest.mark.slow  # test_engine_pool_clock_… holds the count; other tests of this file go on with a folder
 def test_generate_stops_when_the_hours_are_used_up_and_goes_on_later(
     finished: NegativesConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
