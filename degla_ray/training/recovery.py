@@ -16,6 +16,7 @@ from ray.train import FailureConfig
 from ray.train.v2._internal.exceptions import (
     WorkerGroupStartupFailedError,
     WorkerGroupStartupTimeoutError,
+    WorkerHealthCheckFailedError,
 )
 from ray.train.v2._internal.execution.failure_handling import FailureDecision, FailurePolicy
 from ray.train.v2.api.exceptions import (
@@ -33,6 +34,7 @@ from degla_ray.storage import Storage
 from degla_ray.training import checkpoint
 from degla_ray.training.job import ERROR, PROGRESS, RECOVERY
 
+_HOST = re.compile(r"\bip: ([\w.:]+)|node_ip='([\w.:]+)'")
 MAX_FAILURES = 2
 """Losses of workers in a row, without a new checkpoint in between, after which the run still goes on."""
 
@@ -127,7 +129,7 @@ def cause(error: TrainingFailedError) -> str:
         hosts = dict.fromkeys(known.get(node, node) for node in info.preempted_node_ids)
         return f"lost worker {_listed(info.preempted_ranks)} on {_listed(hosts)}, which was taken away,"
     if died := _died(error):
-        ips = [found[1] for text in died.values() if (found := re.search(r"\bip: (\S+)", text))]
+        ips = [found[1] or found[2] for text in died.values() if (found := _HOST.search(text))]
         return f"lost worker {_listed(sorted(died))}" + (f" on {_listed(dict.fromkeys(ips))}" if ips else "")
     failures = error.worker_failures if isinstance(error, WorkerGroupError) else {}
     rank, first = next(iter(sorted(failures.items())), (None, error))
@@ -141,4 +143,9 @@ def _listed(values: Iterable[object]) -> str:
 def _died(error: TrainingFailedError) -> dict[int, str]:
     """Return what Ray says of each worker whose process or node ended, by rank."""
     failures = error.worker_failures if isinstance(error, WorkerGroupError) else {}
-    return {rank: str(e) for rank, e in failures.items() if isinstance(e, RayActorError)}
+    return {rank: str(e) for rank, e in failures.items() if isinstance(_unwrapped(e), RayActorError)}
+
+
+def _unwrapped(error: Exception) -> Exception:
+    """Return what the health check found, which Ray Train wraps; other errors as they are."""
+    return error.health_check_failure if isinstance(error, WorkerHealthCheckFailedError) else error

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from ray.exceptions import RayActorError
-from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError, WorkerHealthCheckFailedError
 from ray.train.v2._internal.execution.failure_handling import FailureDecision
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
@@ -100,3 +100,12 @@ def test_run_without_room_waits_with_one_line_and_gives_up_at_the_deadline(
     hasty = policy_of(run, dataclasses.replace(CONFIG, ray=RayConfig(wait_minutes=0)))
     assert hasty.make_decision(timeout) is FailureDecision.RAISE
     assert "ray.wait_minutes: found 0" in run.read_json(ERROR)["message"]
+
+
+def test_host_whose_health_check_fails_is_lost_and_named(run: Storage) -> None:
+    """As Ray Train tells of a node that vanished: the check's error holds the worker's."""
+    worker = "A worker health check failed. Worker info: ActorMetadata(hostname='vm', node_ip='10.0.0.3')"
+    found = WorkerHealthCheckFailedError(worker, RayActorError(error_msg="its node has died"))
+    policy_of(run).make_decision(WorkerGroupError("died", {1: found}))
+    [line, *_] = run.read_json(RECOVERY)
+    assert line.startswith("lost worker 1 on 10.0.0.3 at step 153; continues from step 0 ")
