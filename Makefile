@@ -20,7 +20,7 @@ VLLM_INSTALLED := $(VLLM_VENV)/.installed
 
 help:
 	@echo "make demo           run the whole chain in miniature on generated data"
-	@echo "make test-quick     run the tests without Ray, in under a minute"
+	@echo "make test-quick     run the tests without Ray, in some two minutes"
 	@echo "make test           run those, and stages and submitted jobs on a local Ray"
 	@echo "make test-full      run every test; skip those without the required hardware or rights"
 	@echo "make bench-gpu      measure this machine's GPU and write docs/gpu.md"
