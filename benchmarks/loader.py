@@ -33,7 +33,7 @@ from rich.table import Table
 
 from benchmarks.data_wait import Batches, Collate, Images, ours, prepare_images, theirs, write_images
 from benchmarks.processes import Measured, measure
-from benchmarks.slow_store import BUCKET, Store, slow_store
+from benchmarks.slow_store import Store, slow_store
 from degla_ray import ray_setup
 from degla_ray.config import RayConfig
 from degla_ray.loader.decoders import number_of_decoders
@@ -112,9 +112,7 @@ def _local(root: Path, steps: int, report: Report) -> None:
 def _remote(root: Path, store: Store, steps: int, report: Report) -> None:
     """Measure rates and bytes with the slow store: within the cache, and with a set larger than it."""
     uri = f"{store.uri}/prepared"
-    bucket = Storage(store.uri)
-    bucket.upload(root / "prepared", "prepared")
-    bucket.upload(root / "shards", "shards")
+    Storage(store.uri).upload(root / "prepared", "prepared")
     used = sum(path.stat().st_size for path in (root / "jpeg").iterdir()) / IMAGES * BATCH
 
     cached = CacheSpec(folder=str(root / "cache"), max_bytes=2**30, whole_parts=False)
@@ -125,8 +123,6 @@ def _remote(root: Path, store: Store, steps: int, report: Report) -> None:
     row = "images/s, 40 ms a request"
     report.add(f"{row}, first pass", "ours", f"{first_pass.per_s:.0f}")
     report.add(f"{row}, later passes", "ours", f"{measure(fits, BATCH, steps).per_s:.0f}")
-    web = _webdataset([f"{store.url}/{BUCKET}/shards/{path.name}" for path in _shard_files(root)])
-    report.add(f"{row}, first pass", "webdataset", f"{measure(web, BATCH, IMAGES // BATCH).per_s:.0f}")
 
     before, count = store.sent_bytes(), 1 + steps
     report.add(f"{row}, set larger than the cache", "ours", f"{measure(alone, BATCH, steps).per_s:.0f}")
