@@ -25,6 +25,7 @@ from typing import Any
 import pyarrow.fs as pafs
 import safetensors.torch
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from degla_ray.errors import DataError
@@ -32,6 +33,7 @@ from degla_ray.storage import Storage
 from degla_ray.training import trace
 from degla_ray.training.job import TRACE
 from degla_ray.training.state import TrainState
+from degla_ray.training.workers import Workers
 
 STUDENT, TEACHER, OPTIMIZER = "student.safetensors", "teacher.safetensors", "optimizer.safetensors"
 STATE, COMPLETE = "state.json", "complete.json"
@@ -124,26 +126,83 @@ def latest(run: Storage) -> int:
     return 0
 
 
-def load(run: Storage, name: str, state: TrainState) -> dict[str, Any]:
-    """Restore `state` in place and return state.json.
+@dataclass(frozen=True, kw_only=True)
+class Saved:
+    """What a checkpoint holds.
+
+    Attributes:
+        record: content of state.json.
+        tensors: tensors of each safetensors file.
+        trace: lines of the trace.
+    """
+
+    record: dict[str, Any]
+    tensors: dict[str, dict[str, Tensor]]
+    trace: list[str]
+
+
+def read(run: Storage, name: str) -> Saved:
+    """Return what a checkpoint holds.
 
     Raises:
         DataError: a file is missing or its checksum does not match.
     """
     receipt = run.read_json(name, COMPLETE)
-    found = json.loads(_checked(run, name, STATE, receipt))
-    load_student(run, name, state.student)
-    if state.teacher is not None:
-        state.teacher.load_state_dict(safetensors.torch.load(_checked(run, name, TEACHER, receipt)))
-    _restore_optimizer(
-        state.student, state.optimizer, safetensors.torch.load(_checked(run, name, OPTIMIZER, receipt))
+    files = [file for file in (STUDENT, OPTIMIZER, TEACHER) if file in receipt]
+    return Saved(
+        record=json.loads(_checked(run, name, STATE, receipt)),
+        tensors={file: safetensors.torch.load(_checked(run, name, file, receipt)) for file in files},
+        trace=_checked(run, name, TRACE, receipt).decode().splitlines(),
     )
-    state.trace = _checked(run, name, TRACE, receipt).decode().splitlines()
-    state.step, state.optimizer_steps = found["step"], found["optimizer_steps"]
-    state.scaler.load_state_dict(found["scaler"])
+
+
+def restore(state: TrainState, saved: Saved) -> None:
+    """Restore `state` in place."""
+    state.student.load_state_dict(saved.tensors[STUDENT], strict=True)
+    if state.teacher is not None:
+        state.teacher.load_state_dict(saved.tensors[TEACHER])
+    _restore_optimizer(state.student, state.optimizer, saved.tensors[OPTIMIZER])
+    state.trace = saved.trace
+    state.step, state.optimizer_steps = saved.record["step"], saved.record["optimizer_steps"]
+    state.scaler.load_state_dict(saved.record["scaler"])
     device = next(state.student.parameters()).device
-    state.objective_state = {k: torch.tensor(v, device=device) for k, v in found["objective_state"].items()}
-    return found
+    objective_state = saved.record["objective_state"]
+    state.objective_state = {k: torch.tensor(v, device=device) for k, v in objective_state.items()}
+
+
+def load(run: Storage, name: str, state: TrainState, workers: Workers) -> dict[str, Any]:
+    """Restore `state` in place on every worker and return state.json; only worker 0 reads the files.
+
+    The others get what it read from it, on their device, one tensor after the other.
+
+    Raises:
+        DataError: a file is missing or its checksum does not match.
+    """
+    saved = read(run, name) if workers.is_first else None
+    if workers.world_size > 1:
+        saved = _from_first(saved, workers)
+    assert saved is not None
+    restore(state, saved)
+    return saved.record
+
+
+def _from_first(saved: Saved | None, workers: Workers) -> Saved:
+    """Return on every worker what worker 0 read."""
+    shapes = saved and {
+        file: {name: (t.shape, t.dtype) for name, t in tensors.items()}
+        for file, tensors in saved.tensors.items()
+    }
+    content: list[Any] = [saved and (saved.record, saved.trace, shapes)]
+    dist.broadcast_object_list(content, src=0, device=workers.device)
+    record, lines, of_files = content[0]
+    tensors: dict[str, dict[str, Tensor]] = {}
+    for file, of_file in of_files.items():
+        tensors[file] = {}
+        for name, (shape, dtype) in of_file.items():
+            own = saved.tensors[file][name] if saved else torch.empty(shape, dtype=dtype)
+            tensors[file][name] = own.to(workers.device)
+            dist.broadcast(tensors[file][name], src=0)
+    return Saved(record=record, tensors=tensors, trace=lines)
 
 
 def load_student(run: Storage, name: str, student: nn.Module) -> None:

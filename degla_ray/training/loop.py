@@ -196,7 +196,7 @@ def _restore(
     if step == 0:
         return
     name = checkpoint.folder_name(step)
-    record = checkpoint.load(run, name, state)
+    record = checkpoint.load(run, name, state, workers)
     if record["fingerprint"] != job.fingerprint:
         raise SettingError(
             "name", job.config.name, f"another name: {run.path(name)} belongs to a run with other settings"

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from degla_ray.config import OptimizerConfig, TeacherConfig
@@ -18,6 +19,9 @@ from degla_ray.training import checkpoint
 from degla_ray.training.checkpoint import RAY_SNAPSHOT
 from degla_ray.training.optimizer import build_optimizer
 from degla_ray.training.state import TrainState
+from degla_ray.training.workers import Workers
+
+ALONE = Workers(rank=0, world_size=1, device=torch.device("cpu"))
 
 
 def state_of(seed: int, steps: int = 0) -> TrainState:
@@ -68,7 +72,7 @@ def test_checkpoint_saved_and_loaded_training_goes_on_bit_for_bit(tmp_path: Path
     original.objective_state = {"threshold_K": torch.tensor([1 / 3, 2.0])}
     name = save(run, original, {"fingerprint": "f"})
     restored = state_of(seed=1)
-    assert checkpoint.load(run, name, restored)["fingerprint"] == "f"
+    assert checkpoint.load(run, name, restored, ALONE)["fingerprint"] == "f"
     assert (restored.step, restored.optimizer_steps) == (3, 2)
     assert restored.trace == original.trace
     assert torch.equal(restored.objective_state["threshold_K"], original.objective_state["threshold_K"])
@@ -76,6 +80,40 @@ def test_checkpoint_saved_and_loaded_training_goes_on_bit_for_bit(tmp_path: Path
         train(state, 2)
     for key, value in weights(original).items():
         assert torch.equal(value, weights(restored)[key]), key
+
+
+class _Counting(Storage):
+    """A folder that counts the files read from it."""
+
+    reads = 0
+
+    def read_bytes(self, *parts: str) -> bytes:
+        self.reads += 1
+        return super().read_bytes(*parts)
+
+
+def _resume(rank: int, folder: str, name: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    run, state = _Counting(folder), state_of(seed=10 + rank)
+    workers = Workers(rank=rank, world_size=2, device=torch.device("cpu"))
+    assert checkpoint.load(run, name, state, workers)["fingerprint"] == "f"
+    train(state, 2)
+    torch.save((run.reads, state.step, state.trace, weights(state)), f"{folder}/worker{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow  # two processes that import torch
+def test_checkpoint_is_read_by_worker_0_alone_and_restored_on_all(tmp_path: Path) -> None:
+    original = state_of(seed=0, steps=3)
+    original.trace = ["line 1", "line 2", "line 3"]
+    name = save(Storage(str(tmp_path)), original, {"fingerprint": "f"})
+    torch.multiprocessing.spawn(_resume, args=(str(tmp_path), name), nprocs=2)
+    train(original, 2)
+    for rank, reads in ((0, 6), (1, 0)):  # complete.json and the five files that it names
+        found_reads, step, trace, found = torch.load(tmp_path / f"worker{rank}.pt")
+        assert (found_reads, step, trace) == (reads, 5, original.trace)
+        for key, value in weights(original).items():
+            assert torch.equal(value, found[key]), key
 
 
 def test_checkpoint_holds_no_pickle(tmp_path: Path) -> None:
@@ -109,7 +147,7 @@ def test_checkpoint_with_other_bytes_refused(tmp_path: Path) -> None:
     data[-1] ^= 1
     file.write_bytes(data)
     with pytest.raises(DataError, match=r"student\.safetensors: found a checksum that does not match"):
-        checkpoint.load(run, name, state_of(0))
+        checkpoint.load(run, name, state_of(0), ALONE)
 
 
 @pytest.mark.parametrize(
@@ -132,7 +170,7 @@ def test_checkpoint_whose_bytes_changed_gives_way_to_the_one_before(
     assert checkpoint.tidy(run) == 2
     assert list(checkpoint.complete(run)) == [2]
     restored = state_of(1)
-    checkpoint.load(run, checkpoint.folder_name(2), restored)
+    checkpoint.load(run, checkpoint.folder_name(2), restored, ALONE)
     assert restored.trace == ["line 2"]
 
 

@@ -41,6 +41,7 @@ from degla_ray.training.optimizer import (
 )
 from degla_ray.training.state import TrainState
 from degla_ray.training.step import TrainStep
+from degla_ray.training.workers import Workers
 
 B, K = 12, 3
 CPU = torch.device("cpu")
@@ -208,7 +209,7 @@ def test_step_after_a_resume_continues_the_run(loaded, precision, device, tmp_pa
     run = Storage(str(tmp_path / "run"))
     name = checkpoint.write(run, checkpoint.snapshot(step.state, {}))
     resumed = step_of(other, "degla", 2, 1e-3, device=device, precision=precision)
-    checkpoint.load(run, name, resumed.state)
+    checkpoint.load(run, name, resumed.state, Workers(rank=0, world_size=1, device=device))
     expected, found = losses_of(step, 3), losses_of(resumed, 3)
     assert len(set(expected)) == 3
     assert found == (expected if device.type == "cpu" else pytest.approx(expected, rel=1e-3))

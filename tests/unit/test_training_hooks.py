@@ -274,7 +274,7 @@ def test_checkpoint_is_of_its_step_although_training_goes_on(tmp_path: Path) -> 
     save.wait()
     assert (save.next_written(), save.next_written()) == (4, 0)
     restored = state_at(0)
-    checkpoint.load(run, checkpoint.folder_name(4), restored)
+    checkpoint.restore(restored, checkpoint.read(run, checkpoint.folder_name(4)))
     assert restored.step == 4
     for name, tensor in restored.student.state_dict().items():
         assert torch.equal(tensor, weights[name])
