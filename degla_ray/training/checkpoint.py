@@ -87,7 +87,7 @@ def snapshot(state: TrainState, record: dict[str, Any]) -> Snapshot:
 def write(run: Storage, taken: Snapshot) -> str:
     """Write a snapshot into the run's folder as a checkpoint and return its name."""
     name = folder_name(taken.step)
-    _delete(run, name)  # what a killed run may have left
+    run.delete_folder(name)  # what a killed run may have left
     receipt = {}
     for file in (*taken.tensors, *taken.texts):
         tensors = taken.tensors.get(file)
@@ -234,7 +234,7 @@ def tidy(run: Storage) -> int | None:
     keep = (recorded or set()) | ({whole[max(whole)]} if whole else set())
     for name in _folders(run):
         if _FOLDER.fullmatch(name) and name not in keep:
-            _delete(run, name)
+            run.delete_folder(name)
     return max(whole) if whole else None
 
 
@@ -269,10 +269,6 @@ def _damaged(run: Storage, name: str, read: bool = True) -> str | None:
         if _size(run, name, file) != size or (read and zlib.crc32(run.read_bytes(name, file)) != crc32):
             return run.path(name, file)
     return None
-
-
-def _delete(run: Storage, name: str) -> None:
-    run.delete_folder(name)
 
 
 def _recorded(run: Storage) -> set[str] | None:

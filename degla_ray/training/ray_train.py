@@ -32,6 +32,9 @@ from degla_ray.training.job import ERROR, Job
 from degla_ray.training.recovery import Recovery
 from degla_ray.training.rendezvous import torch_config
 
+_ABORT_S = 5.0
+"""Seconds that the controller has to end the workers when the driver is told to end."""
+
 
 def unit(config: TrainConfig) -> list[Bundle]:
     """Return what a worker and its decoders reserve."""
@@ -68,9 +71,6 @@ def describe(config: TrainConfig) -> str:
     return workers.describe(free_gpus() - validation.gpus(config.validation))
 
 
-ABORT_S = 5.0
-
-
 class _Trainer(TorchTrainer):
     """A TorchTrainer with this project's recovery, and with a handle of its controller.
 
@@ -94,7 +94,7 @@ class _Trainer(TorchTrainer):
         if self.controller is not None:
             # The controller ends in the middle of the call.
             with contextlib.suppress(ray.exceptions.RayError):
-                ray.get(self.controller.abort.remote(), timeout=ABORT_S)
+                ray.get(self.controller.abort.remote(), timeout=_ABORT_S)
 
     def _create_default_callbacks(self) -> list[Any]:
         callbacks = super()._create_default_callbacks()
