@@ -51,7 +51,7 @@ class Elastic(ElasticScalingPolicy):
     ) -> None:
         super().__init__(scaling)
         self._counts, self._needs, self._run = config.worker_counts, needs, run
-        self._recovery = Recovery(config, needs[0], name, run)
+        self._recovery = Recovery(config, needs[0], name, run, needs[1:])
 
     def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
         """Return how many workers to start; wait, and tell it, while there is no room for the fewest."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import ray
 from ray.exceptions import RayActorError
@@ -49,11 +49,15 @@ class Recovery(FailurePolicy):
         workers: what the workers reserve.
         name: name of the run, for the console.
         run: the run's folder.
+        beside: what else needs room before workers start.
     """
 
-    def __init__(self, config: TrainConfig, workers: Need, name: str, run: Storage) -> None:
+    def __init__(
+        self, config: TrainConfig, workers: Need, name: str, run: Storage, beside: Sequence[Need] = ()
+    ) -> None:
         super().__init__(FailureConfig())
         self._config, self._workers, self._name, self._run = config, workers, name, run
+        self._beside = beside
         self._failures, self._saved = 0, self._latest()
         self._waits_since: float | None = None
         self._lost = ""
@@ -89,7 +93,7 @@ class Recovery(FailurePolicy):
 
     def waits(self) -> FailureDecision:
         """Tell of workers that find no room; give up after the deadline."""
-        room = resources.fitting(self._workers)
+        room = resources.fitting(self._workers, self._beside)
         if room >= self._workers.count:
             self._waits_since = None
             return FailureDecision.RETRY

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 import urllib.request
 from pathlib import Path
 
@@ -103,6 +104,7 @@ def test_elastic_run_whose_host_is_told_to_end_saves_in_time_and_computes_nothin
         run.wait_for_line(r"goes on from step (\d+) with 2 workers", 120)
         run.wait_for_step(30, 120)
         host.terminate()
+        told = time.time()
 
         def alone() -> bool:
             seen.append(run.step)
@@ -112,6 +114,9 @@ def test_elastic_run_whose_host_is_told_to_end_saves_in_time_and_computes_nothin
         assert run.wait_for_line(r"\S+ is taken away in (\d+) s: saves, and goes on without", 10) <= 30
         saved = run.wait_for_line(r"goes on from step (\d+) with 1 worker\n", 10)
         assert saved >= max(seen)
+        [complete] = tmp_path.glob(f"runs/*/checkpoint_{saved:09d}/complete.json")
+        print(f"saved step {saved}, {complete.stat().st_mtime - told:.1f} s after the notice")
+        assert complete.stat().st_mtime - told < 30
         run.wait_for_step(saved + 10, 120)
         assert "lost worker" not in run.printed
         assert "Traceback" not in run.printed

@@ -428,6 +428,8 @@ def test_number_of_workers_is_one_or_a_range_that_holds_a_divisor_of_the_batch()
     ):
         with pytest.raises(DeglaError, match=found):
             counts(given, batch)
+    with pytest.raises(DeglaError, match=r"train\.num_workers: found \[1, 2\]; expected one number"):
+        from_settings(TuneConfig, {"suite": "s", "train": DATA | {"num_workers": [1, 2]}}, "tune")
 
 
 def test_name_that_is_old_elsewhere_is_kept_where_it_is_a_setting(capsys: pytest.CaptureFixture[str]) -> None:
