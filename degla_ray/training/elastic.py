@@ -99,7 +99,8 @@ class WorkerChanges(WorkerGroupCallback, ControllerCallback):
         """Tell how many workers train, and from where."""
         count, step = len(worker_group.get_workers()), max(checkpoint.complete(self._run), default=0)
         if self._tells:
-            say(self._run, f"goes on from step {step} with {count} worker{'s' if count > 1 else ''}")
+            begins = f"{'goes on' if step else 'starts'} from step {step}"
+            say(self._run, f"{begins} with {count} worker{'s' if count > 1 else ''}")
         self._tells = True
 
     def after_controller_state_update(

@@ -73,7 +73,7 @@ def test_elastic_run_that_lost_a_host_and_got_another_has_the_losses_of_one_that
         ranged = {"num_workers": "[1,2]", "micro_batch_size": 4, "checkpoint.every_steps": 10}
         with head.node(3):
             run = Run(head, repo, tmp_path, "elastic", **ranged)
-            run.wait_for_line(r"goes on from step (\d+) with 2 workers", 120)
+            run.wait_for_line(r"starts from step (\d+) with 2 workers\n", 120)
             run.wait_for_step(25, 120)
         run.wait_for_line(r"lost worker \d on \S+ .*at step (\d+); continues from step \d+ \(", 120)
         alone = run.wait_for_line(r"goes on from step (\d+) with 1 worker\n", 120)
@@ -101,7 +101,7 @@ def test_elastic_run_whose_host_is_told_to_end_saves_in_time_and_computes_nothin
     seen = [0]
     with running_head(num_cpus=0) as head, head.node(3), head.node(3) as host:
         run = Run(head, repo, tmp_path, "told", num_workers="[1,2]", micro_batch_size=4)
-        run.wait_for_line(r"goes on from step (\d+) with 2 workers", 120)
+        run.wait_for_line(r"starts from step (\d+) with 2 workers\n", 120)
         run.wait_for_step(30, 120)
         host.terminate()
         told = time.time()
