@@ -2,7 +2,8 @@
 
 Ray Train changes the number of workers by starting all of them anew from the latest checkpoint. So that
 nothing is computed again, Ray Train's controller first asks the workers for a checkpoint, after which they
-leave (stopping.py). A restart takes half a minute, so more room is looked for only now and then.
+leave (stopping.py). Trade-off: new workers import torch and build the model before they train, so more room
+is looked for only now and then.
 """
 
 from __future__ import annotations
