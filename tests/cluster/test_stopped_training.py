@@ -32,7 +32,9 @@ def test_training_told_to_end_saves_withdraws_its_request_and_its_rerun_continue
     saved = [0]
     with running_head(num_cpus=4) as head:
         for end in (by_job_stop, by_signal(signal.SIGTERM, 143), by_signal(signal.SIGINT, 130)):
-            printed = end(head, repo, [*options], lambda: step_of(tmp_path) >= saved[-1] + 20)
+            for left in tmp_path.glob("runs/*/progress.json"):  # of steps after the checkpoint
+                left.unlink()
+            printed = end(head, repo, options, lambda: step_of(tmp_path) >= saved[-1] + 20)
             resumed = re.search(r"; resumes after step (\d+)", printed)
             assert (int(resumed[1]) if resumed else 0) == saved[-1], printed
             said = re.search(r"^x-\w+: ends; saved step (\d+)$", printed, re.MULTILINE)
@@ -71,7 +73,9 @@ def by_signal(signum: signal.Signals, status: int) -> Callable[..., str]:
         )
         try:
             deadline = time.monotonic() + 120
-            while not ready() and driver.poll() is None and time.monotonic() < deadline:
+            while not ready():
+                assert driver.poll() is None, driver.communicate()[0]
+                assert time.monotonic() < deadline
                 time.sleep(0.1)
             started = time.monotonic()
             driver.send_signal(signum)
@@ -86,6 +90,6 @@ def by_signal(signum: signal.Signals, status: int) -> Callable[..., str]:
 
 
 def step_of(folder: Path) -> int:
-    """Return the step in `progress.json`, which a driver deletes before it starts; 0 without it."""
+    """Return the step in `progress.json`; 0 without it."""
     files = [*folder.glob("runs/*/progress.json")]
     return json.loads(files[0].read_text())["step"] if files else 0
