@@ -40,7 +40,7 @@ from degla_ray.model.loaded import LoadedModel
 from degla_ray.model.packing import GPU_TOKEN_MULTIPLE
 from degla_ray.model.teacher import Teacher
 from degla_ray.storage import Storage
-from degla_ray.training import checkpoint, sanity, stopping
+from degla_ray.training import checkpoint, checkpoint_folders, sanity, stopping
 from degla_ray.training.forward import freeze_unreached
 from degla_ray.training.hooks import Checkpoint, Hook, Log, ReportToRay, Validate
 from degla_ray.training.interval import Intervals
@@ -192,10 +192,10 @@ def _restore(
 ) -> None:
     """Restore the latest checkpoint, if there is one, into `state`."""
     # Worker 0's listing decides, because listings lag on some filesystems.
-    step = workers.broadcast([checkpoint.latest(run) if workers.is_first else 0])[0]
+    step = workers.broadcast([checkpoint_folders.latest(run) if workers.is_first else 0])[0]
     if step == 0:
         return
-    name = checkpoint.folder_name(step)
+    name = checkpoint_folders.folder_name(step)
     record = checkpoint.load(run, name, state, workers)
     if record["fingerprint"] != job.fingerprint:
         raise SettingError(

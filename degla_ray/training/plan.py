@@ -14,7 +14,7 @@ from degla_ray.identity import fingerprint
 from degla_ray.loader.samples import load_samples
 from degla_ray.model.source import SourceKind, check_model, find_model
 from degla_ray.storage import Storage
-from degla_ray.training import checkpoint, validation
+from degla_ray.training import checkpoint_folders, validation
 from degla_ray.training.job import CONFIG, PROGRESS, schedule
 from degla_ray.training.ray_train import needs
 from degla_ray.training.run_identity import absolute, run_identity
@@ -46,7 +46,7 @@ def plan(config: TrainConfig, options: DryRunConfig, captions: Mapping[str, int]
             return Plan(stage=stage, output=run.uri)
         validation.check(config)
         rows = len(load_samples(config.data, with_negatives=config.objective.num_negatives > 0))
-        output, done = run.uri, checkpoint.latest(run)
+        output, done = run.uri, checkpoint_folders.latest(run)
         rate = rate or _measured(run, config.num_workers)
     elif config.data.split in captions:
         rows = captions[config.data.split]

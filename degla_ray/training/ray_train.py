@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import signal
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -86,8 +85,8 @@ class _Trainer(TorchTrainer):
         return super()._initialize_and_run_controller(**arguments | {"failure_policy": self.recovery})
 
     def _register_sigint_handler(self, controller: Any) -> None:
+        """Keep the controller; Ray Train's own handler of Ctrl-C ends the workers before they can save."""
         self.controller = controller
-        super()._register_sigint_handler(controller)
 
     def end(self) -> None:
         """End the workers, and withdraw Ray Train's request to the autoscaler."""
@@ -116,7 +115,8 @@ def fit(config: TrainConfig, name: str, job: Job, callbacks: Sequence[UserCallba
     Raises:
         DeglaError: the error that a worker wrote to the run's folder.
         TrainingFailedError: workers were lost too often (recovery.py), or something else failed.
-        SystemExit: the driver was told to end; the workers have saved a checkpoint if they could.
+        SystemExit, KeyboardInterrupt: the driver was told to end; the workers have saved a checkpoint if they
+            could.
     """
     stopping.forget(run.uri)
     output = Storage(config.output)
@@ -146,10 +146,11 @@ def fit(config: TrainConfig, name: str, job: Job, callbacks: Sequence[UserCallba
     failure: TrainingFailedError | None = None
     try:
         trainer.fit()
-    except SystemExit as end:
-        if end.code == 128 + signal.SIGTERM:  # not where Ray Train makes one of Ctrl-C
+    except (SystemExit, KeyboardInterrupt):  # SIGTERM, Ctrl-C
+        try:
             saved = stopping.save_now(run.uri)
             print(f"{name}: ends; " + ("nothing new is saved" if saved is None else f"saved step {saved}"))
+        finally:  # a second Ctrl-C does not wait for the checkpoint
             trainer.end()
         raise
     except TrainingFailedError as error:

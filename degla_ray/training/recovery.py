@@ -31,7 +31,7 @@ from degla_ray.config import TrainConfig
 from degla_ray.errors import DeglaError, one_line
 from degla_ray.resources import Need
 from degla_ray.storage import Storage
-from degla_ray.training import checkpoint
+from degla_ray.training import checkpoint_folders
 from degla_ray.training.job import ERROR, PROGRESS, RECOVERY
 
 _HOST = re.compile(r"\bip: ([\w.:]+)|node_ip='([\w.:]+)'")
@@ -112,7 +112,7 @@ class Recovery(FailurePolicy):
             self._run.write_json(self._lines, RECOVERY)
 
     def _latest(self) -> int:
-        return max(checkpoint.complete(self._run), default=0)
+        return max(checkpoint_folders.complete(self._run), default=0)
 
     def _at_step(self) -> str:
         try:

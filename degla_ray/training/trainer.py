@@ -28,7 +28,7 @@ from degla_ray.loader.samples import Samples, load_samples
 from degla_ray.model.source import check_model, starts_random
 from degla_ray.stage import read_complete
 from degla_ray.storage import Storage
-from degla_ray.training import checkpoint, ray_train, sanity, trace, validation
+from degla_ray.training import checkpoint_folders, ray_train, sanity, trace, validation
 from degla_ray.training.job import (
     CONFIG,
     ERROR,
@@ -167,10 +167,10 @@ def _plan(config: TrainConfig, identity: dict[str, Any], run: Storage, name: str
 
 def _tidy(run: Storage, name: str) -> int:
     """Remove what a killed run left; return the step of the latest checkpoint, 0 if there is none."""
-    step = checkpoint.tidy(run)
+    step = checkpoint_folders.tidy(run)
     for left in (ERROR, PROGRESS, RECOVERY):
         run.delete_file(left)
-    for lost in validation.tidy(run, set(checkpoint.complete(run))):
+    for lost in validation.tidy(run, set(checkpoint_folders.complete(run))):
         print(f"{name}: the validation of step {lost} is lost, because its checkpoint no longer exists")
     return step or 0
 
@@ -207,7 +207,7 @@ def _run(plan: RunPlan, callbacks: Sequence[UserCallback], parent_run_id: str | 
         _log_inputs(plan, run_id, texts)
         with Monitor(run, plan.name, plan.total_steps, config.tracking, run_id, plan.resumed_step):
             ray_train.fit(config, plan.name, _job(plan, samples), callbacks, run)
-        last = checkpoint.folder_name(plan.total_steps)
+        last = checkpoint_folders.folder_name(plan.total_steps)
         trace.finish(run, run.read_bytes(last, TRACE))
         # Only the small files: weights stay in the run's folder, which a tag of the MLflow run names.
         tracking.log_files(config.tracking, run_id, run, (CONFIG, TRACE))

@@ -34,7 +34,7 @@ from degla_ray.identity import fingerprint
 from degla_ray.model import load
 from degla_ray.schema import REJECTS
 from degla_ray.storage import Storage
-from degla_ray.training.checkpoint import complete
+from degla_ray.training.checkpoint_folders import complete
 from degla_ray.training.run_identity import run_identity
 from degla_ray.training.trainer import TrainResult, train
 from tests.training_inputs import MODEL, read_trace, train_config, write_inputs

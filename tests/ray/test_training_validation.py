@@ -26,7 +26,7 @@ from degla_ray.identity import fingerprint
 from degla_ray.model import load
 from degla_ray.model.export import export
 from degla_ray.storage import Storage
-from degla_ray.training.checkpoint import complete
+from degla_ray.training.checkpoint_folders import complete
 from degla_ray.training.run_identity import run_identity
 from degla_ray.training.trainer import TrainResult, train
 from degla_ray.training.validation import Validation, read_all, validate

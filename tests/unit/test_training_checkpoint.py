@@ -15,8 +15,8 @@ from degla_ray.config import OptimizerConfig, TeacherConfig
 from degla_ray.errors import DataError
 from degla_ray.model.teacher import Teacher
 from degla_ray.storage import Storage
-from degla_ray.training import checkpoint
-from degla_ray.training.checkpoint import RAY_SNAPSHOT
+from degla_ray.training import checkpoint, checkpoint_folders
+from degla_ray.training.checkpoint_folders import RAY_SNAPSHOT
 from degla_ray.training.optimizer import build_optimizer
 from degla_ray.training.state import TrainState
 from degla_ray.training.workers import Workers
@@ -134,8 +134,8 @@ def test_checkpoint_not_whole_is_never_picked_up(tmp_path: Path, damage: str) ->
     else:
         data = (folder / "student.safetensors").read_bytes()
         (folder / "student.safetensors").write_bytes(data[:-1])
-    assert list(checkpoint.complete(run)) == [1]
-    assert checkpoint.tidy(run) == 1
+    assert list(checkpoint_folders.complete(run)) == [1]
+    assert checkpoint_folders.tidy(run) == 1
     assert not folder.exists()
 
 
@@ -161,16 +161,16 @@ def test_checkpoint_whose_bytes_changed_gives_way_to_the_one_before(
     for step in (1, 2, 3):
         save(run, state_at(step, [f"line {step}"]), {})
     (tmp_path / RAY_SNAPSHOT).write_text(snapshot(2, 3))
-    path = tmp_path / checkpoint.folder_name(3) / file
+    path = tmp_path / checkpoint_folders.folder_name(3) / file
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 128
     path.write_bytes({"flipped": data, "cut": data[:-1], "emptied": b""}[damage])
-    assert checkpoint.latest(run) == 2
+    assert checkpoint_folders.latest(run) == 2
     assert f"{path}: the checksum does not match" in caplog.text
-    assert checkpoint.tidy(run) == 2
-    assert list(checkpoint.complete(run)) == [2]
+    assert checkpoint_folders.tidy(run) == 2
+    assert list(checkpoint_folders.complete(run)) == [2]
     restored = state_of(1)
-    checkpoint.load(run, checkpoint.folder_name(2), restored, ALONE)
+    checkpoint.load(run, checkpoint_folders.folder_name(2), restored, ALONE)
     assert restored.trace == ["line 2"]
 
 
@@ -178,25 +178,25 @@ def test_checkpoint_none_left_whole_ends_the_run_and_deletes_nothing(tmp_path: P
     run = Storage(str(tmp_path))
     for step in (1, 2):
         save(run, state_at(step), {})
-        file = tmp_path / checkpoint.folder_name(step) / "state.json"
+        file = tmp_path / checkpoint_folders.folder_name(step) / "state.json"
         file.write_bytes(file.read_bytes().replace(b"step", b"stop"))
     with pytest.raises(DataError, match=r"checkpoint_000000001/state\.json: found a checksum .* no earlier"):
-        checkpoint.tidy(run)
-    assert list(checkpoint.complete(run)) == [1, 2]
+        checkpoint_folders.tidy(run)
+    assert list(checkpoint_folders.complete(run)) == [1, 2]
 
 
 def test_checkpoint_saved_over_a_torn_one_is_whole(tmp_path: Path) -> None:
     run = Storage(str(tmp_path))
-    torn = tmp_path / checkpoint.folder_name(2)
+    torn = tmp_path / checkpoint_folders.folder_name(2)
     torn.mkdir()
     (torn / "old.bin").write_bytes(b"left by a killed run")
     save(run, state_at(2), {})
-    assert list(checkpoint.complete(run)) == [2]
+    assert list(checkpoint_folders.complete(run)) == [2]
     assert not (torn / "old.bin").exists()
 
 
 def snapshot(*steps: int) -> str:
-    results = [{"checkpoint_dir_name": checkpoint.folder_name(s), "metrics": {}} for s in steps]
+    results = [{"checkpoint_dir_name": checkpoint_folders.folder_name(s), "metrics": {}} for s in steps]
     return json.dumps({"checkpoint_results": results, "latest_checkpoint_result": results[-1]})
 
 
@@ -205,8 +205,8 @@ def test_tidy_record_of_ray_that_fits_is_kept_with_the_latest(tmp_path: Path) ->
     for step in (1, 2, 3, 4):
         save(run, state_at(step), {})
     (tmp_path / RAY_SNAPSHOT).write_text(snapshot(2, 3))
-    assert checkpoint.tidy(run) == 4
-    assert list(checkpoint.complete(run)) == [2, 3, 4]
+    assert checkpoint_folders.tidy(run) == 4
+    assert list(checkpoint_folders.complete(run)) == [2, 3, 4]
     assert (tmp_path / RAY_SNAPSHOT).exists()
 
 
@@ -215,9 +215,9 @@ def test_tidy_record_of_ray_that_is_broken_or_stale_is_removed(tmp_path: Path, r
     run = Storage(str(tmp_path))
     save(run, state_at(5), {})
     (tmp_path / RAY_SNAPSHOT).write_text(record)
-    assert checkpoint.tidy(run) == 5
+    assert checkpoint_folders.tidy(run) == 5
     assert not (tmp_path / RAY_SNAPSHOT).exists()
 
 
 def test_tidy_empty_folder_gives_none(tmp_path: Path) -> None:
-    assert checkpoint.tidy(Storage(str(tmp_path / "new"))) is None
+    assert checkpoint_folders.tidy(Storage(str(tmp_path / "new"))) is None
