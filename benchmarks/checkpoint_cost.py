@@ -52,6 +52,7 @@ SAVE = LogInterval(
     usage=Usage(phase_ms={}, tokens_per_s=0.0, mfu=None),
     save=True,
     stop=False,
+    leave=False,
     written=0,
     report=False,
 )

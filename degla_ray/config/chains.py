@@ -43,6 +43,12 @@ class TuneConfig(ScoringConfig):
         require(
             self.max_concurrent_trials >= 1, "max_concurrent_trials", self.max_concurrent_trials, "at least 1"
         )
+        require(
+            isinstance(self.train.num_workers, int),
+            "train.num_workers",
+            self.train.num_workers_given,
+            "one number: trials share the cluster by what each of them reserves",
+        )
         require(0 <= self.max_zero_shot_loss <= 1, "max_zero_shot_loss", self.max_zero_shot_loss, "0 to 1")
 
 

@@ -47,7 +47,7 @@ def plan(config: TrainConfig, options: DryRunConfig, captions: Mapping[str, int]
         validation.check(config)
         rows = len(load_samples(config.data, with_negatives=config.objective.num_negatives > 0))
         output, done = run.uri, checkpoint_folders.latest(run)
-        rate = rate or _measured(run, config.num_workers)
+        rate = rate or _measured(run)
     elif config.data.split in captions:
         rows = captions[config.data.split]
     else:
@@ -64,19 +64,20 @@ def plan(config: TrainConfig, options: DryRunConfig, captions: Mapping[str, int]
         unit="samples",
         option="samples_per_s",
         rate=rate,
-        workers=config.num_workers,
+        workers=config.worker_counts[-1],
         gpus=int(config.compute.use_gpu),
         size=_bytes(config),
     )
 
 
-def _measured(run: Storage, workers: int) -> Rate | None:
+def _measured(run: Storage) -> Rate | None:
     """Return the speed at which an interrupted run last trained."""
     if not run.exists(PROGRESS):
         return None
     found = run.read_json(PROGRESS)
     return Rate(
-        per_second=found["samples_per_s"] / workers, origin=f"measured by this run at step {found['step']:,}"
+        per_second=found["samples_per_s"] / found["workers"],
+        origin=f"measured by this run at step {found['step']:,}",
     )
 
 

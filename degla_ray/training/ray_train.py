@@ -27,6 +27,7 @@ from degla_ray.loader.decoders import DECODER_CPUS, number_of_decoders
 from degla_ray.resources import Bundle, Need
 from degla_ray.storage import Storage
 from degla_ray.training import stopping, validation
+from degla_ray.training.elastic import LOOK_S, Elastic, WorkerChanges
 from degla_ray.training.job import ERROR, Job
 from degla_ray.training.recovery import Recovery
 from degla_ray.training.rendezvous import torch_config
@@ -41,7 +42,8 @@ def unit(config: TrainConfig) -> list[Bundle]:
     worker = {"CPU": compute.cpus} | ({"GPU": 1.0} if compute.use_gpu else {})
     # On a cluster, this machine's cores say nothing about the worker's node.
     known = ray_setup.is_local() or config.data.decode_tasks is not None
-    decoders = number_of_decoders(config.data.decode_tasks, config.num_workers, compute.cpus) if known else 1
+    most = config.worker_counts[-1]
+    decoders = number_of_decoders(config.data.decode_tasks, most, compute.cpus) if known else 1
     return [worker, *([{"CPU": DECODER_CPUS}] * decoders)]
 
 
@@ -49,10 +51,10 @@ def needs(config: TrainConfig) -> list[Need]:
     """Return what a run reserves: without CPUs for its decoders or a validation, it would wait for them."""
     workers = Need(
         setting="num_workers",
-        value=config.num_workers,
+        value=config.num_workers_given,
         unit=unit(config),
-        count=config.num_workers,
-        wanted=config.num_workers,
+        count=config.worker_counts[0],
+        wanted=config.worker_counts[-1],
         detail=f" (compute.cpus, and {DECODER_CPUS:g} for each of data.decode_tasks)",
     )
     return [workers, *validation.needs(config.validation)]
@@ -63,15 +65,21 @@ def describe(config: TrainConfig) -> str:
     workers = Devices(
         process="worker",
         setting="num_workers",
-        count=config.num_workers,
+        count=config.worker_counts[-1],
         use_gpu=config.compute.use_gpu,
         precision=resolve_precision(config.compute, config.ray),
     )
-    return workers.describe(free_gpus() - validation.gpus(config.validation))
+    described = workers.describe(free_gpus() - validation.gpus(config.validation))
+    if isinstance(config.num_workers, int):
+        return described
+    counts, (least, most) = config.worker_counts, config.worker_range
+    skipped = len(counts) <= most - least
+    why = f"; the others do not divide global_batch_size {config.global_batch_size}" if skipped else ""
+    return f"at most {described}; as many as there is room for: {', '.join(map(str, counts))}{why}"
 
 
 class _Trainer(TorchTrainer):
-    """A TorchTrainer with this project's recovery, and with a handle of its controller.
+    """A TorchTrainer with this project's policies, and with a handle of its controller.
 
     It leaves out Ray 2.60's PlacementGroupCleaner if there is no dashboard. The cleaner asks the dashboard
     every second whether the run is alive; without a dashboard it prints a warning every second. The placement
@@ -79,10 +87,16 @@ class _Trainer(TorchTrainer):
     """
 
     recovery: Recovery
+    changes: WorkerChanges
+    elastic: Elastic | None = None
     controller: Any = None
 
     def _initialize_and_run_controller(self, **arguments: Any) -> Any:
-        return super()._initialize_and_run_controller(**arguments | {"failure_policy": self.recovery})
+        arguments["failure_policy"] = self.recovery
+        arguments["callbacks"] = [*arguments["callbacks"], self.changes]
+        if self.elastic is not None:
+            arguments["scaling_policy"] = self.elastic
+        return super()._initialize_and_run_controller(**arguments)
 
     def _register_sigint_handler(self, controller: Any) -> None:
         """Keep the controller; Ray Train's own handler of Ctrl-C ends the workers before they can save."""
@@ -121,15 +135,18 @@ def fit(config: TrainConfig, name: str, job: Job, callbacks: Sequence[UserCallba
     stopping.forget(run.uri)
     output = Storage(config.output)
     logging.getLogger("ray.train").setLevel(logging.WARNING)
+    counts = config.worker_counts
+    scaling = ScalingConfig(
+        num_workers=config.num_workers if isinstance(config.num_workers, int) else (counts[0], counts[-1]),
+        use_gpu=config.compute.use_gpu,
+        resources_per_worker=dict(unit(config)[0]),
+        elastic_resize_monitor_interval_s=LOOK_S,
+    )
     trainer = _Trainer(
         _work,
         train_loop_config={"job": job},
         torch_config=torch_config(),
-        scaling_config=ScalingConfig(
-            num_workers=config.num_workers,
-            use_gpu=config.compute.use_gpu,
-            resources_per_worker=dict(unit(config)[0]),
-        ),
+        scaling_config=scaling,
         run_config=RunConfig(
             name=name,
             # its own client gives up after six seconds
@@ -143,6 +160,9 @@ def fit(config: TrainConfig, name: str, job: Job, callbacks: Sequence[UserCallba
         validation_config=_validation(config, run),
     )
     trainer.recovery = Recovery(config, needs(config)[0], name, run)
+    trainer.changes = WorkerChanges(config, run)
+    if scaling.elasticity_enabled:
+        trainer.elastic = Elastic(scaling, config, needs(config), name, run)
     failure: TrainingFailedError | None = None
     try:
         trainer.fit()

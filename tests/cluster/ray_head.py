@@ -98,8 +98,8 @@ class Head:
         return json.loads(done.stdout.splitlines()[-1])
 
     @contextmanager
-    def node(self, num_cpus: int, *before: str) -> Iterator[None]:
-        """A node that joins the head.
+    def node(self, num_cpus: int, *before: str) -> Iterator[subprocess.Popen]:
+        """A node that joins the head; yields the process that ends with it.
 
         Args:
             num_cpus: its logical CPUs.
@@ -122,7 +122,7 @@ class Head:
         assert process.stdout is not None
         assert any("Ray runtime started" in line for line in process.stdout), "the node did not start"
         try:
-            yield
+            yield process
         finally:
             _end(process)
             shutil.rmtree(temp_dir, ignore_errors=True)

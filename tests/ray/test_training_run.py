@@ -181,7 +181,7 @@ def test_train_killed_worker_continues_after_its_last_checkpoint(
     settings = {"objective": ObjectiveConfig(name=objective)}  # type: ignore[arg-type]
     if objective != "degla":
         reference = train(train_config(folder, name=objective, **settings))
-    config = train_config(folder, name="killed-worker", num_workers=2, accumulation_steps=2, **settings)
+    config = train_config(folder, name="killed-worker", num_workers=2, micro_batch_size=4, **settings)
     name = f"{config.name}-{fingerprint(run_identity(config))}"
     killed: list[int] = []
     stop = threading.Event()

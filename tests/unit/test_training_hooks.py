@@ -94,6 +94,7 @@ def interval_of(*losses: float, first: int = 1, report: bool = False) -> LogInte
         first_wait_s=1.0,
         usage=Usage(phase_ms={"forward": 100.0, "backward": 250.0}, tokens_per_s=1e4, mfu=None),
         stop=False,
+        leave=False,
         save=False,
         written=0,
         report=report,
@@ -247,13 +248,13 @@ def test_log_fp16_may_skip_some_steps_but_not_many_in_a_row(tmp_path: Path, skip
 @pytest.mark.parametrize(
     ("compute", "named"),
     [
-        ({"precision": "fp32"}, ["accumulation_steps 2", "activation_checkpointing true", "precision bf16"]),
-        ({"precision": "bf16", "activation_checkpointing": True}, ["accumulation_steps 2"]),
+        ({"precision": "fp32"}, ["micro_batch_size 8", "activation_checkpointing true", "precision bf16"]),
+        ({"precision": "bf16", "activation_checkpointing": True}, ["micro_batch_size 8"]),
     ],
 )
 def test_out_of_memory_names_the_settings_that_help(compute: dict[str, Any], named: list[str]) -> None:
     config = dataclasses.replace(job_of(Path()).config, compute=TrainComputeConfig(**compute))
-    message = str(out_of_memory(config))
+    message = str(out_of_memory(config, world_size=1))
     assert [part for part in named if part in message] == named
     assert message.count(";") == 1 + len(named)
 
