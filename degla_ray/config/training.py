@@ -306,11 +306,15 @@ class TrainConfig:
     nonfinite_steps: Literal["stop", "skip"] = "stop"
     """A loss that is not finite stops the run, or such steps change nothing and are counted; 25 in a row stop
     it all the same. fp16 always skips them. A stopped run resumes with `skip`."""
+    stall_minutes: float = 15.0
+    """Minutes that a step may take, with the wait for a checkpoint before it, until the workers are started
+    again from the latest checkpoint and the one that held them up is named."""
     resume: Literal["auto", "never"] = "auto"
     """`auto` continues a run of the same name and config; `never` is an error if such a run exists."""
 
     def __post_init__(self) -> None:
         require(self.num_workers >= 1, "num_workers", self.num_workers, "at least 1")
+        require(self.stall_minutes > 0, "stall_minutes", self.stall_minutes, "more than 0")
         require(
             self.global_batch_size % self.num_workers == 0,
             "global_batch_size",
