@@ -15,7 +15,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.rule import Rule
 
-from degla_ray import ray_setup
+from degla_ray import ray_setup, tracking
 from degla_ray.config import (
     ChainConfig,
     CompareConfig,
@@ -63,6 +63,7 @@ def run_chain(config: ChainConfig) -> str:
 
 
 def _run_chain(config: ChainConfig) -> str:
+    tracking.require(config.tracking)
     ray_setup.start(config.ray)
     root, stages = config.root, config.stages()
 

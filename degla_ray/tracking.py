@@ -4,6 +4,9 @@ A run carries the tags `degla.fingerprint` and `degla.folder`. A restarted job o
 same fingerprint and folder gets the same run, so a crash leaves no duplicate, and two folders with the same
 settings have two runs. If tracking is off, `find_or_create_run` returns None, and every other function does
 nothing when given that None. Importing MLflow takes about 2 s, so it is imported on first use.
+
+MLflow holds a copy of what is in the folders, so a server that is down costs no result: `require` refuses it
+before anything is computed, later calls wait for it, and `or_told` says what it never took.
 """
 
 from __future__ import annotations
@@ -11,22 +14,20 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import logging
 import math
-import os
 import re
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote, urlsplit, urlunsplit
 
 from degla_ray.config import TrackingConfig
 from degla_ray.errors import DataError, SettingError
 from degla_ray.identity import canonical, flatten
 from degla_ray.masking import masked, masked_values
 from degla_ray.storage import Storage
+from degla_ray.tracking_store import SETTING, first_line, is_server, open_store, or_told, probe, sqlite_path
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -46,6 +47,27 @@ def resolved(config: TrackingConfig) -> TrackingConfig:
     """Return the config with an absolute SQLite path, for a process with another working directory."""
     path = sqlite_path(config.uri)
     return config if path is None else dataclasses.replace(config, uri=f"sqlite:///{path}")
+
+
+def require(config: TrackingConfig) -> None:
+    """Refuse a server that does not answer, before anything is computed.
+
+    Raises:
+        SettingError: it does not answer, it refuses these credentials, or its experiment was deleted.
+    """
+    if not config.enabled or not is_server(config.uri):
+        return  # a file is opened when it is written
+    probe(config.uri)
+    from mlflow.exceptions import MlflowException
+
+    try:
+        _experiment(_client(config), config)
+    except MlflowException as error:
+        expected = (
+            f"an MLflow server that takes requests ({first_line(error)}); MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, hold its credentials"
+        )
+        raise SettingError(SETTING, masked(config.uri), expected) from error
 
 
 def find_or_create_run(
@@ -73,6 +95,7 @@ def find_or_create_run(
 
     Raises:
         SettingError: the store cannot be opened, or the experiment was deleted.
+        ServerSilent: its server did not answer for minutes.
     """
     if not config.enabled:
         return None
@@ -122,11 +145,11 @@ def running(
         yield run_id
     except BaseException as error:
         stopped = isinstance(error, KeyboardInterrupt | SystemExit)
-        finish(config, run_id, "KILLED" if stopped else "FAILED")
-        for child in _running_below(config, run_id):
-            finish(config, child, "KILLED")
+        if run_id is not None:
+            _end(config, run_id, "KILLED" if stopped else "FAILED")
         raise
-    finish(config, run_id)
+    with or_told(f"the end of run {name} is"):
+        finish(config, run_id)
 
 
 def log_metrics(
@@ -264,46 +287,23 @@ def download_artifacts(config: TrackingConfig, run_id: str, path: str, target: s
     return Path(_client(config).download_artifacts(run_id, path, str(target)))
 
 
-def _running_below(config: TrackingConfig, run_id: str | None) -> list[str]:
-    """Return the ids of a run's child runs that are still running."""
-    if run_id is None:
-        return []
-    client = _client(config)
-    query = f"tags.`{PARENT_TAG}` = '{run_id}' and attributes.status = 'RUNNING'"
-    found = client.search_runs([client.get_run(run_id).info.experiment_id], query)
-    return [run.info.run_id for run in found]
+def _end(config: TrackingConfig, run_id: str, status: str) -> None:
+    """End a run and the child runs that are still running; a server that is down is asked only once.
+
+    A job that is being stopped has seconds for it, and the error that ended a job must not be replaced.
+    """
+    from mlflow.exceptions import MlflowException
+
+    client = open_store(config.uri, patient=False)
+    with contextlib.suppress(MlflowException):
+        client.set_terminated(run_id, status)
+        query = f"tags.`{PARENT_TAG}` = '{run_id}' and attributes.status = 'RUNNING'"
+        for child in client.search_runs([client.get_run(run_id).info.experiment_id], query):
+            client.set_terminated(child.info.run_id, "KILLED")
 
 
 def _client(config: TrackingConfig) -> MlflowClient:
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read by MLflow at import
-    from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
-
-    for noisy in ("mlflow", "alembic"):  # a new sqlite store logs a line for each of its ~60 migrations
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-    path = sqlite_path(config.uri)
-    try:
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        return MlflowClient(tracking_uri=_without_password(resolved(config).uri))
-    except (OSError, MlflowException) as error:
-        first_line = str(error).strip().splitlines()[0]
-        raise SettingError(
-            "tracking.uri", config.uri, f"an MLflow store that opens ({first_line})"
-        ) from error
-
-
-def _without_password(uri: str) -> str:
-    """Return a server's address without user and password, which MLflow then takes from the environment.
-
-    MLflow repeats the address in its errors, which a Ray worker logs.
-    """
-    parts = urlsplit(uri)
-    if parts.scheme not in ("http", "https") or parts.username is None:
-        return uri
-    os.environ["MLFLOW_TRACKING_USERNAME"] = unquote(parts.username)
-    os.environ["MLFLOW_TRACKING_PASSWORD"] = unquote(parts.password or "")
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+    return open_store(config.uri)
 
 
 def _experiment(client: MlflowClient, config: TrackingConfig) -> str:
@@ -344,10 +344,3 @@ def _legal_name(name: str) -> str:
 def _cut(value: object, length: int) -> str:
     text = str(value)
     return text if len(text) <= length else text[: length - 1] + "…"
-
-
-def sqlite_path(uri: str) -> Path | None:
-    """Return the absolute file path of a SQLite URI; None for any other store."""
-    return (
-        Path(uri.removeprefix("sqlite:///")).expanduser().absolute() if uri.startswith("sqlite:///") else None
-    )

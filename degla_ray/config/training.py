@@ -307,6 +307,9 @@ class TrainConfig:
     nonfinite_steps: Literal["stop", "skip"] = "stop"
     """A loss that is not finite stops the run, or such steps change nothing and are counted; 25 in a row stop
     it all the same. fp16 always skips them. A stopped run resumes with `skip`."""
+    stall_minutes: float = 15.0
+    """Minutes that a step may take, with the wait for a checkpoint before it, until the workers are started
+    again from the latest checkpoint and the one that held them up is named."""
     resume: Literal["auto", "never"] = "auto"
     """`auto` continues a run of the same name and config; `never` is an error if such a run exists."""
 
@@ -314,6 +317,7 @@ class TrainConfig:
         rows, least, most = self.micro_batch_size, *self.worker_range
         require(least >= 1, "num_workers", self.num_workers_given, "at least 1")
         require(least <= most, "num_workers", self.num_workers_given, "the smaller number first")
+        require(self.stall_minutes > 0, "stall_minutes", self.stall_minutes, "more than 0")
         require(
             bool(self.worker_counts),
             "global_batch_size",

@@ -51,6 +51,7 @@ from degla_ray.progress_bars import ProgressBars
 from degla_ray.schema import CAPTIONS, ITEMS, NEGATIVES
 from degla_ray.stage import StageFolder, is_complete, read_complete
 from degla_ray.storage import Storage
+from degla_ray.tracking_store import or_told
 
 if TYPE_CHECKING:
     from degla_ray.model.loaded import LoadedModel
@@ -107,6 +108,7 @@ def _evaluate(config: EvaluateConfig, tests: Tests, loaded: LoadedModel, model_f
     if folder.complete:
         return _finished(folder.storage, label)
 
+    tracking.require(config.tracking)
     ray_setup.start(config.ray)
     summary = Summary(
         label=label,
@@ -316,7 +318,7 @@ def _track(config: EvaluateConfig, summary: Summary, identity: dict[str, Any]) -
             "degla.weights": str(summary.model["source"]),
         },
     )
-    with run as run_id:
+    with or_told(f"the scores of {summary.label} are"), run as run_id:
         tracking.log_metrics(config.tracking, run_id, summary.metrics())
         parts = [f"{dataset}/{name}" for dataset in ("scores", "items") for name in storage.names(dataset)]
         tracking.log_files(config.tracking, run_id, storage, [SUMMARY, *parts], ARTIFACTS)

@@ -18,7 +18,7 @@ import pyarrow as pa
 from rich.console import Console
 from rich.table import Table
 
-from degla_ray import ray_setup, resources, shared_paths
+from degla_ray import ray_setup, resources, shared_paths, tracking
 from degla_ray.config import NegativesConfig
 from degla_ray.errors import DataError
 from degla_ray.language.identify import ENGLISH, describe, sample, survey
@@ -97,6 +97,8 @@ def _generate(config: NegativesConfig, publish: Publish | None) -> dict[str, int
     if engine is not None and (again or not is_complete(config.output)):
         # Checked before the folder is created: settings fixed after an error must not conflict with it.
         engine.check_settings()
+        if config.generation.estimate is None:
+            tracking.require(config.tracking)
     if engine is not None and config.generation.estimate is not None:
         ray_setup.start(config.ray)
         resources.require(config.ray, engine.needs())

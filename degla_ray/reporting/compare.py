@@ -37,6 +37,7 @@ from degla_ray.reporting.thumbnails import thumbnails
 from degla_ray.schema import SCORES
 from degla_ray.stage import MANIFEST
 from degla_ray.storage import Storage, relative_to
+from degla_ray.tracking_store import or_told
 
 RUN_ID = re.compile(r"[0-9a-f]{32}")
 DISAGREEMENTS = 20  # items shown for each model compared with the first
@@ -68,6 +69,7 @@ def compare(config: CompareConfig) -> str:
     for entry in config.evaluations:
         if config.has_tests and _is_model(entry):
             check_model(ModelConfig(name=entry), needs_weights=True)  # check all before evaluating any
+    tracking.require(config.tracking)
     output = Storage(config.output)
     with Lease(output):
         return _compare(config, output)
@@ -227,7 +229,7 @@ def _track(
         params={"compare": config},
         tags={"degla.stage": "compare"},
     )
-    with run as run_id:
+    with or_told(f"the comparison of {len(comparison.labels)} models is"), run as run_id:
         tracking.log_metrics(config.tracking, run_id, _metrics(comparison, range(len(comparison.labels))))
         tracking.log_files(config.tracking, run_id, output, files)
         table = _table(comparison.labels, disagreements)

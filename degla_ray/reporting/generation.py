@@ -25,6 +25,7 @@ from degla_ray.reporting.pages import render_page
 from degla_ray.schema import CAPTIONS, NEGATIVES, Kind
 from degla_ray.stage import StageFolder
 from degla_ray.storage import Storage
+from degla_ray.tracking_store import or_told
 
 SAMPLES = 50
 """Random negatives of each kind shown on the page."""
@@ -167,7 +168,7 @@ def publish(config: NegativesConfig, folder: StageFolder, model: str) -> None:
         params=canonical(config),
         tags={"stage": "negatives"},
     )
-    with run as run_id:
+    with or_told(f"the report of {uri} is"), run as run_id:
         tracking.log_dataset(config.tracking, run_id, "negatives", folder.fingerprint, uri, "output")
         tracking.log_metrics(config.tracking, run_id, report.metrics())
         tracking.log_files(config.tracking, run_id, folder.storage, ["report.html", "report.json"])

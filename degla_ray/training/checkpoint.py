@@ -13,6 +13,7 @@ once more (1.2 GB).
 
 from __future__ import annotations
 
+import contextlib
 import json
 import zlib
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from degla_ray.errors import DataError
-from degla_ray.storage import Storage
+from degla_ray.storage import DiskRefuses, Storage
 from degla_ray.training import trace
 from degla_ray.training.checkpoint_folders import COMPLETE, folder_name
 from degla_ray.training.job import TRACE
@@ -73,9 +74,23 @@ def snapshot(state: TrainState, record: dict[str, Any]) -> Snapshot:
 
 
 def write(run: Storage, taken: Snapshot) -> str:
-    """Write a snapshot into the run's folder as a checkpoint and return its name."""
+    """Write a snapshot into the run's folder as a checkpoint and return its name.
+
+    Raises:
+        DiskRefuses: the disk is full or read-only. What was written is deleted again.
+    """
     name = folder_name(taken.step)
     run.delete_folder(name)  # what a killed run may have left
+    try:
+        _write_files(run, name, taken)
+    except DiskRefuses:
+        with contextlib.suppress(OSError):  # a read-only disk; `tidy` deletes it later
+            run.delete_folder(name)
+        raise
+    return name
+
+
+def _write_files(run: Storage, name: str, taken: Snapshot) -> None:
     receipt = {}
     for file in (*taken.tensors, *taken.texts):
         tensors = taken.tensors.get(file)
@@ -83,7 +98,6 @@ def write(run: Storage, taken: Snapshot) -> str:
         run.write_bytes(data, name, file)
         receipt[file] = {"bytes": len(data), "crc32": zlib.crc32(data)}
     run.write_json(receipt, name, COMPLETE)
-    return name
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,16 +17,17 @@ from ray.train import (
     ValidationConfig,
 )
 from ray.train.torch import TorchTrainer
-from ray.train.v2.api.exceptions import TrainingFailedError
+from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError
 
 from degla_ray import ray_setup
+from degla_ray.cli import user_error
 from degla_ray.config import TrainConfig
 from degla_ray.devices import Devices, free_gpus, resolve_precision
 from degla_ray.errors import DeglaError
 from degla_ray.loader.decoders import DECODER_CPUS, number_of_decoders
 from degla_ray.resources import Bundle, Need
-from degla_ray.storage import Storage
-from degla_ray.training import stopping, validation
+from degla_ray.storage import Storage, disk_errors
+from degla_ray.training import checkpoint_folders, stopping, validation
 from degla_ray.training.elastic import LOOK_S, Elastic, WorkerChanges
 from degla_ray.training.job import ERROR, Job
 from degla_ray.training.recovery import Recovery
@@ -127,7 +128,7 @@ def fit(config: TrainConfig, name: str, job: Job, callbacks: Sequence[UserCallba
         run: the run's folder.
 
     Raises:
-        DeglaError: the error that a worker wrote to the run's folder.
+        DeglaError: the error that a worker wrote to the run's folder, or the controller was lost.
         TrainingFailedError: workers were lost too often (recovery.py), or something else failed.
         SystemExit, KeyboardInterrupt: the driver was told to end; the workers have saved a checkpoint if they
             could.
@@ -175,10 +176,14 @@ def fit(config: TrainConfig, name: str, job: Job, callbacks: Sequence[UserCallba
         raise
     except TrainingFailedError as error:
         failure = error
+    except ray.exceptions.RayActorError as error:  # the controller's; a worker's is in a TrainingFailedError
+        raise DeglaError(f"{name}: Ray Train's controller was lost; the same command continues") from error
     if run.exists(ERROR):
         raise DeglaError(run.read_json(ERROR)["message"]) from failure
     if failure is not None:
-        raise failure
+        inner = failure.controller_failure if isinstance(failure, ControllerError) else None
+        with disk_errors(run.path(checkpoint_folders.RAY_SNAPSHOT)):  # Ray Train's own file
+            raise user_error(failure) or (inner if isinstance(inner, OSError) else failure)
 
 
 def _validation(config: TrainConfig, run: Storage) -> ValidationConfig | None:

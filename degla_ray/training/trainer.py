@@ -28,6 +28,7 @@ from degla_ray.loader.samples import Samples, load_samples
 from degla_ray.model.source import check_model, starts_random
 from degla_ray.stage import read_complete
 from degla_ray.storage import Storage
+from degla_ray.tracking_store import or_told
 from degla_ray.training import checkpoint_folders, ray_train, sanity, trace, validation
 from degla_ray.training.job import (
     CONFIG,
@@ -138,6 +139,7 @@ class RunPlan:
 
 def _plan(config: TrainConfig, identity: dict[str, Any], run: Storage, name: str) -> RunPlan:
     """Check settings and inputs, prepare the run's folder, and print what will be done."""
+    tracking.require(config.tracking)
     validation.check(config)
     samples = load_samples(config.data, with_negatives=config.objective.num_negatives > 0)
     order, total_steps = schedule(config, len(samples), samples.part_rows)
@@ -210,7 +212,8 @@ def _run(plan: RunPlan, callbacks: Sequence[UserCallback], parent_run_id: str | 
         last = checkpoint_folders.folder_name(plan.total_steps)
         trace.finish(run, run.read_bytes(last, TRACE))
         # Only the small files: weights stay in the run's folder, which a tag of the MLflow run names.
-        tracking.log_files(config.tracking, run_id, run, (CONFIG, TRACE))
+        with or_told(f"{plan.name}: {CONFIG} and {TRACE} are"):
+            tracking.log_files(config.tracking, run_id, run, (CONFIG, TRACE))
     return run_id
 
 

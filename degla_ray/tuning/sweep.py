@@ -42,6 +42,7 @@ from degla_ray.lease import Lease, LeaseHeld
 from degla_ray.model.source import check_model, find_model
 from degla_ray.number_formats import percent
 from degla_ray.storage import Storage
+from degla_ray.tracking_store import or_told, sqlite_path
 from degla_ray.training import ray_train
 from degla_ray.training.run_identity import absolute, run_identity
 from degla_ray.training.trainer import train
@@ -113,6 +114,7 @@ def tune(config: TuneConfig) -> Trial:
         LeaseHeld: another driver is running this sweep.
     """
     space = checked_space(config)
+    tracking.require(config.train.tracking)
     config = _absolute(config)
     identity = fingerprint({**_identity(config), "space": Path(config.space).read_text(encoding="utf-8")})
     sweep = Storage(f"{config.train.output}/sweep-{config.train.name}-{identity}")
@@ -175,7 +177,7 @@ def needs(config: TuneConfig) -> list[resources.Need]:
 
 def _shared_by_trials(config: TrainConfig) -> dict[str, str]:
     """Return the folders that trials on several nodes share: the output, and that of a store in a file."""
-    store = tracking.sqlite_path(config.tracking.uri) if config.tracking.enabled else None
+    store = sqlite_path(config.tracking.uri) if config.tracking.enabled else None
     folders = {"train.output": config.output}
     return folders if store is None else folders | {"train.tracking.uri": str(store.parent)}
 
@@ -268,9 +270,9 @@ def _run_trials(
             "zero_shot": _accuracy(summary, measures.kept),
         }
         track = config.train.tracking
-        tracking.log_metrics(
-            track, result.mlflow_run_id, {f"eval/{k}": v for k, v in summary.metrics().items()}
-        )
+        evaluated = {f"eval/{k}": v for k, v in summary.metrics().items()}
+        with or_told(f"the scores of {result.run_folder} are"):
+            tracking.log_metrics(track, result.mlflow_run_id, evaluated)
         ray_tune.report({**scores, "run_id": result.mlflow_run_id, "run_folder": result.run_folder})
 
     tuner = ray_tune.Tuner(
@@ -288,7 +290,13 @@ def _run_trials(
                 max_concurrent=config.max_concurrent_trials, random_state=config.seed
             ),
         ),
-        run_config=ray_tune.RunConfig(name="tune", storage_path=sweep.uri, verbose=0),
+        run_config=ray_tune.RunConfig(
+            name="tune",
+            storage_path=sweep.path(),
+            # its own client gives up after six seconds
+            storage_filesystem=None if sweep.is_local else sweep.filesystem,
+            verbose=0,
+        ),
     )
     trials = []
     for result in tuner.fit():
@@ -407,17 +415,19 @@ def _report(
     console.print(f"best by: {rule}", highlight=False)
     for name in names:
         console.print(f"  --{name} {best.settings[name]}", highlight=False)
-    track = config.train.tracking
     best_scores = {f"best/{measures.raised}": best.composition or 0.0}
     best_scores |= {f"best/{name}": best.zero_shot or 0.0 for name in kept}
     base_scores = {f"base/{name}": _accuracy(base, name) or 0.0 for name in (measures.raised, *kept)}
-    tracking.log_metrics(track, parent, best_scores | base_scores)
-    tracking.set_tags(track, parent, {"best_run": best.run_id or "", "best_folder": best.run_folder or ""})
     rows = [dataclasses.asdict(trial) for trial in trials]
     for row in rows:  # relative paths, so that a moved or copied folder of runs stays valid
         row["run_folder"] = row["run_folder"] and f"../{Path(row['run_folder']).name}"
     sweep.write_json(rows, RESULTS)
-    tracking.log_files(track, parent, sweep, [RESULTS])
+    track = config.train.tracking
+    found = {"best_run": best.run_id or "", "best_folder": best.run_folder or ""}
+    with or_told("the best trial is"):
+        tracking.log_metrics(track, parent, best_scores | base_scores)
+        tracking.set_tags(track, parent, found)
+        tracking.log_files(track, parent, sweep, [RESULTS])
 
 
 def headings(names: Sequence[str]) -> list[str]:

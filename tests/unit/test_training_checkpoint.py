@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import resource
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,7 @@ from torch import nn
 from degla_ray.config import OptimizerConfig, TeacherConfig
 from degla_ray.errors import DataError
 from degla_ray.model.teacher import Teacher
-from degla_ray.storage import Storage
+from degla_ray.storage import DiskRefuses, Storage
 from degla_ray.training import checkpoint, checkpoint_folders
 from degla_ray.training.checkpoint_folders import RAY_SNAPSHOT
 from degla_ray.training.optimizer import build_optimizer
@@ -183,6 +186,50 @@ def test_checkpoint_none_left_whole_ends_the_run_and_deletes_nothing(tmp_path: P
     with pytest.raises(DataError, match=r"checkpoint_000000001/state\.json: found a checksum .* no earlier"):
         checkpoint_folders.tidy(run)
     assert list(checkpoint_folders.complete(run)) == [1, 2]
+
+
+def test_checkpoint_on_a_full_disk_names_its_file_and_leaves_the_one_before(tmp_path: Path) -> None:
+    """A limit on a file's size is a disk that has no room for it."""
+    run = Storage(str(tmp_path))
+    save(run, state_at(1), {})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(DiskRefuses, match=r"checkpoint_000000002/optimizer.* too large; expected room"):
+            save(run, state_at(2), {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert run.folders() == ["checkpoint_000000001"]
+    assert checkpoint_folders.latest(run) == 1
+    save(run, state_at(2), {})
+    assert checkpoint_folders.latest(run) == 2
+
+
+def test_checkpoint_writer_that_is_killed_leaves_the_whole_ones(tmp_path: Path) -> None:
+    """SIGKILL within milliseconds of the first byte of a checkpoint, twelve times."""
+    run, tensors = Storage(str(tmp_path)), {"x": torch.arange(2.0**18)}
+
+    def write(first: int) -> None:
+        for step in range(first, 10**6):
+            files = {checkpoint.STUDENT: tensors, checkpoint.OPTIMIZER: tensors}
+            texts = {checkpoint.STATE: b"{}", checkpoint.TRACE: b""}
+            checkpoint.write(run, checkpoint.Snapshot(step=step, tensors=files, texts=texts))
+
+    save(run, state_at(1), {})
+    torn, last = 0, 1
+    for number in range(12):
+        writer = multiprocessing.get_context("fork").Process(target=write, args=(last + 1,))
+        writer.start()
+        while not run.exists(checkpoint_folders.folder_name(last + 1)):
+            time.sleep(0.0005)
+        time.sleep(0.002 * number)
+        writer.kill()
+        writer.join()
+        torn += len(run.folders()) > len(checkpoint_folders.complete(run))
+        before, last = last, checkpoint_folders.tidy(run) or 0
+        assert last >= before
+        assert checkpoint.read(run, checkpoint_folders.folder_name(last)).record is not None
+    assert torn
 
 
 def test_checkpoint_saved_over_a_torn_one_is_whole(tmp_path: Path) -> None:
