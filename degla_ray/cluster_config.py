@@ -122,6 +122,12 @@ def _check_start(path: str, cluster: dict[str, Any]) -> None:
     if pinned not in start:
         why = "; with the newer one the last worker never starts" if local else ""
         raise DataError(path, f"head_start_ray_commands: {start!r}", f"{pinned} before `ray start`{why}")
+    for field in ("head_start_ray_commands", "worker_start_ray_commands"):
+        for command in cluster.get(field, []):
+            before, starts, _ = command.partition("ray start")
+            if starts and "unset OMP_NUM_THREADS" not in before:
+                why = "`ray up` sets it to 1, so that no process would compute with more than one thread"
+                raise DataError(path, f"{field}: {command!r}", f"`unset OMP_NUM_THREADS` before: {why}")
     for where, text in _strings(cluster, ""):
         if "apt-get" in text and text.count("apt-get") != text.count("DPkg::Lock::Timeout"):
             expected = (
