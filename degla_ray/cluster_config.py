@@ -22,6 +22,10 @@ _WHOLE_WORLD = ("0.0.0.0", "::/0")
 _TOKEN_FILE = ".ray/auth_token"
 _ROLE = {"aws": "IamInstanceProfile", "gcp": "serviceAccounts"}
 _MOUNTED_BYTES = 50e6
+_BEFORE_START = {
+    "unset OMP_NUM_THREADS": "`ray up` sets it to 1, so that no process would compute with more threads",
+    "RAY_USAGE_STATS_ENABLED=0": "`ray up` switches on the reports that Ray sends of its use",
+}
 
 
 def check(path: str) -> None:
@@ -125,9 +129,9 @@ def _check_start(path: str, cluster: dict[str, Any]) -> None:
     for field in ("head_start_ray_commands", "worker_start_ray_commands"):
         for command in cluster.get(field, []):
             before, starts, _ = command.partition("ray start")
-            if starts and "unset OMP_NUM_THREADS" not in before:
-                why = "`ray up` sets it to 1, so that no process would compute with more than one thread"
-                raise DataError(path, f"{field}: {command!r}", f"`unset OMP_NUM_THREADS` before: {why}")
+            for needed, why in _BEFORE_START.items():
+                if starts and needed not in before:
+                    raise DataError(path, f"{field}: {command!r}", f"`{needed}` before `ray start`: {why}")
     for where, text in _strings(cluster, ""):
         if "apt-get" in text and text.count("apt-get") != text.count("DPkg::Lock::Timeout"):
             expected = (

@@ -90,6 +90,13 @@ def test_cluster_config_repository_file_passes(file: str) -> None:
             _set("worker_start_ray_commands", value=["RAY_AUTH_MODE=token ray start --address=x"]),
             "OMP_NUM_THREADS",
         ),
+        (
+            _set(
+                "worker_start_ray_commands",
+                value=["unset OMP_NUM_THREADS; RAY_AUTH_MODE=token ray start --address=x"],
+            ),
+            "RAY_USAGE_STATS_ENABLED=0",
+        ),
     ],
 )
 def test_cluster_config_faulty_file_is_refused_naming_the_fault(
