@@ -8,6 +8,7 @@ Ray and MLflow take ten.
 from __future__ import annotations
 
 import difflib
+import os
 import shlex
 import sys
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from degla_ray import ray_setup
 from degla_ray.cli import EXIT_USER_ERROR, run
 from degla_ray.config import (
     JOBS,
@@ -274,7 +276,10 @@ COMMANDS: dict[str, Command] = {
 def main(name: str, argv: list[str] | None = None) -> None:
     """Run one stage with the settings of a command line (default: sys.argv)."""
     command = COMMANDS[name]
-    words, options = without_flag(sys.argv[1:] if argv is None else argv)
+    words = sys.argv[1:] if argv is None else argv
+    if ray_setup.in_submitted_job():  # `ray job submit` quotes each word, so that no shell replaces $STORAGE
+        words = [os.path.expandvars(word) for word in words]
+    words, options = without_flag(words)
 
     def job(config: Any) -> None:
         from degla_ray.training.latest import with_latest
