@@ -109,9 +109,9 @@ class OpenAIConfig:
 class GenerationConfig:
     """Prompting, sampling and retries of language models (engines `vllm` and `openai`)."""
 
-    prompting: Literal["per_kind", "joint"] = "per_kind"
+    prompting: Literal["per_kind", "joint", "slots"] = "per_kind"
     """per_kind: one request per caption and kind. joint: one request per caption for all kinds, answered by
-    a JSON object."""
+    a JSON object. slots: one request per caption and kind for the words that change, by guided decoding."""
     shots: int = 12
     """Few-shot examples before the caption."""
     temperature: float = 0.7

@@ -30,7 +30,7 @@ def states():
 
 
 def asked(states):
-    return [(key, kind, attempt) for key, kind, attempt, _ in states.next_round()]
+    return [(key, kind, attempt) for key, kind, attempt, _, _ in states.next_round()]
 
 
 def test_text_key_joins_captions_that_read_alike():
@@ -52,7 +52,7 @@ def test_state_table_asks_again_until_accepted_or_no_attempt_is_left(states):
         "first attempts before second ones"
     )
     states.add([row(key, "reshuffle", text=f"{key} dog bites a cat") for key in "ab"])
-    assert states.next_round() == [("b", "swap_nouns", 1, True)]
+    assert states.next_round() == [("b", "swap_nouns", 1, True, 1)]
     states.add([row("b", attempt=1, state="error", reason="timeout")])
     assert asked(states) == []
     assert states.settled() == 4

@@ -72,7 +72,7 @@ def generate_pending(
     ledger, pending = Ledger(folder), folder.pending()
     pool = job.engine.pool(job.prompts)
     stall_s = job.config.generation.stall_s
-    words = vocabulary(values(captions["caption"])) if job.config.generation.fill_with_rules else None
+    words = vocabulary(values(captions["caption"])) if job.uses_vocabulary else None
     keys = [pa.array(map(text_key, chunk.to_pylist()), pa.string()) for chunk in captions["caption"].chunks]
     by_key = captions.append_column("key", pa.chunked_array(keys, pa.string()))
     shards = CaptionShards.of(by_key, graphs, folder.num_shards, by="key")
@@ -161,10 +161,13 @@ def _windows(captions: CaptionShards, pending: Sequence[int]) -> Iterator[_Windo
 
 
 def _requests(
-    job: GenerationJob, window: _Window, work: Sequence[tuple[str, str, int, bool]]
+    job: GenerationJob, window: _Window, work: Sequence[tuple[str, str, int, bool, int]]
 ) -> list[dict[str, Any]]:
     seed = job.config.seed
-    return [request(seed, window.text(key), kind, attempt, last=last) for key, kind, attempt, last in work]
+    return [
+        request(seed, window.text(key), kind, attempt, last=last, wanted=wanted)
+        for key, kind, attempt, last, wanted in work
+    ]
 
 
 def _close(

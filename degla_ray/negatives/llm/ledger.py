@@ -123,19 +123,21 @@ class StateTable:
                 again += 1
         return again
 
-    def next_round(self) -> list[tuple[str, str, int, bool]]:
-        """Return the next round's requests as (key, kind, attempt, whether it is the last), ordered by kind.
+    def next_round(self) -> list[tuple[str, str, int, bool, int]]:
+        """Return the next round's requests, ordered by kind.
+
+        Each is (key, kind, attempt, whether it is the last, negatives still missing).
 
         A round contains the open rows with the fewest attempts, so it is completed before the next begins,
         even after a restart.
         """
         self.resolve()
         left = [
-            (key, kind, row.made, row.made + 1 == row.allowed)
+            (key, kind, row.made, row.made + 1 == row.allowed, self._per_kind - _accepted(row))
             for (key, kind), row in self.rows.items()
             if not self._done(row)
         ]
-        first = min((attempt for _, _, attempt, _ in left), default=0)
+        first = min((request[2] for request in left), default=0)
         return [request for request in left if request[2] == first]
 
     def settled(self) -> int:
@@ -143,12 +145,15 @@ class StateTable:
         return sum(self._done(row) for row in self.rows.values())
 
     def _done(self, row: StateRow) -> bool:
-        states = [attempt["state"] for attempt in row.attempts]
         return (
-            State.NOT_APPLICABLE in states
-            or states.count(State.OK) >= self._per_kind
+            any(attempt["state"] == State.NOT_APPLICABLE for attempt in row.attempts)
+            or _accepted(row) >= self._per_kind
             or row.made >= row.allowed
         )
+
+
+def _accepted(row: StateRow) -> int:
+    return sum(attempt["state"] == State.OK for attempt in row.attempts)
 
 
 class Ledger:

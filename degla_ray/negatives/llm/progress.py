@@ -22,6 +22,7 @@ from degla_ray.negatives.llm.ledger import Row, State, StateTable, text_key
 from degla_ray.negatives.llm.pool import EngineClock, EnginePool
 from degla_ray.negatives.llm.sending import GenerationJob, block_size, request, send
 from degla_ray.negatives.progress_line import ProgressLine
+from degla_ray.negatives.shard import vocabulary
 
 
 class Progress:
@@ -124,16 +125,18 @@ class Progress:
 
 def estimate(job: GenerationJob, captions: Sequence[str]) -> None:
     """Send one attempt for a sample of captions and print the estimate for all; write no files."""
-    wanted = job.config.generation.estimate
     texts = {text_key(caption): caption for caption in captions}
-    sample = sorted(texts)[:wanted]  # keys are hashes, so the first ones are a random sample
+    sample = sorted(texts)[
+        : job.config.generation.estimate
+    ]  # keys are hashes, so the first ones are a random sample
+    words = vocabulary(captions) if job.uses_vocabulary else None
     requests = [request(job.config.seed, texts[key], kind.value) for kind in job.kinds for key in sample]
     rows: list[Row] = []
     pool = job.engine.pool(job.prompts)
     with replace(pool, min_size=1, max_size=1).started(job.config.generation.stall_s) as engines:
         started = time.monotonic()
         refusals = Refusals(job.config.engine, block_size(job))
-        for block in send(job, engines, requests, None):
+        for block in send(job, engines, requests, words):
             rows += refusals.passed(block)
         refusals.stop()
         rows += refusals.release()

@@ -1,6 +1,6 @@
 """Send requests to the engines and check the answers: one Ray Data pipeline per round.
 
-    requests -> is the kind applicable to the caption? -> engine -> quality checks -> the ledger's rows
+    requests -> is the kind applicable, which slot? -> engine -> quality checks -> the ledger's rows
 
 Requests travel in blocks, each answered by one call of an engine. The engines are started elsewhere (pool.py)
 and outlive the pipeline.
@@ -51,6 +51,12 @@ class GenerationJob:
     def kinds(self) -> tuple[Kind, ...]:
         return tuple(dict.fromkeys(kind for kinds in self.prompts for kind in kinds))
 
+    @property
+    def uses_vocabulary(self) -> bool:
+        """Whether words of the dataset's captions are put into negatives."""
+        asked = self.config.generation
+        return asked.fill_with_rules or asked.prompting == "slots"
+
 
 def send(
     job: GenerationJob, engines: Sequence[Any], requests: list[dict[str, Any]], words: frozenset[str] | None
@@ -61,8 +67,7 @@ def send(
         job: settings and prompts.
         engines: handles from `EnginePool.started`.
         requests: rows made by `request`, in the order in which they are sent.
-        words: the dataset's vocabulary, for the rules that fill in after a failed last attempt; None if they
-            shall not.
+        words: the dataset's vocabulary, for slots and for the rules that fill in; None allows all words.
 
     Raises:
         DeglaError: no answer arrived for `generation.stall_s` seconds.
@@ -72,11 +77,17 @@ def send(
 
     blocks = [pa.Table.from_pylist(block) for block in _blocks(job, requests)]
     checkers = min(len(blocks), max(1, resources.cpus_at_most() // 4))
-    checks = {"engine": job.config.engine, "model": job.engine.model, "fill": words}
+    checks = {
+        "engine": job.config.engine,
+        "model": job.engine.model,
+        "words": words,
+        "fills": job.config.generation.fill_with_rules,
+        "slots": job.config.generation.prompting == "slots",
+    }
     dataset = (
         ray.data.from_arrow(blocks)
         .map_batches(
-            _Applicable,
+            _Ask,
             fn_constructor_kwargs=checks,
             batch_size=None,
             compute=ray.data.ActorPoolStrategy(size=1),
@@ -130,11 +141,23 @@ def _blocks(job: GenerationJob, requests: list[dict[str, Any]]) -> Iterator[list
             yield requests[i : i + block]
 
 
-def request(run_seed: int, caption: str, kind: str, attempt: int = 0, last: bool = False) -> dict[str, Any]:
-    """Return a request as a row for `send`; `last` says that no further attempt may follow."""
+def request(
+    run_seed: int, caption: str, kind: str, attempt: int = 0, *, last: bool = False, wanted: int = 1
+) -> dict[str, Any]:
+    """Return a request as a row for `send`.
+
+    Args:
+        run_seed: the run's seed.
+        caption: the caption.
+        kind: the requested kind.
+        attempt: number of earlier attempts.
+        last: whether no further attempt may follow.
+        wanted: negatives still missing, which one answer to a slot may supply.
+    """
     key = text_key(caption)
     seed = seed_of(run_seed, key, kind, attempt)
-    return {"key": key, "kind": kind, "attempt": attempt, "caption": caption, "seed": seed, "last": last}
+    asked = {"key": key, "kind": kind, "attempt": attempt, "caption": caption, "seed": seed}
+    return asked | {"last": last, "wanted": wanted}
 
 
 def seed_of(run_seed: int, key: str, kind: str, attempt: int) -> int:
@@ -149,15 +172,18 @@ def _stalled(seconds: float) -> DeglaError:
     )
 
 
-class _Applicable:
-    """Stage that marks the requests whose kind is applicable to the caption; the others skip the engine."""
+class _Ask:
+    """Stage that adds what to ask: requests whose kind is not applicable to the caption skip the engine."""
 
     def __init__(self, **checks: Any) -> None:
         self._checks = QualityChecks(**checks)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        pairs = zip(batch["caption"], batch["kind"], strict=True)
-        return {**batch, "applicable": [self._checks.applicable(str(c), Kind(str(k))) for c, k in pairs]}
+        rows = zip(batch["caption"], batch["kind"], batch["seed"], strict=True)
+        asked = [
+            self._checks.question(str(caption), Kind(str(kind)), int(seed)) for caption, kind, seed in rows
+        ]
+        return {**batch, **{name: [each[name] for each in asked] for name in ("applicable", "slot")}}
 
 
 class _Answer:

@@ -65,12 +65,23 @@ class AsyncActor:
     async def _ask(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Return the columns of `BLANK` for each row of one request (the kinds of one caption)."""
         kinds = [str(row["kind"]) for row in rows]
-        turns = [*self._heads["+".join(kinds)], {"role": "user", "content": str(rows[0]["caption"])}]
-        answer = await self.complete(turns, int(rows[0]["seed"]), kinds)
+        slot = json.loads(str(rows[0]["slot"])) if rows[0].get("slot") else None
+        question = str(rows[0]["caption"]) if slot is None else slot["question"]
+        turns = [*self._heads["+".join(kinds)], {"role": "user", "content": question}]
+        answer = await self.complete(turns, int(rows[0]["seed"]), kinds, slot)
         return split(answer, kinds) if self._joint else [answer]
 
-    async def complete(self, turns: list[dict[str, str]], seed: int, kinds: list[str]) -> dict[str, Any]:
-        """Return the columns of `BLANK` for one request."""
+    async def complete(
+        self, turns: list[dict[str, str]], seed: int, kinds: list[str], slot: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Return the columns of `BLANK` for one request.
+
+        Args:
+            turns: the chat, which ends with the question.
+            seed: seed of the sampling.
+            kinds: kinds that the answer covers.
+            slot: fields of a `Slot` that limit the answer; None for an answer in free text.
+        """
         raise NotImplementedError
 
 
@@ -111,7 +122,9 @@ class VLLMActor(AsyncActor):
         made = asyncio.run_coroutine_threadsafe(_make(AsyncLLM, AsyncEngineArgs(**engine)), self.loop)
         self._engine = made.result()
 
-    async def complete(self, turns: list[dict[str, str]], seed: int, kinds: list[str]) -> dict[str, Any]:
+    async def complete(
+        self, turns: list[dict[str, str]], seed: int, kinds: list[str], slot: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
         from vllm import SamplingParams
         from vllm.v1.engine.exceptions import EngineDeadError
 
@@ -123,7 +136,7 @@ class VLLMActor(AsyncActor):
             tokens = prompt_tokens(self._tokenizer, turns, self._template)
             params = SamplingParams(
                 **{**self._sampling, "max_tokens": self._sampling["max_tokens"] * len(kinds)},
-                **self._form(kinds),
+                **self._form(kinds, slot),
                 seed=seed,
             )
             async with asyncio.timeout(self._timeout_s):
@@ -148,12 +161,15 @@ class VLLMActor(AsyncActor):
             answer |= {"error": "engine_error", "text": f"{type(error).__name__}: {error}".splitlines()[0]}
         return answer | {"seconds": time.monotonic() - started}
 
-    def _form(self, kinds: list[str]) -> dict[str, Any]:
-        """Return sampling arguments that limit an answer to one line, or to JSON with a key per kind."""
-        if not self._joint:
+    def _form(self, kinds: list[str], slot: dict[str, Any] | None) -> dict[str, Any]:
+        """Return sampling arguments that limit an answer to one line, to JSON with a key per kind, or to a
+        slot's options."""
+        if not self._joint and slot is None:
             return {} if self._reasons else {"stop": ["\n"]}  # reasoning spans several lines
         from vllm.sampling_params import StructuredOutputsParams
 
+        if slot is not None:
+            return {"structured_outputs": StructuredOutputsParams(regex=slot_regex(slot))}
         return {"structured_outputs": StructuredOutputsParams(json=json_schema(kinds))}
 
 
@@ -194,6 +210,30 @@ def json_schema(kinds: list[str]) -> dict[str, Any]:
         "type": "object",
         "properties": {kind: {"type": "string"} for kind in kinds},
         "required": kinds,
+        "additionalProperties": False,
+    }
+
+
+ANY_WORD = "[a-z]{2,14}( [a-z]{2,14})?"
+"""Regular expression of what fills a slot without options."""
+_SPECIAL = re.compile(r"[.^$*+?{}\[\]\\|()]")
+
+
+def slot_regex(slot: dict[str, Any]) -> str:
+    """Return the regular expression of a JSON list with the wanted number of a slot's options."""
+    texts = [json.dumps(option, ensure_ascii=False)[1:-1] for option in slot["options"]]
+    one = "|".join(_SPECIAL.sub(r"\\\g<0>", text) for text in texts) or ANY_WORD
+    return rf'\["({one})"(, "({one})"){{{slot["count"] - 1}}}\]'
+
+
+def slot_schema(slot: dict[str, Any]) -> dict[str, Any]:
+    """Return the JSON schema of an object whose one key has the wanted number of a slot's options."""
+    item = {"enum": slot["options"]} if slot["options"] else {"pattern": f"^{ANY_WORD}$"}
+    texts = {"type": "array", "minItems": slot["count"], "maxItems": slot["count"]}
+    return {
+        "type": "object",
+        "properties": {"answers": texts | {"items": {"type": "string"} | item}},
+        "required": ["answers"],
         "additionalProperties": False,
     }
 
