@@ -8,6 +8,7 @@ any word may be answered and the whole caption is checked. A question takes 1 ms
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import re
@@ -32,6 +33,7 @@ ALTERNATIVES = 3
 WORDS = {Kind.REPLACE_NOUNS: Tag.NOUN, Kind.REPLACE_ADJECTIVES: Tag.ADJ}
 """Kinds that replace a single word, and its class; the others rewrite a clause."""
 
+_SWAPS = (Kind.SWAP_NOUNS, Kind.SWAP_ADJECTIVES)
 _MOST_WORDS, _MOST_CLAUSES = 24, 6
 _PIECE = re.compile(r"[^\W_]+(?:[-'’][^\W_]+)*|\s+|.", re.S)
 
@@ -125,19 +127,25 @@ class Slots:
         return slot_between(sentence.text, texts)
 
     def _candidates(self, sentence: Sentence, caption: str, kind: Kind, seed: int) -> list[str]:
-        """Return grammatical candidates of the rule engine that pass the checks."""
+        """Return grammatical candidates of the rule engine that pass the checks.
+
+        For a reshuffle, those that only swap two words give way to others: a swap may be asked for as well.
+        """
         most = _MOST_WORDS if kind in WORDS else _MOST_CLAUSES
         [proposals] = self._rules.propose([EditRequest(caption=caption, limit=most, seed=str(seed))], kind)
-        texts: dict[str, str] = {}
-        for proposal in proposals:
-            if len(texts) == most:
-                break
-            candidate = Candidate(
-                caption=sentence, negative=proposal.sentence, accepted=frozenset(texts), kind=kind
-            )
-            if not proposal.scrambled and first_failure(candidate, self._rules.language) is None:
-                texts[normal_form(proposal.sentence.text)] = proposal.sentence.text
-        return list(texts.values())
+        own, swaps = dict[str, str](), dict[str, str]()
+        for proposal in itertools.islice((p for p in proposals if not p.scrambled), 2 * most):
+            text = proposal.sentence.text
+            if len(own) < most and self._passes(sentence, proposal.sentence, kind):
+                swap = kind is Kind.RESHUFFLE and any(
+                    self._passes(sentence, proposal.sentence, other) for other in _SWAPS
+                )
+                (swaps if swap else own)[normal_form(text)] = text
+        return list((own or swaps).values())
+
+    def _passes(self, caption: Sentence, negative: Sentence, kind: Kind) -> bool:
+        candidate = Candidate(caption=caption, negative=negative, accepted=frozenset(), kind=kind)
+        return first_failure(candidate, self._rules.language) is None
 
     def _any_word(self, sentence: Sentence, kind: Kind, seed: int) -> Slot | None:
         """Return a slot for any word in the place of a noun or adjective that the word lists lack."""
