@@ -61,7 +61,12 @@ class OpenAIEngine:
             "sampling": sampling_arguments(self._config),
             "timeout_s": self._config.generation.timeout_s,
         }
-        return EnginePool(actor=OpenAIActor, arguments=arguments, resources={"num_cpus": ACTOR_CPUS})
+        return EnginePool(
+            actor=OpenAIActor,
+            arguments=arguments,
+            resources={"num_cpus": ACTOR_CPUS},
+            concurrency=self.concurrency,
+        )
 
 
 class OpenAIActor(AsyncActor):

@@ -36,7 +36,7 @@ class ScriptedEngine:
     """Engine that needs neither a model nor a server."""
 
     model = "scripted"
-    concurrency = None
+    concurrency = 256
 
     def __init__(self, config: NegativesConfig) -> None:
         self._config = config
