@@ -87,7 +87,7 @@ def generate_pending(
         _timed(folder, progress),
         pool.started(job.config.generation.stall_s, clock) as engines,
         sender(job, engines, words) as sends,
-        _Run(job, folder, shards, pending, progress) as run,
+        Run(job, folder, shards, pending, progress) as run,
     ):
         refusals = Refusals(job.config.engine, job.block)
         while True:
@@ -106,7 +106,7 @@ def generate_pending(
                 return False
 
 
-class _Run:
+class Run:
     """The open windows of a run: what to ask for next, and what becomes of the answers.
 
     Args:
@@ -133,7 +133,7 @@ class _Run:
         self._unwritten: list[Row] = []
         self._written_at = 0.0
 
-    def __enter__(self) -> _Run:
+    def __enter__(self) -> Run:
         return self
 
     def __exit__(self, *error: object) -> None:
