@@ -106,6 +106,7 @@ def test_question_without_a_place_for_the_kind_is_not_asked(checks: QualityCheck
         ('<think>["dog"]</think>\n```json\n["cat"]\n```', ["cat"]),
         ('["cat", "hor', ["cat"]),
         ('["a \\"big\\" cat", ""]', ['a "big" cat']),
+        ('["c\\at", "horse"]', ["horse"]),
         ("cat", []),
     ],
 )
@@ -129,6 +130,14 @@ def test_judge_one_answer_supplies_as_many_as_are_wanted_and_costs_once(checks: 
     assert [row["text"] for row in rows] == [slot.filled(option) for option in slot.options[:2]]
     assert [row["prompt_tokens"] for row in rows] == [90, 0]
     assert len(judge(checks, slot, Kind.REPLACE_NOUNS, text)) == 1
+
+
+@pytest.mark.parametrize("caption", [FOX, "The thermometer hangs."])
+def test_judge_half_a_character_is_a_reject_that_files_can_hold(checks: QualityChecks, caption: str) -> None:
+    slot = slot_of(checks, Kind.REPLACE_NOUNS, caption)
+    (row,) = judge(checks, slot, Kind.REPLACE_NOUNS, '["\\ud83d"]')
+    assert row["state"] == "rejected"
+    assert row["text"].encode()
 
 
 @pytest.mark.parametrize(

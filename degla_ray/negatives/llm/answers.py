@@ -8,6 +8,7 @@ requested one. This file does not import Ray. An answer takes 2 ms, most of it i
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import unicodedata
@@ -178,6 +179,8 @@ def _failed(answer: dict[str, Any]) -> dict[str, str]:
 
 
 def _rejected(text: str, reason: RejectReason, detail: str) -> dict[str, str]:
+    # JSON can write half of a character, which no file can hold.
+    text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return {"state": State.REJECTED.value, "text": text, "reason": reason.value, "detail": detail}
 
 
@@ -224,8 +227,10 @@ def read_answer(answer: str, caption: str, *, cut_off: bool) -> str | Unusable:
 
 def alternatives(answer: str) -> list[str]:
     """Return the distinct complete strings of the JSON in an answer, in order, without an object's keys."""
-    found = _STRING.findall(after_thought(answer) or "")
-    texts = [json.loads(text, strict=False) for text, key in found if not key]
+    texts = []
+    for string, key in _STRING.findall(after_thought(answer) or ""):
+        with contextlib.suppress(json.JSONDecodeError):  # an escape that JSON does not know
+            texts += [] if key else [json.loads(string, strict=False)]
     return list(dict.fromkeys(text for text in texts if text.strip()))
 
 

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from degla_ray.language.edits import substituted
 from degla_ray.language.lexicon import article
 from degla_ray.language.phrases import noun_phrases
-from degla_ray.language.tagging import Sentence, Tag
+from degla_ray.language.tagging import Sentence
 from degla_ray.negatives.checks import Candidate, first_failure, normal_form
 from degla_ray.negatives.rules import RuleEngine
 from degla_ray.negatives.selection import EditRequest
@@ -30,8 +30,8 @@ SLOTS_VERSION = 1
 ALTERNATIVES = 3
 """Answers wanted for a question: the next one counts where one is a duplicate or fails a check."""
 
-WORDS = {Kind.REPLACE_NOUNS: Tag.NOUN, Kind.REPLACE_ADJECTIVES: Tag.ADJ}
-"""Kinds that replace a single word, and its class; the others rewrite a clause."""
+WORDS = (Kind.REPLACE_NOUNS, Kind.REPLACE_ADJECTIVES)
+"""Kinds that replace a single word; the others rewrite a clause."""
 
 _SWAPS = (Kind.SWAP_NOUNS, Kind.SWAP_ADJECTIVES)
 _MOST_WORDS, _MOST_CLAUSES = 24, 6
