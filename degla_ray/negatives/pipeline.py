@@ -33,6 +33,7 @@ from degla_ray.negatives.llm.generation import generate_pending, reopen
 from degla_ray.negatives.llm.progress import estimate
 from degla_ray.negatives.llm.prompting import Prompts, load_prompts, prompt_sha
 from degla_ray.negatives.llm.sending import GenerationJob
+from degla_ray.negatives.llm.slots import SLOTS_VERSION
 from degla_ray.negatives.progress_line import ProgressLine
 from degla_ray.negatives.rules import RuleEngine
 from degla_ray.negatives.selection import ORDER
@@ -171,7 +172,7 @@ def prompts_of(config: NegativesConfig) -> Prompts:
     if config.engine not in ENGINES:
         return {}
     asked = config.generation
-    return load_prompts(kinds_of(config), asked.shots, config.seed, joint=asked.prompting == "joint")
+    return load_prompts(kinds_of(config), asked.shots, config.seed, prompting=asked.prompting)
 
 
 def identity_of(config: NegativesConfig, prepared: str) -> dict[str, Any]:
@@ -201,6 +202,7 @@ def _engine_identity(config: NegativesConfig, prompts: Prompts) -> dict[str, Any
     return {
         **ENGINES[config.engine](config).identity(),
         **{name: getattr(asked, name) for name in decides},
+        **({"slots": SLOTS_VERSION} if asked.prompting == "slots" else {}),
         "prompt_sha": prompt_sha(prompts),
         "words": RuleEngine.identity(),  # word lists of the checks, and of the rules used to fill in
     }
