@@ -245,7 +245,7 @@ def _tests(config: EvaluateConfig, keep: bool = True) -> Tests:
         inputs |= {"prepared": manifest["fingerprint"], "split": config.split}
         if config.negatives is not None:
             made, manifest = read_complete(config.negatives, "negatives")
-            table = made.read_dataset("negatives", NEGATIVES)
+            table = made.read_dataset("negatives", NEGATIVES, ["sample_id", "kind", "negative"])
             benchmarks.append(own_negatives(captions, table, PREPARED, config.negatives))
             inputs["negatives"] = manifest["fingerprint"]
     if config.published.given:

@@ -143,7 +143,7 @@ def build_report(
         kinds={
             kind.value: _kind_report(kind, counts, pairs.get(kind, []), config.seed)
             for kind in ORDER
-            if kind in config.kinds
+            if config.kinds is None or kind in config.kinds
         },
     )
     return report, pairs
