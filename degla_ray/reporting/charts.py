@@ -39,8 +39,9 @@ _CONFIG: Spec = {
     "axis": {
         **{"labelColor": SOFT, "titleColor": SOFT, "gridColor": LINE, "domainColor": LINE},
         **{"tickColor": LINE, "labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal"},
-        "labelLimit": 150,
+        **{"labelLimit": 150, "labelOverlap": True, "labelSeparation": 8},
     },
+    "axisQuantitative": {"tickCount": 6},
     "legend": {"labelColor": INK, "titleColor": SOFT, "labelFontSize": 12, "orient": "top", "title": None},
     "text": {"color": INK},
 }
@@ -132,7 +133,10 @@ def tooltip(*fields: tuple[str, str]) -> list[Spec]:
 
 
 def legend_toggle(field: str) -> Spec:
-    """Return a parameter `chosen`: clicks in the legend choose and drop entries of a field."""
+    """Return a parameter `chosen`: clicks in the legend choose and drop entries of a field.
+
+    It belongs to the first layer with a colour, from which Vega-Lite takes the legend of all layers.
+    """
     select = {"type": "point", "fields": [field], "toggle": "true"}
     return {"name": "chosen", "select": select, "bind": "legend"}
 
