@@ -90,7 +90,7 @@ def _environment() -> Environment:
 
 def _breakable(name: str) -> Markup:
     """Return a name that may be broken after `/`, `_` and `.` where a column is narrow."""
-    return Markup(re.sub(r"([/_.])", r"\1<wbr>", escape(name)))
+    return Markup(re.sub(r"([/_.])", r"\1<wbr>", str(escape(name))))
 
 
 def _candidates(item: Disagreement) -> list[Runs]:

@@ -86,7 +86,7 @@ def retention_plot(comparison: Comparison) -> Chart | None:
         },
     ]
     for layer in ours[2:]:
-        layer["encoding"] |= {"color": colour, "opacity": CHOSEN}
+        layer["encoding"] |= {"opacity": CHOSEN} | ({} if "text" in layer["encoding"] else {"color": colour})
     others = _published_layers(published, place)
     note = " Published models are grey; hollow where their zero-shot scores are int_logits." if others else ""
     return Chart(
