@@ -34,7 +34,7 @@ BLIND = (
 )
 _STATES = {
     "ok": "with negatives",
-    "rejected": "all candidates rejected",
+    "rejected": "all rejected",
     "error": "failed",
     "not_applicable": "not applicable",
 }

@@ -64,29 +64,7 @@ def retention_plot(comparison: Comparison) -> Chart | None:
     x_axis = {"field": "x", "type": "quantitative", "title": textwrap.wrap(x_label, 60), "scale": scale}
     y_axis = {"field": "y", "type": "quantitative", "title": textwrap.wrap(y_label, 40), "scale": scale}
     place = {"x": x_axis, "y": y_axis}
-    colour = colour_by("model", [str(row["model"]) for row in placed])
-    lines = {"type": "rule", "strokeDash": [2, 3], "color": SOFT, "opacity": 0.6}
-    ours: list[dict[str, Any]] = [
-        {"mark": lines, "data": {"values": placed[:1]}, "encoding": {"x": x_axis}},
-        {"mark": lines, "data": {"values": placed[:1]}, "encoding": {"y": y_axis}},
-        {
-            "params": [legend_toggle("model"), zoom("x", "y")],
-            "mark": {"type": "point", "filled": True, "size": 110, "opacity": 1},
-            "encoding": {
-                **place,
-                "shape": shape_by("model", [str(row["model"]) for row in placed]),
-                "tooltip": tooltip(("model", "model"), ("x_said", x_label), ("y_said", y_label)),
-            },
-        },
-        {"mark": "rule", "encoding": {**place, "x": {**x_axis, "field": "x_low"}, "x2": {"field": "x_high"}}},
-        {"mark": "rule", "encoding": {**place, "y": {**y_axis, "field": "y_low"}, "y2": {"field": "y_high"}}},
-        {
-            "mark": {"type": "text", "align": "left", "dx": 9, "dy": -9, "fontWeight": "bold"},
-            "encoding": {**place, "text": {"field": "model"}},
-        },
-    ]
-    for layer in ours[2:]:
-        layer["encoding"] |= {"opacity": CHOSEN} | ({} if "text" in layer["encoding"] else {"color": colour})
+    ours = _model_layers(comparison.labels, placed, place)
     others = _published_layers(published, place)
     note = " Published models are grey; hollow where their zero-shot scores are int_logits." if others else ""
     return Chart(
@@ -95,6 +73,37 @@ def retention_plot(comparison: Comparison) -> Chart | None:
         f"intervals; dotted lines through the first model.{note}",
         spec={"height": 330, "data": {"values": placed}, "layer": [*others, *ours]},
     )
+
+
+def _model_layers(
+    labels: Sequence[str], placed: Sequence[Mapping[str, Any]], place: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """Return the layers of the compared models' points, intervals and names."""
+    colour = {"color": colour_by("model", labels, legend={"values": [row["model"] for row in placed]})}
+    lines = {"type": "rule", "strokeDash": [2, 3], "color": SOFT, "opacity": 0.6}
+    first = {"mark": lines, "data": {"values": placed[:1]}}
+    told = tooltip(("model", "model"), ("x_said", "retention, %"), ("y_said", "composition, %"))
+    name = {"type": "text", "align": "left", "dx": 9, "dy": -9, "fontWeight": "bold", "limit": 140}
+    across = {"x": {**place["x"], "field": "x_low"}, "x2": {"field": "x_high"}}
+    upwards = {"y": {**place["y"], "field": "y_low"}, "y2": {"field": "y_high"}}
+    return [
+        {**first, "encoding": {"x": place["x"]}},
+        {**first, "encoding": {"y": place["y"]}},
+        {
+            "params": [legend_toggle("model"), zoom("x", "y")],
+            "mark": {"type": "point", "filled": True, "size": 110, "opacity": 1},
+            "encoding": {
+                **place,
+                **colour,
+                "shape": shape_by("model", labels),
+                "opacity": CHOSEN,
+                "tooltip": told,
+            },
+        },
+        {"mark": "rule", "encoding": {**place, **across, **colour, "opacity": CHOSEN}},
+        {"mark": "rule", "encoding": {**place, **upwards, **colour, "opacity": CHOSEN}},
+        {"mark": name, "encoding": {**place, "text": {"field": "model"}, "opacity": CHOSEN}},
+    ]
 
 
 def _published_layers(rows: Sequence[Mapping[str, Any]], place: Mapping[str, Any]) -> list[dict[str, Any]]:
