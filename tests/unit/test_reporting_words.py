@@ -138,10 +138,11 @@ def test_csv_label_that_a_spreadsheet_would_compute_is_a_text() -> None:
 
 def test_latex_rows_have_as_many_cells_as_columns_and_no_open_character() -> None:
     comparison = whole()
-    labels = ("a_b & c", "50 % $x$ {", r"\input{x} ~^#")
+    labels = ("a_b & c", "50 % $x$ {", r"[\input{x} ~^#")
     source = latex_tables(replace(comparison, labels=labels))
     assert source.count("\\begin{tabular}") == 1 + len(comparison.groups)
     assert "\\input" not in source
+    assert "{}[" in source  # else an argument of the line break before
     for tabular in re.findall(r"\\begin\{tabular\}\{(.*?)\}(.*?)\\end\{tabular\}", source, re.DOTALL):
         columns, body = tabular
         lines = [line for line in body.splitlines() if line.endswith("\\\\")]
