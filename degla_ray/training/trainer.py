@@ -18,6 +18,7 @@ from ray.train import UserCallback
 
 import degla_ray
 from degla_ray import ray_setup, resources, shared_paths, tracking
+from degla_ray.commit import commit
 from degla_ray.config import TrainConfig
 from degla_ray.errors import SettingError
 from degla_ray.identity import canonical, fingerprint
@@ -152,7 +153,7 @@ def _plan(config: TrainConfig, identity: dict[str, Any], run: Storage, name: str
     driver_only = ["data.negatives", "data.neighbours"]
     shared_paths.require_shared(config, {"output": config.output}, driver_only=driver_only)
     described = {"fingerprint": fingerprint(identity), "identity": identity, "config": canonical(config)}
-    run.write_json(described, CONFIG)
+    run.write_json(described | {"commit": commit()}, CONFIG)
     plan = RunPlan(
         config=config,
         identity=identity,
