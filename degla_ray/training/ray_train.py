@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import signal
-from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -14,10 +13,10 @@ from ray.train import (
     CheckpointConfig,
     RunConfig,
     ScalingConfig,
-    UserCallback,
     ValidationConfig,
 )
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.execution.callback import ControllerCallback
 from ray.train.v2.api.exceptions import TrainingFailedError
 
 from degla_ray import ray_setup
@@ -72,7 +71,7 @@ def describe(config: TrainConfig) -> str:
 
 
 class _Trainer(TorchTrainer):
-    """A TorchTrainer with this project's recovery, and with a handle of its controller.
+    """A TorchTrainer with this project's recovery, whose controller `end` finds.
 
     It leaves out Ray 2.60's PlacementGroupCleaner if there is no dashboard. The cleaner asks the dashboard
     every second whether the run is alive; without a dashboard it prints a warning every second. The placement
@@ -80,43 +79,59 @@ class _Trainer(TorchTrainer):
     """
 
     recovery: Recovery
-    controller: Any = None
+    run: Storage
 
     def _initialize_and_run_controller(self, **arguments: Any) -> Any:
         return super()._initialize_and_run_controller(**arguments | {"failure_policy": self.recovery})
 
-    def _register_sigint_handler(self, controller: Any) -> None:
-        self.controller = controller
-        super()._register_sigint_handler(controller)
-
-    def end(self) -> None:
-        """End the workers, and withdraw Ray Train's request to the autoscaler."""
-        if self.controller is not None:
-            # The controller ends in the middle of the call.
-            with contextlib.suppress(ray.exceptions.RayError):
-                ray.get(self.controller.abort.remote(), timeout=_ABORT_S)
-
     def _create_default_callbacks(self) -> list[Any]:
-        callbacks = super()._create_default_callbacks()
+        callbacks = [*super()._create_default_callbacks(), _Announce(self.run.uri)]
         if ray._private.worker.get_dashboard_url():
             return callbacks
         return [c for c in callbacks if type(c).__name__ != "PlacementGroupCleanerCallback"]
 
 
-def fit(config: TrainConfig, name: str, job: Job, callbacks: Sequence[UserCallback], run: Storage) -> None:
+class _Announce(ControllerCallback):
+    """Puts the controller's handle where `end` finds it, which no driver has outside its main thread."""
+
+    def __init__(self, run: str) -> None:
+        self._run = run
+
+    def after_controller_start(self, train_run_context: object) -> None:
+        stopping.set_controller(self._run, ray.get_runtime_context().current_actor)
+
+
+def end(run: str) -> int | None:
+    """Save a run that trains if it can, end its workers, and free what they reserve.
+
+    Ray Train frees the workers of a run whose driver ended only where the dashboard's State API runs.
+
+    Returns:
+        Step of the checkpoint; None if no worker trained.
+    """
+    saved = stopping.save_now(run)
+    controller = stopping.controller(run)
+    if controller is not None:
+        # The controller ends in the middle of the call. It withdraws the request to the autoscaler too.
+        with contextlib.suppress(ray.exceptions.RayError):
+            ray.get(controller.abort.remote(), timeout=_ABORT_S)
+    return saved
+
+
+def fit(config: TrainConfig, name: str, job: Job, run: Storage) -> None:
     """Run the workers to the end.
 
     Args:
         config: the run's config.
         name: name of the run's folder.
         job: arguments of every worker.
-        callbacks: Ray Train callbacks.
         run: the run's folder.
 
     Raises:
         DeglaError: the error that a worker wrote to the run's folder.
         TrainingFailedError: workers were lost too often (recovery.py), or something else failed.
-        SystemExit: the driver was told to end; the workers have saved a checkpoint if they could.
+        SystemExit: the driver, or the run by `end`, was told to end; the workers have saved a checkpoint if
+            they could.
     """
     stopping.forget(run.uri)
     output = Storage(config.output)
@@ -136,24 +151,27 @@ def fit(config: TrainConfig, name: str, job: Job, callbacks: Sequence[UserCallba
             **({} if output.is_local else {"storage_filesystem": output.filesystem}),
             storage_path=output.path(),
             checkpoint_config=CheckpointConfig(num_to_keep=config.checkpoint.keep),
-            callbacks=list(callbacks),
             # Recovery tells what happened in a line; Ray Train's logs would repeat it with tracebacks.
             logging_config=ray.train.LoggingConfig(log_level="CRITICAL"),
         ),
         validation_config=_validation(config, run),
     )
-    trainer.recovery = Recovery(config, needs(config)[0], name, run)
+    trainer.recovery, trainer.run = Recovery(config, needs(config)[0], name, run), run
     failure: TrainingFailedError | None = None
     try:
         trainer.fit()
-    except SystemExit as end:
-        if end.code == 128 + signal.SIGTERM:  # not where Ray Train makes one of Ctrl-C
-            saved = stopping.save_now(run.uri)
+    except SystemExit as stop:
+        if stop.code == 128 + signal.SIGTERM:  # not where Ray Train makes one of Ctrl-C
+            saved = end(run.uri)
             print(f"{name}: ends; " + ("nothing new is saved" if saved is None else f"saved step {saved}"))
-            trainer.end()
+        raise
+    except ray.exceptions.RayActorError:
+        if stopping.asked(run.uri):  # another thread ended the run
+            raise SystemExit(f"{name}: was ended") from None
         raise
     except TrainingFailedError as error:
         failure = error
+    stopping.forget(run.uri)  # nothing is left to end
     if run.exists(ERROR):
         raise DeglaError(run.read_json(ERROR)["message"]) from failure
     if failure is not None:
