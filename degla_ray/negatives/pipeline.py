@@ -61,7 +61,7 @@ TRUTHS = {"true": "truth.{}.true", "false": "truth.{}.false", "not parseable": "
 """Headings and counts of a kind's candidates that passed the text checks, by their truth of a scene."""
 
 Publish = Callable[[NegativesConfig, StageFolder, str], None]
-"""Reports a language model's output; the last argument is the model's name."""
+"""Reports a finished folder; the last argument is the language model's name, empty for rules."""
 
 
 def generate(config: NegativesConfig, publish: Publish | None = None) -> dict[str, int]:
@@ -69,7 +69,7 @@ def generate(config: NegativesConfig, publish: Publish | None = None) -> dict[st
 
     Args:
         config: the settings.
-        publish: called once a language model's negatives are complete.
+        publish: called once the negatives are complete, unless they were copied from the source.
 
     Returns:
         The manifest's counts: captions, rows.<kind>, captions.<kind>.<ok|rejected|not_applicable> and
@@ -132,8 +132,8 @@ def _generate(config: NegativesConfig, publish: Publish | None) -> dict[str, int
     _report(counts, published=publish is not None and engine is not None)
     _check_ledger(config, counts)
     counts = folder.finish()
-    if publish is not None and engine is not None:
-        publish(config, folder, engine.model)
+    if publish is not None and config.engine != GIVEN_KIND:
+        publish(config, folder, engine.model if engine is not None else "")
     _check_accepted(config, folder, counts)
     return counts
 
