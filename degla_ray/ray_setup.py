@@ -53,6 +53,9 @@ _PROCESS_ENV = {
     "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
     # Tune's new console output prints a box of settings and TensorBoard's command at any verbosity.
     "RAY_AIR_NEW_OUTPUT": "0",
+    # A trial answers before its first score is known, and what it finds is in the sweep's own files.
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     # Ray 2.60 warns once a worker about how it will treat CUDA_VISIBLE_DEVICES; "0" is its new behaviour.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     # Lines from workers that alarm without cause: Train's cleaner asks a State API that only runs with the
@@ -86,7 +89,7 @@ def start(config: RayConfig, *, include_dashboard: bool = False) -> None:
 
     Args:
         config: where Ray runs.
-        include_dashboard: start the dashboard with a local Ray (early stopping of trials needs it).
+        include_dashboard: start the dashboard with a local Ray.
 
     Raises:
         SettingError: the cluster cannot be joined.

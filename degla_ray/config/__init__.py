@@ -5,7 +5,7 @@ under a field is its help text and states its unit. Impossible combinations rais
 No environment variable is read here.
 """
 
-from degla_ray.config.chains import ChainConfig, PretrainScenesConfig, TuneConfig
+from degla_ray.config.chains import ChainConfig, PretrainScenesConfig
 from degla_ray.config.dry_run import DryRunConfig
 from degla_ray.config.evaluation import (
     CompareConfig,
@@ -45,6 +45,7 @@ from degla_ray.config.training import (
     TrainConfig,
     ValidationSettings,
 )
+from degla_ray.config.tuning import Keep, TuneConfig
 
 JOBS: dict[str, type] = {
     "prepare": PrepareConfig,
@@ -84,6 +85,7 @@ __all__ = [
     "Flickr8kConfig",
     "GenerationConfig",
     "InterpolateConfig",
+    "Keep",
     "ModelConfig",
     "NegativesConfig",
     "NegclipTsvConfig",

@@ -9,6 +9,7 @@ from typing import Literal, get_args, get_type_hints
 
 from degla_ray.config.scoring import ScoringConfig
 from degla_ray.config.shared import ComputeConfig, RayConfig, TrackingConfig, require
+from degla_ray.schema import Kind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,6 +176,8 @@ class DataConfig:
     """Folder that `prepare` wrote."""
     negatives: str | None = None
     """Folder that `negatives` wrote; null only if the objective uses no negatives."""
+    kinds: list[Kind] | None = None
+    """Kinds of negatives to train with; null: all that are there."""
     neighbours: str | None = None
     """Folder that `neighbours` wrote: adds a hard-negative image to each image (objective negclip)."""
     split: str = "train"
@@ -195,6 +198,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         tasks = self.decode_tasks
+        require(self.kinds is None or bool(self.kinds), "data.kinds", self.kinds, "at least one, or null")
         require(tasks is None or tasks >= 1, "data.decode_tasks", tasks, "at least 1, or null")
         require(self.cache_gb > 0, "data.cache_gb", self.cache_gb, "more than 0")
         require(self.block_rows >= 0, "data.block_rows", self.block_rows, "at least 0")

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
 import ray
-from ray.train import UserCallback
 
 import degla_ray
 from degla_ray import ray_setup, resources, shared_paths, tracking
@@ -44,7 +42,7 @@ from degla_ray.training.job import (
 )
 from degla_ray.training.profiler import file_name
 from degla_ray.training.progress import Monitor
-from degla_ray.training.run_identity import absolute, run_identity, with_precision
+from degla_ray.training.run_identity import absolute, run_folder, run_identity, run_name, with_precision
 
 RESULT = "result.json"
 _LIBRARIES = ("torch", "open_clip_torch", "ray", "numpy", "pillow", "pyarrow")
@@ -71,14 +69,11 @@ class TrainResult:
     trace_path: str
 
 
-def train(
-    config: TrainConfig, *, callbacks: Sequence[UserCallback] = (), parent_run_id: str | None = None
-) -> TrainResult:
+def train(config: TrainConfig, *, parent_run_id: str | None = None) -> TrainResult:
     """Train or resume a run and return its result; a finished run with the same settings is not repeated.
 
     Args:
         config: the run's config.
-        callbacks: Ray Train callbacks, e.g. the one that reports to Ray Tune.
         parent_run_id: MLflow run of the sweep that this run belongs to.
 
     Raises:
@@ -90,15 +85,14 @@ def train(
     check_model(config.model)
     config = with_precision(absolute(config))
     identity = run_identity(config)
-    name = f"{config.name}-{fingerprint(identity)}"
-    run = Storage(f"{config.output.rstrip('/')}/{name}")
+    name, run = run_name(config, identity), Storage(run_folder(config, identity))
     if config.resume == "never" and run.exists(CONFIG):
         raise SettingError("resume", "never", f"auto, or another name: {run.uri} exists")
     if not run.exists(RESULT):
         with Lease(run):
             if not run.exists(RESULT):  # the previous owner may just have finished it
                 plan = _plan(config, identity, run, name)
-                return _publish(plan, _run(plan, callbacks, parent_run_id))
+                return _publish(plan, _run(plan, parent_run_id))
     print(f"{name}: already finished")
     return read_result(run)
 
@@ -201,7 +195,7 @@ def _announce(plan: RunPlan) -> None:
             print(f"{plan.name}: {warning}")
 
 
-def _run(plan: RunPlan, callbacks: Sequence[UserCallback], parent_run_id: str | None) -> str | None:
+def _run(plan: RunPlan, parent_run_id: str | None) -> str | None:
     """Train to the end, with progress on the console and in MLflow; return the MLflow run."""
     config, run = plan.config, plan.run
     samples, texts = tokens.tokenise_all(run, plan.samples, config.model)
@@ -209,7 +203,7 @@ def _run(plan: RunPlan, callbacks: Sequence[UserCallback], parent_run_id: str | 
     with _tracked(plan, parent_run_id) as run_id:
         _log_inputs(plan, run_id, texts)
         with Monitor(run, plan.name, plan.total_steps, config.tracking, run_id, plan.resumed_step):
-            ray_train.fit(config, plan.name, _job(plan, samples), callbacks, run)
+            ray_train.fit(config, plan.name, _job(plan, samples), run)
         last = checkpoint_folders.folder_name(plan.total_steps)
         trace.finish(run, run.read_bytes(last, TRACE))
         # Only the small files: weights stay in the run's folder, which a tag of the MLflow run names.
