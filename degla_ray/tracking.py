@@ -15,13 +15,17 @@ import logging
 import math
 import os
 import re
+import shlex
+import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
+import degla_ray
 from degla_ray.config import TrackingConfig
 from degla_ray.errors import DataError, SettingError
 from degla_ray.identity import canonical, flatten
@@ -33,7 +37,9 @@ if TYPE_CHECKING:
 
 FINGERPRINT_TAG = "degla.fingerprint"
 FOLDER_TAG = "degla.folder"  # URI of the folder that the run writes
+STAGE_TAG = "degla.stage"
 PARENT_TAG = "mlflow.parentRunId"
+NOTE_TAG = "mlflow.note.content"  # Markdown above the run
 TABLES_TAG = "mlflow.loggedArtifacts"  # where its UI looks for tables
 METRICS_PER_CALL = 1000  # MLflow's own limits (mlflow.utils.validation)
 ENTRIES_PER_CALL = 100
@@ -66,7 +72,7 @@ def find_or_create_run(
         folder: URI of the folder that the run writes.
         params: any nested config; logged under dotted names, truncated to MLflow's limits.
         tags: further tags; also set on an existing run.
-        parent_run_id: run of the sweep that this run belongs to.
+        parent_run_id: run that this run belongs to, such as a sweep's.
 
     Returns:
         The run id; None if tracking is off.
@@ -94,7 +100,7 @@ def find_or_create_run(
         run = found[0]
         client.update_run(run.info.run_id, status="RUNNING")
     else:
-        own = {FINGERPRINT_TAG: fingerprint, FOLDER_TAG: place, **parent}
+        own = {FINGERPRINT_TAG: fingerprint, FOLDER_TAG: place, **parent, **_origin()}
         run = client.create_run(experiment_id, run_name=masked(name), tags=own)
     run_id: str = run.info.run_id
     _log_params(client, run_id, params, known=set(run.data.params))
@@ -244,6 +250,22 @@ def finish(config: TrackingConfig, run_id: str | None, status: str = "FINISHED")
         _client(config).set_terminated(run_id, status)
 
 
+def run_of_folder(config: TrackingConfig, folder: str, stage: str) -> str | None:
+    """Return the newest run of a stage that wrote `folder`, a URI; None if tracking is off or has none."""
+    if not config.enabled:
+        return None
+    client = _client(config)
+    place = _cut(masked(folder), TAG_LENGTH)
+    quote = '"' if "'" in place else "'"
+    found = client.search_runs(
+        [_experiment(client, config)],
+        f"tags.`{FOLDER_TAG}` = {quote}{place}{quote} and tags.`{STAGE_TAG}` = '{stage}'",
+        order_by=["attributes.start_time DESC"],
+        max_results=1,
+    )
+    return str(found[0].info.run_id) if found else None
+
+
 def run_tags(config: TrackingConfig, run_id: str) -> dict[str, str]:
     """Return all tags of a run.
 
@@ -264,6 +286,70 @@ def download_artifacts(config: TrackingConfig, run_id: str, path: str, target: s
     return Path(_client(config).download_artifacts(run_id, path, str(target)))
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunEntry:
+    """A run as `degla runs` lists it; `metrics` has the latest value of each."""
+
+    name: str
+    stage: str
+    status: str
+    started: datetime
+    folder: str
+    metrics: Mapping[str, float]
+
+
+def newest(config: TrackingConfig, stages: Sequence[str], limit: int) -> list[RunEntry]:
+    """Return the newest runs of some stages, newest first.
+
+    Raises:
+        SettingError: there is no such store or experiment; none is created.
+    """
+    path = sqlite_path(config.uri)
+    store = None if path is not None and not path.exists() else _client(config)
+    experiment = store and store.get_experiment_by_name(config.experiment)
+    if store is None or experiment is None:
+        found = f"{config.uri}, experiment {config.experiment}"
+        raise SettingError("tracking", found, "an MLflow store with this experiment")
+    runs = []
+    for stage in stages:  # MLflow's queries have no "or"
+        query = f"tags.`{STAGE_TAG}` = '{stage}'"
+        runs += store.search_runs(
+            [experiment.experiment_id], query, order_by=["attributes.start_time DESC"], max_results=limit
+        )
+    runs.sort(key=lambda run: run.info.start_time, reverse=True)
+    return [
+        RunEntry(
+            name=run.info.run_name,
+            stage=run.data.tags[STAGE_TAG],
+            status=run.info.status,
+            started=datetime.fromtimestamp(run.info.start_time / 1000),
+            folder=run.data.tags.get(FOLDER_TAG, ""),
+            metrics=run.data.metrics,
+        )
+        for run in runs[:limit]
+    ]
+
+
+def page(config: TrackingConfig) -> list[str]:
+    """Return the lines that say how to see the runs: the program to start unless a server runs, and a page.
+
+    The page is the experiment's table of runs: MLflow's start page shows traces, of which there are none.
+    """
+    if not config.enabled:
+        return []
+    number = _experiment(_client(config), config)
+    view = f"#/experiments/{number}?workflowType=machine_learning"
+    uri = masked(config.uri)
+    if uri.startswith("http"):
+        return [f"runs:   {uri.rstrip('/')}/{view}"]
+    program = Path(sys.executable).with_name("mlflow")
+    shown = program.relative_to(Path.cwd()) if program.is_relative_to(Path.cwd()) else program
+    return [
+        f"runs:   {shown} ui --backend-store-uri {shlex.quote(uri)}",
+        f"        then open http://127.0.0.1:5000/{view}",
+    ]
+
+
 def _running_below(config: TrackingConfig, run_id: str | None) -> list[str]:
     """Return the ids of a run's child runs that are still running."""
     if run_id is None:
@@ -272,6 +358,25 @@ def _running_below(config: TrackingConfig, run_id: str | None) -> list[str]:
     query = f"tags.`{PARENT_TAG}` = '{run_id}' and attributes.status = 'RUNNING'"
     found = client.search_runs([client.get_run(run_id).info.experiment_id], query)
     return [run.info.run_id for run in found]
+
+
+def _origin() -> dict[str, str]:
+    """Return the tags from which MLflow shows user, program and git commit, and this package's version."""
+    from mlflow.tracking.context.registry import resolve_tags
+
+    return {
+        **{key: masked(value) for key, value in resolve_tags().items()},
+        "degla.version": degla_ray.__version__,
+    }
+
+
+def client(config: TrackingConfig) -> MlflowClient:
+    """Return MLflow's client of the store.
+
+    Raises:
+        SettingError: the store cannot be opened.
+    """
+    return _client(config)
 
 
 def _client(config: TrackingConfig) -> MlflowClient:
