@@ -161,7 +161,7 @@ def _evaluation(folder: Storage, summary: Summary) -> _Evaluation:
 def _of_run(run_id: str, config: TrackingConfig, output: Storage) -> _Evaluation:
     """Return a run's evaluation: from its tagged folder if unchanged there, otherwise from its artifacts."""
     tags = tracking.run_tags(config, run_id)
-    stage = tags.get("degla.stage", tags.get("stage"))
+    stage = tags.get(tracking.STAGE_TAG)
     if stage != STAGE:
         raise DataError(f"MLflow run {run_id}", f"a run of stage {stage!r}", "a run of `jobs/evaluate.py`")
     folder = tags[tracking.FOLDER_TAG]
@@ -228,7 +228,7 @@ def _track(
         fingerprint=fingerprint({"stage": "compare", "evaluations": identity}),
         folder=output.uri,
         params={"compare": config},
-        tags={"degla.stage": "compare"},
+        tags={tracking.STAGE_TAG: "compare"},
     )
     with or_told(f"the comparison of {len(comparison.labels)} models is"), run as run_id:
         tracking.log_metrics(config.tracking, run_id, _metrics(comparison, range(len(comparison.labels))))

@@ -182,7 +182,7 @@ def publish(config: NegativesConfig, folder: StageFolder, model: str) -> None:
         folder.fingerprint,
         uri,
         params=canonical(config),
-        tags={"stage": "negatives"},
+        tags={tracking.STAGE_TAG: "negatives"},
     )
     with or_told(f"the report of {uri} is"), run as run_id:
         tracking.log_dataset(config.tracking, run_id, "negatives", folder.fingerprint, uri, "output")

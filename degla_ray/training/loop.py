@@ -266,6 +266,7 @@ def _export(state: TrainState, job: Job, loaded: LoadedModel) -> None:
         "fingerprint": job.fingerprint,
         "objective": canonical(job.config.objective),
         "steps": state.step,
+        "data": job.data,
     }
     models = {EXPORT_STUDENT: merged(state.student)}
     if state.teacher is not None and job.config.teacher.kind == "ema":

@@ -17,7 +17,7 @@ import ray
 import degla_ray
 from degla_ray import ray_setup, resources, shared_paths, tracking
 from degla_ray.commit import commit
-from degla_ray.config import TrainConfig
+from degla_ray.config import DataConfig, TrainConfig
 from degla_ray.errors import SettingError
 from degla_ray.identity import canonical, fingerprint
 from degla_ray.lease import Lease
@@ -74,7 +74,7 @@ def train(config: TrainConfig, *, parent_run_id: str | None = None) -> TrainResu
 
     Args:
         config: the run's config.
-        parent_run_id: MLflow run of the sweep that this run belongs to.
+        parent_run_id: MLflow run of the chain or sweep that this run belongs to.
 
     Raises:
         SettingError: a setting cannot work, the run exists although `resume` is `never`, there are too few
@@ -189,7 +189,7 @@ def _announce(plan: RunPlan) -> None:
     _, prepared = read_complete(config.data.prepared, "prepare")
     for warning in (
         sanity.long_warmup(config, plan.total_steps),
-        sanity.scenes_model_on_other_data(config.model, prepared["made_from"].get("source")),
+        sanity.scenes_model_on_other_data(config.model, prepared),
     ):
         if warning:
             print(f"{plan.name}: {warning}")
@@ -223,7 +223,20 @@ def _job(plan: RunPlan, samples: Samples) -> Job:
         versions={"degla_ray": degla_ray.__version__} | {lib: version(lib) for lib in _LIBRARIES},
         candidates=sanity.Candidates.of(samples, plan.config),
         short_side=samples.short_side,
+        data=_data(plan.config.data, len(samples)),
     )
+
+
+def _data(config: DataConfig, captions: int) -> str:
+    """Return one line on the data, for the cards of the exported models."""
+    _, prepared = read_complete(config.prepared, "prepare")
+    identity = prepared["made_from"]["identity"]
+    lines = [
+        f"{captions:,} captions of source {identity.get('source')}, fingerprint {prepared['fingerprint']}"
+    ]
+    if config.negatives is not None:
+        lines.append(f"negatives {read_complete(config.negatives, 'negatives')[1]['fingerprint']}")
+    return ", ".join(lines)
 
 
 def _tracked(plan: RunPlan, parent_run_id: str | None) -> contextlib.AbstractContextManager[str | None]:
@@ -234,7 +247,11 @@ def _tracked(plan: RunPlan, parent_run_id: str | None) -> contextlib.AbstractCon
         plan.fingerprint,
         plan.run.uri,
         params={**canonical(plan.config), "total_steps": plan.total_steps},
-        tags={"stage": "train", "degla.weights": plan.start},
+        tags={
+            tracking.STAGE_TAG: "train",
+            "degla.weights": plan.start,
+            "degla.hardware": ray_train.describe(plan.config),
+        },
         parent_run_id=parent_run_id,
     )
 
@@ -243,8 +260,9 @@ def _log_inputs(plan: RunPlan, run_id: str | None, texts: tokens.Counts) -> None
     settings, data = plan.config.tracking, plan.config.data
     counts = {f"tokens/{name}": value for name, value in dataclasses.asdict(texts).items()}
     tracking.log_metrics(settings, run_id, counts)
-    if negatives := plan.identity["data"].get("negatives"):
-        tracking.log_dataset(settings, run_id, "negatives", negatives, str(data.negatives), "training")
+    for name in ("prepared", "negatives"):
+        if digest := plan.identity["data"].get(name):
+            tracking.log_dataset(settings, run_id, name, digest, str(getattr(data, name)), "training")
 
 
 def _publish(plan: RunPlan, run_id: str | None) -> TrainResult:

@@ -131,7 +131,7 @@ class DeglaTrial(ray_tune.Trainable):
         metrics = _in_turn(lambda: evaluate(scoring)).metrics()
         scores = {f"eval/{score}": value for score, value in metrics.items()}
         with or_told(f"the scores of {result.run_folder} are"):
-            tracking.log_metrics(work.config.train.tracking, result.mlflow_run_id, scores)
+            tracking.log_metrics(work.config.train.tracking, result.mlflow_run_id, scores, result.steps)
         self._metrics.append(metrics)
         run = Run(folder=result.run_folder, evaluation=scoring.output, run_id=result.mlflow_run_id)
         self._runs.append(run)

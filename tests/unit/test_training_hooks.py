@@ -54,6 +54,7 @@ def job_of(folder: Path, precision: Any = "fp32") -> Job:
         versions={},
         candidates=Candidates(images=16, texts=16.0),
         short_side=32,
+        data="",
     )
 
 
