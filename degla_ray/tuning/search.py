@@ -131,11 +131,13 @@ def importance(
     told = sum(_tell(study, t, objectives, distributions) for t in trials if t.state == "finished")
     shares: dict[str, dict[str, float]] = {}
     for number, name in enumerate(objectives if told >= IMPORTANCE_TRIALS else ()):
+
+        def score(trial: optuna.trial.FrozenTrial, number: int = number) -> float:
+            return float(trial.values[number])
+
         evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
         with contextlib.suppress(RuntimeError):  # every trial has the same score
-            found = optuna.importance.get_param_importances(
-                study, evaluator=evaluator, target=lambda trial, number=number: trial.values[number]
-            )
+            found = optuna.importance.get_param_importances(study, evaluator=evaluator, target=score)
             shares[name] = {setting: float(share) for setting, share in found.items()}
     return shares
 
@@ -197,7 +199,7 @@ class Budget(Stopper):
         limits = self._config
         if limits.max_hours is not None and time.monotonic() - self._started >= 3600 * limits.max_hours:
             return f"max_hours {limits.max_hours:g}"
-        gpu_hours = self._trial_seconds() * limits.train.num_workers / 3600
+        gpu_hours = self._trial_seconds() * limits.train.worker_counts[-1] / 3600
         if limits.max_gpu_hours is not None and gpu_hours >= limits.max_gpu_hours:
             return f"max_gpu_hours {limits.max_gpu_hours:g}"
         return ""
