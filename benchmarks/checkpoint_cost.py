@@ -140,6 +140,7 @@ def _job(run_folder: str, steps: int) -> Job:
         versions={},
         candidates=Candidates(images=BATCH, texts=BATCH * (1 + K)),
         short_side=112,
+        data="",
     )
 
 

@@ -8,6 +8,7 @@ RENAMED = {
     "cpus_per_worker": "compute.cpus",
     "cpus_per_actor": "compute.cpus",
     "evaluation_actors": "num_actors",
+    "max_zero_shot_loss": "keep",
 }
 """Old dotted name -> new one, in any job and any section that has the new one and not the old."""
 

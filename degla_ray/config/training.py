@@ -9,6 +9,7 @@ from typing import Literal, get_args, get_type_hints
 
 from degla_ray.config.scoring import ScoringConfig
 from degla_ray.config.shared import ComputeConfig, RayConfig, TrackingConfig, require
+from degla_ray.schema import Kind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,6 +176,8 @@ class DataConfig:
     """Folder that `prepare` wrote."""
     negatives: str | None = None
     """Folder that `negatives` wrote; null only if the objective uses no negatives."""
+    kinds: list[Kind] | None = None
+    """Kinds of negatives to train with; null: all that are there."""
     neighbours: str | None = None
     """Folder that `neighbours` wrote: adds a hard-negative image to each image (objective negclip)."""
     split: str = "train"
@@ -195,6 +198,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         tasks = self.decode_tasks
+        require(self.kinds is None or bool(self.kinds), "data.kinds", self.kinds, "at least one, or null")
         require(tasks is None or tasks >= 1, "data.decode_tasks", tasks, "at least 1, or null")
         require(self.cache_gb > 0, "data.cache_gb", self.cache_gb, "more than 0")
         require(self.block_rows >= 0, "data.block_rows", self.block_rows, "at least 0")
@@ -307,6 +311,9 @@ class TrainConfig:
     nonfinite_steps: Literal["stop", "skip"] = "stop"
     """A loss that is not finite stops the run, or such steps change nothing and are counted; 25 in a row stop
     it all the same. fp16 always skips them. A stopped run resumes with `skip`."""
+    stall_minutes: float = 15.0
+    """Minutes that a step may take, with the wait for a checkpoint before it, until the workers are started
+    again from the latest checkpoint and the one that held them up is named."""
     resume: Literal["auto", "never"] = "auto"
     """`auto` continues a run of the same name and config; `never` is an error if such a run exists."""
 
@@ -314,6 +321,7 @@ class TrainConfig:
         rows, least, most = self.micro_batch_size, *self.worker_range
         require(least >= 1, "num_workers", self.num_workers_given, "at least 1")
         require(least <= most, "num_workers", self.num_workers_given, "the smaller number first")
+        require(self.stall_minutes > 0, "stall_minutes", self.stall_minutes, "more than 0")
         require(
             bool(self.worker_counts),
             "global_batch_size",

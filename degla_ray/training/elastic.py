@@ -29,7 +29,7 @@ from degla_ray import resources
 from degla_ray.config import TrainConfig
 from degla_ray.resources import Bundle, Need
 from degla_ray.storage import Storage
-from degla_ray.training import checkpoint, stopping
+from degla_ray.training import checkpoint_folders, stopping
 from degla_ray.training.recovery import Recovery, say
 
 LOOK_S = 30.0
@@ -98,7 +98,7 @@ class WorkerChanges(WorkerGroupCallback, ControllerCallback):
 
     def after_worker_group_start(self, worker_group: Any) -> None:
         """Tell how many workers train, and from where."""
-        count, step = len(worker_group.get_workers()), max(checkpoint.complete(self._run), default=0)
+        count, step = len(worker_group.get_workers()), max(checkpoint_folders.complete(self._run), default=0)
         if self._tells:
             begins = f"{'goes on' if step else 'starts'} from step {step}"
             say(self._run, f"{begins} with {count} worker{'s' if count > 1 else ''}")

@@ -18,7 +18,7 @@ from degla_ray.config import TrainConfig, ValidationSettings
 from degla_ray.errors import one_line
 from degla_ray.identity import canonical
 from degla_ray.storage import Storage
-from degla_ray.training import checkpoint, sanity, stopping, trace, validation
+from degla_ray.training import checkpoint, checkpoint_folders, sanity, stopping, trace, validation
 from degla_ray.training.interval import LogInterval
 from degla_ray.training.job import PROGRESS, Job
 from degla_ray.training.nonfinite import NonfiniteSteps
@@ -239,7 +239,7 @@ class ReportToRay:
 
         Every worker calls this, but only worker 0 passes both (Ray refuses a validation alone).
         """
-        name = checkpoint.folder_name(step)
+        name = checkpoint_folders.folder_name(step)
         ray.train.report(
             metrics,
             checkpoint=self._handle(name),

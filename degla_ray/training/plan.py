@@ -10,14 +10,13 @@ from degla_ray import ray_setup, resources
 from degla_ray.config import DryRunConfig, ModelConfig, TrainConfig
 from degla_ray.dry_run import Plan, Rate, given
 from degla_ray.errors import SettingError
-from degla_ray.identity import fingerprint
 from degla_ray.loader.samples import load_samples
 from degla_ray.model.source import SourceKind, check_model, find_model
 from degla_ray.storage import Storage
-from degla_ray.training import checkpoint, validation
+from degla_ray.training import checkpoint_folders, validation
 from degla_ray.training.job import CONFIG, PROGRESS, schedule
 from degla_ray.training.ray_train import needs
-from degla_ray.training.run_identity import absolute, run_identity
+from degla_ray.training.run_identity import absolute, run_folder, run_identity
 from degla_ray.training.trainer import RESULT
 
 NUMBER_BYTES = 4
@@ -39,14 +38,14 @@ def plan(config: TrainConfig, options: DryRunConfig, captions: Mapping[str, int]
     config = absolute(config)
     stage, output, done, rate = f"train {config.name}", config.output, 0, given(options, "samples_per_s")
     if captions is None:
-        run = Storage(f"{config.output.rstrip('/')}/{config.name}-{fingerprint(run_identity(config))}")
+        run = Storage(run_folder(config, run_identity(config)))
         if config.resume == "never" and run.exists(CONFIG):
             raise SettingError("resume", "never", f"auto, or another name: {run.uri} exists")
         if run.exists(RESULT):
             return Plan(stage=stage, output=run.uri)
         validation.check(config)
         rows = len(load_samples(config.data, with_negatives=config.objective.num_negatives > 0))
-        output, done = run.uri, checkpoint.latest(run)
+        output, done = run.uri, checkpoint_folders.latest(run)
         rate = rate or _measured(run)
     elif config.data.split in captions:
         rows = captions[config.data.split]

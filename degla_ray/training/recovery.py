@@ -27,11 +27,12 @@ from ray.train.v2.api.exceptions import (
 )
 
 from degla_ray import resources
+from degla_ray.cli import user_error
 from degla_ray.config import TrainConfig
 from degla_ray.errors import DeglaError, one_line
 from degla_ray.resources import Need
 from degla_ray.storage import Storage
-from degla_ray.training import checkpoint, stopping
+from degla_ray.training import checkpoint_folders, stalled, stopping
 from degla_ray.training.job import ERROR, PROGRESS, RECOVERY
 
 _HOST = re.compile(r"\bip: ([\w.:]+)|node_ip='([\w.:]+)'")
@@ -64,7 +65,8 @@ class Recovery(FailurePolicy):
 
     def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
         """Return whether to retry, after telling what happened."""
-        if self._run.exists(ERROR):  # a worker found what would recur
+        # a worker found what would recur, on a full disk without a file about it
+        if self._run.exists(ERROR) or user_error(training_failed_error):
             return FailureDecision.RAISE
         if isinstance(training_failed_error, ControllerError):
             failure = training_failed_error.controller_failure
@@ -74,7 +76,7 @@ class Recovery(FailurePolicy):
         if any(isinstance(e, stopping.Left) for e in failures_of(training_failed_error).values()):
             self._lost = ""
             return self.waits()
-        self._lost = f"{cause(training_failed_error)}{self._at_step()}"
+        self._lost = stalled.take(self._run.uri) or f"{cause(training_failed_error)}{self._at_step()}"
         saved = self._latest()
         if saved > self._saved:
             self._failures, self._saved = 0, saved
@@ -118,7 +120,7 @@ class Recovery(FailurePolicy):
         say(self._run, line)
 
     def _latest(self) -> int:
-        return max(checkpoint.complete(self._run), default=0)
+        return max(checkpoint_folders.complete(self._run), default=0)
 
     def _at_step(self) -> str:
         try:

@@ -9,7 +9,9 @@ second.
 from __future__ import annotations
 
 import time
+from typing import Any
 
+from ray import cloudpickle
 from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _internal_kv_put
 
 
@@ -26,13 +28,24 @@ _NAMESPACE = "degla"
 
 def forget(run: str) -> None:
     """Delete the question and the answer of an earlier driver of the run's folder."""
-    for key in ("save", "training", "saved"):
+    for key in ("save", "training", "saved", "controller"):
         _internal_kv_del(f"{key} {run}", namespace=_NAMESPACE)
 
 
 def set_training(run: str) -> None:
     """Record that workers train, so that a driver waits for their answer."""
     _internal_kv_put(f"training {run}", b"1", namespace=_NAMESPACE)
+
+
+def set_controller(run: str, controller: Any) -> None:
+    """Record the handle of the run's Ray Train controller."""
+    _internal_kv_put(f"controller {run}", cloudpickle.dumps(controller), namespace=_NAMESPACE)
+
+
+def controller(run: str) -> Any:
+    """Return the handle of the run's Ray Train controller; None if it has not started."""
+    handle = _internal_kv_get(f"controller {run}", namespace=_NAMESPACE)
+    return None if handle is None else cloudpickle.loads(handle)
 
 
 def asked(run: str) -> bool:

@@ -71,6 +71,11 @@ class StepClock:
         """End a phase, which began with the previous mark."""
         self._marks.append((phase, self._now()))
 
+    @property
+    def latest(self) -> str:
+        """The phase that ended last; empty before the first."""
+        return self._marks[-1][0]
+
     def take(self) -> dict[str, float]:
         """Return the seconds of each phase since the last call; the device's work must be done."""
         seconds = dict.fromkeys(PHASES, 0.0)

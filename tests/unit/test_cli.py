@@ -516,6 +516,18 @@ def test_run_in_a_submitted_job_refuses_what_lies_in_its_temporary_copy(
     assert re.match(rf"error: {setting}: found .*submitted job", capsys.readouterr().err)
 
 
+@pytest.mark.parametrize(("submitted", "source"), [(True, "paintings"), (False, "$STORAGE")])
+def test_main_in_a_submitted_job_replaces_variables_as_no_shell_does(
+    submitted: bool, source: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("STORAGE", "paintings")
+    if submitted:
+        monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    with pytest.raises(SystemExit):
+        main("prepare", ["--source=$STORAGE", "--output=/shared/x"])
+    assert f"Got value: {source}\n" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "options",
     [

@@ -18,7 +18,7 @@ from degla_ray.errors import SettingError
 from degla_ray.loader.order import BatchOrder
 from degla_ray.loader.samples import load_samples
 from degla_ray.storage import Storage
-from degla_ray.training import checkpoint, trace
+from degla_ray.training import checkpoint, checkpoint_folders, trace
 from degla_ray.training.hooks import Checkpoint, Log
 from degla_ray.training.interval import MAX_SKIPPED, LogInterval
 from degla_ray.training.job import PROGRESS, Job
@@ -54,6 +54,7 @@ def job_of(folder: Path, precision: Any = "fp32") -> Job:
         versions={},
         candidates=Candidates(images=16, texts=16.0),
         short_side=32,
+        data="",
     )
 
 
@@ -275,7 +276,7 @@ def test_checkpoint_is_of_its_step_although_training_goes_on(tmp_path: Path) -> 
     save.wait()
     assert (save.next_written(), save.next_written()) == (4, 0)
     restored = state_at(0)
-    checkpoint.restore(restored, checkpoint.read(run, checkpoint.folder_name(4)))
+    checkpoint.restore(restored, checkpoint.read(run, checkpoint_folders.folder_name(4)))
     assert restored.step == 4
     for name, tensor in restored.student.state_dict().items():
         assert torch.equal(tensor, weights[name])
@@ -289,7 +290,7 @@ def test_checkpoints_are_reported_once_in_the_order_of_their_steps(tmp_path: Pat
         save.after_step(state, dataclasses.replace(interval_of(1.0), save=True))
     save.wait()
     assert [save.next_written() for _ in range(4)] == [1, 2, 3, 0]
-    assert list(checkpoint.complete(run)) == [1, 2, 3]
+    assert list(checkpoint_folders.complete(run)) == [1, 2, 3]
 
 
 def test_checkpoint_that_cannot_be_written_ends_the_run(tmp_path: Path) -> None:
