@@ -93,8 +93,8 @@ class WorkerChanges(WorkerGroupCallback, ControllerCallback):
         self._tells = not isinstance(config.num_workers, int)  # else the first start goes without saying
 
     def before_controller_execute_resize_decision(self, resize_decision: ResizeDecision) -> None:
-        """Forget what was asked of the workers that are gone."""
-        stopping.forget_leave(self._run.uri)
+        """Forget what the workers that are gone did, and what was asked of them."""
+        stopping.set_starting(self._run.uri)
 
     def after_worker_group_start(self, worker_group: Any) -> None:
         """Tell how many workers train, and from where."""

@@ -63,9 +63,10 @@ def must_leave(run: str) -> bool:
     return _internal_kv_get(f"leave {run}", namespace=_NAMESPACE) is not None
 
 
-def forget_leave(run: str) -> None:
-    """Delete the request to leave, so that new workers stay."""
-    _internal_kv_del(f"leave {run}", namespace=_NAMESPACE)
+def set_starting(run: str) -> None:
+    """Record that no worker trains yet, and that those that start are to stay."""
+    for key in ("leave", "training"):
+        _internal_kv_del(f"{key} {run}", namespace=_NAMESPACE)
 
 
 def answer(run: str, step: int) -> None:
