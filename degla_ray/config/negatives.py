@@ -178,12 +178,21 @@ class NegativesConfig:
     """Output folder; any URI that pyarrow opens."""
     engine: Literal["rules", "given", "vllm", "openai", "scripted"] = "rules"
     """Engine that writes negatives: `rules` needs no model, `given` copies the source's, `scripted` tests."""
-    kinds: list[Kind] = field(default_factory=lambda: list(Kind))
-    """Kinds of negatives to generate."""
+    kinds: list[Kind] | None = None
+    """Kinds of negatives to generate; null: all five, but with plausibility `ngram` only those of the rules'
+    kinds that cannot be guessed on photographs: swap_adjectives, replace_nouns, replace_adjectives."""
     per_kind: int = 2
     """Maximum number of distinct negatives per caption and kind."""
     seed: int = 0
     """Random seed; together with the caption it determines the engine's choices."""
+    plausibility: Literal["none", "ngram"] = "ngram"
+    """`ngram`: score each negative by an n-gram model of other captions; of the rules' edits take those about
+    as likely as their caption, and leave out what could be guessed without the image. `none`, or fewer than
+    3,000 captions: no scores, and the first edits."""
+    plausibility_window: float | None = None
+    """Greatest difference of a negative's log-probability a word from its caption's; null sets no limit."""
+    plausibility_preview: int | None = None
+    """Edit this many captions only, write nothing, and print what each window costs in negatives."""
     num_shards: int | None = None
     """Number of output shards; a language model's driver holds one of them, 20 kB a caption. null: one per
     20,000 captions, at least 8."""
@@ -192,3 +201,11 @@ class NegativesConfig:
     generation: GenerationConfig = field(default_factory=GenerationConfig)
     ray: RayConfig = field(default_factory=RayConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+    def __post_init__(self) -> None:
+        window, preview = self.plausibility_window, self.plausibility_preview
+        require(window is None or window > 0, "plausibility_window", window, "more than 0, or null")
+        require(preview is None or preview >= 1, "plausibility_preview", preview, "at least 1, or null")
+        chosen = self.engine == "rules" and self.plausibility == "ngram"
+        for name, value in (("plausibility_window", window), ("plausibility_preview", preview)):
+            require(value is None or chosen, name, value, "null unless engine is rules, plausibility ngram")

@@ -294,7 +294,7 @@ def _settle(
             state = State.OK
             counts[f"rows.{kind}"] += 1
             written_by = (attempt["engine"], attempt["model"], job.prompt_sha, attempt["attempt"])
-            output.negatives.append((caption.sample_id, kind.value, attempt["text"], *written_by))
+            output.negatives.append((caption.sample_id, kind.value, attempt["text"], *written_by, None))
     for attempt in row.attempts:
         if attempt["state"] in (State.REJECTED, State.ERROR):
             output.rejects.append(_reject(caption, attempt))
