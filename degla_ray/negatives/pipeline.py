@@ -140,11 +140,12 @@ def _generate(config: NegativesConfig, publish: Publish | None) -> dict[str, int
         elif engine is not None:
             resources.require(config.ray, engine.needs())
             shared_paths.require_shared(config, {}, driver_only=["prepared"])  # this process writes
-            if not generate_pending(_job(config, engine, prompts), folder, captions, graphs):
+            models = _models(captions) if _is_scored(config, captions) else None
+            if not generate_pending(_job(config, engine, prompts), folder, captions, graphs, models):
                 print("stopped: generation.max_gpu_hours are used up; run the same command again to continue")
                 return folder.counts()
-            if _is_scored(config, captions):
-                write_scores(folder, captions, _models(captions))
+            if models is not None:
+                write_scores(folder, captions, models)
     counts = folder.counts()
     _report(counts, published=publish is not None and engine is not None)
     _check_ledger(config, counts)
@@ -232,7 +233,7 @@ def _engine_identity(config: NegativesConfig, prompts: Prompts) -> dict[str, Any
     return {
         **ENGINES[config.engine](config).identity(),
         **{name: getattr(asked, name) for name in decides},
-        **({"slots": SLOTS_VERSION} if asked.prompting == "slots" else {}),
+        **({"slots": [SLOTS_VERSION, config.plausibility]} if asked.prompting == "slots" else {}),
         "prompt_sha": prompt_sha(prompts),
         "words": RuleEngine.identity(),  # word lists of the checks, and of the rules used to fill in
     }
