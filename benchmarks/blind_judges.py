@@ -14,8 +14,10 @@ from __future__ import annotations
 
 import argparse
 import csv
+import hashlib
 import json
 import random
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -24,25 +26,40 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from degla_ray.config import ScenesConfig
+from degla_ray.evaluation.statistics import wilson
 from degla_ray.language.ngrams import NGrams
 from degla_ray.negatives.plausibility import Balance, CaptionModels, Chooser, fold_of, plausibility
 from degla_ray.negatives.rules import RuleEngine
 from degla_ray.negatives.selection import ORDER, EditRequest, no_veto, select
 from degla_ray.negatives.shard import vocabulary
 from degla_ray.negatives.text_only import text_only_accuracy
+from degla_ray.sources.scenes.captions import captions as scene_captions
+from degla_ray.sources.scenes.world import sample_scene, scene_rng
 
+LABELS = Path(__file__).resolve().parents[1] / "tests" / "golden" / "plausible_labels.jsonl"
+READ = ("true", "grammatical", "sensible")
+"""Labels: false of the caption's image as far as the caption tells; no error that its caption lacks; a scene
+that a photograph may show."""
 Pair = tuple[str, str, int, float]
 """Caption, negative, fold of the image, score."""
 
 
 def main() -> None:
     options = _options()
-    train, val = (_read(options.data / f"captions_{split}.txt") for split in ("train", "val"))
+    if options.labels:
+        return print_labels()
+    if options.scenes:
+        train, val = (_scenes(split, count) for split, count in (("train", 4000), ("val", 1700)))
+    else:
+        train, val = (_read(options.data / f"captions_{split}.txt") for split in ("train", "val"))
     captions = [(image, text) for image, texts in [*train.items(), *val.items()] for text in texts]
     models = CaptionModels([text for _, text in captions], [fold_of(image) for image, _ in captions])
     selectors = models if options.plausibility == "ngram" else None
     engine = RuleEngine(vocabulary(text for _, text in captions), selectors)
+    started = time.process_time()
     pairs = _negatives(engine, val, options, selectors)
+    print(f"{options.limit / (time.process_time() - started):,.0f} captions/s on one core")
     chosen = {kind: len(found) for kind, found in pairs.items()}
     if options.plausibility == "ngram":
         pairs = _balanced(pairs, options.window)
@@ -71,7 +88,28 @@ def main() -> None:
         rng = random.Random(options.seed)
         for kind, found in pairs.items():
             for caption, negative, _, score in rng.sample(found, min(options.examples, len(found))):
-                print(f"{kind}\t{score:+.2f}\t{caption}\t{negative}")
+                print(f"{_digest(caption, negative)}\t{kind}\t{score:+.2f}\t{caption}\t{negative}")
+
+
+def _digest(caption: str, negative: str) -> str:
+    return hashlib.blake2b(f"{caption}\t{negative}".encode(), digest_size=6).hexdigest()
+
+
+def print_labels() -> None:
+    """Print the shares of the negatives read by hand, with Wilson's 95 % intervals."""
+    rows = [json.loads(line) for line in LABELS.read_text().splitlines()]
+    table = Table(title=f"{len(rows)} negatives read by hand")
+    for heading in ("kind", "read", *READ):
+        table.add_column(heading, justify="right")
+    for kind in (*dict.fromkeys(row["kind"] for row in rows), "all"):
+        mine = [row for row in rows if kind in (row["kind"], "all")]
+        shares = []
+        for label in READ:
+            share = sum(row[label] for row in mine) / len(mine)
+            low, high = wilson(share, len(mine))
+            shares.append(f"{share:.0%} [{low:.0%}, {high:.0%}]")
+        table.add_row(kind, str(len(mine)), *shares)
+    Console().print(table)
 
 
 class LanguageModelJudge:
@@ -176,11 +214,26 @@ def _read(file: Path) -> dict[str, list[str]]:
     return images
 
 
+def _scenes(split: str, count: int) -> dict[str, list[str]]:
+    """Return three captions each of as many scenes of the demo's sizes."""
+    images = {}
+    for index in range(count):
+        rng = scene_rng(0, split, index)
+        scene = sample_scene(rng, ScenesConfig(min_objects=2, max_objects=2))
+        images[f"{split} {index}"] = scene_captions(scene, rng, 3)
+    return images
+
+
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--labels", action="store_true", help="only print the shares read by hand")
     parser.add_argument(
-        "--data", type=Path, required=True, help="folder with captions_train.txt and captions_val.txt"
+        "--data",
+        type=Path,
+        default=Path("../shared/data/flickr8k"),
+        help="folder with captions_train.txt and captions_val.txt",
     )
+    parser.add_argument("--scenes", action="store_true", help="captions of scenes instead")
     parser.add_argument("--coco", type=Path, help="coco_karpathy_test.json")
     parser.add_argument("--plausibility", choices=["none", "ngram"], default="ngram")
     parser.add_argument("--window", type=float, help="greatest size of a score that is kept")

@@ -21,9 +21,11 @@ from rich.table import Table
 from degla_ray import ray_setup, resources, shared_paths, tracking
 from degla_ray.config import NegativesConfig
 from degla_ray.errors import DataError
+from degla_ray.identity import canonical
 from degla_ray.language.identify import ENGLISH, describe, sample, survey
 from degla_ray.lease import Lease, owned
 from degla_ray.negatives.balancing import CANDIDATES, write_balanced, write_scores
+from degla_ray.negatives.blind import FILE as BLIND
 from degla_ray.negatives.blind import describe_blind, preview
 from degla_ray.negatives.captions import CaptionShards, values
 from degla_ray.negatives.checks import CHECKS_VERSION
@@ -275,8 +277,13 @@ def _write_plausible(
     if candidates.pending():
         _write_by_edits(config, candidates, kinds, captions, graphs, english, models)
     write_balanced(candidates, folder, config.plausibility_window)
-    describe_blind(candidates, folder, captions, models, config.seed)
+    accuracy = describe_blind(candidates, folder, captions, models, config.seed)
     folder.storage.delete_folder(CANDIDATES)
+    name, uri = f"negatives-{config.engine}", folder.storage.uri
+    tags, params = {"stage": STAGE}, canonical(config)
+    with tracking.running(config.tracking, name, folder.fingerprint, uri, params, tags) as run_id:
+        tracking.log_metrics(config.tracking, run_id, accuracy)
+        tracking.log_files(config.tracking, run_id, folder.storage, [BLIND])
 
 
 def _models(captions: pa.Table) -> CaptionModels:
