@@ -106,10 +106,11 @@ def _generate(config: NegativesConfig, publish: Publish | None) -> dict[str, int
     prompts = prompts_of(config)
     engine = engine_of(config)
     again = engine is not None and config.generation.retry_failed
-    if engine is not None and (again or not is_complete(config.output)):
+    if again or not is_complete(config.output):
         # Checked before the folder is created: settings fixed after an error must not conflict with it.
-        engine.check_settings()
-        if config.generation.estimate is None:
+        if engine is not None:
+            engine.check_settings()
+        if config.generation.estimate is None and publish is not None and config.engine != GIVEN_KIND:
             tracking.require(config.tracking)
     if engine is not None and config.generation.estimate is not None:
         ray_setup.start(config.ray)
