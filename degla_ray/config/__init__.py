@@ -13,6 +13,7 @@ from degla_ray.config.evaluation import (
     ExportConfig,
     FetchConfig,
     InterpolateConfig,
+    RunsConfig,
     evaluation_of,
 )
 from degla_ray.config.negatives import GenerationConfig, NegativesConfig, OpenAIConfig, VLLMConfig
@@ -55,6 +56,7 @@ JOBS: dict[str, type] = {
     "compare": CompareConfig,
     "interpolate": InterpolateConfig,
     "export": ExportConfig,
+    "runs": RunsConfig,
     "tune": TuneConfig,
     "chain": ChainConfig,
     "neighbours": NeighboursConfig,
@@ -99,6 +101,7 @@ __all__ = [
     "ProfileConfig",
     "PublishedConfig",
     "RayConfig",
+    "RunsConfig",
     "ScenesConfig",
     "ScoringConfig",
     "TeacherConfig",

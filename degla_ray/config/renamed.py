@@ -1,4 +1,4 @@
-"""Old names of settings, which are accepted, and of values, which are refused with their successor."""
+"""Old names of settings, which are accepted; settings and values that are refused, with their successor."""
 
 RENAMED = {
     "objective.tgc_temperature": "objective.tgc_scale",
@@ -17,3 +17,9 @@ OVERLAYS = {
     for name in ("no_igc", "no_tgc", "no_distill", "frozen_teacher", "released")
 }
 """Old values of `objective.name` -> file with the same settings."""
+
+REPLACED = {
+    "accumulation_steps": "micro_batch_size, the rows that a worker computes at once: "
+    "global_batch_size / num_workers / accumulation_steps"
+}
+"""Settings whose successor takes another value -> the successor, and how its value follows."""

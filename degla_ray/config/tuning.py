@@ -100,6 +100,12 @@ class TuneConfig(ScoringConfig):
         if self.keep is not None:
             Keep.parse(self.keep)
         require(
+            isinstance(self.train.num_workers, int),
+            "train.num_workers",
+            self.train.num_workers_given,
+            "one number: trials share the cluster by what each of them reserves",
+        )
+        require(
             self.max_gpu_hours is None or self.train.compute.use_gpu,
             "max_gpu_hours",
             self.max_gpu_hours,

@@ -29,7 +29,10 @@ COLOURS = (
     *(INK, "var(--c1, #0072b2)", "var(--c2, #d55e00)", "var(--c3, #009e73)"),
     *("var(--c4, #cc79a7)", "var(--c5, #b8860b)", "var(--c6, #3a9bd1)", "var(--c7, #7d6bc4)"),
 )
-SHAPES = ("diamond", "circle", "square", "triangle-up", "triangle-down", "cross", "triangle-left", "stroke")
+SHAPES = (
+    *("diamond", "circle", "square", "triangle-up"),
+    *("triangle-down", "cross", "triangle-left", "triangle-right"),
+)
 WIDTH = 620  # pixels of a chart outside a page; in a page it is as wide as its column
 _FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, sans-serif'
 _CONFIG: Spec = {
@@ -39,9 +42,14 @@ _CONFIG: Spec = {
     "axis": {
         **{"labelColor": SOFT, "titleColor": SOFT, "gridColor": LINE, "domainColor": LINE},
         **{"tickColor": LINE, "labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal"},
-        "labelLimit": 150,
+        **{"labelLimit": 150, "labelOverlap": True, "labelSeparation": 8},
     },
-    "legend": {"labelColor": INK, "titleColor": SOFT, "labelFontSize": 12, "orient": "top", "title": None},
+    "axisQuantitative": {"tickCount": 6},
+    "legend": {
+        **{"labelColor": INK, "labelFontSize": 12, "labelLimit": 110, "orient": "top", "title": None},
+        # By the page's column, not by `width`, which shrinks after the legend's rows are laid out.
+        "columns": {"expr": f"max(1, floor((containerSize()[0] || {WIDTH}) / 150))"},
+    },
     "text": {"color": INK},
 }
 PAGE_SCRIPT = Path(__file__).parent / "templates" / "page.js"
@@ -132,7 +140,10 @@ def tooltip(*fields: tuple[str, str]) -> list[Spec]:
 
 
 def legend_toggle(field: str) -> Spec:
-    """Return a parameter `chosen`: clicks in the legend choose and drop entries of a field."""
+    """Return a parameter `chosen`: clicks in the legend choose and drop entries of a field.
+
+    It belongs to the first layer with a colour, from which Vega-Lite takes the legend of all layers.
+    """
     select = {"type": "point", "fields": [field], "toggle": "true"}
     return {"name": "chosen", "select": select, "bind": "legend"}
 

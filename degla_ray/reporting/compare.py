@@ -42,6 +42,7 @@ from degla_ray.reporting.verdicts import findings
 from degla_ray.schema import SCORES
 from degla_ray.stage import MANIFEST
 from degla_ray.storage import Storage, relative_to
+from degla_ray.tracking_store import or_told
 
 RUN_ID = re.compile(r"[0-9a-f]{32}")
 PAGE = "report.html"
@@ -74,6 +75,7 @@ def compare(config: CompareConfig) -> str:
     for entry in config.evaluations:
         if config.has_tests and _is_model(entry):
             check_model(ModelConfig(name=entry), needs_weights=True)  # check all before evaluating any
+    tracking.require(config.tracking)
     output = Storage(config.output)
     with Lease(output):
         return _compare(config, output)
@@ -159,7 +161,7 @@ def _evaluation(folder: Storage, summary: Summary) -> _Evaluation:
 def _of_run(run_id: str, config: TrackingConfig, output: Storage) -> _Evaluation:
     """Return a run's evaluation: from its tagged folder if unchanged there, otherwise from its artifacts."""
     tags = tracking.run_tags(config, run_id)
-    stage = tags.get("degla.stage", tags.get("stage"))
+    stage = tags.get(tracking.STAGE_TAG)
     if stage != STAGE:
         raise DataError(f"MLflow run {run_id}", f"a run of stage {stage!r}", "a run of `jobs/evaluate.py`")
     folder = tags[tracking.FOLDER_TAG]
@@ -226,9 +228,9 @@ def _track(
         fingerprint=fingerprint({"stage": "compare", "evaluations": identity}),
         folder=output.uri,
         params={"compare": config},
-        tags={"degla.stage": "compare"},
+        tags={tracking.STAGE_TAG: "compare"},
     )
-    with run as run_id:
+    with or_told(f"the comparison of {len(comparison.labels)} models is"), run as run_id:
         tracking.log_metrics(config.tracking, run_id, _metrics(comparison, range(len(comparison.labels))))
         tracking.log_files(config.tracking, run_id, output, files)
         table = _table(comparison.labels, disagreements)

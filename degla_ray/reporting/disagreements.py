@@ -244,6 +244,7 @@ def _against_rival(
     rivals = [scores.rival[row] for scores, row in models]
     wrong = next(m for m, (scores, row) in enumerate(models) if not scores.correct[row])
     rival = rivals[wrong]
+    scored: list[tuple[float | None, ...]]
     if form is Form.CLASSES:
         places = int(rows[1 - wrong].argmax()), int(rows[wrong].argmax())
         scored = [tuple(float(row[place]) for place in places) for row in rows]

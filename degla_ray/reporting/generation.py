@@ -30,6 +30,7 @@ from degla_ray.reporting.thumbnails import thumbnails
 from degla_ray.schema import CAPTIONS, NEGATIVES, Kind
 from degla_ray.stage import StageFolder
 from degla_ray.storage import Storage
+from degla_ray.tracking_store import or_told
 
 SAMPLES = 24
 """Random negatives of each kind shown on the page, with their images."""
@@ -151,7 +152,7 @@ def build_report(
         kinds={
             kind.value: _kind_report(kind, counts, pairs.get(kind, []), config.seed)
             for kind in ORDER
-            if kind in config.kinds
+            if config.kinds is None or kind in config.kinds
         },
     )
     return report, pairs
@@ -181,9 +182,9 @@ def publish(config: NegativesConfig, folder: StageFolder, model: str) -> None:
         folder.fingerprint,
         uri,
         params=canonical(config),
-        tags={"stage": "negatives"},
+        tags={tracking.STAGE_TAG: "negatives"},
     )
-    with run as run_id:
+    with or_told(f"the report of {uri} is"), run as run_id:
         tracking.log_dataset(config.tracking, run_id, "negatives", folder.fingerprint, uri, "output")
         tracking.log_metrics(config.tracking, run_id, report.metrics())
         tracking.log_files(config.tracking, run_id, folder.storage, ["report.html", "report.json"])

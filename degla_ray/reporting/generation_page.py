@@ -34,7 +34,7 @@ BLIND = (
 )
 _STATES = {
     "ok": "with negatives",
-    "rejected": "all candidates rejected",
+    "rejected": "all rejected",
     "error": "failed",
     "not_applicable": "not applicable",
 }
@@ -172,7 +172,7 @@ def _lengths(report: Content, kind: str, row: Mapping[str, Any]) -> Chart:
     place = {
         "x": {"field": "words", "type": "quantitative", "title": "words", "axis": {"tickMinStep": 1}},
         "y": {"field": "share", "type": "quantitative", "title": "share, %"},
-        "color": colour_by("texts", ["captions", "negatives"]),
+        "color": colour_by("texts", ["captions", "negatives"], legend={"symbolType": "stroke"}),
     }
     told = tooltip(("texts", "texts"), ("words", "words"), ("said", "share"))
     return Chart(

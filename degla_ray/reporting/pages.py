@@ -9,10 +9,12 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+from markupsafe import Markup, escape
 
 from degla_ray.evaluation.comparison import title
 from degla_ray.masking import masked
@@ -70,6 +72,7 @@ def _environment() -> Environment:
     )
     environment.filters |= {
         "beside": _beside,
+        "breakable": _breakable,
         "candidates": _candidates,
         "thousands": "{:,}".format,
         "interval": interval_text,
@@ -83,6 +86,11 @@ def _environment() -> Environment:
         "value_text": value_text,
     }
     return environment
+
+
+def _breakable(name: str) -> Markup:
+    """Return a name that may be broken after `/`, `_` and `.` where a column is narrow."""
+    return Markup(re.sub(r"([/_.])", r"\1<wbr>", str(escape(name))))
 
 
 def _candidates(item: Disagreement) -> list[Runs]:

@@ -86,7 +86,8 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], label: str, capt
         "\\toprule",
         f"{' & '.join(map(_latex, heads))} \\\\",
         "\\midrule",
-        *(f"{' & '.join(row)} \\\\" for row in rows),
+        # the line break before takes a bracket or a star for its own
+        *(f"{'{}' if row[0].startswith(('[', '*')) else ''}{' & '.join(row)} \\\\" for row in rows),
         "\\bottomrule",
         "\\end{tabular}",
         "\\end{table}",

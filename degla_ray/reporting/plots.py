@@ -31,7 +31,7 @@ from degla_ray.reporting.verdicts import chance_of, verdict_of
 COMPOSITION = ("sugarcrepe", "valse", "aro")  # members of the composition axis
 NOT_DRAWN = ("scenes_zeroshot", "scenes_retrieval")  # shown in the first plot or in the tables
 MOST_ROWS = 30  # subsets of one chart
-ROW = 13  # pixels of a model's line in a chart of accuracies
+ROW, GAP = 12, 8  # pixels of a model's line in a chart of accuracies, and between two subsets
 CURVE_POINTS = 60  # of a drawn curve, fewer than two for each window of its running mean
 SMOOTHED_STEPS = 1 / 40  # fraction of a run's logged steps that one point of its curve averages
 TERMS = ("loss", "base", "igc", "tgc", "distill")
@@ -57,44 +57,53 @@ def retention_plot(comparison: Comparison) -> Chart | None:
     if not placed:
         return None
     published = [
-        {"model": p.model, "x": p.x, "y": p.y, "protocol": p.protocol or "published"}
+        {"model": p.model, "x": round(p.x, 1), "y": round(p.y, 1), "protocol": p.protocol or "published"}
         for p in published_points(x_names, y_names)
     ]
     scale = {"zero": False, "padding": 24}
     x_axis = {"field": "x", "type": "quantitative", "title": textwrap.wrap(x_label, 60), "scale": scale}
     y_axis = {"field": "y", "type": "quantitative", "title": textwrap.wrap(y_label, 40), "scale": scale}
     place = {"x": x_axis, "y": y_axis}
-    colour = colour_by("model", [str(row["model"]) for row in placed])
+    ours = _model_layers(comparison.labels, placed, place)
+    others = _published_layers(published, place)
+    note = " Published models are grey; hollow where their zero-shot scores are int_logits." if others else ""
+    return Chart(
+        heading="Composition against retention",
+        description=f"Upwards: {y_label}. To the right: {x_label}. One point for each model, with 95 % "
+        f"intervals; dotted lines through the first model.{note}",
+        spec={"height": 330, "data": {"values": placed}, "layer": [*others, *ours]},
+    )
+
+
+def _model_layers(
+    labels: Sequence[str], placed: Sequence[Mapping[str, Any]], place: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """Return the layers of the compared models' points, intervals and names."""
+    colour = {"color": colour_by("model", labels, legend={"values": [row["model"] for row in placed]})}
     lines = {"type": "rule", "strokeDash": [2, 3], "color": SOFT, "opacity": 0.6}
-    ours: list[dict[str, Any]] = [
-        {"mark": lines, "data": {"values": placed[:1]}, "encoding": {"x": x_axis}},
-        {"mark": lines, "data": {"values": placed[:1]}, "encoding": {"y": y_axis}},
-        {"mark": "rule", "encoding": {**place, "x": {**x_axis, "field": "x_low"}, "x2": {"field": "x_high"}}},
-        {"mark": "rule", "encoding": {**place, "y": {**y_axis, "field": "y_low"}, "y2": {"field": "y_high"}}},
+    first = {"mark": lines, "data": {"values": placed[:1]}}
+    told = tooltip(("model", "model"), ("x_said", "retention, %"), ("y_said", "composition, %"))
+    name = {"type": "text", "align": "left", "dx": 9, "dy": -9, "fontWeight": "bold", "limit": 140}
+    across = {"x": {**place["x"], "field": "x_low"}, "x2": {"field": "x_high"}}
+    upwards = {"y": {**place["y"], "field": "y_low"}, "y2": {"field": "y_high"}}
+    return [
+        {**first, "encoding": {"x": place["x"]}},
+        {**first, "encoding": {"y": place["y"]}},
         {
             "params": [legend_toggle("model"), zoom("x", "y")],
             "mark": {"type": "point", "filled": True, "size": 110, "opacity": 1},
             "encoding": {
                 **place,
-                "shape": shape_by("model", [str(row["model"]) for row in placed]),
-                "tooltip": tooltip(("model", "model"), ("x_said", x_label), ("y_said", y_label)),
+                **colour,
+                "shape": shape_by("model", labels),
+                "opacity": CHOSEN,
+                "tooltip": told,
             },
         },
-        {
-            "mark": {"type": "text", "align": "left", "dx": 9, "dy": -9, "fontWeight": "bold"},
-            "encoding": {**place, "text": {"field": "model"}},
-        },
+        {"mark": "rule", "encoding": {**place, **across, **colour, "opacity": CHOSEN}},
+        {"mark": "rule", "encoding": {**place, **upwards, **colour, "opacity": CHOSEN}},
+        {"mark": name, "encoding": {**place, "text": {"field": "model"}, "opacity": CHOSEN}},
     ]
-    for layer in ours[2:]:
-        layer["encoding"] |= {"color": colour, "opacity": CHOSEN}
-    others = _published_layers(published, place)
-    note = " Published models are grey; hollow where their zero-shot scores are int_logits." if others else ""
-    return Chart(
-        heading="Composition against retention",
-        description=f"{y_label} against {x_label}, one point a model with 95 % intervals; dotted lines "
-        f"through the first model.{note}",
-        spec={"height": 330, "data": {"values": placed}, "layer": [*others, *ours]},
-    )
 
 
 def _published_layers(rows: Sequence[Mapping[str, Any]], place: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -103,7 +112,7 @@ def _published_layers(rows: Sequence[Mapping[str, Any]], place: Mapping[str, Any
     cut = "indexof(datum.protocol, 'int_logits') === 0"
     point = {"type": "point", "size": 40, "stroke": NOT_SIGNIFICANT, "fill": NOT_SIGNIFICANT}
     filled = {"fillOpacity": {"condition": {"test": cut, "value": 0}, "value": 1}}
-    text = {"type": "text", "align": "left", "dx": 6, "dy": 9, "color": NOT_SIGNIFICANT, "fontSize": 10}
+    text = {"type": "text", "align": "left", "dx": 6, "dy": 9, "color": SOFT, "fontSize": 10}
     told = tooltip(("model", "published"), ("protocol", "protocol"), ("x", "retention"), ("y", "composition"))
     return [
         {"data": {"values": rows}, "mark": point, "encoding": {**place, **filled, "tooltip": told}},
@@ -232,10 +241,6 @@ def _accuracies(comparison: Comparison, heading: str, named: Sequence[tuple[str,
             "encoding": {"y": y, "x": {**x, "field": "chance"}, "tooltip": tooltip(("said", "guessing, %"))},
         },
         {
-            "mark": "rule",
-            "encoding": {"y": y, **offset, "x": {**x, "field": "low"}, "x2": {"field": "high"}, **colour},
-        },
-        {
             "params": [legend_toggle("model"), zoom("x")],
             "mark": {"type": "point", "filled": True, "size": 60, "opacity": 1},
             "encoding": {
@@ -247,13 +252,17 @@ def _accuracies(comparison: Comparison, heading: str, named: Sequence[tuple[str,
                 "tooltip": told,
             },
         },
+        {
+            "mark": "rule",
+            "encoding": {"y": y, **offset, "x": {**x, "field": "low"}, "x2": {"field": "high"}, **colour},
+        },
     ]
     return Chart(
         heading=heading,
         description=f"Accuracy in percent of {', '.join(labels)} on {', '.join(row for _, row in named)}, "
         "with 95 % intervals. Grey: no significant difference from the first model. Vertical line: guessing.",
         spec={
-            "height": {"step": ROW, "for": "offset"},
+            "height": (ROW * len(labels) + GAP) * len(named),
             "data": {"values": rows},
             "layer": layers if guesses else layers[1:],
         },
@@ -265,10 +274,12 @@ def _accuracy_row(comparison: Comparison, model: int, name: str) -> dict[str, An
     score = cell.score
     if score is None or score.value is None:
         return None
-    below, above = _reach(score)
+    (below, above), value = _reach(score), 100 * score.value
     return {
         "model": comparison.labels[model],
-        **{"value": 100 * score.value, "low": 100 * score.value - below, "high": 100 * score.value + above},
+        "value": round(value, 2),
+        "low": round(value - below, 2),
+        "high": round(value + above, 2),
         "tone": "grey" if model and not cell.stars else "",
         "said": value_text(score),
         "interval": interval_text(score),
@@ -303,7 +314,7 @@ def _losses(
     place = {
         "x": {"field": "step", "type": "quantitative"},
         "y": {"field": "value", "type": "quantitative", "title": None, "scale": {"zero": False}},
-        "color": {**colours, "legend": {"values": [*trained]}},
+        "color": {**colours, "legend": {"values": [*trained], "symbolType": "stroke"}},
     }
     told = tooltip(("model", "model"), ("step", "step"), ("value", f"loss {name}"))
     lines = {
@@ -328,7 +339,8 @@ def _coordinate(axis: str, score: Score) -> dict[str, float | str]:
     below, above = _reach(score)
     value = _in_percent(score)
     said = f"{value:.1f} [{value - below:.1f}–{value + above:.1f}]"
-    return {axis: value, f"{axis}_low": value - below, f"{axis}_high": value + above, f"{axis}_said": said}
+    ends = {f"{axis}_low": round(value - below, 2), f"{axis}_high": round(value + above, 2)}
+    return {axis: round(value, 2), **ends, f"{axis}_said": said}
 
 
 def _in_percent(score: Score) -> float:

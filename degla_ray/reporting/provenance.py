@@ -18,8 +18,15 @@ from degla_ray.storage import Storage
 
 CONFIG, PROGRESS, RESULT, EXPORT = "config.json", "progress.json", "result.json", "degla.json"
 LEVELS_UP = 2  # an export is a folder directly in its run's folder or one level below
-NOT_OF_THE_MODEL = ("output", "tracking.", "ray.", "name", "resume", "checkpoint.")
-"""Settings, or their beginnings, that say where a run was and not what it did."""
+NOT_OF_THE_MODEL = (
+    *("output", "name", "resume", "tracking.", "ray."),
+    *("checkpoint.", "profile.", "validation."),
+)
+"""Beginnings of settings that say where a run was and what it reported, not what it trained."""
+FACTS = (
+    *("objective", "seed", "steps", "samples seen", "samples/s at the end", "training time at that speed"),
+    *("peak memory, GB", "precision", "workers", "commit", "degla_ray", "torch", "MLflow run"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +74,7 @@ def provenance(comparison: Comparison) -> Provenance:
     ]
     rows = _rows(settings)
     return Provenance(
-        facts=_rows(facts), settings=tuple(sorted(rows, key=lambda row: (not row.differs, row.name)))
+        facts=_rows(facts, FACTS), settings=tuple(sorted(rows, key=lambda row: (not row.differs, row.name)))
     )
 
 
@@ -108,26 +115,27 @@ def _facts(run: Mapping[str, dict[str, Any]]) -> dict[str, str]:
     speed, memory = progress.get("samples_per_s"), progress.get("peak_memory_gb")
     samples = steps * batch if steps and batch else None
     versions = run.get(EXPORT, {}).get("versions", {})
-    facts = {
-        "objective": (config.get("objective") or {}).get("name"),
-        "seed": config.get("seed"),
-        "steps": f"{steps:,}" if steps else None,
-        "samples seen": f"{samples:,}" if samples else None,
-        "samples/s at the end": f"{speed:,.1f}" if speed else None,
-        "training time at that speed": _duration(samples / speed) if samples and speed else None,
-        "peak memory, GB": f"{memory:,.1f}" if memory else None,
-        "precision": (run.get(CONFIG, {}).get("identity") or {}).get("precision"),
-        "workers": config.get("num_workers"),
-        "code": run.get(CONFIG, {}).get("commit"),
-        "degla_ray": versions.get("degla_ray"),
-        "torch": versions.get("torch"),
-        "MLflow run": run.get(RESULT, {}).get("mlflow_run_id"),
-    }
-    return {name: _shown(value) for name, value in facts.items() if value is not None}
+    values = (
+        (config.get("objective") or {}).get("name"),
+        config.get("seed"),
+        f"{steps:,}" if steps else None,
+        f"{samples:,}" if samples else None,
+        f"{speed:,.1f}" if speed else None,
+        _duration(samples / speed) if samples and speed else None,
+        f"{memory:,.1f}" if memory else None,
+        (run.get(CONFIG, {}).get("identity") or {}).get("precision"),
+        config.get("num_workers"),
+        run.get(CONFIG, {}).get("commit"),
+        versions.get("degla_ray"),
+        versions.get("torch"),
+        run.get(RESULT, {}).get("mlflow_run_id"),
+    )
+    return {name: _shown(value) for name, value in zip(FACTS, values, strict=True) if value is not None}
 
 
-def _rows(columns: Sequence[Mapping[str, str]]) -> tuple[Row, ...]:
-    names = dict.fromkeys(name for column in columns for name in column)
+def _rows(columns: Sequence[Mapping[str, str]], first: Sequence[str] = ()) -> tuple[Row, ...]:
+    known = {name for column in columns for name in column}
+    names = dict.fromkeys([*(name for name in first if name in known), *sorted(known)])
     return tuple(
         Row(name=name, values=tuple(column.get(name, MISSING) for column in columns)) for name in names
     )

@@ -142,7 +142,7 @@ def importance(
 
 
 def _value(number: int, trial: optuna.trial.FrozenTrial) -> float:
-    return trial.values[number]
+    return float(trial.values[number])
 
 
 def asha(config: TuneConfig, objectives: Sequence[str], ledger: Ledger) -> ASHAScheduler | None:
@@ -183,7 +183,7 @@ class Budget(Stopper):
         self, config: TuneConfig, trial_seconds: Callable[[], float], interrupt: Callable[[], None]
     ) -> None:
         self._hours, self._gpu_hours = config.max_hours, config.max_gpu_hours
-        self._gpus = config.train.num_workers
+        self._gpus = config.train.worker_counts[-1]
         self._trial_seconds, self._interrupt = trial_seconds, interrupt
         self._started = time.monotonic()
         self.spent = ""

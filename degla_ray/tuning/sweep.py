@@ -26,6 +26,7 @@ from degla_ray.lease import Lease
 from degla_ray.masking import masked
 from degla_ray.model.source import check_model
 from degla_ray.storage import Storage
+from degla_ray.tracking_store import or_told, sqlite_path
 from degla_ray.training import ray_train
 from degla_ray.training.run_identity import absolute, run_identity
 from degla_ray.tuning import search
@@ -54,6 +55,7 @@ def tune(config: TuneConfig) -> Verdict:
         LeaseHeld: another driver is running this sweep.
     """
     config, space = prepared(config)
+    tracking.require(config.train.tracking)
     sweep = Storage(sweep_folder(config, space))
     ray_setup.start(config.train.ray)
     resources.require(config.train.ray, needs(config))
@@ -132,7 +134,7 @@ def needs(config: TuneConfig) -> list[resources.Need]:
 
 def _shared_by_trials(config: TrainConfig) -> dict[str, str]:
     """Return the folders that trials on several nodes share: the output, and that of a store in a file."""
-    store = tracking.sqlite_path(config.tracking.uri) if config.tracking.enabled else None
+    store = sqlite_path(config.tracking.uri) if config.tracking.enabled else None
     folders = {"train.output": config.output}
     return folders if store is None else folders | {"train.tracking.uri": str(store.parent)}
 
@@ -163,7 +165,9 @@ def _run(work: Work, space: Space, rule: Rule) -> list[Trial]:
         ),
         run_config=ray_tune.RunConfig(
             name="tune",
-            storage_path=work.sweep.uri,
+            storage_path=work.sweep.path(),
+            # its own client gives up after six seconds
+            storage_filesystem=None if work.sweep.is_local else work.sweep.filesystem,
             verbose=0,
             callbacks=[progress],
             stop=budget,
@@ -227,10 +231,11 @@ def _write(work: Work, rule: Rule, found: Verdict) -> None:
         say(f"next:   degla train --config {sweep.path(BEST)}")
     scores = {f"best/{name}": pick.scores[name] for name in rule.names} if found.best else {}
     scores |= {f"base/{name}": rule.base[name] for name in rule.names}
-    tracking.log_metrics(track, work.parent, scores)
     tags = {"best_run": pick.runs[0].run_id or "", "best_folder": pick.runs[0].folder} if found.best else {}
-    tracking.set_tags(track, work.parent, tags | {"verdict": "; ".join(found.lines)})
-    tracking.log_files(track, work.parent, sweep, files)
+    with or_told("the best trial is"):
+        tracking.log_metrics(track, work.parent, scores)
+        tracking.set_tags(track, work.parent, tags | {"verdict": "; ".join(found.lines)})
+        tracking.log_files(track, work.parent, sweep, files)
 
 
 def best_yaml(config: TrainConfig, found: Verdict) -> str:

@@ -35,6 +35,7 @@ from degla_ray.config.scoring import ScoringConfig
 from degla_ray.evaluation.run import evaluate
 from degla_ray.lease import LeaseHeld
 from degla_ray.storage import Storage
+from degla_ray.tracking_store import or_told
 from degla_ray.training import validation
 from degla_ray.training.run_identity import absolute, run_folder, run_identity, with_precision
 from degla_ray.training.trainer import train
@@ -129,7 +130,8 @@ class DeglaTrial(ray_tune.Trainable):
         scoring = evaluation(work.config, model, f"{work.sweep.uri}/{name}", name)
         metrics = _in_turn(lambda: evaluate(scoring)).metrics()
         scores = {f"eval/{score}": value for score, value in metrics.items()}
-        tracking.log_metrics(work.config.train.tracking, result.mlflow_run_id, scores)
+        with or_told(f"the scores of {result.run_folder} are"):
+            tracking.log_metrics(work.config.train.tracking, result.mlflow_run_id, scores, result.steps)
         self._metrics.append(metrics)
         run = Run(folder=result.run_folder, evaluation=scoring.output, run_id=result.mlflow_run_id)
         self._runs.append(run)

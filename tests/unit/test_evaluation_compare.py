@@ -115,7 +115,7 @@ class Page(HTMLParser):
             v for k, v in attrs if k in ("src", "href", "xlink:href") and not str(v).startswith("#")
         ]
         self.tags.append(tag)
-        if tag not in ("meta", "link", "br", "img"):
+        if tag not in ("meta", "link", "br", "img", "wbr"):
             self._open.append(tag)
 
     def handle_endtag(self, tag: str) -> None:
