@@ -120,8 +120,9 @@ class LanguageModelJudge:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         self._torch, self._pairs = torch, pairs
-        self._tokenizer = AutoTokenizer.from_pretrained(folder)
-        self._model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        self._tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False)
+        self._model = model.eval()
 
     def __call__(self, found: list[Pair]) -> float:
         drawn = random.Random(0).sample(found, min(self._pairs, len(found)))
