@@ -80,10 +80,12 @@ def retried(store: str, request: Callable[[], T]) -> T:
         except OSError as error:
             reason = _reason(error)
             _raise_mistake(store, reason, error)
-            if not _UNREACHED.search(reason):
+            if not (isinstance(error, ConnectionError) or _UNREACHED.search(reason)):
                 _answered.add(store)
             if time.monotonic() + pause - began > _patience(store):
-                raise _silent(store, reason) from error
+                silent = _silent(store, reason)
+                _answered.discard(store)  # the next request does not wait as long
+                raise silent from error
             if time.monotonic() - began > SILENT_S:
                 _say_once(store, reason)
         else:

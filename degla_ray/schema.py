@@ -136,6 +136,7 @@ SCORES = pa.schema(
         ("group", pa.string()),  # class or relation if the accuracy is a mean over groups, else null
         ("candidate_scores", pa.list_(pa.float32())),
         ("correct", pa.bool_()),
+        ("rival", pa.string()),  # best wrong candidate, a text or SOURCE:ID, where ITEMS does not list it
     ]
 )
 ITEMS = pa.schema(  # images and texts of each item in SCORES, the true ones first

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import posixpath
@@ -53,6 +54,34 @@ def relative_to(base: str, value: Any) -> Any:
     steps = posixpath.relpath(value, base).split("/")
     up, depth = steps.count(".."), len(base.rpartition("://")[2].strip("/").split("/"))
     return value if up > NEAR or up >= depth else "/".join(steps if up else [".", *steps])
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class DiskRefuses(DataError, OSError):
+    """A disk that is full or read-only; an OSError too, because it may be about a single file."""
+
+
+@contextlib.contextmanager
+def disk_errors(path: str) -> Iterator[None]:
+    """Raise DiskRefuses in place of an OSError that says that the disk is full or read-only.
+
+    Args:
+        path: the file that is to be written.
+    """
+    try:
+        yield
+    except DiskRefuses:
+        raise
+    except OSError as error:
+        if error.errno in _FULL:
+            expected = "room: free some or raise the quota; the same command then continues"
+        elif error.errno == errno.EROFS:
+            expected = "a disk that can be written: mount it anew; the same command then continues"
+        else:
+            raise
+        raise DiskRefuses(path, os.strerror(error.errno).lower(), expected) from error
 
 
 class Storage:
@@ -171,6 +200,10 @@ class Storage:
         if self._puts_are_atomic:
             self._put(data, target)
             return
+        if self.is_local:
+            with self._new_file(*parts) as temporary:
+                self._put(data, temporary)
+            return
         self._fs.create_dir(target.rsplit("/", 1)[0], recursive=True)
         temporary = f"{target}.tmp-{uuid.uuid4().hex}"
         self._put(data, temporary)
@@ -202,13 +235,15 @@ class Storage:
         """
         target = self.path(*parts)
         if self.is_local:
-            self._fs.create_dir(target.rsplit("/", 1)[0], recursive=True)
             temporary = f"{target}.tmp-{uuid.uuid4().hex}"
-            try:
-                yield temporary
-                self._replace(temporary, target)
-            finally:
-                Path(temporary).unlink(missing_ok=True)
+            with disk_errors(target):
+                self._fs.create_dir(target.rsplit("/", 1)[0], recursive=True)
+                try:
+                    yield temporary
+                    self._replace(temporary, target)
+                finally:
+                    with contextlib.suppress(OSError):  # it must not hide why writing failed
+                        Path(temporary).unlink(missing_ok=True)
             return
         with tempfile.TemporaryDirectory(prefix="degla-ray-") as folder:
             yield f"{folder}/file"

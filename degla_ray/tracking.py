@@ -4,6 +4,9 @@ A run carries the tags `degla.fingerprint` and `degla.folder`. A restarted job o
 same fingerprint and folder gets the same run, so a crash leaves no duplicate, and two folders with the same
 settings have two runs. If tracking is off, `find_or_create_run` returns None, and every other function does
 nothing when given that None. Importing MLflow takes about 2 s, so it is imported on first use.
+
+MLflow holds a copy of what is in the folders, so a server that is down costs no result: `require` refuses it
+before anything is computed, later calls wait for it, and `or_told` says what it never took.
 """
 
 from __future__ import annotations
@@ -11,29 +14,30 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import logging
 import math
-import os
 import re
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote, urlsplit, urlunsplit
 
+import degla_ray
 from degla_ray.config import TrackingConfig
 from degla_ray.errors import DataError, SettingError
 from degla_ray.identity import canonical, flatten
 from degla_ray.masking import masked, masked_values
 from degla_ray.storage import Storage
+from degla_ray.tracking_store import SETTING, first_line, is_server, open_store, or_told, probe, sqlite_path
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 FINGERPRINT_TAG = "degla.fingerprint"
 FOLDER_TAG = "degla.folder"  # URI of the folder that the run writes
+STAGE_TAG = "degla.stage"
 PARENT_TAG = "mlflow.parentRunId"
+NOTE_TAG = "mlflow.note.content"  # Markdown above the run
 TABLES_TAG = "mlflow.loggedArtifacts"  # where its UI looks for tables
 METRICS_PER_CALL = 1000  # MLflow's own limits (mlflow.utils.validation)
 ENTRIES_PER_CALL = 100
@@ -46,6 +50,27 @@ def resolved(config: TrackingConfig) -> TrackingConfig:
     """Return the config with an absolute SQLite path, for a process with another working directory."""
     path = sqlite_path(config.uri)
     return config if path is None else dataclasses.replace(config, uri=f"sqlite:///{path}")
+
+
+def require(config: TrackingConfig) -> None:
+    """Refuse a server that does not answer, before anything is computed.
+
+    Raises:
+        SettingError: it does not answer, it refuses these credentials, or its experiment was deleted.
+    """
+    if not config.enabled or not is_server(config.uri):
+        return  # a file is opened when it is written
+    probe(config.uri)
+    from mlflow.exceptions import MlflowException
+
+    try:
+        experiment_id(open_client(config), config)
+    except MlflowException as error:
+        expected = (
+            f"an MLflow server that takes requests ({first_line(error)}); MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, hold its credentials"
+        )
+        raise SettingError(SETTING, masked(config.uri), expected) from error
 
 
 def find_or_create_run(
@@ -66,25 +91,26 @@ def find_or_create_run(
         folder: URI of the folder that the run writes.
         params: any nested config; logged under dotted names, truncated to MLflow's limits.
         tags: further tags; also set on an existing run.
-        parent_run_id: run of the sweep that this run belongs to.
+        parent_run_id: run that this run belongs to, such as a sweep's.
 
     Returns:
         The run id; None if tracking is off.
 
     Raises:
         SettingError: the store cannot be opened, or the experiment was deleted.
+        ServerSilent: its server did not answer for minutes.
     """
     if not config.enabled:
         return None
-    client = _client(config)
-    experiment_id = _experiment(client, config)
+    client = open_client(config)
+    experiment = experiment_id(client, config)
     parent = {PARENT_TAG: parent_run_id} if parent_run_id else {}
     query = " and ".join(
         f"tags.`{key}` = '{value}'" for key, value in {FINGERPRINT_TAG: fingerprint, **parent}.items()
     )
     place = _cut(masked(folder), TAG_LENGTH)
     # the oldest, so that two processes that raced agree on one run
-    candidates = client.search_runs([experiment_id], query, order_by=["attributes.start_time ASC"])
+    candidates = client.search_runs([experiment], query, order_by=["attributes.start_time ASC"])
     found = [
         run
         for run in candidates
@@ -94,8 +120,8 @@ def find_or_create_run(
         run = found[0]
         client.update_run(run.info.run_id, status="RUNNING")
     else:
-        own = {FINGERPRINT_TAG: fingerprint, FOLDER_TAG: place, **parent}
-        run = client.create_run(experiment_id, run_name=masked(name), tags=own)
+        own = {FINGERPRINT_TAG: fingerprint, FOLDER_TAG: place, **parent, **_origin()}
+        run = client.create_run(experiment, run_name=masked(name), tags=own)
     run_id: str = run.info.run_id
     _log_params(client, run_id, params, known=set(run.data.params))
     set_tags(config, run_id, tags or {})
@@ -122,11 +148,11 @@ def running(
         yield run_id
     except BaseException as error:
         stopped = isinstance(error, KeyboardInterrupt | SystemExit)
-        finish(config, run_id, "KILLED" if stopped else "FAILED")
-        for child in _running_below(config, run_id):
-            finish(config, child, "KILLED")
+        if run_id is not None:
+            _end(config, run_id, "KILLED" if stopped else "FAILED")
         raise
-    finish(config, run_id)
+    with or_told(f"the end of run {name} is"):
+        finish(config, run_id)
 
 
 def log_metrics(
@@ -145,7 +171,7 @@ def log_metrics(
     from mlflow.entities import Metric
 
     now = int(time.time() * 1000)
-    client = _client(config)
+    client = open_client(config)
     known = client.get_run(run_id).data.metrics if step is None else {}
     batch = [
         Metric(legal, float(value), now, step or 0)
@@ -160,7 +186,7 @@ def last_step(config: TrackingConfig, run_id: str | None, metric: str) -> int:
     """Return the last step at which a run has a value of `metric`; 0 if it has none."""
     if run_id is None:
         return 0
-    return max((m.step for m in _client(config).get_metric_history(run_id, metric)), default=0)
+    return max((m.step for m in open_client(config).get_metric_history(run_id, metric)), default=0)
 
 
 def set_tags(config: TrackingConfig, run_id: str | None, tags: Mapping[str, str]) -> None:
@@ -170,7 +196,7 @@ def set_tags(config: TrackingConfig, run_id: str | None, tags: Mapping[str, str]
     from mlflow.entities import RunTag
 
     batch = [RunTag(_legal_name(key), _cut(masked(value), TAG_LENGTH)) for key, value in tags.items()]
-    client = _client(config)
+    client = open_client(config)
     for start in range(0, len(batch), ENTRIES_PER_CALL):
         client.log_batch(run_id, tags=batch[start : start + ENTRIES_PER_CALL])
 
@@ -200,7 +226,7 @@ def log_dataset(
         schema=None,
     )
     tags = [InputTag("mlflow.data.context", context)]
-    _client(config).log_inputs(run_id, [DatasetInput(dataset=dataset, tags=tags)])
+    open_client(config).log_inputs(run_id, [DatasetInput(dataset=dataset, tags=tags)])
 
 
 def log_files(
@@ -218,7 +244,7 @@ def log_files(
             copy = Path(temporary, name)
             copy.parent.mkdir(parents=True, exist_ok=True)
             copy.write_bytes(storage.read_bytes(name))
-        _client(config).log_artifacts(run_id, temporary, artifact_path)
+        open_client(config).log_artifacts(run_id, temporary, artifact_path)
 
 
 def log_table(
@@ -232,7 +258,7 @@ def log_table(
         return
     rows = [list(row) for row in zip(*columns.values(), strict=True)]
     content = json.dumps(masked_values({"columns": list(columns), "data": rows}))
-    _client(config).log_text(run_id, content, f"{name}.json")
+    open_client(config).log_text(run_id, content, f"{name}.json")
     known = json.loads(run_tags(config, run_id).get(TABLES_TAG, "[]"))
     entry = {"path": f"{name}.json", "type": "table"}
     set_tags(config, run_id, {TABLES_TAG: json.dumps([*(e for e in known if e != entry), entry])})
@@ -241,7 +267,23 @@ def log_table(
 def finish(config: TrackingConfig, run_id: str | None, status: str = "FINISHED") -> None:
     """End a run with a status: `FINISHED`, `FAILED` or `KILLED`."""
     if run_id is not None:
-        _client(config).set_terminated(run_id, status)
+        open_client(config).set_terminated(run_id, status)
+
+
+def run_of_folder(config: TrackingConfig, folder: str, stage: str) -> str | None:
+    """Return the newest run of a stage that wrote `folder`, a URI; None if tracking is off or has none."""
+    if not config.enabled:
+        return None
+    client = open_client(config)
+    place = _cut(masked(folder), TAG_LENGTH)
+    quote = '"' if "'" in place else "'"
+    found = client.search_runs(
+        [experiment_id(client, config)],
+        f"tags.`{FOLDER_TAG}` = {quote}{place}{quote} and tags.`{STAGE_TAG}` = '{stage}'",
+        order_by=["attributes.start_time DESC"],
+        max_results=1,
+    )
+    return str(found[0].info.run_id) if found else None
 
 
 def run_tags(config: TrackingConfig, run_id: str) -> dict[str, str]:
@@ -253,7 +295,7 @@ def run_tags(config: TrackingConfig, run_id: str) -> dict[str, str]:
     from mlflow.exceptions import MlflowException
 
     try:
-        return dict(_client(config).get_run(run_id).data.tags)
+        return dict(open_client(config).get_run(run_id).data.tags)
     except MlflowException as error:
         raise DataError(config.uri, f"no run {run_id!r}", "the id of a run in this MLflow store") from error
 
@@ -261,52 +303,45 @@ def run_tags(config: TrackingConfig, run_id: str) -> dict[str, str]:
 def download_artifacts(config: TrackingConfig, run_id: str, path: str, target: str | Path) -> Path:
     """Download artifact folder `path` of a run into `target` and return the local folder."""
     Path(target).mkdir(parents=True, exist_ok=True)
-    return Path(_client(config).download_artifacts(run_id, path, str(target)))
+    return Path(open_client(config).download_artifacts(run_id, path, str(target)))
 
 
-def _running_below(config: TrackingConfig, run_id: str | None) -> list[str]:
-    """Return the ids of a run's child runs that are still running."""
-    if run_id is None:
-        return []
-    client = _client(config)
-    query = f"tags.`{PARENT_TAG}` = '{run_id}' and attributes.status = 'RUNNING'"
-    found = client.search_runs([client.get_run(run_id).info.experiment_id], query)
-    return [run.info.run_id for run in found]
+def _end(config: TrackingConfig, run_id: str, status: str) -> None:
+    """End a run and the child runs that are still running; a server that is down is asked only once.
 
-
-def _client(config: TrackingConfig) -> MlflowClient:
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read by MLflow at import
-    from mlflow import MlflowClient
+    A job that is being stopped has seconds for it, and the error that ended a job must not be replaced.
+    """
     from mlflow.exceptions import MlflowException
 
-    for noisy in ("mlflow", "alembic"):  # a new sqlite store logs a line for each of its ~60 migrations
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-    path = sqlite_path(config.uri)
-    try:
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        return MlflowClient(tracking_uri=_without_password(resolved(config).uri))
-    except (OSError, MlflowException) as error:
-        first_line = str(error).strip().splitlines()[0]
-        raise SettingError(
-            "tracking.uri", config.uri, f"an MLflow store that opens ({first_line})"
-        ) from error
+    client = open_store(config.uri, patient=False)
+    with contextlib.suppress(MlflowException):
+        client.set_terminated(run_id, status)
+        query = f"tags.`{PARENT_TAG}` = '{run_id}' and attributes.status = 'RUNNING'"
+        for child in client.search_runs([client.get_run(run_id).info.experiment_id], query):
+            client.set_terminated(child.info.run_id, "KILLED")
 
 
-def _without_password(uri: str) -> str:
-    """Return a server's address without user and password, which MLflow then takes from the environment.
+def _origin() -> dict[str, str]:
+    """Return the tags from which MLflow shows user, program and git commit, and this package's version."""
+    from mlflow.tracking.context.registry import resolve_tags
 
-    MLflow repeats the address in its errors, which a Ray worker logs.
+    return {
+        **{key: masked(value) for key, value in resolve_tags().items()},
+        "degla.version": degla_ray.__version__,
+    }
+
+
+def open_client(config: TrackingConfig) -> MlflowClient:
+    """Return MLflow's client of the store.
+
+    Raises:
+        SettingError: the store cannot be opened.
     """
-    parts = urlsplit(uri)
-    if parts.scheme not in ("http", "https") or parts.username is None:
-        return uri
-    os.environ["MLFLOW_TRACKING_USERNAME"] = unquote(parts.username)
-    os.environ["MLFLOW_TRACKING_PASSWORD"] = unquote(parts.password or "")
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+    return open_store(config.uri)
 
 
-def _experiment(client: MlflowClient, config: TrackingConfig) -> str:
+def experiment_id(client: MlflowClient, config: TrackingConfig) -> str:
+    """Return the id of the experiment, which is created if it does not exist."""
     from mlflow.exceptions import MlflowException
 
     found = client.get_experiment_by_name(config.experiment)
@@ -344,10 +379,3 @@ def _legal_name(name: str) -> str:
 def _cut(value: object, length: int) -> str:
     text = str(value)
     return text if len(text) <= length else text[: length - 1] + "…"
-
-
-def sqlite_path(uri: str) -> Path | None:
-    """Return the absolute file path of a SQLite URI; None for any other store."""
-    return (
-        Path(uri.removeprefix("sqlite:///")).expanduser().absolute() if uri.startswith("sqlite:///") else None
-    )

@@ -45,6 +45,8 @@ class VLLMConfig:
     """vLLM's quantization method, e.g. fp8 or awq; null follows the model's own configuration."""
     max_model_len: int = 2048
     """Maximum tokens of prompt and answer together."""
+    max_num_seqs: int = 256
+    """Maximum number of requests that an engine answers at the same time; more wait beside it."""
     gpu_memory_utilization: float = 0.9
     """Fraction of a GPU's memory that an engine may use."""
     cpu_kv_cache_gib: int = 1
@@ -61,6 +63,7 @@ class VLLMConfig:
             self.min_actors,
             "1 <= min_actors <= max_actors",
         )
+        require(self.max_num_seqs >= 1, "vllm.max_num_seqs", self.max_num_seqs, "at least 1")
         require(
             _is_json(self.chat_template_kwargs),
             "vllm.chat_template_kwargs",
@@ -109,9 +112,9 @@ class OpenAIConfig:
 class GenerationConfig:
     """Prompting, sampling and retries of language models (engines `vllm` and `openai`)."""
 
-    prompting: Literal["per_kind", "joint"] = "per_kind"
+    prompting: Literal["per_kind", "joint", "slots"] = "per_kind"
     """per_kind: one request per caption and kind. joint: one request per caption for all kinds, answered by
-    a JSON object."""
+    a JSON object. slots: one request per caption and kind for the words that change, by guided decoding."""
     shots: int = 12
     """Few-shot examples before the caption."""
     temperature: float = 0.7

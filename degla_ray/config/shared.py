@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, field
 from typing import Literal
 
 from degla_ray.errors import SettingError
@@ -36,8 +37,10 @@ class TrackingConfig:
 
     enabled: bool = True
     """Log to MLflow."""
-    uri: str = "sqlite:///runs/mlflow.db"
-    """MLflow tracking URI."""
+    uri: str = field(
+        default_factory=lambda: os.environ.get("MLFLOW_TRACKING_URI", "sqlite:///runs/mlflow.db")
+    )
+    """MLflow tracking URI; the default is that of MLFLOW_TRACKING_URI if it is set."""
     experiment: str = "degla-ray"
     """MLflow experiment; created if it does not exist."""
 

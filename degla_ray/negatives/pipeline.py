@@ -37,6 +37,7 @@ from degla_ray.negatives.llm.generation import generate_pending, reopen
 from degla_ray.negatives.llm.progress import estimate
 from degla_ray.negatives.llm.prompting import Prompts, load_prompts, prompt_sha
 from degla_ray.negatives.llm.sending import GenerationJob
+from degla_ray.negatives.llm.slots import SLOTS_VERSION
 from degla_ray.negatives.plausibility import MIN_CAPTIONS, PLAUSIBILITY_VERSION, CaptionModels, fold_of
 from degla_ray.negatives.progress_line import ProgressLine
 from degla_ray.negatives.rules import RuleEngine
@@ -69,7 +70,7 @@ TRUTHS = {"true": "truth.{}.true", "false": "truth.{}.false", "not parseable": "
 """Headings and counts of a kind's candidates that passed the text checks, by their truth of a scene."""
 
 Publish = Callable[[NegativesConfig, StageFolder, str], None]
-"""Reports a language model's output; the last argument is the model's name."""
+"""Reports a finished folder; the last argument is the language model's name, empty for rules."""
 
 
 def generate(config: NegativesConfig, publish: Publish | None = None) -> dict[str, int]:
@@ -77,7 +78,7 @@ def generate(config: NegativesConfig, publish: Publish | None = None) -> dict[st
 
     Args:
         config: the settings.
-        publish: called once a language model's negatives are complete.
+        publish: called once the negatives are complete, unless they were copied from the source.
 
     Returns:
         The manifest's counts: captions, rows.<kind>, captions.<kind>.<ok|rejected|not_applicable> and
@@ -105,9 +106,12 @@ def _generate(config: NegativesConfig, publish: Publish | None) -> dict[str, int
     prompts = prompts_of(config)
     engine = engine_of(config)
     again = engine is not None and config.generation.retry_failed
-    if engine is not None and (again or not is_complete(config.output)):
+    if again or not is_complete(config.output):
         # Checked before the folder is created: settings fixed after an error must not conflict with it.
-        engine.check_settings()
+        if engine is not None:
+            engine.check_settings()
+        if config.generation.estimate is None and publish is not None and config.engine != GIVEN_KIND:
+            tracking.require(config.tracking)
     if engine is not None and config.generation.estimate is not None:
         ray_setup.start(config.ray)
         resources.require(config.ray, engine.needs())
@@ -139,17 +143,18 @@ def _generate(config: NegativesConfig, publish: Publish | None) -> dict[str, int
         elif engine is not None:
             resources.require(config.ray, engine.needs())
             shared_paths.require_shared(config, {}, driver_only=["prepared"])  # this process writes
-            if not generate_pending(_job(config, engine, prompts), folder, captions, graphs):
+            models = _models(captions) if _is_scored(config, captions) else None
+            if not generate_pending(_job(config, engine, prompts), folder, captions, graphs, models):
                 print("stopped: generation.max_gpu_hours are used up; run the same command again to continue")
                 return folder.counts()
-            if _is_scored(config, captions):
-                write_scores(folder, captions, _models(captions))
+            if models is not None:
+                write_scores(folder, captions, models)
     counts = folder.counts()
     _report(counts, published=publish is not None and engine is not None)
     _check_ledger(config, counts)
     counts = folder.finish()
-    if publish is not None and engine is not None:
-        publish(config, folder, engine.model)
+    if publish is not None and config.engine != GIVEN_KIND:
+        publish(config, folder, engine.model if engine is not None else "")
     _check_accepted(config, folder, counts)
     return counts
 
@@ -189,7 +194,7 @@ def prompts_of(config: NegativesConfig) -> Prompts:
     if config.engine not in ENGINES:
         return {}
     asked = config.generation
-    return load_prompts(kinds_of(config), asked.shots, config.seed, joint=asked.prompting == "joint")
+    return load_prompts(kinds_of(config), asked.shots, config.seed, prompting=asked.prompting)
 
 
 def identity_of(config: NegativesConfig, prepared: str) -> dict[str, Any]:
@@ -231,6 +236,7 @@ def _engine_identity(config: NegativesConfig, prompts: Prompts) -> dict[str, Any
     return {
         **ENGINES[config.engine](config).identity(),
         **{name: getattr(asked, name) for name in decides},
+        **({"slots": [SLOTS_VERSION, config.plausibility]} if asked.prompting == "slots" else {}),
         "prompt_sha": prompt_sha(prompts),
         "words": RuleEngine.identity(),  # word lists of the checks, and of the rules used to fill in
     }

@@ -22,11 +22,11 @@ from rich.text import Text
 
 from degla_ray import tracking
 from degla_ray.config import TrackingConfig
-from degla_ray.errors import DataError
+from degla_ray.errors import DataError, one_line
 from degla_ray.storage import Storage
 from degla_ray.training import trace
 from degla_ray.training.console import describe
-from degla_ray.training.job import PROGRESS, RECOVERY, REPORT_S
+from degla_ray.training.job import PROGRESS, RECOVERY, REPORT_S, TRACE
 from degla_ray.training.validation import read_all, set_logged
 
 POLL_S = 1.0
@@ -75,10 +75,13 @@ class Monitor:
         self._stop = threading.Event()
         self._interrupted = False
         self._thread = threading.Thread(target=self._watch, name="training-progress", daemon=True)
+        self._over = threading.Event()
+        # A thread of its own, because a server that is down must not hold up the console.
+        self._recorder = threading.Thread(target=self._record, name="training-mlflow", daemon=True)
         # Points between the last checkpoint and a kill are already in MLflow: those steps are repeated with
         # the same losses.
         self._logged = max(resumed_step, tracking.last_step(config, run_id, "train/loss"))
-        self._shown_at = self._moved_at = self._logged_at = time.monotonic()
+        self._shown_at = self._moved_at = time.monotonic()
         self._last: dict[str, Any] = {}
         self._shown: dict[str, Any] = {}
         self._validations_at = time.monotonic()
@@ -87,17 +90,21 @@ class Monitor:
         self._waiting: list[int] = []
         self._recoveries = 0
         self._printed_wait = False
-        self._failure = ""
+        self._failure = self._mlflow_failure = ""
         self._printed_notices: set[str] = set()
 
     def __enter__(self) -> Monitor:
         self._thread.start()
+        self._recorder.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._interrupted = kind is not None
         self._stop.set()
         self._thread.join()
+        self._over.set()
+        if not self._interrupted:  # it may wait for a server for minutes
+            self._recorder.join()
 
     def _watch(self) -> None:
         live = Live(console=self.console, auto_refresh=False) if self.console.is_terminal else None
@@ -146,13 +153,23 @@ class Monitor:
                 self._look_at_validations(trained=progress.get("step") == self.total_steps)
         if progress and progress != self._shown:
             self._show(progress, live, now, last)
-        if self.run_id is not None and (last or now - self._logged_at >= REPORT_S):
-            self._logged_at = now
+
+    def _record(self) -> None:
+        """Bring curves and validations to MLflow every few seconds, and once more at the end."""
+        over = self.run_id is None
+        while not over:
+            over = self._over.wait(REPORT_S)
+            if self._interrupted:
+                return
             try:
-                self._log(progress)
+                self._log(self._last)
                 self._log_validations()
             except Exception as error:  # an unreachable store must not end a training run
-                self.console.print(f"{self.name}: MLflow: {error}", markup=False)
+                where = f"they are in {self.run.path(TRACE)}" if over else "tried again"
+                failure = f"MLflow: curves after step {self._logged} not recorded, {where}: {one_line(error)}"
+                if failure != self._mlflow_failure:
+                    self._print(f"{self.name}: {failure}")
+                self._mlflow_failure = failure
 
     def _show(self, progress: dict[str, Any], live: Live | None, now: float, last: bool) -> None:
         if live is not None:
@@ -199,11 +216,11 @@ class Monitor:
         self._waiting = waiting
 
     def _log_validations(self) -> None:
-        for step, validation in self._validations.items():
+        for step, validation in list(self._validations.items()):
             if validation.state == "done" and not validation.logged:
-                known = tracking.last_step(self.config, self.run_id, f"validation/{validation.headline}")
+                known = tracking.last_step(self.config, self.run_id, f"eval/{validation.headline}")
                 if known < step:  # else the run was killed between logging and recording that
-                    metrics = {f"validation/{k}": v for k, v in validation.metrics.items()}
+                    metrics = {f"eval/{k}": v for k, v in validation.metrics.items()}
                     tracking.log_metrics(self.config, self.run_id, metrics, step)
                 set_logged(self.run, validation)
                 self._validations[step] = dataclasses.replace(validation, logged=True)

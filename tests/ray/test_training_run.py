@@ -34,7 +34,7 @@ from degla_ray.identity import fingerprint
 from degla_ray.model import load
 from degla_ray.schema import REJECTS
 from degla_ray.storage import Storage
-from degla_ray.training.checkpoint import complete
+from degla_ray.training.checkpoint_folders import complete
 from degla_ray.training.run_identity import run_identity
 from degla_ray.training.trainer import TrainResult, train
 from tests.training_inputs import MODEL, read_trace, train_config, write_inputs
@@ -181,7 +181,7 @@ def test_train_killed_worker_continues_after_its_last_checkpoint(
     settings = {"objective": ObjectiveConfig(name=objective)}  # type: ignore[arg-type]
     if objective != "degla":
         reference = train(train_config(folder, name=objective, **settings))
-    config = train_config(folder, name="killed-worker", num_workers=2, accumulation_steps=2, **settings)
+    config = train_config(folder, name="killed-worker", num_workers=2, micro_batch_size=4, **settings)
     name = f"{config.name}-{fingerprint(run_identity(config))}"
     killed: list[int] = []
     stop = threading.Event()
@@ -202,6 +202,34 @@ def test_train_killed_worker_continues_after_its_last_checkpoint(
         stop.set()
         killer.join()
     assert killed
+    assert_same_trace(result, reference, 1e-5)
+
+
+@pytest.mark.slow  # tests/unit/test_training_stalled.py holds what is told
+@pytest.mark.parametrize("stopped", [0, 1])
+def test_train_stopped_worker_is_named_with_its_step_and_the_run_continues(
+    stopped: int, folder: Path, reference: TrainResult, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """SIGSTOP: the process is there and does nothing, so the other waits for its gradients."""
+    config = train_config(folder, name=f"stopped-{stopped}", num_workers=2, stall_minutes=0.1)
+    run = Path(config.output, f"{config.name}-{fingerprint(run_identity(config))}")
+    pids: list[int] = []
+
+    def stop_one() -> None:
+        while not (run / "checkpoint_000000010" / "complete.json").exists():
+            time.sleep(0.005)
+        pids.append(worker_pids()[stopped])
+        os.kill(pids[0], signal.SIGSTOP)
+
+    threading.Thread(target=stop_one, daemon=True).start()
+    result = train(config)
+    printed = " ".join(capfd.readouterr().out.split())
+    told = rf"no step for \d+ s: worker \d \(host [\d.]+, pid {pids[0]}\) is silent since step (\d+); worker"
+    found = re.search(told, printed)
+    assert found, printed
+    assert 10 <= int(found[1]) <= 40
+    assert re.search(r"waits in step \d+.*; continues from step \d0 \(\d more tr", printed), printed
+    assert not Path(f"/proc/{pids[0]}").exists()
     assert_same_trace(result, reference, 1e-5)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from degla_ray import tracking
+from degla_ray import remote_store, tracking
 from degla_ray.config import EvaluateConfig, ModelConfig, TrackingConfig
 from degla_ray.errors import DataError, SettingError
 from degla_ray.storage import Storage
@@ -121,7 +121,7 @@ def test_tracking_password_of_a_servers_address_is_not_in_mlflows_errors(
     """It is sent all the same."""
     for name in ("USERNAME", "PASSWORD"):
         monkeypatch.setenv(f"MLFLOW_TRACKING_{name}", "before")
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setattr(remote_store, "FIRST_ANSWER_S", 0.0)
     asked = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -228,3 +228,22 @@ def test_tracking_relative_store_resolved_is_absolute_and_quiet(tmp_path: Path) 
     assert "alembic" not in done.stderr
     assert "INFO" not in done.stderr
     assert (tmp_path / "runs" / "mlflow.db").is_file()
+
+
+@pytest.mark.slow
+def test_tracking_new_store_that_five_processes_open_at_once_is_whole(tmp_path: Path) -> None:
+    """Without the lock, the first of MLflow's migrations ends in an error, and the store stays broken."""
+    code = (
+        "import sys; from degla_ray import tracking; from degla_ray.config import TrackingConfig\n"
+        "tracking.find_or_create_run(TrackingConfig(), 'n', sys.argv[1], 'folder', {'a': 1})"
+    )
+    env = dict(os.environ, PYTHONPATH=str(Path(__file__).parents[2]))
+    jobs = [
+        subprocess.Popen([sys.executable, "-c", code, str(n)], cwd=tmp_path, env=env, stderr=subprocess.PIPE)
+        for n in range(5)
+    ]
+    errors = [job.communicate()[1].decode() for job in jobs]
+    assert [job.returncode for job in jobs] == [0] * 5, errors
+    client = MlflowClient(f"sqlite:///{tmp_path}/runs/mlflow.db")
+    [experiment] = client.search_experiments(filter_string="name = 'degla-ray'")
+    assert len(client.search_runs([experiment.experiment_id])) == 5
