@@ -4,10 +4,11 @@
     python benchmarks/blind_judges.py --data ../shared/data/flickr8k --plausibility none
     python benchmarks/blind_judges.py --data ../shared/data/flickr8k --language_model models/smollm2-135m
 
-The negatives are those of the job `negatives` for the captions of the validation images. Judges: an n-gram
-model of a third of the captions, which neither were edited nor took part in the selection; the same of COCO's
-captions (`--coco`); the project's own, a logistic regression on words and word pairs; a language model's
-log-probability, on `--pairs` pairs a kind. 5,000 captions take 30 s, 300 pairs a kind by SmolLM2 3 minutes.
+The negatives are those that the job `negatives` writes for the captions of the validation images. Judges:
+an n-gram model of a third of the images' captions, neither the third that the judged caption is of nor the
+one that its negative was selected with; a model of COCO's captions (`--coco`); the project's own, a logistic
+regression on words and word pairs; a language model's log-probability a token, on `--pairs` pairs a kind.
+5,000 captions take 30 s, 300 pairs a kind by SmolLM2 3 minutes.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def main() -> None:
     selectors = models if options.plausibility == "ngram" else None
     engine = RuleEngine(vocabulary(text for _, text in captions), selectors)
     started = time.process_time()
-    pairs = _negatives(engine, val, options, selectors)
+    pairs = _negatives(engine, val if options.split == "val" else train, options, selectors)
     print(f"{options.limit / (time.process_time() - started):,.0f} captions/s on one core")
     chosen = {kind: len(found) for kind, found in pairs.items()}
     if options.plausibility == "ngram":
@@ -234,6 +235,7 @@ def _options() -> argparse.Namespace:
         default=Path("../shared/data/flickr8k"),
         help="folder with captions_train.txt and captions_val.txt",
     )
+    parser.add_argument("--split", choices=["val", "train"], default="val", help="captions to edit")
     parser.add_argument("--scenes", action="store_true", help="captions of scenes instead")
     parser.add_argument("--coco", type=Path, help="coco_karpathy_test.json")
     parser.add_argument("--plausibility", choices=["none", "ngram"], default="ngram")

@@ -180,7 +180,7 @@ def kinds_of(config: NegativesConfig) -> tuple[Kind, ...]:
     if config.engine == GIVEN_KIND:
         return ()
     selected = config.engine in EDITORS and config.plausibility == "ngram"
-    kinds = config.kinds if config.kinds is not None else PLAUSIBLE if selected else ORDER
+    kinds = config.kinds or (PLAUSIBLE if selected else ORDER)
     return tuple(kind for kind in ORDER if kind in kinds)
 
 
