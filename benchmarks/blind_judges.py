@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Measure how often judges that see no image find the caption beside its negative: 50 % is chance.
 
-    python benchmarks/blind_judges.py --data ../shared/data/flickr8k --plausibility none
-    python benchmarks/blind_judges.py --data ../shared/data/flickr8k --language_model models/smollm2-135m
+    python benchmarks/blind_judges.py --data data/flickr8k --plausibility none
+    python benchmarks/blind_judges.py --data data/flickr8k --language_model models/smollm2-135m
 
 The negatives are those that the job `negatives` writes for the captions of the validation images. Judges:
 an n-gram model of a third of the images' captions, neither the third that the judged caption is of nor the
@@ -232,7 +232,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--data",
         type=Path,
-        default=Path("../shared/data/flickr8k"),
+        default=Path("data/flickr8k"),
         help="folder with captions_train.txt and captions_val.txt",
     )
     parser.add_argument("--split", choices=["val", "train"], default="val", help="captions to edit")
