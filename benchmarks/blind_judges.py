@@ -1,21 +1,24 @@
 #!/usr/bin/env python
 """Measure how often judges that see no image find the caption beside its negative: 50 % is chance.
 
-    python benchmarks/blind_judges.py --data ../shared/data/flickr8k --plausibility none
-    python benchmarks/blind_judges.py --data ../shared/data/flickr8k --language_model models/smollm2-135m
+    python benchmarks/blind_judges.py --data data/flickr8k --plausibility none
+    python benchmarks/blind_judges.py --data data/flickr8k --language_model models/smollm2-135m
 
-The negatives are those of the job `negatives` for the captions of the validation images. Judges: an n-gram
-model of a third of the captions, which neither were edited nor took part in the selection; the same of COCO's
-captions (`--coco`); the project's own, a logistic regression on words and word pairs; a language model's
-log-probability, on `--pairs` pairs a kind. 5,000 captions take 30 s, 300 pairs a kind by SmolLM2 3 minutes.
+The negatives are those that the job `negatives` writes for the captions of the validation images. Judges:
+an n-gram model of a third of the images' captions, neither the third that the judged caption is of nor the
+one that its negative was selected with; a model of COCO's captions (`--coco`); the project's own, a logistic
+regression on words and word pairs; a language model's log-probability a token, on `--pairs` pairs a kind.
+5,000 captions take 30 s, 300 pairs a kind by SmolLM2 3 minutes.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import hashlib
 import json
 import random
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -24,25 +27,40 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from degla_ray.config import ScenesConfig
+from degla_ray.evaluation.statistics import wilson
 from degla_ray.language.ngrams import NGrams
 from degla_ray.negatives.plausibility import Balance, CaptionModels, Chooser, fold_of, plausibility
 from degla_ray.negatives.rules import RuleEngine
 from degla_ray.negatives.selection import ORDER, EditRequest, no_veto, select
 from degla_ray.negatives.shard import vocabulary
 from degla_ray.negatives.text_only import text_only_accuracy
+from degla_ray.sources.scenes.captions import captions as scene_captions
+from degla_ray.sources.scenes.world import sample_scene, scene_rng
 
+LABELS = Path(__file__).resolve().parents[1] / "tests" / "golden" / "plausible_labels.jsonl"
+READ = ("true", "grammatical", "sensible")
+"""Labels: false of the caption's image as far as the caption tells; no error that its caption lacks; a scene
+that a photograph may show."""
 Pair = tuple[str, str, int, float]
 """Caption, negative, fold of the image, score."""
 
 
 def main() -> None:
     options = _options()
-    train, val = (_read(options.data / f"captions_{split}.txt") for split in ("train", "val"))
+    if options.labels:
+        return print_labels()
+    if options.scenes:
+        train, val = (_scenes(split, count) for split, count in (("train", 4000), ("val", 1700)))
+    else:
+        train, val = (_read(options.data / f"captions_{split}.txt") for split in ("train", "val"))
     captions = [(image, text) for image, texts in [*train.items(), *val.items()] for text in texts]
     models = CaptionModels([text for _, text in captions], [fold_of(image) for image, _ in captions])
     selectors = models if options.plausibility == "ngram" else None
     engine = RuleEngine(vocabulary(text for _, text in captions), selectors)
-    pairs = _negatives(engine, val, options, selectors)
+    started = time.process_time()
+    pairs = _negatives(engine, val if options.split == "val" else train, options, selectors)
+    print(f"{options.limit / (time.process_time() - started):,.0f} captions/s on one core")
     chosen = {kind: len(found) for kind, found in pairs.items()}
     if options.plausibility == "ngram":
         pairs = _balanced(pairs, options.window)
@@ -71,7 +89,28 @@ def main() -> None:
         rng = random.Random(options.seed)
         for kind, found in pairs.items():
             for caption, negative, _, score in rng.sample(found, min(options.examples, len(found))):
-                print(f"{kind}\t{score:+.2f}\t{caption}\t{negative}")
+                print(f"{_digest(caption, negative)}\t{kind}\t{score:+.2f}\t{caption}\t{negative}")
+
+
+def _digest(caption: str, negative: str) -> str:
+    return hashlib.blake2b(f"{caption}\t{negative}".encode(), digest_size=6).hexdigest()
+
+
+def print_labels() -> None:
+    """Print the shares of the negatives read by hand, with Wilson's 95 % intervals."""
+    rows = [json.loads(line) for line in LABELS.read_text().splitlines()]
+    table = Table(title=f"{len(rows)} negatives read by hand")
+    for heading in ("kind", "read", *READ):
+        table.add_column(heading, justify="right")
+    for kind in (*dict.fromkeys(row["kind"] for row in rows), "all"):
+        mine = [row for row in rows if kind in (row["kind"], "all")]
+        shares = []
+        for label in READ:
+            share = sum(row[label] for row in mine) / len(mine)
+            low, high = wilson(share, len(mine))
+            shares.append(f"{share:.0%} [{low:.0%}, {high:.0%}]")
+        table.add_row(kind, str(len(mine)), *shares)
+    Console().print(table)
 
 
 class LanguageModelJudge:
@@ -82,8 +121,9 @@ class LanguageModelJudge:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         self._torch, self._pairs = torch, pairs
-        self._tokenizer = AutoTokenizer.from_pretrained(folder)
-        self._model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        self._tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False)
+        self._model = model.eval()
 
     def __call__(self, found: list[Pair]) -> float:
         drawn = random.Random(0).sample(found, min(self._pairs, len(found)))
@@ -176,11 +216,27 @@ def _read(file: Path) -> dict[str, list[str]]:
     return images
 
 
+def _scenes(split: str, count: int) -> dict[str, list[str]]:
+    """Return three captions each of as many scenes of the demo's sizes."""
+    images = {}
+    for index in range(count):
+        rng = scene_rng(0, split, index)
+        scene = sample_scene(rng, ScenesConfig(min_objects=2, max_objects=2))
+        images[f"{split} {index}"] = scene_captions(scene, rng, 3)
+    return images
+
+
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--labels", action="store_true", help="only print the shares read by hand")
     parser.add_argument(
-        "--data", type=Path, required=True, help="folder with captions_train.txt and captions_val.txt"
+        "--data",
+        type=Path,
+        default=Path("data/flickr8k"),
+        help="folder with captions_train.txt and captions_val.txt",
     )
+    parser.add_argument("--split", choices=["val", "train"], default="val", help="captions to edit")
+    parser.add_argument("--scenes", action="store_true", help="captions of scenes instead")
     parser.add_argument("--coco", type=Path, help="coco_karpathy_test.json")
     parser.add_argument("--plausibility", choices=["none", "ngram"], default="ngram")
     parser.add_argument("--window", type=float, help="greatest size of a score that is kept")

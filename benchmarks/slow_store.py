@@ -61,6 +61,10 @@ class Store:
         """Return the bytes of the answers to GET requests so far."""
         return self._control("counts")["bytes"]
 
+    def counts(self) -> dict[str, int]:
+        """Return the requests so far, those that failed, and the bytes that were read and written."""
+        return dict(self._control("counts"))
+
     def _control(self, name: str) -> Any:
         with urllib.request.urlopen(f"{self.url}{_CONTROL}{name}") as response:
             return json.load(response)
@@ -95,7 +99,7 @@ class _Slow:
     def __init__(self, app: Callable[..., Iterable[bytes]]) -> None:
         self.app, self.delay_s = app, 0.0
         self.how, self.failing = "", 0
-        self.counts, self._lock = {"requests": 0, "bytes": 0}, Lock()
+        self.counts, self._lock = {"requests": 0, "failed": 0, "bytes": 0, "written": 0}, Lock()
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         path = environ["PATH_INFO"]
@@ -112,12 +116,16 @@ class _Slow:
             self.counts["requests"] += 1
             fails = self.failing > 0
             self.failing -= fails
+            self.counts["failed"] += fails
         if fails:
             return self._failure(environ, start_response)
         body = list(self.app(environ, start_response))
+        length = environ.get("HTTP_X_AMZ_DECODED_CONTENT_LENGTH") or environ.get("CONTENT_LENGTH")
         with self._lock:
             if environ["REQUEST_METHOD"] == "GET":
                 self.counts["bytes"] += sum(map(len, body))
+            elif environ["REQUEST_METHOD"] == "PUT":
+                self.counts["written"] += int(length or 0)
         return body
 
     def _failure(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:

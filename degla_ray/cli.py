@@ -355,6 +355,7 @@ _REWORDED = (
     (r"<class '(?:\w+\.)*(\w+)'>", r"\1"),
     (r"Not of type \w+: expected", "expected"),
     (r"Expected a typing\.Literal\[([^\]]*)\]", r"expected one of \1"),
+    (r"Does not validate against any .*? Errors: - (expected one of .*?) - .*", r"\1"),
     (
         r"Does not validate against any .*? Subtypes: \[([^\]]*)\] .* Given value: (.*)",
         r"expected one of \1. Got value: \2",

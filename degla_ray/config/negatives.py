@@ -178,8 +178,8 @@ class NegativesConfig:
     """Output folder; any URI that pyarrow opens."""
     engine: Literal["rules", "given", "vllm", "openai", "scripted"] = "rules"
     """Engine that writes negatives: `rules` needs no model, `given` copies the source's, `scripted` tests."""
-    kinds: list[Kind] | None = None
-    """Kinds of negatives to generate; null: all five, but with plausibility `ngram` only those of the rules'
+    kinds: list[Kind] = field(default_factory=list)
+    """Kinds of negatives to generate; []: all five, but with plausibility `ngram` only those of the rules'
     kinds that cannot be guessed on photographs: swap_adjectives, replace_nouns, replace_adjectives."""
     per_kind: int = 2
     """Maximum number of distinct negatives per caption and kind."""

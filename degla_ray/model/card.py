@@ -68,11 +68,13 @@ def _result(name: str, value: float) -> EvalResult:
 
 
 def _how_made(source: str, made: Mapping[str, Any]) -> str:
-    objective = made.get("objective", {})
-    weights = ", ".join(f"{k} {v}" for k, v in objective.items() if k.startswith("lambda_"))
+    objective = made.get("objective")
+    if isinstance(objective, Mapping):
+        weights = ", ".join(f"{k} {v}" for k, v in objective.items() if k.startswith("lambda_"))
+        objective = f"{objective['name']} ({weights})"
     facts = {
         "weights": source,
-        "objective": objective.get("name") and f"{objective['name']} ({weights})",
+        "objective": objective,
         "steps": made.get("steps"),
         "data": made.get("data"),
         "run": made.get("run") and f"{made['run']}, fingerprint {made.get('fingerprint', 'unknown')}",

@@ -46,8 +46,8 @@ class Pair:
 
 def describe_blind(
     candidates: StageFolder, folder: StageFolder, captions: pa.Table, models: CaptionModels, seed: int
-) -> None:
-    """Print and write (`blind.json`) the accuracy of both judges before and after the selection."""
+) -> dict[str, float]:
+    """Print, write (`blind.json`) and return the accuracy of both judges before and after the selection."""
     before, after = (_pairs(made, captions, seed) for made in (candidates, folder))
     table = Table(title="Captions found without the image (50 % is chance)")
     headings = ("negatives", "n-gram before", "after", "words before", "after")
@@ -75,6 +75,12 @@ def describe_blind(
     names = ("ngram_before", "ngram_after", "words_before", "words_after")
     accuracy = {kind: dict(zip(names, shares, strict=True)) for kind, shares in found.items()}
     folder.storage.write_json({"accuracy": accuracy, "examples": examples}, FILE)
+    return {
+        f"{kind}/{name}": share
+        for kind, shares in accuracy.items()
+        for name, share in shares.items()
+        if share is not None
+    }
 
 
 def by_ngrams(models: CaptionModels, pairs: list[Pair]) -> float | None:

@@ -10,6 +10,7 @@ from degla_ray.language.tagging import Sentence, Tag, Token
 MIN_ASSOCIATION = 0.5
 """Least ratio of an adjective's occurrences before a noun to those expected by chance."""
 
+_GOVERNORS = (Tag.PREP, Tag.VERB)
 _SORTS = {
     "people": ("adults", "children", "roles"),
     "worn": ("clothing", "headwear", "legwear", "footwear", "accessories"),
@@ -45,6 +46,23 @@ def _determiners(sentence: Sentence, phrase: NounPhrase) -> list[str]:
 def adjective_fits(model: NGrams, adjective: str, noun: Token) -> bool:
     """Return whether captions put an adjective before a noun at least half as often as by chance."""
     return model.association(adjective, words_of(noun.text)[0]) >= MIN_ASSOCIATION
+
+
+def noun_fits(model: NGrams, sentence: Sentence, phrase: NounPhrase, noun: Token) -> bool:
+    """Return whether captions put a noun after the phrase's preposition or verb, and after its adjectives.
+
+    The first phrase of a caption has none before it; the word after it counts instead.
+    """
+    tokens = sentence.tokens
+    if not all(adjective_fits(model, tokens[i].text, noun) for i in phrase.adjectives if i < phrase.head):
+        return False
+    before = tokens[phrase.start - 1] if phrase.start else None
+    after = tokens[phrase.end] if phrase.end < len(tokens) else None
+    if before is not None and before.tag in _GOVERNORS:
+        return model.together(words_of(before.text)[-1], words_of(noun.text)[0]) > 0
+    if after is not None and after.tag in _GOVERNORS:
+        return model.together(words_of(noun.text)[-1], words_of(after.text)[0]) > 0
+    return True
 
 
 def keeps_sort(entry: Entry, lexicon: Lexicon) -> bool:

@@ -21,9 +21,11 @@ from rich.table import Table
 from degla_ray import ray_setup, resources, shared_paths, tracking
 from degla_ray.config import NegativesConfig
 from degla_ray.errors import DataError
+from degla_ray.identity import canonical
 from degla_ray.language.identify import ENGLISH, describe, sample, survey
 from degla_ray.lease import Lease, owned
 from degla_ray.negatives.balancing import CANDIDATES, write_balanced, write_scores
+from degla_ray.negatives.blind import FILE as BLIND
 from degla_ray.negatives.blind import describe_blind, preview
 from degla_ray.negatives.captions import CaptionShards, values
 from degla_ray.negatives.checks import CHECKS_VERSION
@@ -104,10 +106,11 @@ def _generate(config: NegativesConfig, publish: Publish | None) -> dict[str, int
     prompts = prompts_of(config)
     engine = engine_of(config)
     again = engine is not None and config.generation.retry_failed
-    if engine is not None and (again or not is_complete(config.output)):
+    if again or not is_complete(config.output):
         # Checked before the folder is created: settings fixed after an error must not conflict with it.
-        engine.check_settings()
-        if config.generation.estimate is None:
+        if engine is not None:
+            engine.check_settings()
+        if config.generation.estimate is None and publish is not None and config.engine != GIVEN_KIND:
             tracking.require(config.tracking)
     if engine is not None and config.generation.estimate is not None:
         ray_setup.start(config.ray)
@@ -140,11 +143,12 @@ def _generate(config: NegativesConfig, publish: Publish | None) -> dict[str, int
         elif engine is not None:
             resources.require(config.ray, engine.needs())
             shared_paths.require_shared(config, {}, driver_only=["prepared"])  # this process writes
-            if not generate_pending(_job(config, engine, prompts), folder, captions, graphs):
+            models = _models(captions) if _is_scored(config, captions) else None
+            if not generate_pending(_job(config, engine, prompts), folder, captions, graphs, models):
                 print("stopped: generation.max_gpu_hours are used up; run the same command again to continue")
                 return folder.counts()
-            if _is_scored(config, captions):
-                write_scores(folder, captions, _models(captions))
+            if models is not None:
+                write_scores(folder, captions, models)
     counts = folder.counts()
     _report(counts, published=publish is not None and engine is not None)
     _check_ledger(config, counts)
@@ -176,7 +180,7 @@ def kinds_of(config: NegativesConfig) -> tuple[Kind, ...]:
     if config.engine == GIVEN_KIND:
         return ()
     selected = config.engine in EDITORS and config.plausibility == "ngram"
-    kinds = config.kinds if config.kinds is not None else PLAUSIBLE if selected else ORDER
+    kinds = config.kinds or (PLAUSIBLE if selected else ORDER)
     return tuple(kind for kind in ORDER if kind in kinds)
 
 
@@ -232,7 +236,7 @@ def _engine_identity(config: NegativesConfig, prompts: Prompts) -> dict[str, Any
     return {
         **ENGINES[config.engine](config).identity(),
         **{name: getattr(asked, name) for name in decides},
-        **({"slots": SLOTS_VERSION} if asked.prompting == "slots" else {}),
+        **({"slots": [SLOTS_VERSION, config.plausibility]} if asked.prompting == "slots" else {}),
         "prompt_sha": prompt_sha(prompts),
         "words": RuleEngine.identity(),  # word lists of the checks, and of the rules used to fill in
     }
@@ -274,8 +278,13 @@ def _write_plausible(
     if candidates.pending():
         _write_by_edits(config, candidates, kinds, captions, graphs, english, models)
     write_balanced(candidates, folder, config.plausibility_window)
-    describe_blind(candidates, folder, captions, models, config.seed)
+    accuracy = describe_blind(candidates, folder, captions, models, config.seed)
     folder.storage.delete_folder(CANDIDATES)
+    name, uri = f"negatives-{config.engine}", folder.storage.uri
+    tags, params = {"stage": STAGE}, canonical(config)
+    with tracking.running(config.tracking, name, folder.fingerprint, uri, params, tags) as run_id:
+        tracking.log_metrics(config.tracking, run_id, accuracy)
+        tracking.log_files(config.tracking, run_id, folder.storage, [BLIND])
 
 
 def _models(captions: pa.Table) -> CaptionModels:

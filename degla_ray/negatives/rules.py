@@ -16,9 +16,9 @@ from degla_ray.language.grammar import words_sha
 from degla_ray.language.lexicon import Behaviour, Entry, Number
 from degla_ray.language.mentions import Mentioned
 from degla_ray.language.phrases import NounPhrase, is_coordinated, noun_phrases
-from degla_ray.language.tagging import Sentence, Tag, is_placeholder, load_tagger, tagger_name
+from degla_ray.language.tagging import Sentence, Tag, Token, is_placeholder, load_tagger, tagger_name
 from degla_ray.negatives.checks import Language, broken_bonds, statements
-from degla_ray.negatives.fitting import adjective_fits, keeps_sort, same_form, same_sort
+from degla_ray.negatives.fitting import adjective_fits, keeps_sort, noun_fits, same_form, same_sort
 from degla_ray.negatives.plausibility import CaptionModels
 from degla_ray.negatives.selection import EditRequest, Proposal, no_veto, select
 from degla_ray.schema import Kind
@@ -192,12 +192,12 @@ class RuleEngine:
                 own = []
             if self._models is not None and not keeps_sort(entry, lexicon):
                 elsewhere = []
-            choices.append(self._nouns_put(sentence, phrase, mentioned, own, elsewhere))
+            choices.append(self._nouns_put(sentence, phrase, mentioned, request.fold, own, elsewhere))
         rng.shuffle(choices)
         yield from _interleaved(choices)
 
     def _nouns_put(
-        self, sentence: Sentence, phrase: NounPhrase, mentioned: Mentioned, *fields: Sequence[str]
+        self, sentence: Sentence, phrase: NounPhrase, mentioned: Mentioned, fold: int, *fields: Sequence[str]
     ) -> Iterator[Proposal]:
         """Yield the sentence with other nouns in the phrase's place, from the first field that has any."""
         for field in fields:
@@ -205,11 +205,15 @@ class RuleEngine:
             for word in field:
                 number = None if mentioned.noun(word) else self._number_for(sentence, phrase, word)
                 new = number and with_noun(sentence.tokens[phrase.head], self.language.lexicon, word, number)
-                if new:
+                if new and self._is_usual_noun(sentence, fold, phrase, new):
                     found = True
                     yield Proposal(sentence=substituted(sentence, {phrase.head: new}))
             if found:
                 return
+
+    def _is_usual_noun(self, sentence: Sentence, fold: int, phrase: NounPhrase, noun: Token) -> bool:
+        """Return whether captions put a noun into such a place."""
+        return self._models is None or noun_fits(self._models.selector(fold), sentence, phrase, noun)
 
     def _number_for(self, sentence: Sentence, phrase: NounPhrase, word: str) -> Number | None:
         """Return the number that `word` can take in the phrase's place; None if it does not fit there."""

@@ -1,9 +1,10 @@
 """Report on several evaluations: `compare(config)`, run by `jobs/compare.py`.
 
 Writes `report.html` (self-contained), `report.md`, `plots/*.svg`, `comparison.json`, `scores.csv` and
-`tables.tex` (for a paper), prints the tables, and logs all of it as one MLflow run. The items on which a
-model and the first one disagree most are shown with their images, if these can still be read. Every call
-writes a new report, which takes a few seconds, mostly for imports.
+`tables.tex` (for a paper), prints the tables, and logs the files as one MLflow run; the scores are metrics
+of the models' own runs. The items on which a model and the first one disagree most are shown with their
+images, if these can still be read. Every call writes a new report, which takes a few seconds, mostly for
+imports.
 """
 
 from __future__ import annotations
@@ -231,7 +232,6 @@ def _track(
         tags={tracking.STAGE_TAG: "compare"},
     )
     with or_told(f"the comparison of {len(comparison.labels)} models is"), run as run_id:
-        tracking.log_metrics(config.tracking, run_id, _metrics(comparison, range(len(comparison.labels))))
         tracking.log_files(config.tracking, run_id, output, files)
         table = _table(comparison.labels, disagreements)
         if table["benchmark"]:
@@ -261,19 +261,3 @@ def _table(labels: Sequence[str], disagreements: Disagreements) -> dict[str, lis
 
 def _listed(scores: Sequence[float | None]) -> str:
     return " | ".join(MISSING if score is None else f"{score:.4f}" for score in scores)
-
-
-def _metrics(comparison: Comparison, models: Sequence[int]) -> dict[str, float]:
-    """Return `LABEL/NAME` -> value of every score, under the names that the evaluations' own runs use.
-
-    Averages of all models but the first also have `LABEL/NAME_delta`.
-    """
-    metrics: dict[str, float] = {}
-    for model in models:
-        for name in comparison.names:
-            cell, key = comparison.cell(model, name), f"{comparison.labels[model]}/{name}"
-            if cell.score is not None and cell.score.value is not None:
-                metrics[key] = cell.score.value
-            if cell.delta is not None and "/" not in name:
-                metrics[f"{key}_delta"] = cell.delta
-    return metrics

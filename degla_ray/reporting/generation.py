@@ -152,7 +152,7 @@ def build_report(
         kinds={
             kind.value: _kind_report(kind, counts, pairs.get(kind, []), config.seed)
             for kind in ORDER
-            if config.kinds is None or kind in config.kinds
+            if not config.kinds or kind in config.kinds
         },
     )
     return report, pairs

@@ -10,6 +10,7 @@ import contextlib
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -60,7 +61,6 @@ def searcher(
         SettingError: a domain that Optuna does not know.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    warnings.filterwarnings("ignore", message="Choices for a categorical distribution")  # lists work too
     distributions = _distributions(space)
     storage = optuna.storages.InMemoryStorage()
     modes = ["max"] * len(objectives)
@@ -96,6 +96,7 @@ def _sampler(config: TuneConfig, drawn: int) -> optuna.samplers.BaseSampler:
 
 
 def _distributions(space: Space) -> dict[str, Any]:
+    warnings.filterwarnings("ignore", message="Choices for a categorical distribution")  # lists work too
     try:
         found: dict[str, Any] = OptunaSearch.convert_search_space(dict(space.domains))
     except ValueError as error:
@@ -130,16 +131,18 @@ def importance(
     study = optuna.create_study(directions=["maximize"] * len(objectives))
     told = sum(_tell(study, t, objectives, distributions) for t in trials if t.state == "finished")
     shares: dict[str, dict[str, float]] = {}
+    evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
     for number, name in enumerate(objectives if told >= IMPORTANCE_TRIALS else ()):
-
-        def score(trial: optuna.trial.FrozenTrial, number: int = number) -> float:
-            return float(trial.values[number])
-
-        evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
         with contextlib.suppress(RuntimeError):  # every trial has the same score
-            found = optuna.importance.get_param_importances(study, evaluator=evaluator, target=score)
+            found = optuna.importance.get_param_importances(
+                study, evaluator=evaluator, target=partial(_value, number)
+            )
             shares[name] = {setting: float(share) for setting, share in found.items()}
     return shares
+
+
+def _value(number: int, trial: optuna.trial.FrozenTrial) -> float:
+    return float(trial.values[number])
 
 
 def asha(config: TuneConfig, objectives: Sequence[str], ledger: Ledger) -> ASHAScheduler | None:
@@ -168,6 +171,8 @@ def asha(config: TuneConfig, objectives: Sequence[str], ledger: Ledger) -> ASHAS
 class Budget(Stopper):
     """Ends a sweep after `max_hours` of this call, or `max_gpu_hours` of all its trials.
 
+    Tune writes it to disk, so it keeps the limits and not the config, which may contain a password.
+
     Args:
         config: of the sweep.
         trial_seconds: returns the seconds of all trials so far.
@@ -177,7 +182,9 @@ class Budget(Stopper):
     def __init__(
         self, config: TuneConfig, trial_seconds: Callable[[], float], interrupt: Callable[[], None]
     ) -> None:
-        self._config, self._trial_seconds, self._interrupt = config, trial_seconds, interrupt
+        self._hours, self._gpu_hours = config.max_hours, config.max_gpu_hours
+        self._gpus = config.train.worker_counts[-1]
+        self._trial_seconds, self._interrupt = trial_seconds, interrupt
         self._started = time.monotonic()
         self.spent = ""
         """The setting whose budget is spent; empty if none is."""
@@ -196,10 +203,8 @@ class Budget(Stopper):
         return bool(self.spent)
 
     def _look(self) -> str:
-        limits = self._config
-        if limits.max_hours is not None and time.monotonic() - self._started >= 3600 * limits.max_hours:
-            return f"max_hours {limits.max_hours:g}"
-        gpu_hours = self._trial_seconds() * limits.train.worker_counts[-1] / 3600
-        if limits.max_gpu_hours is not None and gpu_hours >= limits.max_gpu_hours:
-            return f"max_gpu_hours {limits.max_gpu_hours:g}"
+        if self._hours is not None and time.monotonic() - self._started >= 3600 * self._hours:
+            return f"max_hours {self._hours:g}"
+        if self._gpu_hours is not None and self._trial_seconds() * self._gpus >= 3600 * self._gpu_hours:
+            return f"max_gpu_hours {self._gpu_hours:g}"
         return ""

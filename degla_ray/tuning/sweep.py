@@ -32,13 +32,14 @@ from degla_ray.training.run_identity import absolute, run_identity
 from degla_ray.tuning import search
 from degla_ray.tuning.console import Progress, say, show
 from degla_ray.tuning.ledger import TRIALS, Ledger, Trial
+from degla_ray.tuning.page import interval_bounds, sweep_page
 from degla_ray.tuning.rule import Rule, Verdict, verdict
 from degla_ray.tuning.space import Space, check_space, load_space, with_settings
 from degla_ray.tuning.trial import TRIAL_CPUS, DeglaTrial, Work, evaluation, training
 
 IN_IDENTITY = ("suite", "prepared", "negatives", "split", "published", "benchmarks", "seeds")
 """Settings of a sweep, beside `train` and the space, that determine its trials' scores."""
-RESULTS, RESULT, BEST = "trials.json", "result.json", "best.yaml"
+RESULTS, RESULT, BEST, PAGE = "trials.json", "result.json", "best.yaml", "sweep.html"
 
 
 def tune(config: TuneConfig) -> Verdict:
@@ -75,6 +76,9 @@ def tune(config: TuneConfig) -> Verdict:
         trials = distinct(_run(work, space, rule))
         found = verdict(rule, trials, base)
         show(f"{len(trials)} trials of {config.train.name}", rule, found)
+        importance = search.importance(space, trials, rule.objectives)
+        page = sweep_page(config.train.name, rule, found, importance, interval_bounds(rule, trials))
+        sweep.write_bytes(page.encode(), PAGE)
         _write(work, rule, found)
     return found
 
@@ -167,9 +171,15 @@ def _run(work: Work, space: Space, rule: Rule) -> list[Trial]:
             verbose=0,
             callbacks=[progress],
             stop=budget,
+            # A trial's state is in its training's checkpoints.
+            checkpoint_config=ray_tune.CheckpointConfig(checkpoint_at_end=False),
         ),
     )
-    tuner.fit()
+    try:
+        tuner.fit()
+    except SystemExit:  # the job was told to end
+        progress.interrupt()
+        raise
     if budget.spent:
         say(f"{budget.spent} is spent; the same command with more goes on with the unfinished trials")
     return list(ledger.trials.values())
@@ -211,12 +221,13 @@ def _write(work: Work, rule: Rule, found: Verdict) -> None:
         "over_runner_up": found.over_runner_up,
     }
     sweep.write_json(canonical(result), RESULT)
-    files = [RESULTS, RESULT]
+    files = [RESULTS, RESULT, PAGE]
+    say(f"page:   {sweep.path(PAGE)}")
     if found.best is not None:
         text = best_yaml(with_settings(work.config.train, found.best.settings), found)
         sweep.write_bytes(text.encode(), BEST)
         files.append(BEST)
-        say(f"best config: {sweep.path(BEST)}")
+        say(f"config: {sweep.path(BEST)}")
         say(f"next:   degla train --config {sweep.path(BEST)}")
     scores = {f"best/{name}": pick.scores[name] for name in rule.names} if found.best else {}
     scores |= {f"base/{name}": rule.base[name] for name in rule.names}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import shutil
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pytest
 import ray
@@ -329,6 +331,28 @@ def test_images_parquet_each_wanted_one_is_in_one_batch(folder: Path) -> None:
     for batch in batches:
         expected = [StoredImage(data=png(int(i.removeprefix("img-"))), prepared=True) for i in batch.ids]
         assert source.read(batch) == expected
+
+
+@pytest.mark.slow
+def test_evaluate_with_an_actor_killed_gives_the_same_scores(
+    folder: Path, whole: Path, tmp_path: Path
+) -> None:
+    """SIGKILL of the actor that encodes, while it does."""
+    killed = threading.Event()
+
+    def kill_one() -> None:
+        while not killed.wait(0.002):
+            for process in psutil.Process().children(recursive=True):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    if "MapBatches(Encoder)" in (title := " ".join(process.cmdline())) and "submit" in title:
+                        process.kill()
+                        killed.set()
+                        return
+
+    threading.Thread(target=kill_one, daemon=True).start()
+    evaluate(config_of(folder, tmp_path / "out", batch_size=7))
+    assert killed.is_set()
+    assert rows_of(tmp_path / "out") == rows_of(whole)
 
 
 def test_encode_takes_features_of_the_same_content_from_the_cache(folder: Path, tmp_path: Path) -> None:

@@ -35,7 +35,8 @@ from tests.evaluation_suite import write_suite
 from tests.training_inputs import write_inputs
 
 pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(600)]
-LRS = '{"optimizer.lr": tune.grid_search([1e-3, 1e30])}, {"objective.lambda_igc": 0.25}'
+SPLITS = '{"data.split": tune.grid_search(["train", "dev"])}, {"objective.lambda_igc": 0.25}'
+"""The second fails before it trains."""
 ANY = "zero_shot >= 0"
 
 
@@ -73,8 +74,9 @@ def _children(config: TuneConfig) -> dict[str | None, list[str]]:
     """MLflow parent run -> its child runs; parents themselves stand under None."""
     client = MlflowClient(config.train.tracking.uri)
     experiment = client.get_experiment_by_name("sweep")
-    assert experiment is not None
-    families: dict[str | None, list[str]] = {}
+    families: dict[str | None, list[str]] = {None: []}
+    if experiment is None:
+        return families
     for run in client.search_runs([experiment.experiment_id]):
         families.setdefault(run.data.tags.get("mlflow.parentRunId"), []).append(run.info.run_id)
     return families
@@ -90,7 +92,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def swept(folder: Path, ray_cluster: None) -> tuple[TuneConfig, Verdict, str]:
     """A grid of two trials, of which one fails, and what it printed."""
-    config = _config(folder, LRS, search="grid")
+    config = _config(folder, SPLITS, search="grid")
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         found = tune(config)
     return config, found, printed.getvalue()
@@ -104,10 +106,10 @@ def test_tune_trials_are_trained_and_evaluated_and_one_that_fails_is_named(
     [run] = good["runs"]
     sweep = _sweep_folder(config)
     made = json.loads(Path(sweep, run["folder"], "config.json").read_text())["config"]
-    assert (made["objective"]["lambda_igc"], made["optimizer"]["lr"]) == (0.25, 1e-3)
+    assert (made["objective"]["lambda_igc"], made["data"]["split"]) == (0.25, "train")
     scores = json.loads(Path(sweep, run["evaluation"], "summary.json").read_text())["averages"]
     assert good["scores"]["composition"] == next(s["value"] for s in scores if s["name"] == "composition")
-    assert "loss of step" in bad["error"]
+    assert bad["error"].startswith("data.split: found 'dev'")
     assert f"trial 2 of 2 failed: {bad['error']}" in printed
     assert found.best is not None
     assert found.best.number == 1
@@ -120,6 +122,8 @@ def test_tune_best_yaml_names_the_run_that_is_finished(swept: tuple[TuneConfig, 
     config, found, printed = swept
     file = _sweep_folder(config) / "best.yaml"
     assert str(file) in printed
+    assert str(file.with_name("sweep.html")) in printed
+    assert "<html" in file.with_name("sweep.html").read_text()
     best = from_settings(TrainConfig, yaml.safe_load(file.read_text()), "best")
     with contextlib.redirect_stdout(io.StringIO()) as trained:
         result = train(best)
@@ -128,7 +132,7 @@ def test_tune_best_yaml_names_the_run_that_is_finished(swept: tuple[TuneConfig, 
     assert result.run_folder == found.best.runs[0].folder
 
 
-def test_tune_mlflow_has_a_parent_and_a_child_for_each_trial(
+def test_tune_mlflow_has_a_parent_and_a_child_for_each_trial_that_trains(
     swept: tuple[TuneConfig, Verdict, str],
 ) -> None:
     config, found, _ = swept
@@ -136,17 +140,13 @@ def test_tune_mlflow_has_a_parent_and_a_child_for_each_trial(
     [parent] = families[None]
     assert found.best is not None
     best = found.best.runs[0].run_id
-    assert len(families[parent]) == 2
+    assert families[parent] == [best]
     client = MlflowClient(config.train.tracking.uri)
     run = client.get_run(parent)
     assert run.info.status == "FINISHED"
     assert run.data.tags["best_run"] == best
     assert run.data.metrics["best/composition"] == found.best.scores["composition"]
-    scored = {c for c in families[parent] if "eval/composition" in client.get_run(c).data.metrics}
-    assert scored == {best}
-    infos = [client.get_run(child).info for child in families[parent]]
-    times = sorted((info.start_time, info.end_time) for info in infos)
-    assert all(end <= start for (_, end), (start, _) in itertools.pairwise(times))  # one at a time
+    assert "eval/composition" in client.get_run(best).data.metrics
 
 
 @pytest.mark.slow  # test_search_goes_on_with_… and test_train_finished_run_again_… hold the rules
@@ -205,13 +205,23 @@ def test_tune_space_that_does_not_fit_is_refused_before_anything_runs(folder: Pa
 
 def test_tune_more_trials_at_once_than_cpus_is_refused(folder: Path) -> None:
     with pytest.raises(SettingError, match="max_concurrent_trials"):
-        tune(_config(folder, LRS, max_concurrent_trials=40))
+        tune(_config(folder, SPLITS, max_concurrent_trials=40))
 
 
 @pytest.mark.slow  # test_verdict_without_a_finished_trial_… holds the rule
-def test_tune_every_trial_fails_names_the_reason(folder: Path) -> None:
-    with pytest.raises(DeglaError, match="none of 1 trials finished"):
-        tune(_config(folder, '{"optimizer.lr": tune.choice([1e30])}, {}', num_trials=1))
+def test_tune_every_trial_fails_names_the_reason_and_they_ran_one_at_a_time(folder: Path) -> None:
+    space = '{"optimizer.lr": tune.grid_search([1e30, 2e30])}, {}'
+    config = _config(folder, space, name="fail", search="grid")
+    before = set(_children(config)[None])  # `swept` may have run
+    with pytest.raises(DeglaError, match="none of 2 trials finished: loss of step"):
+        tune(config)
+    families = _children(config)
+    [parent] = set(families[None]) - before
+    client = MlflowClient(config.train.tracking.uri)
+    infos = [client.get_run(child).info for child in families[parent]]
+    assert [info.status for info in infos] == ["FAILED", "FAILED"]
+    times = sorted((info.start_time, info.end_time) for info in infos)
+    assert all(end <= start for (_, end), (start, _) in itertools.pairwise(times))
 
 
 @pytest.mark.slow

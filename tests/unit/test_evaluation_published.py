@@ -540,9 +540,6 @@ def test_compare_shows_disagreements_with_images_and_texts_as_they_stand(
     client = MlflowClient(tracking_uri=tracking.uri)
     experiment = client.get_experiment_by_name("published").experiment_id
     (run,) = client.search_runs([experiment])
-    results = content[2]["results"]
-    assert run.data.metrics["tuned/sugarcrepe/swap_obj"] == results["sugarcrepe/swap_obj"]["score"]["value"]
-    assert run.data.metrics["tuned/sugarcrepe_swap_delta"] == results["sugarcrepe_swap"]["delta"]
     monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking.uri)  # `load_table` asks the store named globally
     table = client.load_table(experiment, "disagreements.json", [run.info.run_id])
     assert isinstance(table, pd.DataFrame)

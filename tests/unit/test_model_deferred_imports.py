@@ -9,6 +9,8 @@ SCRIPT = """
 import sys
 import degla_ray.model.build, degla_ray.model.encode
 assert not {"transformers", "sklearn", "torch._dynamo"} & set(sys.modules), "imported with open_clip"
+degla_ray.model.build.load("scenes-base")
+assert not {"transformers.models.auto", "torch._dynamo"} & set(sys.modules), "imported with a tokenizer"
 from open_clip.hf_model import HFTextEncoder
 from transformers import BertConfig
 size = dict(vocab_size=20, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)

@@ -13,6 +13,7 @@ from degla_ray.negatives.llm.answers import QualityChecks, alternatives
 from degla_ray.negatives.llm.engines.vllm_actor import BLANK, slot_regex, slot_schema
 from degla_ray.negatives.llm.prompting import load_prompts
 from degla_ray.negatives.llm.slots import Slot, slot_between
+from degla_ray.negatives.plausibility import CaptionModels
 from degla_ray.schema import Kind
 
 FOX = "The quick brown fox jumps over the lazy dog in the quiet park."
@@ -96,6 +97,14 @@ def test_question_replacement_is_of_one_word_by_words_of_the_captions(checks: Qu
 def test_question_without_a_place_for_the_kind_is_not_asked(checks: QualityChecks) -> None:
     asked = checks.question("A dog sleeps.", Kind.SWAP_NOUNS, 1)
     assert asked == {"applicable": False, "slot": ""}
+
+
+def test_question_with_models_of_the_captions_offers_no_swap_of_two_sorts(checks: QualityChecks) -> None:
+    models = CaptionModels(["A child runs in a field.", "A dog sees a cat."] * 3, [0, 0, 1, 1, 2, 2])
+    limited = QualityChecks("vllm", "small", words=WORDS, slots=True, models=models)
+    for caption, offered in (("A child runs in a field.", False), ("A dog sees a cat.", True)):
+        assert checks.question(caption, Kind.SWAP_NOUNS, 1)["applicable"]
+        assert limited.question(caption, Kind.SWAP_NOUNS, 1, fold=2)["applicable"] is offered
 
 
 @pytest.mark.parametrize(

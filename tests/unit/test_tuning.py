@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,8 +19,9 @@ from degla_ray.storage import Storage
 from degla_ray.tuning import search
 from degla_ray.tuning.console import duration, headings
 from degla_ray.tuning.ledger import Ledger, Run, Trial
-from degla_ray.tuning.rule import Rule, ranking, verdict
-from degla_ray.tuning.space import check_space, load_space, with_settings
+from degla_ray.tuning.page import sweep_page
+from degla_ray.tuning.rule import Rule, Verdict, front, ranking, verdict
+from degla_ray.tuning.space import Space, check_space, load_space, with_settings
 from degla_ray.tuning.sweep import best_yaml, distinct
 
 SPACES = Path(__file__).parents[2] / "tune_spaces"
@@ -270,6 +272,54 @@ def test_best_yaml_is_the_config_of_the_pick_without_secrets() -> None:
     assert "secret" not in text
     read = from_settings(TrainConfig, yaml.safe_load(text), "best")
     assert read == with_settings(train, {"tracking.uri": TRAIN.tracking.uri})
+
+
+def _many() -> list[Trial]:
+    """Twelve trials whose composition follows from one of two settings."""
+    return [
+        Trial(
+            number=n,
+            settings={"objective.lambda_igc": 0.2 * 1.4**n, "data.kinds": [None, ["reshuffle"]][n % 2]},
+            state="stopped" if n == 11 else "finished",
+            scores={"composition": 0.5 + 0.01 * n, "zero_shot": 0.99 - 0.001 * (n % 5)},
+            curve=[(10, {"composition": 0.5})],
+        )
+        for n in range(1, 13)
+    ]
+
+
+def _space(folder: Path) -> Space:
+    file = folder / "space.py"
+    domains = (
+        '{"objective.lambda_igc": tune.loguniform(0.1, 20), "data.kinds": tune.choice([None, ["reshuffle"]])}'
+    )
+    file.write_text(f"from ray import tune\n\ndef space():\n    return {domains}, {{}}\n")
+    return load_space(str(file))
+
+
+def test_importance_is_of_the_setting_that_matters(tmp_path: Path) -> None:
+    trials = _many()
+    shares = search.importance(_space(tmp_path), trials, BOTH)
+    assert shares["composition"]["objective.lambda_igc"] > 0.9
+    assert search.importance(_space(tmp_path), trials[:5], BOTH) == {}
+
+
+def test_page_shows_every_trial_and_the_front(tmp_path: Path) -> None:
+    rule = _rule()
+    trials = _many()
+    found = Verdict(trials=tuple(trials), best=trials[9], closest=None, lines=("<b>best</b>",))
+    bounds = {t.number: (0.4, 0.8) for t in trials if t.state == "finished"}
+    shares = search.importance(_space(tmp_path), trials, BOTH)
+    page = sweep_page("x", rule, found, shares, bounds)
+    assert "&lt;b&gt;best&lt;/b&gt;" in page
+    rows = re.findall(r'<th scope="row">(base|trial \d+)</th>', page)
+    assert rows == ["base", *(t.name for t in trials)]
+    headings = re.findall(r"<figcaption[^>]*>([^<]+)<", page)
+    assert headings == [
+        *("Front", "Settings and scores", "What composition depends on", "What zero_shot depends on"),
+        *("composition over lambda_igc", "composition over kinds", "composition during training"),
+    ]
+    assert front(rule, trials) == {10, 12}
 
 
 def test_distinct_trials_of_equal_settings_are_one() -> None:

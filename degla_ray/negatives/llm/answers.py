@@ -20,6 +20,7 @@ from degla_ray.negatives.checks import Candidate, Language, first_failure, state
 from degla_ray.negatives.llm.engines.vllm_actor import after_thought
 from degla_ray.negatives.llm.ledger import Row, State
 from degla_ray.negatives.llm.slots import Slot, Slots
+from degla_ray.negatives.plausibility import CaptionModels
 from degla_ray.negatives.rules import RuleEngine
 from degla_ray.negatives.selection import EditRequest, no_veto, select
 from degla_ray.schema import ATTEMPTS, Kind, RejectReason
@@ -65,6 +66,7 @@ class QualityChecks:
         words: the dataset's vocabulary, from which the rule engine and slots take words; None allows all.
         fills: whether the rule engine writes the negative if the last attempt fails.
         slots: whether requests are slots to fill (`generation.prompting: slots`).
+        models: n-gram models by which the options of slots are limited; None does without.
     """
 
     def __init__(
@@ -75,8 +77,9 @@ class QualityChecks:
         words: frozenset[str] | None = None,
         fills: bool = False,
         slots: bool = False,
+        models: CaptionModels | None = None,
     ) -> None:
-        self._rules = RuleEngine(words)
+        self._rules = RuleEngine(words, models)
         self._words, self._fills = words, fills
         self._slots = Slots(self._rules) if slots else None
         self._language: Language = self._rules.language
@@ -87,11 +90,11 @@ class QualityChecks:
         tag, number = _NEEDS[kind]
         return sum(token.tag is tag for token in self._rules.read(caption).tokens) >= number
 
-    def question(self, caption: str, kind: Kind, seed: int) -> dict[str, Any]:
+    def question(self, caption: str, kind: Kind, seed: int, fold: int = 0) -> dict[str, Any]:
         """Return the columns that say what to ask an engine: whether anything, and the slot to fill or ""."""
         if self._slots is None:
             return {"applicable": self.applicable(caption, kind), "slot": ""}
-        slot = self._slots.slot(caption, kind, seed)
+        slot = self._slots.slot(caption, kind, seed, fold)
         return {"applicable": slot is not None, "slot": "" if slot is None else slot.to_json()}
 
     def judge(self, answer: dict[str, Any]) -> list[Row]:

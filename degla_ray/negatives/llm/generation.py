@@ -35,6 +35,7 @@ from degla_ray.negatives.llm.ledger import (
 from degla_ray.negatives.llm.pool import EngineClock
 from degla_ray.negatives.llm.progress import Progress
 from degla_ray.negatives.llm.sending import GenerationJob, request, sender
+from degla_ray.negatives.plausibility import CaptionModels
 from degla_ray.negatives.selection import Veto, no_veto
 from degla_ray.negatives.shard import STAGE, scene_veto, to_table, vocabulary
 from degla_ray.schema import NEGATIVES, REJECTS, Kind, RejectReason
@@ -67,9 +68,21 @@ class _ShardOutput:
 
 
 def generate_pending(
-    job: GenerationJob, folder: StageFolder, captions: pa.Table, graphs: dict[str, str]
+    job: GenerationJob,
+    folder: StageFolder,
+    captions: pa.Table,
+    graphs: dict[str, str],
+    models: CaptionModels | None = None,
 ) -> bool:
-    """Generate the pending shards; return False if `max_gpu_hours` ended the run before all were done."""
+    """Generate the pending shards; return False if `max_gpu_hours` ended the run before all were done.
+
+    Args:
+        job: settings and prompts.
+        folder: output folder.
+        captions: all captions (sample_id, image_id, caption).
+        graphs: image_id -> scene graph.
+        models: n-gram models of the captions, which limit the options of slots; None does without.
+    """
     pending = folder.pending()
     pool = job.engine.pool(job.prompts)
     words = vocabulary(values(captions["caption"])) if job.uses_vocabulary else None
@@ -86,7 +99,7 @@ def generate_pending(
         _taken_back(folder, progress, new),
         _timed(folder, progress),
         pool.started(job.config.generation.stall_s, clock) as engines,
-        sender(job, engines, words) as sends,
+        sender(job, engines, words, models) as sends,
         Run(job, folder, shards, pending, progress) as run,
     ):
         refusals = Refusals(job.config.engine, job.block)
@@ -144,9 +157,9 @@ class Run:
         block: list[dict[str, Any]] = []
         while self._job.requests_in(block) < self._job.block and (key := self._next_caption()) is not None:
             window = self._window_of[key]
-            text, seed = window.captions[key][0].text, self._job.config.seed
+            caption, seed = window.captions[key][0], self._job.config.seed
             block += [
-                request(seed, text, kind, attempt, last=last, wanted=wanted)
+                request(seed, caption.text, kind, attempt, last=last, wanted=wanted, fold=caption.fold)
                 for kind, attempt, last, wanted in window.states.next_round(key)
             ]
             if window.states.finished:

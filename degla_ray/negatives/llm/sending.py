@@ -24,6 +24,7 @@ from degla_ray.negatives.llm.engines.base import WORKER, Engine
 from degla_ray.negatives.llm.ledger import Row, text_key
 from degla_ray.negatives.llm.pool import BLOCK, calls_at_a_time
 from degla_ray.negatives.llm.prompting import Prompts
+from degla_ray.negatives.plausibility import CaptionModels
 from degla_ray.schema import ATTEMPTS, Kind
 
 WORKERS_PER_ENGINE = 2
@@ -70,13 +71,19 @@ class GenerationJob:
 
 
 @contextmanager
-def sender(job: GenerationJob, engines: Sequence[Any], words: frozenset[str] | None) -> Iterator[Sender]:
+def sender(
+    job: GenerationJob,
+    engines: Sequence[Any],
+    words: frozenset[str] | None,
+    models: CaptionModels | None = None,
+) -> Iterator[Sender]:
     """Start the workers and yield what sends requests; end the workers on exit.
 
     Args:
         job: settings and prompts.
         engines: handles from `EnginePool.started`.
         words: the dataset's vocabulary, for slots and for the rules that fill in; None allows all words.
+        models: n-gram models of the captions, for slots; None does without.
     """
     import ray
 
@@ -86,6 +93,7 @@ def sender(job: GenerationJob, engines: Sequence[Any], words: frozenset[str] | N
         "words": words,
         "fills": job.config.generation.fill_with_rules,
         "slots": job.config.generation.prompting == "slots",
+        "models": models if job.config.generation.prompting == "slots" else None,
     }
     count = min(resources.cpus_at_most() // 4, WORKERS_PER_ENGINE * len(engines))
     actor = ray.remote(_Worker).options(num_cpus=WORKER["CPU"], max_restarts=-1, max_task_retries=-1)
@@ -236,8 +244,8 @@ class _Worker:
 
     def ask(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
         """Add what to ask; requests whose kind is not applicable to the caption skip the engine."""
-        rows = zip(batch["caption"], batch["kind"], batch["seed"], strict=True)
-        asked = [self._checks.question(caption, Kind(kind), seed) for caption, kind, seed in rows]
+        rows = zip(*(batch[name] for name in ("caption", "kind", "seed", "fold")), strict=True)
+        asked = [self._checks.question(text, Kind(kind), seed, fold) for text, kind, seed, fold in rows]
         return {**batch, **{name: [each[name] for each in asked] for name in ("applicable", "slot")}}
 
     def check(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
@@ -260,7 +268,14 @@ def in_blocks(job: GenerationJob, rows: Iterable[dict[str, Any]]) -> Iterator[li
 
 
 def request(
-    run_seed: int, caption: str, kind: str, attempt: int = 0, *, last: bool = False, wanted: int = 1
+    run_seed: int,
+    caption: str,
+    kind: str,
+    attempt: int = 0,
+    *,
+    last: bool = False,
+    wanted: int = 1,
+    fold: int = 0,
 ) -> dict[str, Any]:
     """Return a request as a row of a block.
 
@@ -271,11 +286,12 @@ def request(
         attempt: number of earlier attempts.
         last: whether no further attempt may follow.
         wanted: negatives still missing, which one answer to a slot may supply.
+        fold: fold of the caption's image.
     """
     key = text_key(caption)
     seed = seed_of(run_seed, key, kind, attempt)
     asked = {"key": key, "kind": kind, "attempt": attempt, "caption": caption, "seed": seed}
-    return asked | {"last": last, "wanted": wanted}
+    return asked | {"last": last, "wanted": wanted, "fold": fold}
 
 
 def seed_of(run_seed: int, key: str, kind: str, attempt: int) -> int:

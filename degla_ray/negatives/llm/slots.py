@@ -109,16 +109,19 @@ class Slots:
     def __init__(self, rules: RuleEngine) -> None:
         self._rules = rules
 
-    def slot(self, caption: str, kind: Kind, seed: int) -> Slot | None:
+    def slot(self, caption: str, kind: Kind, seed: int, fold: int = 0) -> Slot | None:
         """Return the slot of a question; None if the caption has no place for an edit of this kind.
 
         Args:
             caption: the caption.
             kind: the requested edit.
             seed: selects the word to replace and the candidates.
+            fold: fold of the caption's image.
         """
         sentence = self._rules.read(caption)
-        texts = self._candidates(sentence, caption, kind, seed)
+        most = _MOST_WORDS if kind in WORDS else _MOST_CLAUSES
+        request = EditRequest(caption=caption, limit=most, seed=str(seed), fold=fold)
+        texts = self._candidates(sentence, request, kind)
         if not texts:
             return self._any_word(sentence, kind, seed)
         if kind in WORDS:  # candidates for one and the same word
@@ -126,13 +129,13 @@ class Slots:
             texts = [text for text, end in zip(texts, ends, strict=True) if end == ends[0]]
         return slot_between(sentence.text, texts)
 
-    def _candidates(self, sentence: Sentence, caption: str, kind: Kind, seed: int) -> list[str]:
+    def _candidates(self, sentence: Sentence, request: EditRequest, kind: Kind) -> list[str]:
         """Return grammatical candidates of the rule engine that pass the checks.
 
         For a reshuffle, those that only swap two words give way to others: a swap may be asked for as well.
         """
-        most = _MOST_WORDS if kind in WORDS else _MOST_CLAUSES
-        [proposals] = self._rules.propose([EditRequest(caption=caption, limit=most, seed=str(seed))], kind)
+        most = request.limit
+        [proposals] = self._rules.propose([request], kind)
         own, swaps = dict[str, str](), dict[str, str]()
         for proposal in itertools.islice((p for p in proposals if not p.scrambled), 2 * most):
             text = proposal.sentence.text
