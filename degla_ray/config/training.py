@@ -306,7 +306,7 @@ class TrainConfig:
     seed: int = 42
     """Seed of initialisation, data order, augmentation and the drawing of negatives."""
     num_workers: int | tuple[int, int] = 1
-    """Ray Train workers, or [least, most]: the divisors of the batch that there is room for."""
+    """Ray Train workers, or [least, most] as hosts come and go."""
     compute: TrainComputeConfig = field(default_factory=TrainComputeConfig)
     nonfinite_steps: Literal["stop", "skip"] = "stop"
     """A loss that is not finite stops the run, or such steps change nothing and are counted; 25 in a row stop

@@ -111,6 +111,6 @@ def test_elastic_run_whose_host_is_told_to_end_saves_in_time_and_computes_nothin
         [complete] = tmp_path.glob(f"runs/*/checkpoint_{saved:09d}/complete.json")
         print(f"saved step {saved}, {complete.stat().st_mtime - told:.1f} s after the notice")
         assert complete.stat().st_mtime - told < 30
-        run.wait_for_step(saved + 10)
+        run.wait_for_step(saved + 1)
         assert "lost worker" not in run.printed
         assert "Traceback" not in run.printed
