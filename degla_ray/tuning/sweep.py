@@ -39,6 +39,7 @@ from degla_ray.evaluation.run import evaluate
 from degla_ray.evaluation.summary import SCENES_ZERO_SHOT, ZERO_SHOT, Summary
 from degla_ray.identity import canonical, fingerprint
 from degla_ray.lease import Lease, LeaseHeld
+from degla_ray.masking import masked
 from degla_ray.model.source import check_model, find_model
 from degla_ray.number_formats import percent
 from degla_ray.storage import Storage
@@ -114,6 +115,10 @@ def tune(config: TuneConfig) -> Trial:
         LeaseHeld: another driver is running this sweep.
     """
     space = checked_space(config)
+    output = config.train.output
+    if "://" in output and masked(output) != output:
+        expected = "a URI without a key, because Ray Tune writes it to the store; AWS_ACCESS_KEY_ID and "
+        raise SettingError("train.output", masked(output), f"{expected}AWS_SECRET_ACCESS_KEY hold it")
     tracking.require(config.train.tracking)
     config = _absolute(config)
     identity = fingerprint({**_identity(config), "space": Path(config.space).read_text(encoding="utf-8")})
