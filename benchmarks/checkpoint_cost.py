@@ -52,6 +52,7 @@ SAVE = LogInterval(
     usage=Usage(phase_ms={}, tokens_per_s=0.0, mfu=None),
     save=True,
     stop=False,
+    leave=False,
     written=0,
     report=False,
 )
@@ -139,6 +140,7 @@ def _job(run_folder: str, steps: int) -> Job:
         versions={},
         candidates=Candidates(images=BATCH, texts=BATCH * (1 + K)),
         short_side=112,
+        data="",
     )
 
 

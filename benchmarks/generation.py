@@ -1,21 +1,26 @@
 #!/usr/bin/env python
-"""Compare the generation pipeline with plain `vllm.LLM.generate` and with transformers' `generate`.
+"""Measure the generation of negatives by a language model: the whole of it, or all but the model.
 
     make install-vllm
     python benchmarks/generation.py --answers 384
+    python benchmarks/generation.py --scripted 20000
 
-All three use the same prompts (captions of scenes, all five kinds), sampling and model, one after the other.
-The result is answers per second once the engine is ready. The pipeline's time includes the applicability
-check, the quality checks and the ledger's rows. transformers answers fewer prompts, in batches of 8 padded on
-the left.
+The first compares the pipeline with plain `vllm.LLM.generate` and with transformers' `generate`: the same
+prompts (captions of scenes, all five kinds), sampling and model, one after the other. The result is answers
+per second once the engine is ready. The pipeline's time includes questions, quality checks and the ledger's
+rows. transformers answers fewer prompts, in batches of 8 padded on the left.
+
+The second runs the job with an engine that answers at once, and tells what the driver needs for an answer.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import subprocess
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -42,6 +47,10 @@ def main() -> None:
     parser.add_argument(
         "--python", default=".venv-vllm/bin/python", help="vLLM's interpreter (default: %(default)s)"
     )
+    parser.add_argument(
+        "--scripted", type=int, help="(caption, kind) pairs for an engine that answers at once"
+    )
+    parser.add_argument("--prompting", default="slots", help="with --scripted (default: %(default)s)")
     parser.add_argument("--role", choices=["vllm", "transformers"], help=argparse.SUPPRESS)
     parser.add_argument("--prompts", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -50,7 +59,82 @@ def main() -> None:
         answer = bare_vllm if options.role == "vllm" else bare_transformers
         print(json.dumps(answer(options.model, prompts)))
         return
+    if options.scripted:
+        scripted(options.scripted, options.prompting)
+        return
     compare(options)
+
+
+def scripted(pairs: int, prompting: str) -> None:
+    """Print the answers per second, the driver's CPU time per answer and its memory."""
+    import psutil
+
+    from degla_ray import ray_setup
+    from degla_ray.config import GenerationConfig, NegativesConfig, RayConfig, TrackingConfig
+    from degla_ray.negatives.pipeline import generate
+
+    with tempfile.TemporaryDirectory() as folder:
+        write_prepared(f"{folder}/prepared", pairs // 5)
+        asked: Any = {"prompting": prompting}
+        config = NegativesConfig(
+            prepared=f"{folder}/prepared",
+            output=f"{folder}/out",
+            engine="scripted",
+            per_kind=1,
+            generation=GenerationConfig(**asked),
+            tracking=TrackingConfig(enabled=False),
+        )
+        ray_setup.start(RayConfig())
+        resident, over = list[float](), threading.Event()
+
+        def watch() -> None:
+            while not over.wait(1.0):
+                resident.append(psutil.Process().memory_info().rss / 1e6)
+
+        watching = threading.Thread(target=watch)
+        watching.start()
+        started, used = time.monotonic(), time.process_time()
+        try:
+            counts = generate(config)
+        finally:
+            over.set()
+            ray_setup.stop()
+        wall_s, driver_s = time.monotonic() - started, time.process_time() - used
+    watching.join()
+    states = ("ok", "rejected", "error")
+    answers = sum(n for name, n in counts.items() if name.startswith("attempts.") and name.endswith(states))
+    print(
+        f"{answers:,} answers in {wall_s:.0f} s with the engine's start: {answers / wall_s:,.0f} answers/s; "
+        f"driver {1000 * driver_s / answers:.3f} ms of CPU an answer; "
+        f"{resident[len(resident) // 3]:.0f} MB after a third, {resident[-1]:.0f} MB at the end"
+    )
+
+
+def write_prepared(folder: str, captions: int) -> None:
+    """Write a finished folder of stage `prepare` with distinct captions and no images."""
+    import pyarrow as pa
+
+    from degla_ray.schema import CAPTIONS
+    from degla_ray.stage import StageFolder
+
+    words = (
+        ["small", "large", "young", "old"],
+        ["brown", "black", "white", "grey", "red"],
+        ["dog", "cat", "horse", "cow", "sheep", "goat", "bird", "bear", "zebra", "giraffe"],
+        ["chases", "watches", "follows", "stands behind"],
+        ["blue", "green", "yellow", "orange", "pink"],
+        ["car", "bus", "truck", "boat", "bicycle", "train", "van", "tractor", "bench", "chair"],
+    )
+    texts = [
+        "A {} {} {} {} a {} {}.".format(*chosen)
+        for chosen in itertools.islice(itertools.product(*words), 0, None, max(1, 40_000 // captions))
+    ][:captions]
+    rows = [(f"s{i}", f"i{i}", text, "train") for i, text in enumerate(texts)]
+    stage = StageFolder(folder, "prepare", {}, 1)
+    columns = dict(zip(CAPTIONS.names, zip(*rows, strict=True), strict=True))
+    stage.write_part("captions", 0, pa.table({k: list(v) for k, v in columns.items()}, schema=CAPTIONS))
+    stage.write_receipt(0, {"captions_out": len(rows)})
+    stage.finish()
 
 
 def compare(options: argparse.Namespace) -> None:
@@ -111,7 +195,7 @@ def pipeline(options: argparse.Namespace, requests: list[dict[str, Any]], prompt
     from degla_ray.config import GenerationConfig, NegativesConfig, RayConfig, VLLMConfig
     from degla_ray.negatives.llm.engines import ENGINES
     from degla_ray.negatives.llm.prompting import prompt_sha
-    from degla_ray.negatives.llm.sending import GenerationJob, send
+    from degla_ray.negatives.llm.sending import GenerationJob, sender
 
     config = NegativesConfig(
         prepared="",
@@ -125,9 +209,12 @@ def pipeline(options: argparse.Namespace, requests: list[dict[str, Any]], prompt
         config=config, engine=ENGINES["vllm"](config), prompts=prompts, prompt_sha=prompt_sha(prompts)
     )
     try:
-        with job.engine.pool(prompts).started(config.generation.stall_s) as engines:
+        with (
+            job.engine.pool(prompts).started(config.generation.stall_s) as engines,
+            sender(job, engines, None) as sends,
+        ):
             started = time.monotonic()
-            answers = sum(len(rows) for rows in send(job, engines, requests, None))
+            answers = sum(len(rows) for rows in sends.answers_to(job, requests))
             return answers / (time.monotonic() - started)
     finally:
         ray_setup.stop()

@@ -127,6 +127,7 @@ def rules(folder: Path, rows: int) -> None:
         prepared=prepared,
         output=str(folder / "negatives"),
         per_kind=1,
+        plausibility="none",
         tracking=TrackingConfig(enabled=False),
     )
     with Watch() as watch:

@@ -314,7 +314,6 @@ def _config(options: argparse.Namespace) -> TrainConfig:
         optimizer=OptimizerConfig(lr=1e-6, warmup_steps=0),
         teacher=TeacherConfig(),
         global_batch_size=options.batch,
-        accumulation_steps=options.micro_batches,
         compute=TrainComputeConfig(precision=options.precision),
     )
 

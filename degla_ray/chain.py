@@ -32,6 +32,7 @@ from degla_ray.errors import SettingError
 from degla_ray.evaluation import plan as evaluation_plan
 from degla_ray.evaluation.run import check_tests, evaluate
 from degla_ray.evaluation.summary import STAGE as EVALUATE
+from degla_ray.identity import fingerprint
 from degla_ray.lease import Lease
 from degla_ray.model.source import check_model
 from degla_ray.negatives import plan as negatives_plan
@@ -59,12 +60,21 @@ def run_chain(config: ChainConfig) -> str:
     # The base model is evaluated too, so it needs weights unless it is trained first.
     check_model(config.base_model, "base_model", needs_weights=config.pretrain is None)
     with Lease(Storage(config.root)):
-        return _run_chain(config)
+        tracking.require(config.tracking)
+        ray_setup.start(config.ray)
+        run = tracking.running(
+            config.tracking,
+            name=f"chain {Path(config.output).name}",
+            fingerprint=fingerprint(config),
+            folder=Storage(config.root).uri,
+            params={"seed": config.seed, "base_model": config.base_model},
+            tags={tracking.STAGE_TAG: "chain"},
+        )
+        with run as run_id:
+            return _run_chain(config, run_id)
 
 
-def _run_chain(config: ChainConfig) -> str:
-    tracking.require(config.tracking)
-    ray_setup.start(config.ray)
+def _run_chain(config: ChainConfig, run_id: str | None) -> str:
     root, stages = config.root, config.stages()
 
     _announce("prepare", stages.prepare.output)
@@ -76,13 +86,13 @@ def _run_chain(config: ChainConfig) -> str:
     base_model, base_folder = config.base_model, BASE
     if stages.pretrain is not None:
         _announce(f"train {BASE}", stages.pretrain.output)
-        result = train(stages.pretrain)
+        result = train(stages.pretrain, parent_run_id=run_id)
         base_model, base_folder = ModelConfig(name=result.export_student), Path(result.run_folder).name
 
     models, folders = {BASE: base_model}, {BASE: base_folder}
     for label, fine_tune in stages.fine_tune.items():
         _announce(f"train {label}", fine_tune.output)
-        run = train(dataclasses.replace(fine_tune, model=base_model))
+        run = train(dataclasses.replace(fine_tune, model=base_model), parent_run_id=run_id)
         models[label] = ModelConfig(name=run.export_student)
         folders[label] = Path(run.run_folder).name  # with its fingerprint: another recipe, another folder
 
@@ -90,7 +100,8 @@ def _run_chain(config: ChainConfig) -> str:
     for label, model in models.items():
         output = f"{root}/evaluate/{folders[label]}"
         _announce(f"evaluate {label}", output)
-        evaluate(dataclasses.replace(stages.evaluate, model=model, output=output, label=label))
+        of_model = dataclasses.replace(stages.evaluate, model=model, output=output, label=label)
+        evaluate(of_model, parent_run_id=run_id)
         evaluations.append(output)
 
     _announce("compare", f"{root}/compare")

@@ -30,7 +30,7 @@ from jsonargparse.typing import register_type
 from degla_ray import cli_words, ray_setup
 from degla_ray.cli_help import HelpAction, settings
 from degla_ray.config import JOBS
-from degla_ray.config.renamed import OVERLAYS
+from degla_ray.config.renamed import OVERLAYS, REPLACED
 from degla_ray.config.sections import group_class, is_labelled, is_optional
 from degla_ray.config.shared import TrackingConfig
 from degla_ray.errors import DeglaError, SettingError
@@ -335,6 +335,8 @@ def _with_suggestion(message: str, names: Sequence[str]) -> str:
     if unknown is None:
         return message
     last = unknown[1].rpartition(".")[2]
+    if last in REPLACED:
+        return f"{message}; expected {REPLACED[last]}"
     near = [name for name in names if name.rpartition(".")[2] == last]
     near = difflib.get_close_matches(unknown[1], near or names, cutoff=0.0 if near else 0.75)
     return f"{message}; did you mean {' or '.join(f'--{name}' for name in near[:3])}?" if near else message
@@ -353,6 +355,7 @@ _REWORDED = (
     (r"<class '(?:\w+\.)*(\w+)'>", r"\1"),
     (r"Not of type \w+: expected", "expected"),
     (r"Expected a typing\.Literal\[([^\]]*)\]", r"expected one of \1"),
+    (r"Does not validate against any .*? Errors: - (expected one of .*?) - .*", r"\1"),
     (
         r"Does not validate against any .*? Subtypes: \[([^\]]*)\] .* Given value: (.*)",
         r"expected one of \1. Got value: \2",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+import types
 import typing
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -277,13 +278,15 @@ def joined(words: Sequence[Word], hints: Mapping[str, Any]) -> list[str]:
             continue
         result.append(word)
         hint = hints.get(word.removeprefix("--")) if word.startswith("--") else None
-        if typing.get_origin(hint) is not list:
+        among = typing.get_args(hint) if types.NoneType in typing.get_args(hint) else (hint,)
+        of_items = next((t for t in among if typing.get_origin(t) is list), None)
+        if of_items is None:
             continue
         items: list[str] = []
         while waiting and isinstance(waiting[0], str) and not waiting[0].startswith("--"):
             items.append(str(waiting.pop(0)))
         if items and not items[0].startswith("["):
-            of_text = typing.get_args(hint)[0] is str
+            of_text = typing.get_args(of_items)[0] is str
             result.append(json.dumps([item if of_text else yaml.safe_load(item) for item in items]))
         else:
             result += items

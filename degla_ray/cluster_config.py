@@ -22,6 +22,10 @@ _WHOLE_WORLD = ("0.0.0.0", "::/0")
 _TOKEN_FILE = ".ray/auth_token"
 _ROLE = {"aws": "IamInstanceProfile", "gcp": "serviceAccounts"}
 _MOUNTED_BYTES = 50e6
+_BEFORE_START = {
+    "unset OMP_NUM_THREADS": "`ray up` sets it to 1, so that no process would compute with more threads",
+    "RAY_USAGE_STATS_ENABLED=0": "`ray up` switches on the reports that Ray sends of its use",
+}
 
 
 def check(path: str) -> None:
@@ -122,6 +126,12 @@ def _check_start(path: str, cluster: dict[str, Any]) -> None:
     if pinned not in start:
         why = "; with the newer one the last worker never starts" if local else ""
         raise DataError(path, f"head_start_ray_commands: {start!r}", f"{pinned} before `ray start`{why}")
+    for field in ("head_start_ray_commands", "worker_start_ray_commands"):
+        for command in cluster.get(field, []):
+            before, starts, _ = command.partition("ray start")
+            for needed, why in _BEFORE_START.items():
+                if starts and needed not in before:
+                    raise DataError(path, f"{field}: {command!r}", f"`{needed}` before `ray start`: {why}")
     for where, text in _strings(cluster, ""):
         if "apt-get" in text and text.count("apt-get") != text.count("DPkg::Lock::Timeout"):
             expected = (

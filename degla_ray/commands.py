@@ -8,6 +8,7 @@ Ray and MLflow take ten.
 from __future__ import annotations
 
 import difflib
+import os
 import shlex
 import sys
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from degla_ray import ray_setup
 from degla_ray.cli import EXIT_USER_ERROR, run
 from degla_ray.config import (
     JOBS,
@@ -30,6 +32,7 @@ from degla_ray.config import (
     NeighboursConfig,
     PrepareConfig,
     PretrainScenesConfig,
+    RunsConfig,
     TrainConfig,
     TuneConfig,
 )
@@ -63,6 +66,7 @@ def _negatives(config: NegativesConfig) -> None:
 def _train(config: TrainConfig) -> None:
     from degla_ray.next_command import after_train
     from degla_ray.reporting.examples import training_shown
+    from degla_ray.run_list import page
     from degla_ray.training.trainer import train
 
     result = train(config)
@@ -70,6 +74,7 @@ def _train(config: TrainConfig) -> None:
     print(f"student: {result.export_student}")
     if result.export_teacher is not None:
         print(f"teacher: {result.export_teacher}")
+    _print(page(config.tracking))
     _next(after_train(config, result))
 
 
@@ -88,8 +93,10 @@ def _evaluate(config: EvaluateConfig) -> None:
 
 def _compare(config: CompareConfig) -> None:
     from degla_ray.reporting.compare import compare
+    from degla_ray.run_list import page
 
     compare(config)
+    _print(page(config.tracking))
 
 
 def _interpolate(config: InterpolateConfig) -> None:
@@ -99,37 +106,53 @@ def _interpolate(config: InterpolateConfig) -> None:
 
 
 def _export(config: ExportConfig) -> None:
+    from degla_ray import registry
+    from degla_ray.encoding.encode import model_identity
+    from degla_ray.evaluation.summary import card_scores
     from degla_ray.model.build import build_with_weights
     from degla_ray.model.export import export, export_huggingface, export_metadata
     from degla_ray.model.pyfunc import save_pyfunc
     from degla_ray.model.source import SourceKind, find_model
 
     write = {"open_clip": export, "huggingface": export_huggingface, "mlflow": save_pyfunc}[config.format]
+    trained_in = None if config.register is None else registry.trained_in(config.tracking, config.model.name)
     loaded = build_with_weights(config.model)
+    scores = card_scores(config.evaluations, model_identity(loaded))
     own = config.model.pretrained is None and not loaded.is_random
     source = find_model(config.model.name)
-    write(
-        loaded,
-        config.output,
-        export_metadata(source.where) if own and source.kind is SourceKind.FOLDER else None,
-    )
+    made = export_metadata(source.where) if own and source.kind is SourceKind.FOLDER else {}
+    write(loaded, config.output, made | ({"scores": scores} if scores else {}))
     print(f"{config.format}{' of RANDOM WEIGHTS' if loaded.is_random else ''}: {config.output}")
+    if config.register is not None and trained_in is not None:
+        score = f"eval/{config.champion_by}"
+        done = registry.register(config.tracking, trained_in, config.output, config.register, score)
+        print(f"registered: {done}")
+
+
+def _runs(config: RunsConfig) -> None:
+    from rich.console import Console
+
+    from degla_ray.reporting.runs import runs_table
+    from degla_ray.run_list import newest, page
+
+    Console().print(runs_table(newest(config.tracking, config.stages, config.limit)))
+    _print(page(config.tracking))
 
 
 def _tune(config: TuneConfig) -> None:
+    from degla_ray.run_list import page
     from degla_ray.tuning.sweep import tune
 
     tune(config)
+    _print(page(config.train.tracking))
 
 
 def _chain(config: ChainConfig) -> None:
     from degla_ray.chain import run_chain
+    from degla_ray.run_list import page
 
     run_chain(config)
-    if config.tracking.enabled:
-        program = Path(sys.executable).with_name("mlflow")
-        shown = program.relative_to(Path.cwd()) if program.is_relative_to(Path.cwd()) else program
-        print(f"runs:   {shown} ui --backend-store-uri {config.tracking.uri}")
+    _print(page(config.tracking))
 
 
 def _neighbours(config: NeighboursConfig) -> None:
@@ -223,7 +246,12 @@ COMMANDS: dict[str, Command] = {
     "export": Command(
         run=_export,
         summary="Write a model for open_clip, Hugging Face or MLflow.",
-        first=("model.name", "output", "format"),
+        first=("model.name", "output", "format", "evaluations", "register"),
+    ),
+    "runs": Command(
+        run=_runs,
+        summary="List the runs that MLflow knows, with scores and folders.",
+        first=("stages", "limit", "tracking.uri"),
     ),
     "tune": Command(
         run=_tune,
@@ -274,7 +302,10 @@ COMMANDS: dict[str, Command] = {
 def main(name: str, argv: list[str] | None = None) -> None:
     """Run one stage with the settings of a command line (default: sys.argv)."""
     command = COMMANDS[name]
-    words, options = without_flag(sys.argv[1:] if argv is None else argv)
+    words = sys.argv[1:] if argv is None else argv
+    if ray_setup.in_submitted_job():  # `ray job submit` quotes each word, so that no shell replaces $STORAGE
+        words = [os.path.expandvars(word) for word in words]
+    words, options = without_flag(words)
 
     def job(config: Any) -> None:
         from degla_ray.training.latest import with_latest

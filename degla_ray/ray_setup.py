@@ -17,8 +17,10 @@ import logging
 import os
 import secrets
 import shutil
+import signal
 import socket
 import tempfile
+import threading
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -47,8 +49,13 @@ WORKER_ENV = {
 _PROCESS_ENV = {
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
+    # Google takes a machine away 30 s after its notice: Ray Train looks for one every second, not every five.
+    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
     # Tune's new console output prints a box of settings and TensorBoard's command at any verbosity.
     "RAY_AIR_NEW_OUTPUT": "0",
+    # A trial answers before its first score is known, and what it finds is in the sweep's own files.
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     # Ray 2.60 warns once a worker about how it will treat CUDA_VISIBLE_DEVICES; "0" is its new behaviour.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     # Lines from workers that alarm without cause: Train's cleaner asks a State API that only runs with the
@@ -57,6 +64,9 @@ _PROCESS_ENV = {
     "RAY_DEDUP_LOGS_SKIP_REGEX": "State API may be temporarily unavailable|'PreemptionWatcher' and ID"
     "|PreemptionWatcher: preemption detected|Failed to remove .* bundle.* for placement group",
 }
+
+# An actor beside every training that looks for notices of preemption, which no machine gives itself.
+_LOCAL_ENV = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
 
 LOOPBACK = "127.0.0.1"
 
@@ -79,7 +89,7 @@ def start(config: RayConfig, *, include_dashboard: bool = False) -> None:
 
     Args:
         config: where Ray runs.
-        include_dashboard: start the dashboard with a local Ray (early stopping of trials needs it).
+        include_dashboard: start the dashboard with a local Ray.
 
     Raises:
         SettingError: the cluster cannot be joined.
@@ -144,20 +154,28 @@ def _check_address(address: str, setting: str) -> None:
 
 
 def _join(address: str, setting: str, *, in_job: bool) -> None:
-    import ray
-
     if not in_job:  # Ray itself gave a submitted job its address
         address = usable(address, setting)
     runtime_env: dict[str, Any] = {"env_vars": WORKER_ENV}
     if not in_job:  # a submitted job's files are already on every node
         runtime_env["env_vars"] = WORKER_ENV | {"PYTHONPATH": _python_path()}
     try:
-        ray.init(address=address, runtime_env=runtime_env, logging_level=logging.WARNING)
+        _init(address=address, runtime_env=runtime_env)
     except Exception as error:  # Ray raises many classes here, Exception itself among them
         expected = (
             "a cluster that this machine is a node of, or a job submitted to it (`ray job submit`); Ray"
         )
         raise SettingError(setting, address, f"{expected} says: {_first_line(error)}") from error
+
+
+def _init(**arguments: Any) -> None:
+    """Initialise Ray, and keep the job's handler of SIGTERM, which Ray replaces by one of its own."""
+    import ray
+
+    handler = signal.getsignal(signal.SIGTERM)
+    ray.init(logging_level=logging.WARNING, **arguments)
+    if callable(handler) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
 
 
 def _first_line(error: Exception) -> str:
@@ -192,7 +210,7 @@ def _start_local(config: RayConfig, include_dashboard: bool) -> None:
     # Ray opens the folder that it is given to everybody (0777); the one around it stays its owner's (0700).
     inside = _temp_dir / "ray"
     # Handed down by inheritance: a runtime_env would cost every kind of worker a start of its own.
-    changed = WORKER_ENV | _loopback_env() | {"PYTHONPATH": _python_path()}
+    changed = WORKER_ENV | _loopback_env() | _LOCAL_ENV | {"PYTHONPATH": _python_path()}
     before = {name: os.environ.get(name) for name in changed}
     os.environ.update(changed)
     atexit.register(stop)  # also where the start fails half-way
@@ -200,11 +218,10 @@ def _start_local(config: RayConfig, include_dashboard: bool) -> None:
     try:
         # As Ray does on macOS and Windows: the node's address is 127.0.0.1, and its processes listen there.
         constants.ENABLE_RAY_CLUSTER = False
-        ray.init(
+        _init(
             address="local",
             num_cpus=config.num_cpus or max(MIN_LOCAL_CPUS, os.cpu_count() or 1),
             include_dashboard=include_dashboard,
-            logging_level=logging.WARNING,
             _temp_dir=str(inside),
         )
     except Exception as error:  # Ray raises this very class where a node does not come up

@@ -132,9 +132,12 @@ def room(need: Need) -> tuple[int, int]:
     return now, now if ray_setup.is_local() else need.wanted
 
 
-def fitting(need: Need) -> int:
-    """Return how many of the wanted units fit the nodes that are there."""
-    return _placed(need, _nodes(), max(need.count, need.wanted))
+def fitting(need: Need, beside: Sequence[Need] = ()) -> int:
+    """Return how many of the wanted units fit the nodes that are there, with room for other needs left."""
+    nodes = _nodes()
+    for other in beside:
+        _placed(other, nodes, other.count)
+    return _placed(need, nodes, max(need.count, need.wanted))
 
 
 def can_have(name: str) -> bool | None:
@@ -181,10 +184,13 @@ def _told() -> list[NodeType]:
 
 
 def _nodes() -> list[dict[str, float]]:
-    """Return the total resources of each living node that has a CPU or a GPU."""
+    """Return the total resources of each living node that has a CPU or a GPU and is not about to end."""
     import ray
+    import ray._private.state
 
-    living = [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+    ending = ray._private.state.state.get_draining_nodes()
+    nodes = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in ending]
+    living = [dict(node["Resources"]) for node in nodes]
     return [node for node in living if node.get("CPU", 0) > 0 or node.get("GPU", 0) > 0]
 
 

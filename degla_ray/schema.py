@@ -47,6 +47,7 @@ class RejectReason(StrEnum):
     DUPLICATE_NEGATIVE = "duplicate_negative"
     TRUE_OF_IMAGE = "true_of_image"
     WRONG_KIND = "wrong_kind"  # an edit of another kind than requested
+    GUESSABLE = "guessable"  # its text alone would tell it from its caption
     # answers of a language model
     NO_TEXT = "no_text"
     CUT_OFF = "cut_off"  # the answer reached its token limit
@@ -88,6 +89,7 @@ NEGATIVES = pa.schema(
         ("model", pa.string()),
         ("prompt_sha", pa.string()),
         ("attempt", pa.int8()),
+        ("plausibility", pa.float32()),  # log-probability a word minus the caption's; null: not scored
     ]
 )
 GIVEN_KIND = "given"
@@ -134,6 +136,7 @@ SCORES = pa.schema(
         ("group", pa.string()),  # class or relation if the accuracy is a mean over groups, else null
         ("candidate_scores", pa.list_(pa.float32())),
         ("correct", pa.bool_()),
+        ("rival", pa.string()),  # best wrong candidate, a text or SOURCE:ID, where ITEMS does not list it
     ]
 )
 ITEMS = pa.schema(  # images and texts of each item in SCORES, the true ones first

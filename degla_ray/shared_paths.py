@@ -82,7 +82,7 @@ def _other_nodes() -> dict[str, str]:
 def _asked(
     nodes: Mapping[str, str], tokens: Mapping[str, tuple[str, str]], inputs: Mapping[str, str]
 ) -> Iterator[tuple[str, list[str]]]:
-    """Yield each node's address and the settings of which it does not see the file."""
+    """Yield each living node's address and the settings of which it does not see the file."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -97,6 +97,8 @@ def _asked(
         try:
             yield nodes[node], ray.get(answer, timeout=ANSWER_S)
         except ray.exceptions.RayError as error:
+            if node not in _other_nodes():  # it died, which Ray notices seconds later
+                continue
             raise DeglaError(
                 f"node {nodes[node]} cannot run a task of this job: {one_line(error)}"
             ) from error

@@ -22,6 +22,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import degla_ray
 from degla_ray.config import TrackingConfig
 from degla_ray.errors import DataError, SettingError
 from degla_ray.identity import canonical, flatten
@@ -34,7 +35,9 @@ if TYPE_CHECKING:
 
 FINGERPRINT_TAG = "degla.fingerprint"
 FOLDER_TAG = "degla.folder"  # URI of the folder that the run writes
+STAGE_TAG = "degla.stage"
 PARENT_TAG = "mlflow.parentRunId"
+NOTE_TAG = "mlflow.note.content"  # Markdown above the run
 TABLES_TAG = "mlflow.loggedArtifacts"  # where its UI looks for tables
 METRICS_PER_CALL = 1000  # MLflow's own limits (mlflow.utils.validation)
 ENTRIES_PER_CALL = 100
@@ -61,7 +64,7 @@ def require(config: TrackingConfig) -> None:
     from mlflow.exceptions import MlflowException
 
     try:
-        _experiment(_client(config), config)
+        experiment_id(open_client(config), config)
     except MlflowException as error:
         expected = (
             f"an MLflow server that takes requests ({first_line(error)}); MLFLOW_TRACKING_USERNAME and "
@@ -88,7 +91,7 @@ def find_or_create_run(
         folder: URI of the folder that the run writes.
         params: any nested config; logged under dotted names, truncated to MLflow's limits.
         tags: further tags; also set on an existing run.
-        parent_run_id: run of the sweep that this run belongs to.
+        parent_run_id: run that this run belongs to, such as a sweep's.
 
     Returns:
         The run id; None if tracking is off.
@@ -99,15 +102,15 @@ def find_or_create_run(
     """
     if not config.enabled:
         return None
-    client = _client(config)
-    experiment_id = _experiment(client, config)
+    client = open_client(config)
+    experiment = experiment_id(client, config)
     parent = {PARENT_TAG: parent_run_id} if parent_run_id else {}
     query = " and ".join(
         f"tags.`{key}` = '{value}'" for key, value in {FINGERPRINT_TAG: fingerprint, **parent}.items()
     )
     place = _cut(masked(folder), TAG_LENGTH)
     # the oldest, so that two processes that raced agree on one run
-    candidates = client.search_runs([experiment_id], query, order_by=["attributes.start_time ASC"])
+    candidates = client.search_runs([experiment], query, order_by=["attributes.start_time ASC"])
     found = [
         run
         for run in candidates
@@ -117,8 +120,8 @@ def find_or_create_run(
         run = found[0]
         client.update_run(run.info.run_id, status="RUNNING")
     else:
-        own = {FINGERPRINT_TAG: fingerprint, FOLDER_TAG: place, **parent}
-        run = client.create_run(experiment_id, run_name=masked(name), tags=own)
+        own = {FINGERPRINT_TAG: fingerprint, FOLDER_TAG: place, **parent, **_origin()}
+        run = client.create_run(experiment, run_name=masked(name), tags=own)
     run_id: str = run.info.run_id
     _log_params(client, run_id, params, known=set(run.data.params))
     set_tags(config, run_id, tags or {})
@@ -168,7 +171,7 @@ def log_metrics(
     from mlflow.entities import Metric
 
     now = int(time.time() * 1000)
-    client = _client(config)
+    client = open_client(config)
     known = client.get_run(run_id).data.metrics if step is None else {}
     batch = [
         Metric(legal, float(value), now, step or 0)
@@ -183,7 +186,7 @@ def last_step(config: TrackingConfig, run_id: str | None, metric: str) -> int:
     """Return the last step at which a run has a value of `metric`; 0 if it has none."""
     if run_id is None:
         return 0
-    return max((m.step for m in _client(config).get_metric_history(run_id, metric)), default=0)
+    return max((m.step for m in open_client(config).get_metric_history(run_id, metric)), default=0)
 
 
 def set_tags(config: TrackingConfig, run_id: str | None, tags: Mapping[str, str]) -> None:
@@ -193,7 +196,7 @@ def set_tags(config: TrackingConfig, run_id: str | None, tags: Mapping[str, str]
     from mlflow.entities import RunTag
 
     batch = [RunTag(_legal_name(key), _cut(masked(value), TAG_LENGTH)) for key, value in tags.items()]
-    client = _client(config)
+    client = open_client(config)
     for start in range(0, len(batch), ENTRIES_PER_CALL):
         client.log_batch(run_id, tags=batch[start : start + ENTRIES_PER_CALL])
 
@@ -223,7 +226,7 @@ def log_dataset(
         schema=None,
     )
     tags = [InputTag("mlflow.data.context", context)]
-    _client(config).log_inputs(run_id, [DatasetInput(dataset=dataset, tags=tags)])
+    open_client(config).log_inputs(run_id, [DatasetInput(dataset=dataset, tags=tags)])
 
 
 def log_files(
@@ -241,7 +244,7 @@ def log_files(
             copy = Path(temporary, name)
             copy.parent.mkdir(parents=True, exist_ok=True)
             copy.write_bytes(storage.read_bytes(name))
-        _client(config).log_artifacts(run_id, temporary, artifact_path)
+        open_client(config).log_artifacts(run_id, temporary, artifact_path)
 
 
 def log_table(
@@ -255,7 +258,7 @@ def log_table(
         return
     rows = [list(row) for row in zip(*columns.values(), strict=True)]
     content = json.dumps(masked_values({"columns": list(columns), "data": rows}))
-    _client(config).log_text(run_id, content, f"{name}.json")
+    open_client(config).log_text(run_id, content, f"{name}.json")
     known = json.loads(run_tags(config, run_id).get(TABLES_TAG, "[]"))
     entry = {"path": f"{name}.json", "type": "table"}
     set_tags(config, run_id, {TABLES_TAG: json.dumps([*(e for e in known if e != entry), entry])})
@@ -264,7 +267,23 @@ def log_table(
 def finish(config: TrackingConfig, run_id: str | None, status: str = "FINISHED") -> None:
     """End a run with a status: `FINISHED`, `FAILED` or `KILLED`."""
     if run_id is not None:
-        _client(config).set_terminated(run_id, status)
+        open_client(config).set_terminated(run_id, status)
+
+
+def run_of_folder(config: TrackingConfig, folder: str, stage: str) -> str | None:
+    """Return the newest run of a stage that wrote `folder`, a URI; None if tracking is off or has none."""
+    if not config.enabled:
+        return None
+    client = open_client(config)
+    place = _cut(masked(folder), TAG_LENGTH)
+    quote = '"' if "'" in place else "'"
+    found = client.search_runs(
+        [experiment_id(client, config)],
+        f"tags.`{FOLDER_TAG}` = {quote}{place}{quote} and tags.`{STAGE_TAG}` = '{stage}'",
+        order_by=["attributes.start_time DESC"],
+        max_results=1,
+    )
+    return str(found[0].info.run_id) if found else None
 
 
 def run_tags(config: TrackingConfig, run_id: str) -> dict[str, str]:
@@ -276,7 +295,7 @@ def run_tags(config: TrackingConfig, run_id: str) -> dict[str, str]:
     from mlflow.exceptions import MlflowException
 
     try:
-        return dict(_client(config).get_run(run_id).data.tags)
+        return dict(open_client(config).get_run(run_id).data.tags)
     except MlflowException as error:
         raise DataError(config.uri, f"no run {run_id!r}", "the id of a run in this MLflow store") from error
 
@@ -284,7 +303,7 @@ def run_tags(config: TrackingConfig, run_id: str) -> dict[str, str]:
 def download_artifacts(config: TrackingConfig, run_id: str, path: str, target: str | Path) -> Path:
     """Download artifact folder `path` of a run into `target` and return the local folder."""
     Path(target).mkdir(parents=True, exist_ok=True)
-    return Path(_client(config).download_artifacts(run_id, path, str(target)))
+    return Path(open_client(config).download_artifacts(run_id, path, str(target)))
 
 
 def _end(config: TrackingConfig, run_id: str, status: str) -> None:
@@ -302,11 +321,27 @@ def _end(config: TrackingConfig, run_id: str, status: str) -> None:
             client.set_terminated(child.info.run_id, "KILLED")
 
 
-def _client(config: TrackingConfig) -> MlflowClient:
+def _origin() -> dict[str, str]:
+    """Return the tags from which MLflow shows user, program and git commit, and this package's version."""
+    from mlflow.tracking.context.registry import resolve_tags
+
+    return {
+        **{key: masked(value) for key, value in resolve_tags().items()},
+        "degla.version": degla_ray.__version__,
+    }
+
+
+def open_client(config: TrackingConfig) -> MlflowClient:
+    """Return MLflow's client of the store.
+
+    Raises:
+        SettingError: the store cannot be opened.
+    """
     return open_store(config.uri)
 
 
-def _experiment(client: MlflowClient, config: TrackingConfig) -> str:
+def experiment_id(client: MlflowClient, config: TrackingConfig) -> str:
+    """Return the id of the experiment, which is created if it does not exist."""
     from mlflow.exceptions import MlflowException
 
     found = client.get_experiment_by_name(config.experiment)

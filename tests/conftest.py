@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import uuid
 from collections.abc import Callable, Iterator
@@ -132,4 +133,7 @@ def _why_no_gpu() -> str | None:
 def _why_no_network_namespace() -> str | None:
     if os.geteuid() != 0:
         return "network namespaces need root"
-    return None if shutil.which("ip") else "network namespaces need the `ip` command (iproute2)"
+    if not shutil.which("ip"):
+        return "network namespaces need the `ip` command (iproute2)"
+    done = subprocess.run(["unshare", "--net", "--mount", "true"], capture_output=True, text=True)
+    return f"network namespaces are not permitted ({done.stderr.strip()})" if done.returncode else None

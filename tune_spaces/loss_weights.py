@@ -13,10 +13,11 @@ from typing import Any
 from ray import tune
 
 
-def space() -> dict[str, Any]:
-    """Return the search space: dotted settings of job `train` -> Ray Tune domains."""
-    return {
+def space() -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return Ray Tune domains by dotted setting of job `train`, and the settings that they go with."""
+    domains = {
         "objective.lambda_igc": tune.loguniform(0.2, 20.0),
         "objective.lambda_tgc": tune.loguniform(0.01, 1.0),
         "objective.lambda_distill": tune.loguniform(0.128, 12.8),
     }
+    return domains, {"objective.name": "degla"}

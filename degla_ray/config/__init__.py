@@ -5,7 +5,7 @@ under a field is its help text and states its unit. Impossible combinations rais
 No environment variable is read here.
 """
 
-from degla_ray.config.chains import ChainConfig, PretrainScenesConfig, TuneConfig
+from degla_ray.config.chains import ChainConfig, PretrainScenesConfig
 from degla_ray.config.dry_run import DryRunConfig
 from degla_ray.config.evaluation import (
     CompareConfig,
@@ -13,6 +13,7 @@ from degla_ray.config.evaluation import (
     ExportConfig,
     FetchConfig,
     InterpolateConfig,
+    RunsConfig,
     evaluation_of,
 )
 from degla_ray.config.negatives import GenerationConfig, NegativesConfig, OpenAIConfig, VLLMConfig
@@ -45,6 +46,7 @@ from degla_ray.config.training import (
     TrainConfig,
     ValidationSettings,
 )
+from degla_ray.config.tuning import Keep, TuneConfig
 
 JOBS: dict[str, type] = {
     "prepare": PrepareConfig,
@@ -54,6 +56,7 @@ JOBS: dict[str, type] = {
     "compare": CompareConfig,
     "interpolate": InterpolateConfig,
     "export": ExportConfig,
+    "runs": RunsConfig,
     "tune": TuneConfig,
     "chain": ChainConfig,
     "neighbours": NeighboursConfig,
@@ -84,6 +87,7 @@ __all__ = [
     "Flickr8kConfig",
     "GenerationConfig",
     "InterpolateConfig",
+    "Keep",
     "ModelConfig",
     "NegativesConfig",
     "NegclipTsvConfig",
@@ -97,6 +101,7 @@ __all__ = [
     "ProfileConfig",
     "PublishedConfig",
     "RayConfig",
+    "RunsConfig",
     "ScenesConfig",
     "ScoringConfig",
     "TeacherConfig",

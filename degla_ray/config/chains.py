@@ -1,4 +1,4 @@
-"""Settings of the jobs that run other jobs: `tune`, `chain` and `pretrain_scenes`."""
+"""Settings of the jobs that run other jobs: `chain` and `pretrain_scenes`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 
 from degla_ray.config.evaluation import EvaluateConfig
 from degla_ray.config.negatives import NegativesConfig
-from degla_ray.config.scoring import ScoringConfig
 from degla_ray.config.sections import complete, without
 from degla_ray.config.shared import RayConfig, TrackingConfig, require
 from degla_ray.config.sources import PrepareConfig, ScenesConfig
@@ -14,36 +13,6 @@ from degla_ray.config.training import ModelConfig, OptimizerConfig, TrainConfig
 
 BASE = "base"
 """Label of the model that a chain's fine-tuning runs start from."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TuneConfig(ScoringConfig):
-    """Job `tune`: a Ray Tune sweep whose trials are Ray Train runs."""
-
-    train: TrainConfig
-    """Settings shared by all trials; the sweep itself uses `name`, `output`, `tracking` and `ray` too."""
-    space: str = "tune_spaces/loss_weights.py"
-    """Python file that defines `space() -> dict`: dotted train settings -> Ray Tune domains. The file is
-    code and is run, unlike every other setting's file: use one that you have read."""
-    num_trials: int = 4
-    """Number of trials; if the space contains a grid, trials per grid point."""
-    max_concurrent_trials: int = 1
-    """Trials that run at the same time."""
-    seed: int = 0
-    """Seed of the draws from the space; equal seeds draw equal trials."""
-    max_zero_shot_loss: float = 0.02
-    """Zero-shot accuracy (0 to 1) that the best trial may lose relative to its starting model; without effect
-    if no test set measures it."""
-    num_actors: int = 1
-    """Ray Data actors per trial that encode the test sets."""
-
-    def __post_init__(self) -> None:
-        self.require_scoring()
-        require(self.num_trials >= 1, "num_trials", self.num_trials, "at least 1")
-        require(
-            self.max_concurrent_trials >= 1, "max_concurrent_trials", self.max_concurrent_trials, "at least 1"
-        )
-        require(0 <= self.max_zero_shot_loss <= 1, "max_zero_shot_loss", self.max_zero_shot_loss, "0 to 1")
 
 
 @without(PrepareConfig, "output", "ray", "scenes.seed")

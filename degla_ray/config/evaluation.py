@@ -1,4 +1,4 @@
-"""Settings of jobs `evaluate`, `compare`, `interpolate`, `export` and `fetch_benchmarks`."""
+"""Settings of jobs `evaluate`, `compare`, `interpolate`, `export`, `runs` and `fetch_benchmarks`."""
 
 from __future__ import annotations
 
@@ -72,6 +72,33 @@ class ExportConfig:
     """Folder to write to."""
     format: Literal["open_clip", "huggingface", "mlflow"] = "open_clip"
     """`open_clip` loads as local-dir:FOLDER, `huggingface` as CLIPModel, `mlflow` as a pyfunc."""
+    evaluations: list[str] = field(default_factory=list)
+    """Evaluation folders of this model, for the scores on its model card."""
+    register: str | None = None
+    """Name in MLflow's registry under which to register an export with `format mlflow`; null: none."""
+    champion_by: str = "composition"
+    """Score by which the alias `champion` goes to the best registered version."""
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+    def __post_init__(self) -> None:
+        wanted = "null, or with --format mlflow"
+        require(self.register is None or self.format == "mlflow", "register", self.register, wanted)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunsConfig:
+    """Job `runs`: list runs that MLflow knows, with scores and folders."""
+
+    stages: list[Literal["train", "evaluate", "tune", "chain"]] = field(
+        default_factory=lambda: ["train", "evaluate"]
+    )
+    """Stages whose runs are listed."""
+    limit: int = 20
+    """Maximum number of runs, newest first."""
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+    def __post_init__(self) -> None:
+        require(self.limit >= 1, "limit", self.limit, "at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)

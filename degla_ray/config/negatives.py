@@ -45,6 +45,8 @@ class VLLMConfig:
     """vLLM's quantization method, e.g. fp8 or awq; null follows the model's own configuration."""
     max_model_len: int = 2048
     """Maximum tokens of prompt and answer together."""
+    max_num_seqs: int = 256
+    """Maximum number of requests that an engine answers at the same time; more wait beside it."""
     gpu_memory_utilization: float = 0.9
     """Fraction of a GPU's memory that an engine may use."""
     cpu_kv_cache_gib: int = 1
@@ -61,6 +63,7 @@ class VLLMConfig:
             self.min_actors,
             "1 <= min_actors <= max_actors",
         )
+        require(self.max_num_seqs >= 1, "vllm.max_num_seqs", self.max_num_seqs, "at least 1")
         require(
             _is_json(self.chat_template_kwargs),
             "vllm.chat_template_kwargs",
@@ -109,9 +112,9 @@ class OpenAIConfig:
 class GenerationConfig:
     """Prompting, sampling and retries of language models (engines `vllm` and `openai`)."""
 
-    prompting: Literal["per_kind", "joint"] = "per_kind"
+    prompting: Literal["per_kind", "joint", "slots"] = "per_kind"
     """per_kind: one request per caption and kind. joint: one request per caption for all kinds, answered by
-    a JSON object."""
+    a JSON object. slots: one request per caption and kind for the words that change, by guided decoding."""
     shots: int = 12
     """Few-shot examples before the caption."""
     temperature: float = 0.7
@@ -175,12 +178,21 @@ class NegativesConfig:
     """Output folder; any URI that pyarrow opens."""
     engine: Literal["rules", "given", "vllm", "openai", "scripted"] = "rules"
     """Engine that writes negatives: `rules` needs no model, `given` copies the source's, `scripted` tests."""
-    kinds: list[Kind] = field(default_factory=lambda: list(Kind))
-    """Kinds of negatives to generate."""
+    kinds: list[Kind] = field(default_factory=list)
+    """Kinds of negatives to generate; []: all five, but with plausibility `ngram` only those of the rules'
+    kinds that cannot be guessed on photographs: swap_adjectives, replace_nouns, replace_adjectives."""
     per_kind: int = 2
     """Maximum number of distinct negatives per caption and kind."""
     seed: int = 0
     """Random seed; together with the caption it determines the engine's choices."""
+    plausibility: Literal["none", "ngram"] = "ngram"
+    """`ngram`: score each negative by an n-gram model of other captions; of the rules' edits take those about
+    as likely as their caption, and leave out what could be guessed without the image. `none`, or fewer than
+    3,000 captions: no scores, and the first edits."""
+    plausibility_window: float | None = None
+    """Greatest difference of a negative's log-probability a word from its caption's; null sets no limit."""
+    plausibility_preview: int | None = None
+    """Edit this many captions only, write nothing, and print what each window costs in negatives."""
     num_shards: int | None = None
     """Number of output shards; a language model's driver holds one of them, 20 kB a caption. null: one per
     20,000 captions, at least 8."""
@@ -189,3 +201,11 @@ class NegativesConfig:
     generation: GenerationConfig = field(default_factory=GenerationConfig)
     ray: RayConfig = field(default_factory=RayConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+    def __post_init__(self) -> None:
+        window, preview = self.plausibility_window, self.plausibility_preview
+        require(window is None or window > 0, "plausibility_window", window, "more than 0, or null")
+        require(preview is None or preview >= 1, "plausibility_preview", preview, "at least 1, or null")
+        chosen = self.engine == "rules" and self.plausibility == "ngram"
+        for name, value in (("plausibility_window", window), ("plausibility_preview", preview)):
+            require(value is None or chosen, name, value, "null unless engine is rules, plausibility ngram")

@@ -1,4 +1,4 @@
-"""Old names of settings, which are accepted, and of values, which are refused with their successor."""
+"""Old names of settings, which are accepted; settings and values that are refused, with their successor."""
 
 RENAMED = {
     "objective.tgc_temperature": "objective.tgc_scale",
@@ -8,6 +8,7 @@ RENAMED = {
     "cpus_per_worker": "compute.cpus",
     "cpus_per_actor": "compute.cpus",
     "evaluation_actors": "num_actors",
+    "max_zero_shot_loss": "keep",
 }
 """Old dotted name -> new one, in any job and any section that has the new one and not the old."""
 
@@ -16,3 +17,9 @@ OVERLAYS = {
     for name in ("no_igc", "no_tgc", "no_distill", "frozen_teacher", "released")
 }
 """Old values of `objective.name` -> file with the same settings."""
+
+REPLACED = {
+    "accumulation_steps": "micro_batch_size, the rows that a worker computes at once: "
+    "global_batch_size / num_workers / accumulation_steps"
+}
+"""Settings whose successor takes another value -> the successor, and how its value follows."""

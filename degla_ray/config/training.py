@@ -9,6 +9,7 @@ from typing import Literal, get_args, get_type_hints
 
 from degla_ray.config.scoring import ScoringConfig
 from degla_ray.config.shared import ComputeConfig, RayConfig, TrackingConfig, require
+from degla_ray.schema import Kind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,6 +176,8 @@ class DataConfig:
     """Folder that `prepare` wrote."""
     negatives: str | None = None
     """Folder that `negatives` wrote; null only if the objective uses no negatives."""
+    kinds: list[Kind] | None = None
+    """Kinds of negatives to train with; null: all that are there."""
     neighbours: str | None = None
     """Folder that `neighbours` wrote: adds a hard-negative image to each image (objective negclip)."""
     split: str = "train"
@@ -195,6 +198,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         tasks = self.decode_tasks
+        require(self.kinds is None or bool(self.kinds), "data.kinds", self.kinds, "at least one, or null")
         require(tasks is None or tasks >= 1, "data.decode_tasks", tasks, "at least 1, or null")
         require(self.cache_gb > 0, "data.cache_gb", self.cache_gb, "more than 0")
         require(self.block_rows >= 0, "data.block_rows", self.block_rows, "at least 0")
@@ -296,12 +300,13 @@ class TrainConfig:
     """Passes over the split (published: 5); ignored if `max_steps` is set."""
     max_steps: int | None = None
     """Optimizer steps of the run and length of the learning-rate schedule; null: `epochs` decides."""
-    accumulation_steps: int = 1
-    """Micro-batches per worker and step: more need less memory and give the same gradients."""
+    micro_batch_size: int | None = None
+    """Rows that a worker computes at once, at most: fewer need less memory and give the same gradients; null:
+    its whole share of the batch."""
     seed: int = 42
     """Seed of initialisation, data order, augmentation and the drawing of negatives."""
-    num_workers: int = 1
-    """Number of Ray Train workers (world size)."""
+    num_workers: int | tuple[int, int] = 1
+    """Ray Train workers, or [least, most]: the divisors of the batch that there is room for."""
     compute: TrainComputeConfig = field(default_factory=TrainComputeConfig)
     nonfinite_steps: Literal["stop", "skip"] = "stop"
     """A loss that is not finite stops the run, or such steps change nothing and are counted; 25 in a row stop
@@ -313,22 +318,17 @@ class TrainConfig:
     """`auto` continues a run of the same name and config; `never` is an error if such a run exists."""
 
     def __post_init__(self) -> None:
-        require(self.num_workers >= 1, "num_workers", self.num_workers, "at least 1")
+        rows, least, most = self.micro_batch_size, *self.worker_range
+        require(least >= 1, "num_workers", self.num_workers_given, "at least 1")
+        require(least <= most, "num_workers", self.num_workers_given, "the smaller number first")
         require(self.stall_minutes > 0, "stall_minutes", self.stall_minutes, "more than 0")
         require(
-            self.global_batch_size % self.num_workers == 0,
+            bool(self.worker_counts),
             "global_batch_size",
             self.global_batch_size,
-            f"a multiple of num_workers ({self.num_workers})",
+            f"a multiple of num_workers ({self.num_workers_given})",
         )
-        micro_batches = self.num_workers * self.accumulation_steps
-        require(self.accumulation_steps >= 1, "accumulation_steps", self.accumulation_steps, "at least 1")
-        require(
-            self.global_batch_size % micro_batches == 0,
-            "accumulation_steps",
-            self.accumulation_steps,
-            f"a divisor of global_batch_size / num_workers ({self.global_batch_size // self.num_workers})",
-        )
+        require(rows is None or rows >= 1, "micro_batch_size", rows, "at least 1, or null")
         require(
             self.objective.num_negatives == 0 or self.data.negatives is not None,
             "data.negatives",
@@ -347,6 +347,22 @@ class TrainConfig:
             "none",
             "ema or frozen, or objective.lambda_tgc = objective.lambda_distill = 0",
         )
+
+    @property
+    def num_workers_given(self) -> int | list[int]:
+        """Return `num_workers` as a user writes it, for messages."""
+        return self.num_workers if isinstance(self.num_workers, int) else list(self.num_workers)
+
+    @property
+    def worker_range(self) -> tuple[int, int]:
+        """Return the least and the most workers that `num_workers` allows."""
+        return (self.num_workers, self.num_workers) if isinstance(self.num_workers, int) else self.num_workers
+
+    @property
+    def worker_counts(self) -> list[int]:
+        """Return the numbers of workers within that range that divide the global batch, ascending."""
+        least, most = self.worker_range
+        return [n for n in range(least, most + 1) if self.global_batch_size % n == 0]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,15 +30,14 @@ from degla_ray.encoding.needs import Encoded, Needs
 from degla_ray.encoding.pool import Pool
 from degla_ray.encoding.start import load_beside_ray
 from degla_ray.errors import SettingError
+from degla_ray.evaluation import mlflow_run
 from degla_ray.evaluation.benchmarks import published, suite
 from degla_ray.evaluation.benchmarks.base import Benchmark, Scored
 from degla_ray.evaluation.benchmarks.negatives import own_negatives
 from degla_ray.evaluation.benchmarks.retrieval import Retrieval
 from degla_ray.evaluation.summary import (
-    ARTIFACTS,
     PREPARED_RETRIEVAL,
     STAGE,
-    SUMMARY,
     Summary,
     has_random_weights,
     read_summary,
@@ -51,7 +50,6 @@ from degla_ray.progress_bars import ProgressBars
 from degla_ray.schema import CAPTIONS, ITEMS, NEGATIVES
 from degla_ray.stage import StageFolder, is_complete, read_complete
 from degla_ray.storage import Storage
-from degla_ray.tracking_store import or_told
 
 if TYPE_CHECKING:
     from degla_ray.model.loaded import LoadedModel
@@ -64,12 +62,15 @@ NAMED_MISSING = 5  # unreadable images listed on the console; summary.json lists
 console = Console()
 
 
-def evaluate(config: EvaluateConfig, loaded: LoadedModel | None = None) -> Summary:
+def evaluate(
+    config: EvaluateConfig, loaded: LoadedModel | None = None, *, parent_run_id: str | None = None
+) -> Summary:
     """Score `config.model` and write the evaluation folder.
 
     Args:
         config: settings of the evaluation.
         loaded: the model itself if it exists in memory only; `config.model.name` is then just a label.
+        parent_run_id: MLflow run that this evaluation belongs to, unless the model's training run is known.
 
     Returns:
         The summary, as written to `summary.json`.
@@ -80,7 +81,7 @@ def evaluate(config: EvaluateConfig, loaded: LoadedModel | None = None) -> Summa
         LeaseHeld: another driver is writing to the folder.
     """
     if loaded is not None:  # the training run that owns the model already holds the parent folder's lease
-        return _evaluate(config, _tests(config), loaded, None)
+        return _evaluate(config, _tests(config), loaded, None, parent_run_id)
     check_model(config.model, needs_weights=True)
     tests = _tests(config)
     with owned(config.output):
@@ -90,10 +91,16 @@ def evaluate(config: EvaluateConfig, loaded: LoadedModel | None = None) -> Summa
             loaded = load_beside_ray(
                 lambda: _load_model(config), config.ray, config.compute, config.num_actors
             )
-        return _evaluate(config, tests, loaded, _folder_of(config))
+        return _evaluate(config, tests, loaded, _folder_of(config), parent_run_id)
 
 
-def _evaluate(config: EvaluateConfig, tests: Tests, loaded: LoadedModel, model_folder: str | None) -> Summary:
+def _evaluate(
+    config: EvaluateConfig,
+    tests: Tests,
+    loaded: LoadedModel,
+    model_folder: str | None,
+    parent_run_id: str | None,
+) -> Summary:
     label = config.label or loaded.name
     precision = resolve_precision(config.compute, config.ray)
     identity = {
@@ -126,7 +133,7 @@ def _evaluate(config: EvaluateConfig, tests: Tests, loaded: LoadedModel, model_f
     if config.tracking.enabled:  # takes 3 s, which this process has while the actors encode
         threading.Thread(target=importlib.import_module, args=("mlflow",), daemon=True).start()
     summary = _score_all(config, tests, loaded, folder, summary)
-    _track(config, summary, identity)
+    mlflow_run.log(config, summary, identity, parent_run_id)
     for number, benchmark in enumerate(tests.benchmarks):
         own = [s for s in summary.subsets if s.name.startswith(f"{benchmark.name}/")]
         n, lost = sum(s.n for s in own), sum(s.missing for s in own)
@@ -245,7 +252,7 @@ def _tests(config: EvaluateConfig, keep: bool = True) -> Tests:
         inputs |= {"prepared": manifest["fingerprint"], "split": config.split}
         if config.negatives is not None:
             made, manifest = read_complete(config.negatives, "negatives")
-            table = made.read_dataset("negatives", NEGATIVES)
+            table = made.read_dataset("negatives", NEGATIVES, ["sample_id", "kind", "negative"])
             benchmarks.append(own_negatives(captions, table, PREPARED, config.negatives))
             inputs["negatives"] = manifest["fingerprint"]
     if config.published.given:
@@ -301,27 +308,6 @@ def _finished(storage: Storage, label: str) -> Summary:
         write_summary(storage, summary)
     console.print(f"{label}: already evaluated in {storage.uri}", markup=False, soft_wrap=True)
     return summary
-
-
-def _track(config: EvaluateConfig, summary: Summary, identity: dict[str, Any]) -> None:
-    storage = Storage(config.output)
-    run = tracking.running(
-        config.tracking,
-        name=f"evaluate {summary.label}",
-        fingerprint=summary.fingerprint,
-        folder=storage.uri,
-        params={"evaluate": config, "identity": identity},
-        tags={
-            "degla.stage": STAGE,
-            "degla.label": summary.label,
-            "degla.partial": str(summary.partial).lower(),
-            "degla.weights": str(summary.model["source"]),
-        },
-    )
-    with or_told(f"the scores of {summary.label} are"), run as run_id:
-        tracking.log_metrics(config.tracking, run_id, summary.metrics())
-        parts = [f"{dataset}/{name}" for dataset in ("scores", "items") for name in storage.names(dataset)]
-        tracking.log_files(config.tracking, run_id, storage, [SUMMARY, *parts], ARTIFACTS)
 
 
 def _print_counts(summary: Summary) -> None:

@@ -123,6 +123,28 @@ class Summary:
         return cls(**fields)
 
 
+def card_scores(folders: Sequence[str], model: str) -> dict[str, dict[str, Any]]:
+    """Return name -> value, ends of the interval and items of every score, for a model card.
+
+    Args:
+        folders: finished evaluations.
+        model: identity of the model that they must be of.
+
+    Raises:
+        DataError: a folder has no evaluation, or one of another model.
+    """
+    scores: dict[str, dict[str, Any]] = {}
+    for folder in folders:
+        summary = read_summary(read_complete(folder, STAGE)[0])
+        if summary.model["identity"] != model:
+            raise DataError(folder, f"an evaluation of {summary.label}", "one of the exported model")
+        for score in (*summary.averages, *summary.subsets):
+            if score.value is not None:
+                ends = {"low": score.low, "high": score.high}
+                scores[score.name] = {"value": score.value, **ends, "items": score.n}
+    return scores
+
+
 def _members(benchmarks: Sequence[Benchmark]) -> dict[str, tuple[str, ...]]:
     """Return average -> its members, for the averages that the given benchmarks allow.
 

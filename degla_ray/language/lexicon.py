@@ -201,31 +201,34 @@ class Lexicon:
         return frozenset((a, b)) in self._close
 
     def replacements(
-        self, entry: Entry, vocabulary: frozenset[str] | None = None
+        self, entry: Entry, vocabulary: frozenset[str] | None = None, *, every: bool = False
     ) -> tuple[list[str], list[str]]:
         """Return words that may replace `entry`: from its own field, and a fallback from other fields.
 
         Args:
             entry: the word to replace.
-            vocabulary: words that may be used; None allows the first word of any line.
+            vocabulary: words that may be used; None allows all.
+            every: return all words of a line, not only the first that may be used.
         """
         group = self.group(entry)
         if not group.replaced:
             return [], []
         lines = [w for w in group.lines if w != entry.line and not self.close(w, entry.line)]
-        own = [] if entry.wider else self._known(group, lines, vocabulary)
+        own = [] if entry.wider else self._known(group, lines, vocabulary, every)
         other = self._noun_groups.get(group.wider_becomes)
-        return own, self._known(other, other.lines, vocabulary) if other else []
+        return own, self._known(other, other.lines, vocabulary, every) if other else []
 
     @staticmethod
-    def _known(group: WordGroup, lines: Sequence[str], vocabulary: frozenset[str] | None) -> list[str]:
-        if vocabulary is None:
-            return list(lines)
-        found = (
-            next((w for w in group.members[line] if vocabulary.issuperset(w.split(" "))), None)
-            for line in lines
-        )
-        return [word for word in found if word is not None]
+    def _known(
+        group: WordGroup, lines: Sequence[str], vocabulary: frozenset[str] | None, every: bool
+    ) -> list[str]:
+        found: list[str] = []
+        for line in lines:
+            words = [
+                w for w in group.members[line] if vocabulary is None or vocabulary.issuperset(w.split(" "))
+            ]
+            found += words if every else words[:1]
+        return found
 
 
 @cache

@@ -47,7 +47,7 @@ class BatchSpec:
         interpolation: PIL's name, e.g. `bicubic`.
         crop_scale_min: smallest share of the image's area that a crop keeps.
         cache: local copies of remote parts.
-        micro_batches: parts of equal size into which the worker's rows are cut.
+        micro_batch_size: rows of a micro-batch, at most; None for all of the worker's rows.
         text_end: where the model's texts end; None for a tower that takes padded texts.
         token_multiple: number of which the packed tokens of a micro-batch are a multiple.
     """
@@ -60,7 +60,7 @@ class BatchSpec:
     interpolation: str
     crop_scale_min: float
     cache: CacheSpec
-    micro_batches: int = 1
+    micro_batch_size: int | None = None
     text_end: TextEnd | None = None
     token_multiple: int = 1
 
@@ -109,10 +109,9 @@ class BatchReader:
         first_B = self.samples.first_negative[visits.row_B]
         count_B = self.samples.first_negative[visits.row_B + 1] - first_B
         index_BK, mask_BK = draw_negatives(spec.order.seed, visits, count_B, spec.negatives)
-        parts = zip(
-            *(np.split(a, spec.micro_batches) for a in (visits.row_B, first_B[:, None] + index_BK, mask_BK)),
-            strict=True,
-        )
+        count = -(-len(mask_BK) // (spec.micro_batch_size or len(mask_BK)))
+        of_all = (visits.row_B, first_B[:, None] + index_BK, mask_BK)
+        parts = zip(*(np.array_split(a, count) for a in of_all), strict=True)
         return HostBatch(
             images_BHWC=self._images(visits, files_B),
             texts=tuple(self._texts(row_b, negative_bK, mask_bK) for row_b, negative_bK, mask_bK in parts),

@@ -207,10 +207,14 @@ def _negatives(
     table = storage.read_dataset("negatives", NEGATIVES, ["sample_id", "kind", "negative"])
     table = table.append_column("row", pc.index_in(_large(table["sample_id"]), value_set=sample_id))
     table = table.filter(pc.is_valid(table["row"]))  # those of other splits
+    of_kinds = ""
+    if config.kinds is not None:
+        table = table.filter(pc.is_in(table["kind"], pa.array([str(kind) for kind in config.kinds])))
+        of_kinds = f" of kind {' or '.join(config.kinds)}"
     if table.num_rows == 0:
         raise DataError(
             config.negatives,
-            f"no negatives for split {config.split!r} of {config.prepared}",
+            f"no negatives{of_kinds} for split {config.split!r} of {config.prepared}",
             "negatives made from this prepared folder",
         )
     table = table.sort_by([(name, "ascending") for name in ("row", "kind", "negative")])

@@ -9,7 +9,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from degla_ray.model import deferred_transformers
+from degla_ray.model import deferred_imports
 
 if TYPE_CHECKING:
     from degla_ray.model.build import load
@@ -27,7 +27,7 @@ _MODULES = {
     "load": "build",
 }
 
-deferred_transformers.install()
+deferred_imports.install()
 
 
 def __getattr__(name: str) -> Any:

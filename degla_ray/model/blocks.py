@@ -23,7 +23,6 @@ import torch
 import torch.nn.functional as F
 from open_clip.transformer import LayerNorm, QuickGELU, ResidualAttentionBlock, Transformer
 from torch import Tensor, nn
-from torch.nn.attention.varlen import varlen_attn
 from torch.utils.checkpoint import checkpoint
 
 from degla_ray.model.packing import PackedText
@@ -72,6 +71,8 @@ class Causal:
     def attend(self, qkv_TX: Tensor, heads: int) -> Tensor:
         text = self.text
         if _packed_attention_runs(qkv_TX):
+            from torch.nn.attention.varlen import varlen_attn  # imports torch's compiler: a second of a core
+
             q_THD, k_THD, v_THD = qkv_TX.unflatten(-1, (3, heads, -1)).unbind(1)
             longest = text.longest
             seen_THD = varlen_attn(
@@ -109,6 +110,8 @@ def attend_whole_text(
         scale: factor of the products; None for 1 / sqrt(D).
     """
     if _packed_attention_runs(q_THD) and not dropout:
+        from torch.nn.attention.varlen import varlen_attn  # as above
+
         start_S, longest = text.start_S, text.longest
         seen_THD = varlen_attn(q_THD, k_THD, v_THD, start_S, start_S, longest, longest, scale=scale)
         assert isinstance(seen_THD, Tensor)

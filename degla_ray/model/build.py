@@ -32,6 +32,7 @@ from degla_ray.model import (
     towers,  # noqa: F401 - registers our tower in timm
     trunks,
 )
+from degla_ray.model.deferred_imports import generic_tokenizer
 from degla_ray.model.files import (
     OPEN_CLIP_CONFIG,
     OPEN_CLIP_WEIGHTS,
@@ -249,14 +250,16 @@ def _tokenizer(arch: _Architecture, name: str) -> Callable[..., Tensor]:
         return open_clip.SimpleTokenizer(
             context_length=context_length, **(text_cfg.get("tokenizer_kwargs") or {})
         )
+    folder = str(arch.tokenizer_folder or hf_name)
     try:
-        tokenizer = HFTokenizer(
-            str(arch.tokenizer_folder or hf_name),
-            context_length=context_length,
-            tokenizer_mode=text_cfg.get("tokenizer_mode"),
-            trust_remote_code=False,
-            **(text_cfg.get("tokenizer_kwargs") or {}),
-        )
+        with generic_tokenizer(Path(folder)):
+            tokenizer = HFTokenizer(
+                folder,
+                context_length=context_length,
+                tokenizer_mode=text_cfg.get("tokenizer_mode"),
+                trust_remote_code=False,
+                **(text_cfg.get("tokenizer_kwargs") or {}),
+            )
     except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
         raise DataError(
             name, f"no tokenizer {hf_name!r} ({one_line(error)})", "a folder with the tokenizer's files"

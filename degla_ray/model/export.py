@@ -3,7 +3,7 @@
 open_clip's folder contains `open_clip_config.json`, `open_clip_model.safetensors`, and the tokenizer's files
 unless it is CLIP's own. In both kinds of folders `degla.json` contains the metadata that the other files
 cannot: activation, objective, whether the weights are the student's or the teacher's, and library versions.
-`README.md` shows how to open the folder.
+`README.md` is a model card (`card.py`): how to open the folder, how the model was made, what it scored.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from degla_ray.identity import canonical
 from degla_ray.model import huggingface
 from degla_ray.model.activation import METADATA_KEY
 from degla_ray.model.build import CONFIG_FILE, DEGLA_FILE, WEIGHTS_FILE
+from degla_ray.model.card import README_FILE, card
 from degla_ray.model.loaded import LoadedModel
 from degla_ray.model.towers import AVERAGED, WITH_GRID
 from degla_ray.storage import Storage
 
-README_FILE = "README.md"
 ENCODER_CONFIG = huggingface.CONFIG_FILE  # of a Hugging Face text encoder, whose folder is then "."
 _OPEN_CLIP_README = """\
 # A CLIP model for open_clip
@@ -37,9 +37,7 @@ _OPEN_CLIP_README = """\
     import open_clip{imports}
     model, _, preprocess = open_clip.create_model_and_transforms("local-dir:FOLDER")
     tokenizer = open_clip.get_tokenizer("local-dir:FOLDER")
-{why}
-`degla.json` says how the model was made.
-"""
+{why}"""
 _WHY_OUR_TOWER = f"""
 The second import is needed: `degla_ray` registers the image tower `{WITH_GRID}` in timm. The tower is timm's
 `{AVERAGED}` with its last feature map pooled to cells, for which timm has no setting. Without the import,
@@ -63,8 +61,6 @@ For equal pixels and tokens, the features equal open_clip's to 1e-5. Two prepara
   margin leaves remainder 3 when divided by 4 (one image size in four), the crops are one pixel apart.
 - Tokens: open_clip first turns curly quotes, HTML entities (`&amp;`) and ligatures into plain characters.
   This tokenizer does not: clean such captions beforehand.
-
-`degla.json` says how the model was made.
 """
 _OF_THE_EXPORT = ("activation", "preprocess", "source", "dtype", "versions")
 _LIBRARIES = ("torch", "open_clip_torch", "timm", "transformers")
@@ -108,7 +104,7 @@ def export(
     # A single metadata entry, since safetensors writes several in an order that changes between runs.
     storage.write_bytes(save(weights, metadata={METADATA_KEY: model.activation}), WEIGHTS_FILE)
     storage.write_json(_degla_json(model, dtype, extra), DEGLA_FILE)
-    storage.write_bytes(_open_clip_readme(model).encode(), README_FILE)
+    storage.write_bytes(_card(_open_clip_readme(model), "open_clip", model, extra), README_FILE)
     # Written last: without it the folder is not a model, so an interrupted export cannot be loaded.
     storage.write_json(
         {"model_cfg": model_cfg, "preprocess_cfg": canonical(model.preprocess_cfg)}, CONFIG_FILE
@@ -132,7 +128,7 @@ def export_huggingface(model: LoadedModel, folder: str, extra: dict[str, Any] | 
     for name, content in files.items():
         storage.write_bytes(content, name)
     storage.write_json(_degla_json(model, "float32", extra), DEGLA_FILE)
-    storage.write_bytes(_HUGGINGFACE_README.encode(), README_FILE)
+    storage.write_bytes(_card(_HUGGINGFACE_README, "transformers", model, extra), README_FILE)
     storage.write_bytes(config, huggingface.CONFIG_FILE)  # last, as above
 
 
@@ -145,6 +141,10 @@ def export_metadata(folder: str) -> dict[str, Any]:
     if not storage.exists(DEGLA_FILE):
         return {}
     return {key: value for key, value in storage.read_json(DEGLA_FILE).items() if key not in _OF_THE_EXPORT}
+
+
+def _card(opening: str, library: str, model: LoadedModel, extra: dict[str, Any] | None) -> bytes:
+    return card(opening, library, model.source, canonical(extra or {})).encode()
 
 
 def _open_clip_readme(model: LoadedModel) -> str:

@@ -11,6 +11,7 @@ other packages are in its requirements.
 from __future__ import annotations
 
 import base64
+import io
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
@@ -22,6 +23,7 @@ import torch
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, Schema
 from mlflow.types.schema import AnyType
+from PIL import Image
 from torch import Tensor
 
 import degla_ray
@@ -121,6 +123,15 @@ def _is_null(value: Any) -> bool:
     return value is None or (isinstance(value, float) and value != value) or value is pd.NA
 
 
+def _example() -> pd.DataFrame:
+    """Return one row as a server takes it: a grey image of 32 x 32 pixels in base64, and a caption."""
+    image = io.BytesIO()
+    Image.new("RGB", (32, 32), (128, 128, 128)).save(image, "PNG")
+    return pd.DataFrame(
+        {"image": [base64.b64encode(image.getvalue()).decode()], "caption": ["a grey square"]}
+    )
+
+
 def save_pyfunc(model: LoadedModel, folder: str, extra: dict[str, Any] | None = None) -> None:
     """Write `model` to a new `folder` as an MLflow model with a signature.
 
@@ -143,6 +154,7 @@ def save_pyfunc(model: LoadedModel, folder: str, extra: dict[str, Any] | None = 
             python_model=ClipSimilarity(),
             artifacts={"model": exported},
             signature=SIGNATURE,
+            input_example=_example(),
             code_paths=[str(Path(degla_ray.__file__).parent)],
             pip_requirements=[f"{name}=={version(name)}" for name in _REQUIREMENTS],
         )

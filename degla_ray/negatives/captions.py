@@ -13,17 +13,19 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from degla_ray.negatives.plausibility import fold_of
 from degla_ray.stage import shard_of
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageCaption:
-    """A caption with its image's other captions and scene graph (JSON); the graph is None if unknown."""
+    """A caption with its image's other captions, scene graph (JSON; None if unknown) and fold."""
 
     sample_id: str
     text: str
     siblings: tuple[str, ...]
     graph: str | None
+    fold: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +121,7 @@ class CaptionShards:
                 text=text,
                 siblings=tuple(sorted(texts[image] - {text})),
                 graph=self.graphs.get(image_id),
+                fold=fold_of(image_id),
             )
             for sample_id, image_id, text, image in found
         ]

@@ -62,7 +62,7 @@ def write_given(folder: StageFolder, captions: pa.Table, given: dict[str, list[s
                     counts[f"rejects.{GIVEN_KIND}.{reason}"] += 1
                     continue
                 seen.add(form)
-                negatives.append((sample_id, GIVEN_KIND, text, GIVEN_KIND, "", "", 0))
+                negatives.append((sample_id, GIVEN_KIND, text, GIVEN_KIND, "", "", 0, None))
             counts["captions"] += 1
             counts[f"rows.{GIVEN_KIND}"] += len(negatives) - before
             if len(negatives) > before:

@@ -21,8 +21,12 @@ from rich.table import Table
 from degla_ray import ray_setup, resources, shared_paths, tracking
 from degla_ray.config import NegativesConfig
 from degla_ray.errors import DataError
+from degla_ray.identity import canonical
 from degla_ray.language.identify import ENGLISH, describe, sample, survey
 from degla_ray.lease import Lease, owned
+from degla_ray.negatives.balancing import CANDIDATES, write_balanced, write_scores
+from degla_ray.negatives.blind import FILE as BLIND
+from degla_ray.negatives.blind import describe_blind, preview
 from degla_ray.negatives.captions import CaptionShards, values
 from degla_ray.negatives.checks import CHECKS_VERSION
 from degla_ray.negatives.given import read_given, write_given
@@ -33,6 +37,8 @@ from degla_ray.negatives.llm.generation import generate_pending, reopen
 from degla_ray.negatives.llm.progress import estimate
 from degla_ray.negatives.llm.prompting import Prompts, load_prompts, prompt_sha
 from degla_ray.negatives.llm.sending import GenerationJob
+from degla_ray.negatives.llm.slots import SLOTS_VERSION
+from degla_ray.negatives.plausibility import MIN_CAPTIONS, PLAUSIBILITY_VERSION, CaptionModels, fold_of
 from degla_ray.negatives.progress_line import ProgressLine
 from degla_ray.negatives.rules import RuleEngine
 from degla_ray.negatives.selection import ORDER
@@ -47,7 +53,10 @@ CAPTIONS_PER_ACTOR = 4000
 """Captions per additional actor: loading an actor costs as much as processing about 1,000 captions."""
 EDITORS = {"rules": RuleEngine}
 """Engines that edit captions, by name; each implements the protocol `CaptionEditor` and takes the dataset's
-vocabulary."""
+vocabulary and, with `plausibility: ngram`, its n-gram models."""
+
+PLAUSIBLE = (Kind.SWAP_ADJECTIVES, Kind.REPLACE_NOUNS, Kind.REPLACE_ADJECTIVES)
+"""Default kinds of negatives that are selected by plausibility; docs/negatives.md has the figures."""
 
 STATES = {
     "negatives": "rows.{}",
@@ -61,7 +70,7 @@ TRUTHS = {"true": "truth.{}.true", "false": "truth.{}.false", "not parseable": "
 """Headings and counts of a kind's candidates that passed the text checks, by their truth of a scene."""
 
 Publish = Callable[[NegativesConfig, StageFolder, str], None]
-"""Reports a language model's output; the last argument is the model's name."""
+"""Reports a finished folder; the last argument is the language model's name, empty for rules."""
 
 
 def generate(config: NegativesConfig, publish: Publish | None = None) -> dict[str, int]:
@@ -69,7 +78,7 @@ def generate(config: NegativesConfig, publish: Publish | None = None) -> dict[st
 
     Args:
         config: the settings.
-        publish: called once a language model's negatives are complete.
+        publish: called once the negatives are complete, unless they were copied from the source.
 
     Returns:
         The manifest's counts: captions, rows.<kind>, captions.<kind>.<ok|rejected|not_applicable> and
@@ -81,6 +90,9 @@ def generate(config: NegativesConfig, publish: Publish | None = None) -> dict[st
         FingerprintMismatch: the output folder was made with other settings or other input.
         LeaseHeld: another driver is writing the output folder.
     """
+    if config.plausibility_preview is not None:  # writes nothing
+        preview(config, kinds_of(config), *_read(read_complete(config.prepared, "prepare")[0]))
+        return {}
     if config.generation.estimate is not None:  # writes nothing
         return _generate(config, publish)
     lease = Lease(Storage(config.output)) if config.generation.retry_failed else owned(config.output)
@@ -94,10 +106,11 @@ def _generate(config: NegativesConfig, publish: Publish | None) -> dict[str, int
     prompts = prompts_of(config)
     engine = engine_of(config)
     again = engine is not None and config.generation.retry_failed
-    if engine is not None and (again or not is_complete(config.output)):
+    if again or not is_complete(config.output):
         # Checked before the folder is created: settings fixed after an error must not conflict with it.
-        engine.check_settings()
-        if config.generation.estimate is None:
+        if engine is not None:
+            engine.check_settings()
+        if config.generation.estimate is None and publish is not None and config.engine != GIVEN_KIND:
             tracking.require(config.tracking)
     if engine is not None and config.generation.estimate is not None:
         ray_setup.start(config.ray)
@@ -121,21 +134,27 @@ def _generate(config: NegativesConfig, publish: Publish | None) -> dict[str, int
             ray_setup.start(config.ray)
         if config.engine in EDITORS:
             english = languages.get(ENGLISH, 0.0) >= 0.5
-            _write_by_edits(config, folder, kinds, captions, graphs, english)
+            if not _is_scored(config, captions):
+                _write_by_edits(config, folder, kinds, captions, graphs, english)
+            else:
+                _write_plausible(config, folder, kinds, captions, graphs, english)
         elif config.engine == GIVEN_KIND:
             write_given(folder, captions, read_given(source))
         elif engine is not None:
             resources.require(config.ray, engine.needs())
             shared_paths.require_shared(config, {}, driver_only=["prepared"])  # this process writes
-            if not generate_pending(_job(config, engine, prompts), folder, captions, graphs):
+            models = _models(captions) if _is_scored(config, captions) else None
+            if not generate_pending(_job(config, engine, prompts), folder, captions, graphs, models):
                 print("stopped: generation.max_gpu_hours are used up; run the same command again to continue")
                 return folder.counts()
+            if models is not None:
+                write_scores(folder, captions, models)
     counts = folder.counts()
     _report(counts, published=publish is not None and engine is not None)
     _check_ledger(config, counts)
     counts = folder.finish()
-    if publish is not None and engine is not None:
-        publish(config, folder, engine.model)
+    if publish is not None and config.engine != GIVEN_KIND:
+        publish(config, folder, engine.model if engine is not None else "")
     _check_accepted(config, folder, counts)
     return counts
 
@@ -158,7 +177,11 @@ def _check_accepted(config: NegativesConfig, folder: StageFolder, counts: Mappin
 
 def kinds_of(config: NegativesConfig) -> tuple[Kind, ...]:
     """Return the kinds to write, in their order; none if the source's negatives are copied."""
-    return () if config.engine == GIVEN_KIND else tuple(kind for kind in ORDER if kind in config.kinds)
+    if config.engine == GIVEN_KIND:
+        return ()
+    selected = config.engine in EDITORS and config.plausibility == "ngram"
+    kinds = config.kinds or (PLAUSIBLE if selected else ORDER)
+    return tuple(kind for kind in ORDER if kind in kinds)
 
 
 def engine_of(config: NegativesConfig) -> Engine | None:
@@ -171,7 +194,7 @@ def prompts_of(config: NegativesConfig) -> Prompts:
     if config.engine not in ENGINES:
         return {}
     asked = config.generation
-    return load_prompts(kinds_of(config), asked.shots, config.seed, joint=asked.prompting == "joint")
+    return load_prompts(kinds_of(config), asked.shots, config.seed, prompting=asked.prompting)
 
 
 def identity_of(config: NegativesConfig, prepared: str) -> dict[str, Any]:
@@ -183,6 +206,18 @@ def identity_of(config: NegativesConfig, prepared: str) -> dict[str, Any]:
         "kinds": kinds_of(config),
         "per_kind": config.per_kind,
         "seed": config.seed,
+        **_selection_identity(config),
+    }
+
+
+def _selection_identity(config: NegativesConfig) -> dict[str, Any]:
+    """Return what determines which edits are kept; empty for engines whose negatives are not selected."""
+    if config.engine not in EDITORS or config.plausibility == "none":
+        return {}
+    return {
+        "plausibility": config.plausibility,
+        "plausibility_window": config.plausibility_window,
+        "plausibility_version": PLAUSIBILITY_VERSION,
     }
 
 
@@ -201,6 +236,7 @@ def _engine_identity(config: NegativesConfig, prompts: Prompts) -> dict[str, Any
     return {
         **ENGINES[config.engine](config).identity(),
         **{name: getattr(asked, name) for name in decides},
+        **({"slots": [SLOTS_VERSION, config.plausibility]} if asked.prompting == "slots" else {}),
         "prompt_sha": prompt_sha(prompts),
         "words": RuleEngine.identity(),  # word lists of the checks, and of the rules used to fill in
     }
@@ -216,6 +252,49 @@ def _read(source: Storage) -> tuple[pa.Table, dict[str, str]]:
     return captions, dict(zip(*columns, strict=True))
 
 
+def _is_scored(config: NegativesConfig, captions: pa.Table) -> bool:
+    """Return whether negatives are scored, and say so if there are too few captions for it."""
+    if config.plausibility == "none":
+        return False
+    if len(captions) < MIN_CAPTIONS:
+        print(
+            f"plausibility none: an n-gram model needs {MIN_CAPTIONS:,} captions, these are {len(captions):,}"
+        )
+    return len(captions) >= MIN_CAPTIONS
+
+
+def _write_plausible(
+    config: NegativesConfig,
+    folder: StageFolder,
+    kinds: tuple[Kind, ...],
+    captions: pa.Table,
+    graphs: dict[str, str],
+    english: bool,
+) -> None:
+    """Write candidates with their scores, then the negatives that are left when the set is balanced."""
+    models = _models(captions)
+    identity = folder.manifest["made_from"]["identity"]
+    candidates = StageFolder(f"{config.output}/{CANDIDATES}", STAGE, identity, folder.num_shards)
+    if candidates.pending():
+        _write_by_edits(config, candidates, kinds, captions, graphs, english, models)
+    write_balanced(candidates, folder, config.plausibility_window)
+    accuracy = describe_blind(candidates, folder, captions, models, config.seed)
+    folder.storage.delete_folder(CANDIDATES)
+    name, uri = f"negatives-{config.engine}", folder.storage.uri
+    tags, params = {"stage": STAGE}, canonical(config)
+    with tracking.running(config.tracking, name, folder.fingerprint, uri, params, tags) as run_id:
+        tracking.log_metrics(config.tracking, run_id, accuracy)
+        tracking.log_files(config.tracking, run_id, folder.storage, [BLIND])
+
+
+def _models(captions: pa.Table) -> CaptionModels:
+    started = time.monotonic()
+    folds = [fold_of(image) for image in values(captions["image_id"])]
+    models = CaptionModels(list(values(captions["caption"])), folds)
+    print(f"n-gram models of {len(captions):,} captions in {time.monotonic() - started:.0f} s")
+    return models
+
+
 def _write_by_edits(
     config: NegativesConfig,
     folder: StageFolder,
@@ -223,6 +302,7 @@ def _write_by_edits(
     captions: pa.Table,
     graphs: dict[str, str],
     english: bool,
+    models: CaptionModels | None = None,
 ) -> None:
     task = ShardTask(folder=folder, kinds=kinds, per_kind=config.per_kind, seed=config.seed, english=english)
     pending = folder.pending()
@@ -234,7 +314,7 @@ def _write_by_edits(
     shared_paths.require_shared(config, {"output": config.output}, driver_only=["prepared"])
     started = time.monotonic()
     by_shard = CaptionShards.of(captions, graphs, folder.num_shards)
-    rows = _run(config.engine, task, pending, (by_shard, words), resources.room(editors))
+    rows = _run(config.engine, task, pending, (by_shard, words, models), resources.room(editors))
     with ProgressLine("negatives", len(pending), "shards") as line:
         for done, _ in enumerate(rows, start=1):
             if line.due or done == len(pending):
@@ -248,7 +328,7 @@ def _run(
     engine: str,
     task: ShardTask,
     pending: list[int],
-    data: tuple[CaptionShards, frozenset[str]],
+    data: tuple[CaptionShards, frozenset[str], CaptionModels | None],
     actors: tuple[int, int],
 ) -> Iterator[dict[str, Any]]:
     import ray
@@ -269,13 +349,13 @@ class _ShardActor:
         import ray
 
         task.folder.require_seen()
-        self._captions, words = ray.get(data)
+        self._captions, words, self._models = ray.get(data)
         self._task = task
-        self._editor = EDITORS[engine](words)
+        self._editor = EDITORS[engine](words, self._models)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         shard = int(row["shard"])
-        write_shard(self._task, self._editor, shard, self._captions.captions_of(shard))
+        write_shard(self._task, self._editor, shard, self._captions.captions_of(shard), self._models)
         return row
 
 

@@ -67,7 +67,8 @@ def _by_engine(
     resources.check(engine.needs())
     pool = engine.pool(prompts_of(config))
     kinds = len(kinds_of(config))
-    answers = captions * (kinds * config.per_kind if config.generation.prompting == "per_kind" else 1)
+    each = {"per_kind": kinds * config.per_kind, "joint": 1, "slots": kinds}
+    answers = captions * each[config.generation.prompting]
     return Plan(
         work=f"{captions:,} captions, {kinds} kinds: {answers:,} answers if all are accepted",
         amount=answers,

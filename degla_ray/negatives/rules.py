@@ -16,8 +16,10 @@ from degla_ray.language.grammar import words_sha
 from degla_ray.language.lexicon import Behaviour, Entry, Number
 from degla_ray.language.mentions import Mentioned
 from degla_ray.language.phrases import NounPhrase, is_coordinated, noun_phrases
-from degla_ray.language.tagging import Sentence, Tag, is_placeholder, load_tagger, tagger_name
+from degla_ray.language.tagging import Sentence, Tag, Token, is_placeholder, load_tagger, tagger_name
 from degla_ray.negatives.checks import Language, broken_bonds, statements
+from degla_ray.negatives.fitting import adjective_fits, keeps_sort, noun_fits, same_form, same_sort
+from degla_ray.negatives.plausibility import CaptionModels
 from degla_ray.negatives.selection import EditRequest, Proposal, no_veto, select
 from degla_ray.schema import Kind
 
@@ -34,12 +36,15 @@ class RuleEngine:
     Args:
         vocabulary: words of the dataset; a replacement that no caption uses would be a text-only clue. None
             allows the whole lexicon.
+        models: n-gram models of the dataset. With them, only things of one sort change places, whole
+            phrases instead of scrambled words, and adjectives must fit their nouns.
     """
 
     name = "rules"
 
-    def __init__(self, vocabulary: frozenset[str] | None = None) -> None:
+    def __init__(self, vocabulary: frozenset[str] | None = None, models: CaptionModels | None = None) -> None:
         self._vocabulary = vocabulary
+        self._models = models
         self._tagger = load_tagger()
         self.language = Language(grammar=self._tagger.grammar, lexicon=self._tagger.lexicon)
         self.model = tagger_name()
@@ -76,6 +81,11 @@ class RuleEngine:
 
     def _swap_nouns(self, sentence: Sentence, request: EditRequest, rng: random.Random) -> Iterator[Proposal]:
         for first, second in self._pairs(sentence, rng):
+            if self._models is not None and not (
+                same_sort(sentence, first, second, self.language.lexicon)
+                and same_form(sentence, first, second)
+            ):
+                continue
             edited = self._nouns_swapped(sentence, first, second)
             if edited is not None:
                 yield Proposal(sentence=edited)
@@ -118,9 +128,9 @@ class RuleEngine:
             for i in first.adjectives:
                 for j in second.adjectives:
                     fit = self._adjectives_fit(sentence, (first, i), (second, j))
-                    if fit is not None:
+                    if fit is not None and self._is_usual(sentence, request.fold, (first, j), (second, i)):
                         (same_field if fit else other).append((i, j))
-        for i, j in same_field + other:
+        for i, j in same_field + (other if self._models is None else []):
             tokens = sentence.tokens
             yield Proposal(sentence=substituted(sentence, {i: tokens[j], j: tokens[i]}))
 
@@ -156,6 +166,13 @@ class RuleEngine:
                 return None  # "a white man" may be true
         return False
 
+    def _is_usual(self, sentence: Sentence, fold: int, *placed: tuple[NounPhrase, int]) -> bool:
+        """Return whether captions put these adjectives (by index) before the nouns of these phrases."""
+        if self._models is None:
+            return True
+        model, tokens = self._models.selector(fold), sentence.tokens
+        return all(adjective_fits(model, tokens[i].text, tokens[phrase.head]) for phrase, i in placed)
+
     # --- replacements
 
     def _replace_nouns(
@@ -169,16 +186,18 @@ class RuleEngine:
             entry = self._entry(sentence, phrase)
             if entry is None:
                 continue
-            words = lexicon.replacements(entry, self._vocabulary)
+            words = lexicon.replacements(entry, self._vocabulary, every=self._models is not None)
             own, elsewhere = (rng.sample(w, len(w)) for w in words)
             if entry.group in ("adults", "children") and gendered:
                 own = []
-            choices.append(self._nouns_put(sentence, phrase, mentioned, own, elsewhere))
+            if self._models is not None and not keeps_sort(entry, lexicon):
+                elsewhere = []
+            choices.append(self._nouns_put(sentence, phrase, mentioned, request.fold, own, elsewhere))
         rng.shuffle(choices)
         yield from _interleaved(choices)
 
     def _nouns_put(
-        self, sentence: Sentence, phrase: NounPhrase, mentioned: Mentioned, *fields: Sequence[str]
+        self, sentence: Sentence, phrase: NounPhrase, mentioned: Mentioned, fold: int, *fields: Sequence[str]
     ) -> Iterator[Proposal]:
         """Yield the sentence with other nouns in the phrase's place, from the first field that has any."""
         for field in fields:
@@ -186,11 +205,15 @@ class RuleEngine:
             for word in field:
                 number = None if mentioned.noun(word) else self._number_for(sentence, phrase, word)
                 new = number and with_noun(sentence.tokens[phrase.head], self.language.lexicon, word, number)
-                if new:
+                if new and self._is_usual_noun(sentence, fold, phrase, new):
                     found = True
                     yield Proposal(sentence=substituted(sentence, {phrase.head: new}))
             if found:
                 return
+
+    def _is_usual_noun(self, sentence: Sentence, fold: int, phrase: NounPhrase, noun: Token) -> bool:
+        """Return whether captions put a noun into such a place."""
+        return self._models is None or noun_fits(self._models.selector(fold), sentence, phrase, noun)
 
     def _number_for(self, sentence: Sentence, phrase: NounPhrase, word: str) -> Number | None:
         """Return the number that `word` can take in the phrase's place; None if it does not fit there."""
@@ -219,8 +242,11 @@ class RuleEngine:
             for i in phrase.adjectives:
                 entry = lexicon.adjective(sentence.tokens[i].lemma, noun)
                 if entry is not None:
-                    words, _ = lexicon.replacements(entry, self._vocabulary)
+                    words, _ = lexicon.replacements(entry, self._vocabulary, every=self._models is not None)
                     words = [w for w in words if not mentioned.adjective(w, noun)]
+                    if self._models is not None:
+                        model, head = self._models.selector(request.fold), sentence.tokens[phrase.head]
+                        words = [w for w in words if adjective_fits(model, w, head)]
                     choices.append(self._adjectives_put(sentence, i, rng.sample(words, len(words))))
         rng.shuffle(choices)
         yield from _interleaved(choices)
@@ -236,8 +262,11 @@ class RuleEngine:
     def _reshuffle(self, sentence: Sentence, request: EditRequest, rng: random.Random) -> Iterator[Proposal]:
         """Yield swaps of whole phrases across their relation and scrambled phrase orders, alternately."""
         pairs = self._pairs(sentence, rng)
+        if self._models is not None:
+            pairs = [pair for pair in pairs if same_sort(sentence, *pair, self.language.lexicon)]
         exchanges = (Proposal(sentence=exchanged(sentence, first, second)) for first, second in pairs)
-        yield from _interleaved([exchanges, self._scrambles(sentence, rng)])
+        scrambles = self._scrambles(sentence, rng) if self._models is None else ()
+        yield from _interleaved([exchanges, scrambles])
 
     def _scrambles(self, sentence: Sentence, rng: random.Random) -> Iterator[Proposal]:
         if len(statements(sentence, self.language)) <= 2:

@@ -1,19 +1,24 @@
 """Select a caption's negatives from the candidates of a caption editor, and record the others as rejects.
 
 A `CaptionEditor` (today the rule engine) only proposes edits. `select` checks each candidate and keeps the
-first that pass, so every editor is held to the same checks.
+first that pass, so every editor is held to the same checks. With n-gram models, the candidates that are about
+as likely as their caption come first.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Protocol
 
 from degla_ray.language.tagging import Sentence
 from degla_ray.negatives.checks import Candidate, Language, first_failure, normal_form
+from degla_ray.negatives.plausibility import Chooser, plausibility
 from degla_ray.schema import Kind, RejectReason
 
+MAX_CANDIDATES = 64
+"""Candidates of a (caption, kind) that are scored."""
 ORDER = (Kind.SWAP_NOUNS, Kind.SWAP_ADJECTIVES, Kind.REPLACE_NOUNS, Kind.REPLACE_ADJECTIVES, Kind.RESHUFFLE)
 """Order in which a caption's kinds are processed. If two kinds can give the same text (phrases without
 adjectives), the kind with fewer possibilities gets it."""
@@ -31,12 +36,14 @@ class EditRequest:
         siblings: other captions of the image; what they mention is present, so it cannot be a replacement.
         limit: maximum number of negatives per kind.
         seed: determines the editor's choices.
+        fold: fold of the caption's image.
     """
 
     caption: str
     siblings: tuple[str, ...] = ()
     limit: int
     seed: str
+    fold: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,10 +53,12 @@ class Proposal:
     Attributes:
         sentence: the negative caption.
         scrambled: whether its word order is free, so that no grammar can be read from it.
+        plausibility: log-probability a word minus that of the caption; None if it was not scored.
     """
 
     sentence: Sentence
     scrambled: bool = False
+    plausibility: float | None = None
 
 
 class CaptionEditor(Protocol):
@@ -99,12 +108,14 @@ class Selection:
 
     Attributes:
         accepted: texts by kind.
+        plausibility: scores of accepted texts.
         rejects: candidates that failed.
         seen: normal forms of the accepted texts of all kinds.
         unread: reason why the caption was not read; None if it was.
     """
 
     accepted: dict[Kind, list[str]] = field(default_factory=dict)
+    plausibility: dict[str, float] = field(default_factory=dict)
     rejects: list[RejectedProposal] = field(default_factory=list)
     seen: frozenset[str] = frozenset()
     unread: RejectReason | None = None
@@ -137,6 +148,8 @@ class Selection:
                 )
                 continue
             accepted.append(text)
+            if proposal.plausibility is not None:
+                self.plausibility[text] = proposal.plausibility
             self.seen |= {normal_form(text)}
 
 
@@ -145,7 +158,11 @@ def no_veto(text: str, kind: Kind) -> None:
 
 
 def select(
-    editor: CaptionEditor, requests: Sequence[EditRequest], kinds: Sequence[Kind], vetoes: Sequence[Veto]
+    editor: CaptionEditor,
+    requests: Sequence[EditRequest],
+    kinds: Sequence[Kind],
+    vetoes: Sequence[Veto],
+    chooser: Chooser | None = None,
 ) -> list[Selection]:
     """Return the checked negatives of each request.
 
@@ -154,10 +171,35 @@ def select(
         requests: captions.
         kinds: requested kinds.
         vetoes: one per request.
+        chooser: orders the candidates of each request; None keeps the editor's order.
     """
     selections = [Selection() for _ in requests]
     captions = [editor.read(request.caption) for request in requests]
     for kind in (k for k in ORDER if k in kinds):
-        for i, proposals in enumerate(editor.propose(requests, kind)):
-            selections[i].take(captions[i], kind, proposals, requests[i].limit, editor.language, vetoes[i])
+        proposed = editor.propose(requests, kind)
+        for i, proposals in enumerate(proposed if chooser is None else _scored(proposed, requests, chooser)):
+            text, selection = requests[i].caption, selections[i]
+            if chooser is not None:
+                candidates = {p.sentence.text: p for p in proposals}
+                scores = {negative: p.plausibility or 0.0 for negative, p in candidates.items()}
+                proposals = [candidates[negative] for negative in chooser.order(kind, text, scores)]
+            selection.take(captions[i], kind, proposals, requests[i].limit, editor.language, vetoes[i])
+            if chooser is not None:
+                for negative in selection.accepted[kind]:
+                    chooser.add(kind, text, negative, selection.plausibility[negative])
     return selections
+
+
+def _scored(
+    proposed: Iterable[Iterable[Proposal]], requests: Sequence[EditRequest], chooser: Chooser
+) -> list[list[Proposal]]:
+    """Return at most MAX_CANDIDATES candidates of each request, with their scores."""
+    found = [list(islice(proposals, MAX_CANDIDATES)) for proposals in proposed]
+    for fold in {request.fold for request in requests}:
+        mine = [i for i, request in enumerate(requests) if request.fold == fold]
+        captions = [requests[i].caption for i in mine for _ in found[i]]
+        negatives = [proposal.sentence.text for i in mine for proposal in found[i]]
+        scores = iter(plausibility(chooser.models.selector(fold), captions, negatives).tolist())
+        for i in mine:
+            found[i] = [replace(proposal, plausibility=next(scores)) for proposal in found[i]]
+    return found

@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from degla_ray.language.identify import is_english, language_of
 from degla_ray.negatives.captions import ImageCaption
+from degla_ray.negatives.plausibility import CaptionModels, Chooser
 from degla_ray.negatives.selection import ORDER, CaptionEditor, EditRequest, Selection, Veto, no_veto, select
 from degla_ray.schema import NEGATIVES, REJECTS, Kind, RejectReason
 from degla_ray.stage import StageFolder
@@ -54,18 +55,31 @@ def vocabulary(texts: Iterable[str]) -> frozenset[str]:
 
 
 def write_shard(
-    task: ShardTask, editor: CaptionEditor, shard: int, captions: Sequence[ImageCaption]
+    task: ShardTask,
+    editor: CaptionEditor,
+    shard: int,
+    captions: Sequence[ImageCaption],
+    models: CaptionModels | None = None,
 ) -> dict[str, int]:
-    """Generate, check and write one shard; return the counts of its receipt."""
+    """Generate, check and write one shard; return the counts of its receipt.
+
+    Args:
+        task: the job's settings.
+        editor: source of candidates.
+        shard: number of the shard.
+        captions: its captions.
+        models: n-gram models by which candidates are chosen; None takes the editor's first.
+    """
     counts: Counter[str] = Counter(captions=len(captions))
     groups: dict[tuple[str, tuple[str, ...], str | None], list[ImageCaption]] = {}
     for caption in captions:  # captions that are equal in every respect are generated once
         groups.setdefault((caption.text, caption.siblings, caption.graph), []).append(caption)
     selections: dict[str, Selection] = {}
+    chooser = Chooser(models) if models is not None else None
     for start in range(0, len(groups), BATCH):
         batch = list(groups.values())[start : start + BATCH]
         for group, selection in zip(
-            batch, _generate(task, editor, [g[0] for g in batch], counts), strict=True
+            batch, _generate(task, editor, [g[0] for g in batch], counts, chooser), strict=True
         ):
             selections.update((caption.sample_id, selection) for caption in group)
     rows, rejects = _tables(editor, captions, selections)
@@ -77,12 +91,20 @@ def write_shard(
 
 
 def _generate(
-    task: ShardTask, editor: CaptionEditor, captions: Sequence[ImageCaption], counts: Counter[str]
+    task: ShardTask,
+    editor: CaptionEditor,
+    captions: Sequence[ImageCaption],
+    counts: Counter[str],
+    chooser: Chooser | None,
 ) -> list[Selection]:
     english = [is_english(c.text, task.english) for c in captions]
     requests = [
         EditRequest(
-            caption=c.text, siblings=c.siblings, limit=task.per_kind, seed=f"{task.seed} {c.sample_id}"
+            caption=c.text,
+            siblings=c.siblings,
+            limit=task.per_kind,
+            seed=f"{task.seed} {c.sample_id}",
+            fold=c.fold,
         )
         for c, readable in zip(captions, english, strict=True)
         if readable
@@ -92,7 +114,7 @@ def _generate(
         for c, readable in zip(captions, english, strict=True)
         if readable
     ]
-    selected = iter(select(editor, requests, task.kinds, vetoes))
+    selected = iter(select(editor, requests, task.kinds, vetoes, chooser))
     return [next(selected) if readable else _other_language(task.kinds) for readable in english]
 
 
@@ -124,9 +146,9 @@ def _tables(
         selection = selections[caption.sample_id]
         for kind in (k for k in ORDER if k in selection.accepted):
             for text in selection.accepted[kind]:
-                rows.append(
-                    (caption.sample_id, kind.value, text, editor.name, editor.model, editor.prompt_sha, 0)
-                )
+                written_by = (editor.name, editor.model, editor.prompt_sha, 0)
+                score = selection.plausibility.get(text)
+                rows.append((caption.sample_id, kind.value, text, *written_by, score))
         if selection.unread is not None:
             code, probability = language_of(caption.text)
             detail = f"{code}, probability {probability:.2f}"

@@ -1,9 +1,10 @@
 """Report on several evaluations: `compare(config)`, run by `jobs/compare.py`.
 
-Writes `report.md`, `report.html` (self-contained), `plots/*.svg` and `comparison.json`, prints the tables,
-and logs all of it as one MLflow run. The items on which a model and the first one disagree most are shown
-with their images, if these can still be read. Every call writes a new report, which takes a few seconds,
-mostly for imports.
+Writes `report.html` (self-contained), `report.md`, `plots/*.svg`, `comparison.json`, `scores.csv` and
+`tables.tex` (for a paper), prints the tables, and logs the files as one MLflow run; the scores are metrics
+of the models' own runs. The items on which a model and the first one disagree most are shown with their
+images, if these can still be read. Every call writes a new report, which takes a few seconds, mostly for
+imports.
 """
 
 from __future__ import annotations
@@ -24,22 +25,28 @@ from degla_ray.evaluation.comparison import Comparison, Means, means_of, set_sid
 from degla_ray.evaluation.summary import ARTIFACTS, DECISION, STAGE, Summary, read_evaluation, read_summary
 from degla_ray.identity import fingerprint
 from degla_ray.lease import Lease
-from degla_ray.masking import MASK, masked
+from degla_ray.masking import masked
 from degla_ray.model.source import check_model
+from degla_ray.number_formats import MISSING
 from degla_ray.reporting import plots
+from degla_ray.reporting.charts import Chart, draw
 from degla_ray.reporting.comparison_page import comparison_page
 from degla_ray.reporting.curves import training_curve
 from degla_ray.reporting.disagreements import most_disagreed
 from degla_ray.reporting.markdown import markdown
+from degla_ray.reporting.paper_tables import csv_table, latex_tables
+from degla_ray.reporting.provenance import model_folder
 from degla_ray.reporting.tables import console_tables
-from degla_ray.reporting.texts import Disagreements, findings, footnotes
+from degla_ray.reporting.texts import Disagreements, footnotes
 from degla_ray.reporting.thumbnails import thumbnails
+from degla_ray.reporting.verdicts import findings
 from degla_ray.schema import SCORES
 from degla_ray.stage import MANIFEST
 from degla_ray.storage import Storage, relative_to
 from degla_ray.tracking_store import or_told
 
 RUN_ID = re.compile(r"[0-9a-f]{32}")
+PAGE = "report.html"
 DISAGREEMENTS = 20  # items shown for each model compared with the first
 EXPECTED = "a folder written by `jobs/evaluate.py`, the id of its MLflow run, or, with test sets, a model"
 
@@ -78,32 +85,35 @@ def compare(config: CompareConfig) -> str:
 def _compare(config: CompareConfig, output: Storage) -> str:
     found = [_read_evaluation(entry, config) for entry in config.evaluations]
     comparison = set_side_by_side([e.summary for e in found], [e.means for e in found])
-    drawn = _plots(comparison)
+    drawn = [draw(chart) for chart in _charts(comparison)]
     disagreements = {
         model: most_disagreed(found[0].folder, evaluation.folder, DISAGREEMENTS)
         for model, evaluation in enumerate(found)
         if model and comparison.same_inputs[model]
     }
-    shown = {key for items in disagreements.values() for item in items for key in item.images}
+    items = [item for items in disagreements.values() for item in items]
+    shown = {key for item in items for key in (*item.images, *item.candidate_images) if key is not None}
     images = thumbnails(shown, [e.summary.sources for e in found])
     for old in output.names("plots"):
         if old.endswith(".svg"):  # an earlier report may have had more plots
             output.delete_file("plots", old)
-    files = {_file_name(heading): svg for heading, svg in drawn.items()}
+    files = {f"plots/{chart.file_name}": chart.file for chart in drawn}
     texts = {
         **files,
         "report.md": markdown(comparison, list(files), disagreements),
-        "report.html": comparison_page(comparison, drawn, disagreements, images),
         "comparison.json": json.dumps(_as_json(comparison, disagreements, output.uri), indent=2),
+        "scores.csv": csv_table(comparison),
+        "tables.tex": latex_tables(comparison),
     }
-    for name, text in texts.items():
-        output.write_bytes(masked(text).encode(), name)
+    pages = {PAGE: comparison_page(comparison, drawn, disagreements, images)}  # masked already
+    for name, text in ({name: masked(text) for name, text in texts.items()} | pages).items():
+        output.write_bytes(text.encode(), name)
     for table in console_tables(comparison, console.width):
         console.print(table)
-    for line in (*findings(comparison), "", *footnotes(comparison)):
+    for line in (*(f.sentence for f in findings(comparison)), "", *footnotes(comparison)):
         console.print(line, markup=False, highlight=False)
-    _track(config, comparison, disagreements, output, list(texts))
-    console.print(f"report: {output.uri}/report.html", markup=False, soft_wrap=True)
+    _track(config, comparison, disagreements, output, [*texts, *pages])
+    console.print(f"report: {output.uri}/{PAGE}", markup=False, soft_wrap=True)
     return output.uri
 
 
@@ -152,7 +162,7 @@ def _evaluation(folder: Storage, summary: Summary) -> _Evaluation:
 def _of_run(run_id: str, config: TrackingConfig, output: Storage) -> _Evaluation:
     """Return a run's evaluation: from its tagged folder if unchanged there, otherwise from its artifacts."""
     tags = tracking.run_tags(config, run_id)
-    stage = tags.get("degla.stage", tags.get("stage"))
+    stage = tags.get(tracking.STAGE_TAG)
     if stage != STAGE:
         raise DataError(f"MLflow run {run_id}", f"a run of stage {stage!r}", "a run of `jobs/evaluate.py`")
     folder = tags[tracking.FOLDER_TAG]
@@ -168,25 +178,17 @@ def _of_run(run_id: str, config: TrackingConfig, output: Storage) -> _Evaluation
     return _evaluation(copy, read_summary(copy, folder))
 
 
-def _plots(comparison: Comparison) -> dict[str, str]:
-    """Return heading -> SVG of every plot that has data."""
+def _charts(comparison: Comparison) -> list[Chart]:
+    """Return every chart that has data."""
     curves = {}
     for label, summary in zip(comparison.labels, comparison.summaries, strict=True):
-        folder = summary.model.get("folder")
-        # a masked name (it contained a password) cannot be opened
-        curve = training_curve(folder) if folder and MASK not in folder else None
+        folder = model_folder(summary.model)
+        curve = training_curve(folder) if folder else None
         if curve is not None:
             curves[label] = curve
-    drawn = {
-        "Composition against retention": plots.retention_plot(comparison),
-        **plots.accuracy_bars(comparison),
-        "Training losses": plots.loss_curves(curves, comparison.labels),
-    }
-    return {heading: svg for heading, svg in drawn.items() if svg is not None}
-
-
-def _file_name(heading: str) -> str:
-    return f"plots/{re.sub(r'[^a-z0-9]+', '_', heading.lower()).strip('_')}.svg"
+    retention = plots.retention_plot(comparison)
+    first = [retention] if retention is not None else []
+    return [*first, *plots.accuracy_plots(comparison), *plots.loss_plots(curves, comparison.labels)]
 
 
 def _as_json(comparison: Comparison, disagreements: Disagreements, output: str) -> list[dict[str, object]]:
@@ -227,10 +229,9 @@ def _track(
         fingerprint=fingerprint({"stage": "compare", "evaluations": identity}),
         folder=output.uri,
         params={"compare": config},
-        tags={"degla.stage": "compare"},
+        tags={tracking.STAGE_TAG: "compare"},
     )
     with or_told(f"the comparison of {len(comparison.labels)} models is"), run as run_id:
-        tracking.log_metrics(config.tracking, run_id, _metrics(comparison, range(len(comparison.labels))))
         tracking.log_files(config.tracking, run_id, output, files)
         table = _table(comparison.labels, disagreements)
         if table["benchmark"]:
@@ -251,24 +252,12 @@ def _table(labels: Sequence[str], disagreements: Disagreements) -> dict[str, lis
         "base_margin": [item.margins[0] for _, item in rows],
         "model_margin": [item.margins[1] for _, item in rows],
         "candidates": [" | ".join(item.candidates) for _, item in rows],
-        "base_scores": [" | ".join(f"{score:.4f}" for score in item.scores[0]) for _, item in rows],
-        "model_scores": [" | ".join(f"{score:.4f}" for score in item.scores[1]) for _, item in rows],
+        "base_scores": [_listed(item.scores[0]) for _, item in rows],
+        "model_scores": [_listed(item.scores[1]) for _, item in rows],
         "texts": [" | ".join(item.texts) for _, item in rows],
         "images": [" | ".join(item.images) for _, item in rows],
     }
 
 
-def _metrics(comparison: Comparison, models: Sequence[int]) -> dict[str, float]:
-    """Return `LABEL/NAME` -> value of every score, under the names that the evaluations' own runs use.
-
-    Averages of all models but the first also have `LABEL/NAME_delta`.
-    """
-    metrics: dict[str, float] = {}
-    for model in models:
-        for name in comparison.names:
-            cell, key = comparison.cell(model, name), f"{comparison.labels[model]}/{name}"
-            if cell.score is not None and cell.score.value is not None:
-                metrics[key] = cell.score.value
-            if cell.delta is not None and "/" not in name:
-                metrics[f"{key}_delta"] = cell.delta
-    return metrics
+def _listed(scores: Sequence[float | None]) -> str:
+    return " | ".join(MISSING if score is None else f"{score:.4f}" for score in scores)

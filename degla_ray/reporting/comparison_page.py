@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from degla_ray.evaluation.comparison import Comparison
 from degla_ray.reporting.among_published import among_published
+from degla_ray.reporting.charts import DrawnChart
 from degla_ray.reporting.pages import render_page
+from degla_ray.reporting.provenance import provenance
 from degla_ray.reporting.texts import (
     DISAGREEMENTS,
     Disagreements,
     comparisons_text,
-    findings,
     footnotes,
     label_suffixes,
 )
+from degla_ray.reporting.verdicts import chance_of, findings, made_of, pair_that_matters
 
 
 def comparison_page(
     comparison: Comparison,
-    plots: Mapping[str, str],
+    charts: Sequence[DrawnChart],
     disagreements: Disagreements,
     images: Mapping[str, str],
 ) -> str:
@@ -28,20 +30,24 @@ def comparison_page(
 
     Args:
         comparison: the comparison to show.
-        plots: heading -> inline SVG.
+        charts: its charts.
         disagreements: disagreements of each model but the first.
         images: `SOURCE:ID` -> data URI; an image without one is shown by its key.
     """
     return render_page(
         "comparison.html",
+        charts,
         comparison=comparison,
         note=functools.partial(comparisons_text, comparison),
+        chance=functools.partial(chance_of, comparison),
+        made_of=functools.partial(made_of, comparison),
         findings=findings(comparison),
         footnotes=footnotes(comparison),
         published=among_published(comparison),
-        plots=plots,
         suffixes=label_suffixes(comparison),
         models=list(enumerate(comparison.labels)),
+        made=provenance(comparison),
+        matters=pair_that_matters(comparison),
         disagreements=disagreements,
         disagreements_note=DISAGREEMENTS,
         images=images,

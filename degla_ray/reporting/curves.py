@@ -6,11 +6,10 @@ import json
 import math
 from typing import Any
 
-from degla_ray.storage import Storage
+from degla_ray.reporting.provenance import find_beside
 
 TRACE = "trace.jsonl"
 COLUMNS = ("step", "loss", "base", "igc", "tgc", "distill")
-LEVELS_UP = 2  # an export is a folder directly in its run's folder or one level below
 
 
 def training_curve(folder: str) -> dict[str, list[float]] | None:
@@ -20,8 +19,7 @@ def training_curve(folder: str) -> dict[str, list[float]] | None:
     If a resumed run repeated a step, the step's last line counts. A line that an interrupted run left
     incomplete is skipped, because the resumed run wrote that step again.
     """
-    places = [folder, *(folder.rsplit("/", up)[0] for up in range(1, LEVELS_UP + 1))]
-    place = next((storage for storage in map(Storage, places) if storage.exists(TRACE)), None)
+    place = find_beside(folder, TRACE)
     if place is None:
         return None
     rows: dict[float, dict[str, Any]] = {}

@@ -6,11 +6,15 @@ model's margins are divided by their standard deviation over the benchmark's ite
 that neither a model's nor a benchmark's scale decides. The items that exactly one model gets right are ranked
 by the difference of these standardised margins. Scores of one benchmark for both models are in memory at a
 time: 400 MB for ImageNet, 50,000 items of 1,000 classes.
+
+A report shows as many items that the second model improved as it got worse, and takes them from every subset
+in turn, because one large subset of easy gains would otherwise fill the list.
 """
 
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -20,7 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
 
-from degla_ray.evaluation.benchmarks.classification import TOP1
+from degla_ray.evaluation.benchmarks.classification import MEAN_PER_CLASS, TOP1
 from degla_ray.evaluation.benchmarks.two_positives import ITT
 from degla_ray.schema import ITEMS, SCORES
 from degla_ray.storage import Storage
@@ -35,9 +39,10 @@ class Form(Enum):
     CHOICE = auto()
     """One score per candidate (text or image), the true one first."""
     CLASSES = auto()
-    """One score per class. The true class is the highest-scoring one of a model that is correct."""
+    """One score per class. The true class is the highest-scoring one of a model that is correct; the name of
+    the best wrong one is the row's `rival`."""
     BEST = auto()
-    """Scores of the best true candidate and of the best wrong one."""
+    """Scores of the best true candidate and of the best wrong one, the row's `rival`."""
     TWO_POSITIVES = auto()
     """Scores of two true texts and a wrong one."""
     TWO_PAIRS = auto()
@@ -59,8 +64,10 @@ class Disagreement:
     """Names of the candidates."""
     true: tuple[bool, ...]
     """Per candidate: whether it is true."""
-    scores: tuple[tuple[float, ...], tuple[float, ...]]
-    """Per model: score of each candidate."""
+    candidate_images: tuple[str | None, ...]
+    """Per candidate: `SOURCE:ID` of the image that it is, None for a text."""
+    scores: tuple[tuple[float | None, ...], tuple[float | None, ...]]
+    """Per model: score of each candidate; None where its evaluation did not record it."""
     margins: tuple[float, float]
     """Per model: margin in standard deviations of the model's margins over the benchmark."""
     correct: tuple[bool, bool]
@@ -69,9 +76,20 @@ class Disagreement:
     def difference(self) -> float:
         return abs(self.margins[0] - self.margins[1])
 
+    @property
+    def improved(self) -> bool:
+        """Whether the second model is the one that is right."""
+        return self.correct[1]
+
+    @property
+    def chosen(self) -> int:
+        """Number of the candidate that the wrong model chose: its highest-scoring wrong one."""
+        scores = [-np.inf if score is None else score for score in self.scores[0 if self.improved else 1]]
+        return max((n for n, true in enumerate(self.true) if not true), key=scores.__getitem__)
+
 
 def most_disagreed(first: Storage, second: Storage, count: int) -> list[Disagreement]:
-    """Return at most `count` items of two evaluation folders, the largest difference first.
+    """Return at most `count` items of two evaluation folders: improved ones, then those that got worse.
 
     What an item shows is read from the dataset `items` of the first folder, or of the second; a benchmark
     without items in either is left out.
@@ -81,12 +99,32 @@ def most_disagreed(first: Storage, second: Storage, count: int) -> list[Disagree
         items = next((rows for rows in (_rows(s, "items", benchmark) for s in (first, second)) if rows), None)
         if items is not None:
             scores = _rows(first, "scores", benchmark), _rows(second, "scores", benchmark)
-            found = _largest([*found, *disagreements(*scores, items, count)], count)
-    return found
+            found += disagreements(*scores, items, count)
+    return balanced(found, count)
+
+
+def balanced(found: Sequence[Disagreement], count: int) -> list[Disagreement]:
+    """Return at most half of `count` improved items, then as many that got worse; where one kind is rarer,
+    the other fills its places. Each kind takes the largest difference of each subset, then the second
+    largest, and so on."""
+    drawn: list[list[Disagreement]] = []
+    for improved in (True, False):
+        place: dict[tuple[str, str], int] = defaultdict(int)
+        ranked = []
+        for item in sorted(found, key=lambda d: (-d.difference, d.benchmark, d.subset, d.item_id)):
+            if item.improved == improved:
+                subset = item.benchmark, item.subset
+                ranked.append((place[subset], item))
+                place[subset] += 1
+        drawn.append([item for _, item in sorted(ranked, key=lambda pair: pair[0])])
+    better, worse = drawn
+    kept = max(count - count // 2, count - len(worse))
+    return [*better[:kept], *worse[: count - min(kept, len(better))]]
 
 
 def disagreements(first: pa.Table, second: pa.Table, items: pa.Table, count: int) -> list[Disagreement]:
-    """Return at most `count` items of one benchmark, the largest difference first.
+    """Return at most `count` items of each subset of one benchmark and of each outcome, the largest
+    difference first.
 
     Args:
         first, second: SCORES rows of two models.
@@ -103,7 +141,13 @@ def disagreements(first: pa.Table, second: pa.Table, items: pa.Table, count: int
     differ_N = one.correct[pair_N2[:, 0]] != other.correct[pair_N2[:, 1]]
     differ_N &= np.isfinite(margin_N2).all(axis=1)
     gap_N = np.abs(margin_N2[:, 0] - margin_N2[:, 1])
-    order = sorted(np.flatnonzero(differ_N).tolist(), key=lambda n: (-gap_N[n], common[n]))[:count]
+    order: list[int] = []
+    taken: dict[tuple[str, bool], int] = defaultdict(int)
+    for n in sorted(np.flatnonzero(differ_N).tolist(), key=lambda n: (-gap_N[n], common[n])):
+        outcome = common[n][0], bool(one.correct[pair_N2[n, 0]])
+        taken[outcome] += 1
+        if taken[outcome] <= count:
+            order.append(n)
     what = _shown(items, [common[n] for n in order])
     benchmark = items["benchmark"][0].as_py()
     found = []
@@ -122,6 +166,7 @@ def disagreements(first: pa.Table, second: pa.Table, items: pa.Table, count: int
                 texts=candidates.beside,
                 candidates=candidates.names,
                 true=candidates.true,
+                candidate_images=candidates.images,
                 scores=candidates.scores,
                 margins=(float(margin_N2[n, 0]), float(margin_N2[n, 1])),
                 correct=(bool(one.correct[first_row]), bool(other.correct[second_row])),
@@ -155,9 +200,10 @@ class _Candidates:
     """Candidates of one item as a report shows them; see Disagreement."""
 
     names: tuple[str, ...]
+    images: tuple[str | None, ...]
     beside: tuple[str, ...]
     true: tuple[bool, ...]
-    scores: tuple[tuple[float, ...], tuple[float, ...]]
+    scores: tuple[tuple[float | None, ...], tuple[float | None, ...]]
 
 
 def _compared(
@@ -170,16 +216,53 @@ def _compared(
     """Return an item's candidates, given each model's scores and its row in them."""
     rows = tuple(scores.scores(row) for scores, row in (first, second))
     form = _form(subset, len(rows[0]))
-    if form is Form.CLASSES:
-        true = int(_true_class(first[0].correct[[first[1]]], rows[0][None], rows[1][None])[0])
-        rows = tuple(_best_two(row, true) for row in rows)
-    names, beside = _candidates(form, images, texts, len(rows[0]))
+    if form in (Form.CLASSES, Form.BEST):
+        return _against_rival(subset, form, images, texts, (first, second))
+    names, beside, shown = _candidates(form, images, texts, len(rows[0]))
     right = {Form.TWO_POSITIVES: (0, 1), Form.TWO_PAIRS: (0, 3)}.get(form, (0,))
     return _Candidates(
         names=names,
+        images=shown,
         beside=beside,
         true=tuple(number in right for number in range(len(names))),
         scores=(tuple(rows[0].tolist()), tuple(rows[1].tolist())),
+    )
+
+
+def _against_rival(
+    subset: str,
+    form: Form,
+    images: tuple[str, ...],
+    texts: tuple[str, ...],
+    models: tuple[tuple[_Scores, int], tuple[_Scores, int]],
+) -> _Candidates:
+    """Return the true candidate and the one that the wrong model chose.
+
+    A folder written before `rival` was recorded has the scores of each model's own best wrong candidate.
+    """
+    rows = [scores.scores(row) for scores, row in models]
+    rivals = [scores.rival[row] for scores, row in models]
+    wrong = next(m for m, (scores, row) in enumerate(models) if not scores.correct[row])
+    rival = rivals[wrong]
+    scored: list[tuple[float | None, ...]]
+    if form is Form.CLASSES:
+        places = int(rows[1 - wrong].argmax()), int(rows[wrong].argmax())
+        scored = [tuple(float(row[place]) for place in places) for row in rows]
+        name, rival = texts[0], rival or "another class"
+    else:
+        same = [other == rival for other in rivals]
+        scored = [
+            (float(row[0]), float(row[1]) if known else None) for row, known in zip(rows, same, strict=True)
+        ]
+        found = images if subset.startswith("t2i") else texts
+        name = found[0] if len(found) == 1 else f"the best of {len(found)} true ones"
+    to_image = rival is not None and subset.startswith("t2i")
+    return _Candidates(
+        names=(name, rival or "best wrong candidate"),
+        images=(images[0] if to_image and len(images) == 1 else None, rival if to_image else None),
+        beside=() if texts == (name,) else texts,
+        true=(True, False),
+        scores=(scored[0], scored[1]),
     )
 
 
@@ -216,6 +299,7 @@ class _Scores:
         keys = zip(table["subset"].to_pylist(), table["item_id"].to_pylist(), strict=True)
         self.row = {key: row for row, key in enumerate(keys)}
         self.correct = np.array(table["correct"].to_pylist(), dtype=bool)
+        self.rival: list[str | None] = table["rival"].to_pylist()
         self.size = np.asarray(pc.list_value_length(table["candidate_scores"]).to_numpy(), dtype=np.int64)
         self._flat = np.asarray(pc.list_flatten(table["candidate_scores"]).to_numpy())
         self._start = np.concatenate([[0], np.cumsum(self.size)])
@@ -235,7 +319,7 @@ def _form(subset: str, size: int) -> Form:
         return Form.TWO_POSITIVES
     if subset == "group" and size == 4:
         return Form.TWO_PAIRS
-    return Form.BEST if _RANK.fullmatch(subset) else Form.CHOICE
+    return Form.BEST if subset == MEAN_PER_CLASS or _RANK.fullmatch(subset) else Form.CHOICE
 
 
 def _alike(
@@ -261,26 +345,19 @@ def _true_class(correct_n: np.ndarray, one_nK: np.ndarray, other_nK: np.ndarray)
     return np.where(correct_n, one_nK.argmax(axis=1), other_nK.argmax(axis=1))
 
 
-def _best_two(scores_K: np.ndarray, true: int) -> np.ndarray:
-    return np.array([scores_K[true], np.delete(scores_K, true).max()])
-
-
 def _candidates(
     form: Form, images: tuple[str, ...], texts: tuple[str, ...], size: int
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the names of an item's candidates, and its texts that are not candidates."""
+) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str | None, ...]]:
+    """Return the names of an item's candidates, its other texts, and per candidate the image that it is."""
+    none = (None,) * size
     if form is Form.TWO_PAIRS:
         pairs = "caption 1, image 1", "caption 2, image 1", "caption 1, image 2", "caption 2, image 2"
-        return pairs, texts
-    if form is Form.CLASSES:
-        return (texts[0], "best other class"), ()
-    if form is Form.BEST:
-        return ("best true candidate", "best wrong candidate"), texts
+        return pairs, texts, none
     if len(texts) == size:
-        return texts, ()
+        return texts, (), none
     if len(images) == size:
-        return tuple(f"image {number}" for number in range(1, size + 1)), texts
-    return tuple(f"candidate {number}" for number in range(1, size + 1)), texts
+        return tuple(f"image {number}" for number in range(1, size + 1)), texts, images
+    return tuple(f"candidate {number}" for number in range(1, size + 1)), texts, none
 
 
 def _shown(
@@ -309,7 +386,3 @@ def _rows(storage: Storage, dataset: str, benchmark: str) -> pa.Table:
         return schema.empty_table()
     table = pads.dataset(parts, schema=schema, filesystem=storage.filesystem)
     return table.to_table(filter=pads.field("benchmark") == benchmark)
-
-
-def _largest(found: Sequence[Disagreement], count: int) -> list[Disagreement]:
-    return sorted(found, key=lambda d: (-d.difference, d.benchmark, d.subset, d.item_id))[:count]

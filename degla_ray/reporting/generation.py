@@ -1,13 +1,15 @@
 """Results and cost of a run that generates negatives: console, report.json, one HTML page and an MLflow run.
 
 Everything is read from the finished folder, so the report can be written again. Only the durations come from
-the runs themselves (`runs/*.json`, one for each run that was not killed).
+the runs themselves (`runs/*.json`, one for each run of a language model that was not killed). Rules have no
+answers, and so no cost.
 """
 
 from __future__ import annotations
 
 import random
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 import pyarrow as pa
@@ -16,19 +18,23 @@ from rich.table import Table
 
 from degla_ray import tracking
 from degla_ray.config import NegativesConfig
+from degla_ray.encoding.features import image_key
+from degla_ray.encoding.images import ParquetImages, source_spec
 from degla_ray.identity import canonical
 from degla_ray.negatives.llm.ledger import State
 from degla_ray.negatives.selection import ORDER
 from degla_ray.negatives.text_only import text_only_accuracy
 from degla_ray.number_formats import MISSING, percent
-from degla_ray.reporting.pages import render_page
+from degla_ray.reporting.generation_page import Sample, blind_warnings, generation_page
+from degla_ray.reporting.thumbnails import thumbnails
 from degla_ray.schema import CAPTIONS, NEGATIVES, Kind
 from degla_ray.stage import StageFolder
 from degla_ray.storage import Storage
 from degla_ray.tracking_store import or_told
 
-SAMPLES = 50
-"""Random negatives of each kind shown on the page."""
+SAMPLES = 24
+"""Random negatives of each kind shown on the page, with their images."""
+PREPARED = "prepared"  # name of the captions' folder as a source of images
 STATES = tuple(state.value for state in State)
 
 
@@ -95,7 +101,8 @@ class Report:
         )
 
     def metrics(self) -> dict[str, float]:
-        """Return the numbers as flat name -> value, as MLflow compares them."""
+        """Return the numbers as flat name -> value, as MLflow compares them; without answers (rules), those
+        of captions and negatives only."""
         tokens = self.total("prompt_tokens") + self.total("completion_tokens")
         accepted = max(1, self.total("negatives"))
         seconds = max(self.seconds, 1e-9)
@@ -114,6 +121,8 @@ class Report:
             "gpu_hours": self.gpu_hours,
             "cost": self.cost,
         }
+        if not self.answers:
+            flat = {name: flat[name] for name in ("captions", "negatives")}
         for kind, report in self.kinds.items():
             flat |= {f"{kind}/{state}": n for state, n in report.captions.items()}
             if report.text_only_accuracy is not None:
@@ -143,30 +152,37 @@ def build_report(
         kinds={
             kind.value: _kind_report(kind, counts, pairs.get(kind, []), config.seed)
             for kind in ORDER
-            if kind in config.kinds
+            if not config.kinds or kind in config.kinds
         },
     )
     return report, pairs
 
 
 def publish(config: NegativesConfig, folder: StageFolder, model: str) -> None:
-    """Report on a finished folder: print the table, write the files to the folder, and log to MLflow."""
+    """Report on a finished folder: print the table, write the files to the folder, and log to MLflow.
+
+    Args:
+        config: settings of the job.
+        folder: the finished folder.
+        model: name of the language model; empty for rules, whose table the job prints.
+    """
     report, pairs = build_report(config, folder, model)
-    Console().print(console_table(report))
-    rng = random.Random(0)
-    page = generation_page(
-        report, {kind: rng.sample(found, min(SAMPLES, len(found))) for kind, found in pairs.items()}
-    )
-    folder.storage.write_json(asdict(report) | {"totals": report.metrics()}, "report.json")
+    content = asdict(report) | {"totals": report.metrics()}
+    if report.answers:
+        Console().print(console_table(report))
+    for warning in blind_warnings(content):
+        print(f"warning: {warning}")
+    page = generation_page(content, samples_of(config, pairs))
+    folder.storage.write_json(content, "report.json")
     folder.storage.write_bytes(page.encode(), "report.html")
     uri = folder.storage.uri
     run = tracking.running(
         config.tracking,
-        f"negatives-{report.engine}-{report.model}",
+        f"negatives-{report.engine}-{report.model}".rstrip("-"),
         folder.fingerprint,
         uri,
         params=canonical(config),
-        tags={"stage": "negatives"},
+        tags={tracking.STAGE_TAG: "negatives"},
     )
     with or_told(f"the report of {uri} is"), run as run_id:
         tracking.log_dataset(config.tracking, run_id, "negatives", folder.fingerprint, uri, "output")
@@ -207,16 +223,22 @@ def console_table(report: Report) -> Table:
     return table
 
 
-def generation_page(report: Report, samples: dict[str, list[tuple[str, str]]]) -> str:
-    """Return the report as one page without external resources.
-
-    Args:
-        report: the numbers.
-        samples: kind -> (caption, negative).
-    """
-    return render_page(
-        "generation.html", report=report, totals=report.metrics(), samples=samples, states=STATES
-    )
+def samples_of(
+    config: NegativesConfig, pairs: Mapping[str, list[tuple[str, str]]]
+) -> dict[str, list[Sample]]:
+    """Return SAMPLES random negatives of each kind, with an image of the caption where it can be read."""
+    rng = random.Random(0)
+    drawn = {kind: rng.sample(found, min(SAMPLES, len(found))) for kind, found in pairs.items()}
+    captions = Storage(config.prepared).read_dataset("captions", CAPTIONS, ["image_id", "caption"])
+    columns = (captions[name].to_pylist() for name in ("caption", "image_id"))
+    key_of = {text: image_key(PREPARED, image_id) for text, image_id in zip(*columns, strict=True)}
+    wanted = {key_of[caption] for rows in drawn.values() for caption, _ in rows}
+    source = source_spec(ParquetImages(Storage(config.prepared).uri))
+    images = thumbnails(wanted, [{PREPARED: source}])
+    return {
+        kind: [Sample(caption=text, negative=other, image=images.get(key_of[text])) for text, other in rows]
+        for kind, rows in drawn.items()
+    }
 
 
 def pairs_by_kind(captions: pa.Table, negatives: pa.Table) -> dict[str, list[tuple[str, str]]]:

@@ -6,26 +6,26 @@ import re
 from collections.abc import Sequence
 
 from degla_ray.evaluation.comparison import Cell, Comparison, title
-from degla_ray.number_formats import points
+from degla_ray.number_formats import MISSING, points
 from degla_ray.reporting.among_published import among_published
 from degla_ray.reporting.disagreements import Disagreement
 from degla_ray.reporting.texts import (
     DISAGREEMENTS,
     Disagreements,
     comparisons_text,
-    findings,
     footnotes,
     interval_text,
     label_suffix,
     margin_text,
     value_text,
 )
+from degla_ray.reporting.verdicts import findings, made_of
 
 
 def markdown(comparison: Comparison, plots: Sequence[str], disagreements: Disagreements) -> str:
     """Return the report as Markdown; `plots` are file names relative to it."""
     labels = [_md_label(comparison, model) for model in range(len(comparison.labels))]
-    lines = ["# Comparison", "", *(f"- {literal(line)}" for line in findings(comparison))]
+    lines = ["# Comparison", "", *(f"- {literal(finding.sentence)}" for finding in findings(comparison))]
     if comparison.averages:
         lines += _md_head(["model", *(title(name) for name in comparison.averages)])
     for model, label in enumerate(labels if comparison.averages else ()):
@@ -33,6 +33,8 @@ def markdown(comparison: Comparison, plots: Sequence[str], disagreements: Disagr
             _md_row(f"**{label}**", *(_plain_cell(comparison.cell(model, n)) for n in comparison.averages))
         )
     lines += _md_note(comparison, comparison.averages)
+    made = {name: made_of(comparison, name) for name in comparison.averages}
+    lines += ["", *(f"- {literal(title(name))}: {literal(of)}" for name, of in made.items() if of)]
     for among in among_published(comparison):
         lines += ["", f"## {among.table.title}, among published results"]
         lines += _md_head(["model", *map(literal, among.table.headings), "protocol"])
@@ -51,7 +53,7 @@ def markdown(comparison: Comparison, plots: Sequence[str], disagreements: Disagr
     lines += ["", *(note.replace("*", "\\*") + "  " for note in footnotes(comparison)), ""]
     lines += [f"![{name}]({name})" for name in plots]
     for model, items in disagreements.items():
-        lines += ["", f"## {labels[0]} against {labels[model]}: where they disagree most", "", DISAGREEMENTS]
+        lines += ["", f"## {labels[0]} against {labels[model]}: where they disagree", "", DISAGREEMENTS]
         for number, item in enumerate(items, start=1):
             lines += ["", f"{number}. {_md_item(item, labels[0], labels[model])}"]
     return "\n".join(lines) + "\n"
@@ -64,10 +66,13 @@ def _md_item(item: Disagreement, first: str, second: str) -> str:
     what.append(f"right: {right}; margins {margin_text(item.margins[0])} and {margin_text(item.margins[1])}")
     what += [f"shown: {', '.join(map(literal, item.images))}"] if item.images else []
     what += [f"text: {' / '.join(map(literal, item.texts))}"] if item.texts else []
+    wrong = second if item.correct[0] else first
     rows = [*_md_head(["candidate", first, second])]
     for i, candidate in enumerate(item.candidates):
         name = f"**{literal(candidate)}** (true)" if item.true[i] else literal(candidate)
-        rows.append(_md_row(name, *(f"{scores[i]:.3f}" for scores in item.scores)))
+        name += f" (chosen by {wrong})" if i == item.chosen else ""
+        scores = [own[i] for own in item.scores]
+        rows.append(_md_row(name, *(MISSING if score is None else f"{score:.3f}" for score in scores)))
     return "  \n   ".join(what) + "\n" + "\n".join(f"   {row}".rstrip() for row in rows)
 
 

@@ -1,39 +1,48 @@
-"""Plots of the report as SVG: composition against retention, bars of each benchmark, loss curves."""
+"""Charts of a comparison: composition against retention, accuracies of each benchmark, loss curves."""
 
 from __future__ import annotations
 
-import io
-import re
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from degla_ray.evaluation.benchmarks.classification import TOP1
 from degla_ray.evaluation.benchmarks.zero_shot import PREFIX, ZERO_SHOT_ELEVEN
 from degla_ray.evaluation.comparison import SCENES_FAMILY, ZERO_SHOT_FAMILY, Comparison, title
 from degla_ray.evaluation.summary import ZERO_SHOT, Score
+from degla_ray.number_formats import points
+from degla_ray.reporting.charts import (
+    CHOSEN,
+    NOT_SIGNIFICANT,
+    SOFT,
+    Chart,
+    colour_by,
+    legend_toggle,
+    shape_by,
+    tooltip,
+    zoom,
+)
 from degla_ray.reporting.published_rows import published_points
+from degla_ray.reporting.texts import interval_text, p_text, value_text
+from degla_ray.reporting.verdicts import chance_of, verdict_of
 
-# Okabe & Ito's colours, which colour-blind readers can distinguish; the base is grey.
-COLOURS = ("#7f7f7f", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
-GREY = "#8a8a8a"  # published models
 COMPOSITION = ("sugarcrepe", "valse", "aro")  # members of the composition axis
 NOT_DRAWN = ("scenes_zeroshot", "scenes_retrieval")  # shown in the first plot or in the tables
-MOST_BARS, TICK = 14, 12
+MOST_ROWS = 30  # subsets of one chart
+ROW, GAP = 12, 8  # pixels of a model's line in a chart of accuracies, and between two subsets
+CURVE_POINTS = 60  # of a drawn curve, fewer than two for each window of its running mean
 SMOOTHED_STEPS = 1 / 40  # fraction of a run's logged steps that one point of its curve averages
+TERMS = ("loss", "base", "igc", "tgc", "distill")
 Axis = tuple[str, tuple[str, ...]]  # label, names of the scores that are averaged
 Curve = Mapping[str, Sequence[float]]  # column of a training trace -> values; includes `step`
 
 
-def retention_plot(comparison: Comparison) -> str | None:
-    """Plot composition against retention, with intervals; None if no model has both.
+def retention_plot(comparison: Comparison) -> Chart | None:
+    """Chart composition against retention, with intervals; None if no model has both.
 
-    The plot uses the project's own scenes if a model has both scores there. Otherwise it uses published
+    The chart uses the project's own scenes if a model has both scores there. Otherwise it uses published
     benchmarks, averages all compared models over the same ones, and adds the published models that have both.
     """
     axes_of = _scenes_axes(comparison) or _published_axes(comparison)
@@ -44,39 +53,71 @@ def retention_plot(comparison: Comparison) -> str | None:
     for model, label in enumerate(comparison.labels):
         x, y = (_mean([comparison.cell(model, n).score for n in names]) for names in (x_names, y_names))
         if x and y:
-            placed.append((model, label, x, y))
+            placed.append({"model": label, **_coordinate("x", x), **_coordinate("y", y)})
     if not placed:
         return None
-    with _figure(6.4, 4.4) as (figure, svg):
-        axes = figure.subplots()
-        published = published_points(x_names, y_names)
-        for point in published:
-            cut = point.protocol.startswith("int_logits")
-            axes.plot(point.x, point.y, "o", color=GREY, markersize=5, fillstyle="none" if cut else "full")
-            axes.annotate(
-                _literal(point.model), (point.x, point.y), (6, -9), textcoords="offset points",
-                color=GREY, fontsize=8,
-            )  # fmt: skip
-        for model, label, x, y in placed:
-            colour = COLOURS[model % len(COLOURS)]
-            (x_low, x_high), (y_low, y_high) = _reach(x), _reach(y)
-            axes.errorbar(
-                _in_percent(x), _in_percent(y), xerr=[[x_low], [x_high]], yerr=[[y_low], [y_high]], fmt="o",
-                color=colour, ecolor=colour, elinewidth=1, capsize=3, markersize=8,
-            )  # fmt: skip
-            axes.annotate(
-                _literal(label), (_in_percent(x), _in_percent(y)), (8, 7), textcoords="offset points",
-                color=colour, fontweight="bold",
-            )  # fmt: skip
-        base = placed[0]
-        axes.axvline(_in_percent(base[2]), color="#bbbbbb", linestyle=":", linewidth=1, zorder=0)
-        axes.axhline(_in_percent(base[3]), color="#bbbbbb", linestyle=":", linewidth=1, zorder=0)
-        note = "\ngrey: published; hollow where its zero-shot scores are int_logits" if published else ""
-        axes.set_xlabel(textwrap.fill(x_label, 80) + note)
-        axes.set_ylabel(textwrap.fill(y_label, 50))
-        axes.margins(x=0.25, y=0.2)
-        _tidy(axes)
-    return svg[0]
+    published = [
+        {"model": p.model, "x": round(p.x, 1), "y": round(p.y, 1), "protocol": p.protocol or "published"}
+        for p in published_points(x_names, y_names)
+    ]
+    scale = {"zero": False, "padding": 24}
+    x_axis = {"field": "x", "type": "quantitative", "title": textwrap.wrap(x_label, 60), "scale": scale}
+    y_axis = {"field": "y", "type": "quantitative", "title": textwrap.wrap(y_label, 40), "scale": scale}
+    place = {"x": x_axis, "y": y_axis}
+    ours = _model_layers(comparison.labels, placed, place)
+    others = _published_layers(published, place)
+    note = " Published models are grey; hollow where their zero-shot scores are int_logits." if others else ""
+    return Chart(
+        heading="Composition against retention",
+        description=f"Upwards: {y_label}. To the right: {x_label}. One point for each model, with 95 % "
+        f"intervals; dotted lines through the first model.{note}",
+        spec={"height": 330, "data": {"values": placed}, "layer": [*others, *ours]},
+    )
+
+
+def _model_layers(
+    labels: Sequence[str], placed: Sequence[Mapping[str, Any]], place: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """Return the layers of the compared models' points, intervals and names."""
+    colour = {"color": colour_by("model", labels, legend={"values": [row["model"] for row in placed]})}
+    lines = {"type": "rule", "strokeDash": [2, 3], "color": SOFT, "opacity": 0.6}
+    first = {"mark": lines, "data": {"values": placed[:1]}}
+    told = tooltip(("model", "model"), ("x_said", "retention, %"), ("y_said", "composition, %"))
+    name = {"type": "text", "align": "left", "dx": 9, "dy": -9, "fontWeight": "bold", "limit": 140}
+    across = {"x": {**place["x"], "field": "x_low"}, "x2": {"field": "x_high"}}
+    upwards = {"y": {**place["y"], "field": "y_low"}, "y2": {"field": "y_high"}}
+    return [
+        {**first, "encoding": {"x": place["x"]}},
+        {**first, "encoding": {"y": place["y"]}},
+        {
+            "params": [legend_toggle("model"), zoom("x", "y")],
+            "mark": {"type": "point", "filled": True, "size": 110, "opacity": 1},
+            "encoding": {
+                **place,
+                **colour,
+                "shape": shape_by("model", labels),
+                "opacity": CHOSEN,
+                "tooltip": told,
+            },
+        },
+        {"mark": "rule", "encoding": {**place, **across, **colour, "opacity": CHOSEN}},
+        {"mark": "rule", "encoding": {**place, **upwards, **colour, "opacity": CHOSEN}},
+        {"mark": name, "encoding": {**place, "text": {"field": "model"}, "opacity": CHOSEN}},
+    ]
+
+
+def _published_layers(rows: Sequence[Mapping[str, Any]], place: Mapping[str, Any]) -> list[dict[str, Any]]:
+    if not rows:
+        return []
+    cut = "indexof(datum.protocol, 'int_logits') === 0"
+    point = {"type": "point", "size": 40, "stroke": NOT_SIGNIFICANT, "fill": NOT_SIGNIFICANT}
+    filled = {"fillOpacity": {"condition": {"test": cut, "value": 0}, "value": 1}}
+    text = {"type": "text", "align": "left", "dx": 6, "dy": 9, "color": SOFT, "fontSize": 10}
+    told = tooltip(("model", "published"), ("protocol", "protocol"), ("x", "retention"), ("y", "composition"))
+    return [
+        {"data": {"values": rows}, "mark": point, "encoding": {**place, **filled, "tooltip": told}},
+        {"data": {"values": rows}, "mark": text, "encoding": {**place, "text": {"field": "model"}}},
+    ]
 
 
 def _scenes_axes(comparison: Comparison) -> tuple[Axis, Axis] | None:
@@ -131,13 +172,13 @@ def _mean(scores: Sequence[Score | None]) -> Score | None:
     return Score(name="", value=mean, low=mean - below, high=mean + above, n=0, missing=0)
 
 
-def accuracy_bars(comparison: Comparison) -> dict[str, str]:
-    """Return heading -> bar plot of accuracies by model with intervals, one per benchmark or family.
+def accuracy_plots(comparison: Comparison) -> list[Chart]:
+    """Return a chart of accuracies by model with intervals for each benchmark or family.
 
-    Benchmarks with a single subset share a plot; one with more than MOST_BARS subsets is shown in the tables
-    only.
+    Benchmarks with a single subset share a chart; one with more than MOST_ROWS subsets is shown in the
+    tables only.
     """
-    drawn: dict[str, list[tuple[str, str]]] = {}  # heading -> (name, label) of its bars
+    drawn: dict[str, list[tuple[str, str]]] = {}  # heading -> (name, label) of its rows
     alone: list[tuple[str, str]] = []
     for group in comparison.groups:
         named = [(n, h) for n, h in zip(group.names, group.headings, strict=True) if "/" in n]
@@ -150,9 +191,9 @@ def accuracy_bars(comparison: Comparison) -> dict[str, str]:
             alone += [(named[0][0], named[0][0])]
         elif named:
             drawn[f"Accuracy: {group.title}"] = named
-    if len(alone) > 1:  # a single bar would say no more than the table
+    if len(alone) > 1:  # a single row would say no more than the table
         drawn["Accuracy: other benchmarks"] = alone
-    return {h: _bars(comparison, dict(named)) for h, named in drawn.items() if 0 < len(named) <= MOST_BARS}
+    return [_accuracies(comparison, h, named) for h, named in drawn.items() if 0 < len(named) <= MOST_ROWS]
 
 
 def _other_set(name: str) -> bool:
@@ -161,106 +202,150 @@ def _other_set(name: str) -> bool:
     return subset == TOP1 and benchmark not in {n.partition("/")[0] for n in ZERO_SHOT_ELEVEN}
 
 
-def _bars(comparison: Comparison, named: Mapping[str, str]) -> str:
-    """Draw one bar plot; `named` maps scores to the labels below their bars."""
-    models = len(comparison.labels)
-    width, at = 0.8 / models, np.arange(len(named))
-    with _figure(max(6.4, 1.05 * len(named)), 4.0) as (figure, svg):
-        axes = figure.subplots()
-        for model, label in enumerate(comparison.labels):
-            scores = [comparison.cell(model, name).score for name in named]
-            heights = [_in_percent(s) for s in scores]
-            reach = np.array([_reach(s) for s in scores]).T
-            error = {"elinewidth": 1, "ecolor": "#333333", "capsize": 2}
-            axes.bar(
-                at + (model - (models - 1) / 2) * width, heights, width * 0.92, yerr=reach, error_kw=error,
-                color=COLOURS[model % len(COLOURS)], label=_literal(label),
-            )  # fmt: skip
-        for place, name in zip(at, named, strict=True):
-            chance = next((s.chance for s in (m.score(name) for m in comparison.summaries) if s), None)
-            if chance is not None:
-                axes.hlines(
-                    100 * chance, place - 0.45, place + 0.45, color="#111111", linestyle="--", linewidth=1
-                )
-        axes.set_xticks(at, [_broken(label) for label in named.values()])
-        axes.set_ylabel("accuracy, %   (dashed: guessing)")
-        axes.set_ylim(0, 105)
-        axes.legend(frameon=False, ncols=min(models, 4), loc="lower center", bbox_to_anchor=(0.5, 1.0))
-        _tidy(axes, grid="y")
-    return svg[0]
-
-
-def _broken(label: str) -> str:
-    """Return a tick's label broken after `/`, `_` and `-` into lines of at most TICK letters."""
-    lines = [""]
-    for part in re.findall(r"[^/_-]+[/_-]*|[/_-]+", _literal(label)):
-        if lines[-1] and len(lines[-1]) + len(part) > TICK:
-            lines.append("")
-        lines[-1] += part
-    return "\n".join(line.rstrip("_/") for line in lines)
-
-
-def loss_curves(curves: Mapping[str, Curve], labels: Sequence[str]) -> str | None:
-    """Plot one panel per loss term and one line per training run (label -> trace); None without traces."""
-    terms = [
-        t
-        for t in ("loss", "base", "igc", "tgc", "distill")
-        if any(len(c.get(t, ())) for c in curves.values())
+def _accuracies(comparison: Comparison, heading: str, named: Sequence[tuple[str, str]]) -> Chart:
+    """Draw one chart; `named` are scores and the labels of their rows."""
+    labels, rows, guesses = comparison.labels, [], []
+    for name, label in named:
+        chance = chance_of(comparison, name)
+        if chance is not None:
+            guesses.append({"subset": label, "chance": 100 * chance, "said": f"{100 * chance:.1f}"})
+        for model in range(len(labels)):
+            row = _accuracy_row(comparison, model, name)
+            if row is not None:
+                rows.append({"subset": label, **row})
+    x = {
+        "field": "value",
+        "type": "quantitative",
+        "title": "accuracy, %",
+        "scale": {"zero": False, "nice": True},
+    }
+    y = {
+        "field": "subset",
+        "type": "nominal",
+        "sort": None,
+        "title": None,
+        "axis": {"grid": True, "ticks": False},
+    }
+    offset = {"yOffset": {"field": "model", "type": "nominal", "sort": [*labels]}}
+    grey = {"condition": {"test": "datum.tone === 'grey'", "value": NOT_SIGNIFICANT}}
+    colour = {"color": colour_by("model", labels, **grey), "opacity": CHOSEN}
+    told = tooltip(
+        *(("subset", "subset"), ("model", "model"), ("said", "accuracy, %"), ("interval", "95 % interval")),
+        *(("difference", f"against {labels[0]}"), ("p", "corrected p"), ("verdict", "verdict")),
+    )
+    tick = {"type": "tick", "thickness": 2, "size": ROW * len(labels), "color": SOFT, "orient": "vertical"}
+    layers = [
+        {
+            "data": {"values": guesses},
+            "mark": tick,
+            "encoding": {"y": y, "x": {**x, "field": "chance"}, "tooltip": tooltip(("said", "guessing, %"))},
+        },
+        {
+            "params": [legend_toggle("model"), zoom("x")],
+            "mark": {"type": "point", "filled": True, "size": 60, "opacity": 1},
+            "encoding": {
+                "y": y,
+                **offset,
+                "x": x,
+                **colour,
+                "shape": shape_by("model", labels),
+                "tooltip": told,
+            },
+        },
+        {
+            "mark": "rule",
+            "encoding": {"y": y, **offset, "x": {**x, "field": "low"}, "x2": {"field": "high"}, **colour},
+        },
     ]
-    if not terms:
+    return Chart(
+        heading=heading,
+        description=f"Accuracy in percent of {', '.join(labels)} on {', '.join(row for _, row in named)}, "
+        "with 95 % intervals. Grey: no significant difference from the first model. Vertical line: guessing.",
+        spec={
+            "height": (ROW * len(labels) + GAP) * len(named),
+            "data": {"values": rows},
+            "layer": layers if guesses else layers[1:],
+        },
+    )
+
+
+def _accuracy_row(comparison: Comparison, model: int, name: str) -> dict[str, Any] | None:
+    cell = comparison.cell(model, name)
+    score = cell.score
+    if score is None or score.value is None:
         return None
-    columns = min(3, len(terms))
-    rows = -(-len(terms) // columns)
-    with _figure(3.4 * columns, 2.7 * rows) as (figure, svg):
-        panels = list(figure.subplots(rows, columns, squeeze=False).flat)
-        for axes in panels[len(terms) :]:
-            axes.set_visible(False)
-        for axes, term in zip(panels, terms, strict=False):
-            for label, curve in curves.items():
-                if len(curve.get(term, ())):
-                    step, value = _smooth(np.asarray(curve["step"], float), np.asarray(curve[term], float))
-                    axes.plot(
-                        step,
-                        value,
-                        color=COLOURS[labels.index(label) % len(COLOURS)],
-                        label=_literal(label),
-                        linewidth=1.4,
-                    )
-            axes.set_title(term, fontsize=10, loc="left")
-            axes.set_xlabel("step")
-            axes.legend(frameon=False, fontsize=8)
-            _tidy(axes)
-    return svg[0]
+    (below, above), value = _reach(score), 100 * score.value
+    return {
+        "model": comparison.labels[model],
+        "value": round(value, 2),
+        "low": round(value - below, 2),
+        "high": round(value + above, 2),
+        "tone": "grey" if model and not cell.stars else "",
+        "said": value_text(score),
+        "interval": interval_text(score),
+        "difference": f"{points(cell.delta)}{cell.stars}",
+        "p": p_text(cell),
+        "verdict": str(verdict_of(cell) or "the base"),
+    }
 
 
-@contextmanager
-def _figure(width: float, height: float) -> Iterator[tuple[Figure, list[str]]]:
-    """Yield a figure of that size in inches, and a list that contains its SVG once the block ends.
-
-    The same input gives the same bytes: ids derive from the size, and no date is written.
-    """
-    svg: list[str] = []
-    style = {"svg.hashsalt": f"{width}x{height}", "font.size": 9, "font.family": "DejaVu Sans"}
-    with matplotlib.rc_context(style):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        yield figure, svg
-        file = io.StringIO()
-        figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
-    text = file.getvalue()
-    svg.append(text[text.index("<svg") :])
-
-
-def _literal(label: str) -> str:
-    """Return a label that Matplotlib shows unchanged.
-
-    A `$` would start a formula, and a leading `_` would hide the label from the legend.
-    """
-    text = label.replace("$", r"\$")
-    return f" {text}" if text.startswith("_") else text
+def loss_plots(curves: Mapping[str, Curve], labels: Sequence[str]) -> list[Chart]:
+    """Return a chart for each loss term, with a line per training run (label -> trace)."""
+    charts = []
+    for term in TERMS:
+        rows = []
+        for label, curve in curves.items():
+            if len(curve.get(term, ())):
+                step, value = _smooth(np.asarray(curve["step"], float), np.asarray(curve[term], float))
+                rows += [
+                    {"model": label, "step": round(s, 1), "value": float(f"{v:.5g}")}
+                    for s, v in zip(step.tolist(), value.tolist(), strict=True)
+                ]
+        if rows:
+            charts.append(_losses(term, rows, [label for label in labels if label in curves], labels))
+    return charts
 
 
-def _in_percent(score: Score | None) -> float:
-    return 100 * score.value if score is not None and score.value is not None else float("nan")
+def _losses(
+    term: str, rows: Sequence[Mapping[str, Any]], trained: Sequence[str], labels: Sequence[str]
+) -> Chart:
+    name = "total" if term == "loss" else term
+    colours = colour_by("model", labels)
+    place = {
+        "x": {"field": "step", "type": "quantitative"},
+        "y": {"field": "value", "type": "quantitative", "title": None, "scale": {"zero": False}},
+        "color": {**colours, "legend": {"values": [*trained], "symbolType": "stroke"}},
+    }
+    told = tooltip(("model", "model"), ("step", "step"), ("value", f"loss {name}"))
+    lines = {
+        "params": [legend_toggle("model"), zoom("x", "y")],
+        "mark": {"type": "line", "strokeWidth": 1.6},
+        "encoding": {**place, "opacity": CHOSEN},
+    }
+    under = {"type": "point", "size": 60, "opacity": 0, "aria": False}  # what the mouse finds
+    return Chart(
+        heading=f"Training loss: {name}",
+        description=f"Loss {name} by training step of {', '.join(trained)}, as a running mean.",
+        spec={
+            "height": 170,
+            "data": {"values": rows},
+            "layer": [lines, {"mark": under, "encoding": {**place, "tooltip": told}}],
+        },
+    )
+
+
+def _coordinate(axis: str, score: Score) -> dict[str, float | str]:
+    """Return a score as the fields of one axis, in percent."""
+    below, above = _reach(score)
+    value = _in_percent(score)
+    said = f"{value:.1f} [{value - below:.1f}–{value + above:.1f}]"
+    ends = {f"{axis}_low": round(value - below, 2), f"{axis}_high": round(value + above, 2)}
+    return {axis: round(value, 2), **ends, f"{axis}_said": said}
+
+
+def _in_percent(score: Score) -> float:
+    assert score.value is not None
+    return 100 * score.value
 
 
 def _reach(score: Score | None) -> tuple[float, float]:
@@ -271,15 +356,11 @@ def _reach(score: Score | None) -> tuple[float, float]:
 
 
 def _smooth(step: np.ndarray, value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the running mean over a window of SMOOTHED_STEPS, of finite values only."""
+    """Return CURVE_POINTS of the running mean over a window of SMOOTHED_STEPS, of finite values only."""
     keep = np.isfinite(value)
     step, value = step[keep], value[keep]
     window = max(1, int(len(value) * SMOOTHED_STEPS))
     kernel = np.ones(window) / window
-    return np.convolve(step, kernel, "valid"), np.convolve(value, kernel, "valid")
-
-
-def _tidy(axes: Axes, grid: str = "both") -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis=grid, color="#eeeeee", linewidth=0.8)  # type: ignore[arg-type]
-    axes.set_axisbelow(True)
+    step, value = np.convolve(step, kernel, "valid"), np.convolve(value, kernel, "valid")
+    kept = np.unique(np.linspace(0, len(step) - 1, min(len(step), CURVE_POINTS)).round().astype(int))
+    return step[kept], value[kept]

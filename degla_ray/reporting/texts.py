@@ -1,4 +1,4 @@
-"""Texts that every form of a report shares: scores, intervals, differences, findings and notes.
+"""Texts that every form of a report shares: scores, intervals, differences and notes.
 
 Numbers are percent with their 95 % interval. Differences are percentage points against the first model, with
 stars if the table's paired test finds them significant. `†` marks a number that lacks some of its items.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from degla_ray.evaluation.comparison import Cell, Comparison, title
+from degla_ray.evaluation.comparison import Cell, Comparison
 from degla_ray.evaluation.summary import Score, has_random_weights
 from degla_ray.number_formats import percent, percent_interval, points, signed
 from degla_ray.reporting.disagreements import Disagreement
@@ -17,13 +17,16 @@ Disagreements = Mapping[int, Sequence[Disagreement]]  # model number -> items, t
 LEGEND = (
     "Percent with 95 % intervals (bootstrap over images; Wilson's if fewer than 10 images decide). "
     "Differences are percentage points against the first row; * p < 0.05, ** p < 0.01, *** p < 0.001 (paired "
-    "bootstrap over images of the printed difference, Holm-corrected for the comparisons of its table)."
+    "bootstrap over images of the printed difference, Holm-corrected for the comparisons of its table). "
+    "Gained and lost are significant differences, unchanged are the others. At chance: the interval contains "
+    "the accuracy of guessing."
 )
 DISAGREEMENTS = (
-    "Items that exactly one of the two models gets right, ordered by how much their margins differ. A margin "
-    "is the true candidate's score minus the best other's, divided by the standard deviation of the model's "
-    "margins over the benchmark's items that both models scored, so that neither a model's nor a benchmark's "
-    "scale decides. Scores are cosine similarities, or values that the protocol derives from them."
+    "Items that exactly one of the two models gets right: from each subset in turn, those whose margins "
+    "differ most, half of them improved and half worse where there are enough. A margin is the true "
+    "candidate's score minus the best other's, divided by the standard deviation of the model's margins over "
+    "the benchmark's items that both models scored, so that neither a model's nor a benchmark's scale "
+    "decides. Scores are cosine similarities, or values that the protocol derives from them."
 )
 PARTIAL = "† some items are left out: images were missing or unreadable (listed in summary.json)."
 OTHER_INPUTS = (
@@ -59,22 +62,6 @@ def test_text(cell: Cell) -> str:
     )
 
 
-def findings(comparison: Comparison) -> list[str]:
-    """Return one sentence per model that compares its averages with the first model's."""
-    base = comparison.labels[0]
-    sentences = []
-    for model, label in enumerate(comparison.labels[1:], start=1):
-        parts = []
-        for name in comparison.averages:
-            cell = comparison.cell(model, name)
-            if cell.delta is not None:
-                clear = "" if cell.stars or cell.test is None else " (not significant)"
-                parts.append(f"{title(name)} {points(cell.delta)} points{clear}")
-        if parts:
-            sentences.append(f"{label} against {base}: {', '.join(parts)}.")
-    return sentences
-
-
 def footnotes(comparison: Comparison) -> list[str]:
     """Return the legend, and the notes on the marks that occur."""
     notes = [LEGEND]
@@ -90,6 +77,13 @@ def comparisons_text(comparison: Comparison, names: Sequence[str]) -> str:
     count = comparison.comparisons(names)
     tests = f"{count:,} comparison{'s' if count > 1 else ''} with {comparison.labels[0]}"
     return f"{tests}; stars by Holm-corrected p." if count else ""
+
+
+def p_text(cell: Cell) -> str:
+    """Return the corrected p value of a difference, e.g. `p = 0.012`; an empty string if it is not tested."""
+    if cell.corrected_p is None:
+        return ""
+    return "p < 0.001" if cell.corrected_p < 0.001 else f"p = {cell.corrected_p:.2g}"
 
 
 def label_suffix(comparison: Comparison, model: int) -> str:

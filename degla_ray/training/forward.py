@@ -57,7 +57,8 @@ class Normalise:
 
     def __call__(self, batch: LocalBatch) -> list[MicroBatch]:
         count = len(batch.texts)
-        parts = zip(batch.images_BHWC.chunk(count), batch.texts, batch.mask_BK.chunk(count), strict=True)
+        images, masks = batch.images_BHWC.tensor_split(count), batch.mask_BK.tensor_split(count)
+        parts = zip(images, batch.texts, masks, strict=True)
         return [
             MicroBatch(images_BCHW=self._pixels(images_BHWC), text=text, mask_BK=mask_BK)
             for images_BHWC, text, mask_BK in parts

@@ -1,6 +1,6 @@
 """Gradients of a step: the objective's backward pass, in one batch or in micro-batches.
 
-With micro-batches (`accumulation_steps`), features are cached as in GradCache (arXiv 2101.06983). All
+With micro-batches (`micro_batch_size`), features are cached as in GradCache (arXiv 2101.06983). All
 micro-batches pass through the towers without a graph; the objective is computed once on the features of the
 whole batch; then each micro-batch passes through the towers again to backpropagate the feature gradients.
 The result equals the gradients of one batch, `logit_scale` included, with the memory of one micro-batch and

@@ -18,7 +18,7 @@ from degla_ray.config import TrainConfig, ValidationSettings
 from degla_ray.errors import one_line
 from degla_ray.identity import canonical
 from degla_ray.storage import Storage
-from degla_ray.training import checkpoint, sanity, stopping, trace, validation
+from degla_ray.training import checkpoint, checkpoint_folders, sanity, stopping, trace, validation
 from degla_ray.training.interval import LogInterval
 from degla_ray.training.job import PROGRESS, Job
 from degla_ray.training.nonfinite import NonfiniteSteps
@@ -106,6 +106,7 @@ class Log:
         rows, speed = interval.rows, interval.speed
         return {
             "step": state.step,
+            "workers": self._workers.world_size,
             "total_steps": self._job.total_steps,
             "terms": {k: sum(row[k] for row in rows) / len(rows) for k in rows[0] if k != "step"},
             "samples_per_s": self._job.config.global_batch_size / speed.step_s,
@@ -155,6 +156,10 @@ class Checkpoint:
         self._asked = stopping.asked(self._run.uri)
         return self._asked
 
+    def must_leave(self) -> bool:
+        """Return whether Ray Train's controller wants the workers to leave."""
+        return self._workers.is_first and stopping.must_leave(self._run.uri)
+
     def after_step(self, state: TrainState, interval: LogInterval) -> None:
         if interval.save and self._workers.is_first:
             self.wait()  # for the checkpoint before: one copy of the state at a time
@@ -163,6 +168,8 @@ class Checkpoint:
             if interval.stop:
                 self.wait()
                 stopping.answer(self._run.uri, state.step)
+            if interval.leave:
+                self.wait()
 
     def wait(self) -> None:
         """Wait until the latest checkpoint is written.
@@ -232,7 +239,7 @@ class ReportToRay:
 
         Every worker calls this, but only worker 0 passes both (Ray refuses a validation alone).
         """
-        name = checkpoint.folder_name(step)
+        name = checkpoint_folders.folder_name(step)
         ray.train.report(
             metrics,
             checkpoint=self._handle(name),

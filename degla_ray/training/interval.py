@@ -41,6 +41,7 @@ class LogInterval:
         usage: what the interval's steps took of the device.
         save: whether to save a checkpoint.
         stop: whether the driver waits for it, because it is about to end.
+        leave: whether the workers leave after it, to be started anew.
         written: step of a checkpoint that was written since the last interval; 0 if none was.
         report: whether to report to Ray Train.
     """
@@ -53,6 +54,7 @@ class LogInterval:
     usage: Usage
     save: bool
     stop: bool
+    leave: bool
     written: int
     report: bool
 
@@ -103,6 +105,10 @@ class Saver(Protocol):
         """Return whether the driver wants a checkpoint now."""
         ...
 
+    def must_leave(self) -> bool:
+        """Return whether the workers are to leave now."""
+        ...
+
 
 class Intervals:
     """The sequence of a worker's log intervals; the first is one step, to show soon that training works."""
@@ -144,12 +150,12 @@ class Intervals:
         self._ended = time.monotonic()
         trained_s = self._ended - self._began
         step_s = trained_s / len(rows)
-        stop = self._saver.asked()
-        must_save = stop or self._schedule.must_save(state.step, self._ended - self._saved)
+        stop, leave = self._saver.asked(), self._saver.must_leave()
+        must_save = stop or leave or self._schedule.must_save(state.step, self._ended - self._saved)
         must_report = must_save or self._ended - self._reported >= REPORT_S
         end, written = self._schedule.next_end(state.step, step_s), self._saver.next_written()
-        save, report, self._end, written, stop_all = self._workers.broadcast(
-            [must_save, must_report, end, written, stop]
+        save, report, self._end, written, stop_all, leave_all = self._workers.broadcast(
+            [must_save, must_report, end, written, stop, leave]
         )
         waited_s, self._waited_s = self._loader.wait_s - self._waited_s, self._loader.wait_s
         steps = state.step - self._first_step
@@ -162,6 +168,7 @@ class Intervals:
             usage=meter.take(self._workers.world_size),
             save=bool(save),
             stop=bool(stop_all),
+            leave=bool(leave_all),
             written=written,
             report=bool(report),
         )

@@ -44,6 +44,7 @@ class Job:
         versions: library versions, recorded in checkpoints.
         candidates: images and texts of a global batch, for the warning about the first loss.
         short_side: median short side of the images in pixels, for the warning about small images.
+        data: one line on the data, for the cards of the exported models.
     """
 
     config: TrainConfig
@@ -55,3 +56,4 @@ class Job:
     versions: dict[str, str]
     candidates: Candidates
     short_side: int
+    data: str

@@ -41,7 +41,7 @@ from degla_ray.model.loaded import LoadedModel
 from degla_ray.model.packing import GPU_TOKEN_MULTIPLE
 from degla_ray.model.teacher import Teacher
 from degla_ray.storage import DiskRefuses, Storage
-from degla_ray.training import checkpoint, sanity, stopping
+from degla_ray.training import checkpoint, checkpoint_folders, sanity, stopping
 from degla_ray.training.forward import freeze_unreached
 from degla_ray.training.hooks import Checkpoint, Hook, Log, ReportToRay, Validate
 from degla_ray.training.interval import Intervals
@@ -74,7 +74,8 @@ def train_worker(arguments: dict[str, Any]) -> None:
         try:
             _train(job, run)
         except torch.OutOfMemoryError as error:
-            raise out_of_memory(job.config) from error
+            world_size = ray.train.get_context().get_world_size()
+            raise out_of_memory(job.config, world_size) from error
         except torch._dynamo.exc.BackendCompilerFailed as error:
             raise cannot_compile(error) from error
     except DeglaError as error:
@@ -84,10 +85,11 @@ def train_worker(arguments: dict[str, Any]) -> None:
             raise  # the other workers may wait for this one: only Ray Train can end them
 
 
-def out_of_memory(config: TrainConfig) -> SettingError:
+def out_of_memory(config: TrainConfig, world_size: int) -> SettingError:
     """Return the error for a GPU that is full, with the settings that help."""
-    compute = config.compute
-    remedies = [f"accumulation_steps {2 * config.accumulation_steps} (the same gradients)"]
+    compute, share = config.compute, config.global_batch_size // world_size
+    rows = min(share, config.micro_batch_size or share)
+    remedies = [f"micro_batch_size {max(1, rows // 2)} (the same gradients)"]
     remedies += [] if compute.activation_checkpointing else ["compute.activation_checkpointing true"]
     remedies += ["compute.precision bf16"] if compute.precision == "fp32" else []
     expected = f"what a GPU's memory holds; it takes less with {'; '.join(remedies)}"
@@ -133,7 +135,7 @@ def _train(job: Job, run: Storage) -> None:
     steps = config.profile.range if workers.is_first else None
     batches = loader if steps is None else profiled(loader, steps, run)
     with Watch(workers, run.uri, 60 * config.stall_minutes, step):
-        _run_steps(job, workers.rank, step, batches, intervals, (log, save, validate, report))
+        _run_steps(job, workers, step, batches, intervals, (log, save, validate, report))
     log.wait()
     _report_last(workers, save, validate, report)
     end_decoders(decoders)
@@ -143,23 +145,30 @@ def _train(job: Job, run: Storage) -> None:
 
 def _run_steps(
     job: Job,
-    rank: int,
+    workers: Workers,
     step: TrainStep,
     batches: Iterable[LocalBatch],
     intervals: Intervals,
     hooks: Sequence[Hook],
 ) -> None:
-    """Train on every batch, and call the hooks after each log interval."""
+    """Train on every batch, and call the hooks after each log interval.
+
+    Raises:
+        Left: the workers were asked to leave, and the checkpoint of the step just done is written.
+    """
     mark = step.usage.clock.mark
     for batch in batches:
         mark("data")
-        seed = step_seed(job.config.seed, batch.step, rank)
+        seed = step_seed(job.config.seed, batch.step, workers.rank)
         intervals.add(step(batch, seed=seed, begins_epoch=job.order.begins_epoch(batch.step)))
         if intervals.is_over(step.state):
             step.settle()
             interval = intervals.finish(step.state, step.usage)
             for hook in hooks:
                 hook.after_step(step.state, interval)
+            if interval.leave and step.state.step < job.total_steps:
+                workers.broadcast([0])  # worker 0 comes here after its checkpoint
+                raise stopping.Left
             intervals.begin()
             mark("other")
 
@@ -196,10 +205,10 @@ def _restore(
 ) -> None:
     """Restore the latest checkpoint, if there is one, into `state`."""
     # Worker 0's listing decides, because listings lag on some filesystems.
-    step = workers.broadcast([checkpoint.latest(run) if workers.is_first else 0])[0]
+    step = workers.broadcast([checkpoint_folders.latest(run) if workers.is_first else 0])[0]
     if step == 0:
         return
-    name = checkpoint.folder_name(step)
+    name = checkpoint_folders.folder_name(step)
     record = checkpoint.load(run, name, state, workers)
     if record["fingerprint"] != job.fingerprint:
         raise SettingError(
@@ -228,7 +237,7 @@ def _loader(job: Job, workers: Workers, loaded: LoadedModel, first: int, decoder
         interpolation=loaded.preprocess_cfg["interpolation"],
         crop_scale_min=job.config.data.crop_scale_min,
         cache=_cache(job.config.data),
-        micro_batches=job.config.accumulation_steps,
+        micro_batch_size=job.config.micro_batch_size,
         text_end=text_end(loaded.model),
         token_multiple=GPU_TOKEN_MULTIPLE if workers.device.type == "cuda" else 1,
     )
@@ -257,6 +266,7 @@ def _export(state: TrainState, job: Job, loaded: LoadedModel) -> None:
         "fingerprint": job.fingerprint,
         "objective": canonical(job.config.objective),
         "steps": state.step,
+        "data": job.data,
     }
     models = {EXPORT_STUDENT: merged(state.student)}
     if state.teacher is not None and job.config.teacher.kind == "ema":

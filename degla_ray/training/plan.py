@@ -10,14 +10,13 @@ from degla_ray import ray_setup, resources
 from degla_ray.config import DryRunConfig, ModelConfig, TrainConfig
 from degla_ray.dry_run import Plan, Rate, given
 from degla_ray.errors import SettingError
-from degla_ray.identity import fingerprint
 from degla_ray.loader.samples import load_samples
 from degla_ray.model.source import SourceKind, check_model, find_model
 from degla_ray.storage import Storage
-from degla_ray.training import checkpoint, validation
+from degla_ray.training import checkpoint_folders, validation
 from degla_ray.training.job import CONFIG, PROGRESS, schedule
 from degla_ray.training.ray_train import needs
-from degla_ray.training.run_identity import absolute, run_identity
+from degla_ray.training.run_identity import absolute, run_folder, run_identity
 from degla_ray.training.trainer import RESULT
 
 NUMBER_BYTES = 4
@@ -39,15 +38,15 @@ def plan(config: TrainConfig, options: DryRunConfig, captions: Mapping[str, int]
     config = absolute(config)
     stage, output, done, rate = f"train {config.name}", config.output, 0, given(options, "samples_per_s")
     if captions is None:
-        run = Storage(f"{config.output.rstrip('/')}/{config.name}-{fingerprint(run_identity(config))}")
+        run = Storage(run_folder(config, run_identity(config)))
         if config.resume == "never" and run.exists(CONFIG):
             raise SettingError("resume", "never", f"auto, or another name: {run.uri} exists")
         if run.exists(RESULT):
             return Plan(stage=stage, output=run.uri)
         validation.check(config)
         rows = len(load_samples(config.data, with_negatives=config.objective.num_negatives > 0))
-        output, done = run.uri, checkpoint.latest(run)
-        rate = rate or _measured(run, config.num_workers)
+        output, done = run.uri, checkpoint_folders.latest(run)
+        rate = rate or _measured(run)
     elif config.data.split in captions:
         rows = captions[config.data.split]
     else:
@@ -64,19 +63,20 @@ def plan(config: TrainConfig, options: DryRunConfig, captions: Mapping[str, int]
         unit="samples",
         option="samples_per_s",
         rate=rate,
-        workers=config.num_workers,
+        workers=config.worker_counts[-1],
         gpus=int(config.compute.use_gpu),
         size=_bytes(config),
     )
 
 
-def _measured(run: Storage, workers: int) -> Rate | None:
+def _measured(run: Storage) -> Rate | None:
     """Return the speed at which an interrupted run last trained."""
     if not run.exists(PROGRESS):
         return None
     found = run.read_json(PROGRESS)
     return Rate(
-        per_second=found["samples_per_s"] / workers, origin=f"measured by this run at step {found['step']:,}"
+        per_second=found["samples_per_s"] / found["workers"],
+        origin=f"measured by this run at step {found['step']:,}",
     )
 
 

@@ -218,9 +218,9 @@ class Monitor:
     def _log_validations(self) -> None:
         for step, validation in list(self._validations.items()):
             if validation.state == "done" and not validation.logged:
-                known = tracking.last_step(self.config, self.run_id, f"validation/{validation.headline}")
+                known = tracking.last_step(self.config, self.run_id, f"eval/{validation.headline}")
                 if known < step:  # else the run was killed between logging and recording that
-                    metrics = {f"validation/{k}": v for k, v in validation.metrics.items()}
+                    metrics = {f"eval/{k}": v for k, v in validation.metrics.items()}
                     tracking.log_metrics(self.config, self.run_id, metrics, step)
                 set_logged(self.run, validation)
                 self._validations[step] = dataclasses.replace(validation, logged=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import ray
 from ray.exceptions import RayActorError
@@ -32,7 +32,7 @@ from degla_ray.config import TrainConfig
 from degla_ray.errors import DeglaError, one_line
 from degla_ray.resources import Need
 from degla_ray.storage import Storage
-from degla_ray.training import checkpoint, stalled
+from degla_ray.training import checkpoint_folders, stalled, stopping
 from degla_ray.training.job import ERROR, PROGRESS, RECOVERY
 
 _HOST = re.compile(r"\bip: ([\w.:]+)|node_ip='([\w.:]+)'")
@@ -50,15 +50,18 @@ class Recovery(FailurePolicy):
         workers: what the workers reserve.
         name: name of the run, for the console.
         run: the run's folder.
+        beside: what else needs room before workers start.
     """
 
-    def __init__(self, config: TrainConfig, workers: Need, name: str, run: Storage) -> None:
+    def __init__(
+        self, config: TrainConfig, workers: Need, name: str, run: Storage, beside: Sequence[Need] = ()
+    ) -> None:
         super().__init__(FailureConfig())
         self._config, self._workers, self._name, self._run = config, workers, name, run
+        self._beside = beside
         self._failures, self._saved = 0, self._latest()
         self._waits_since: float | None = None
         self._lost = ""
-        self._lines: list[str] = []
 
     def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
         """Return whether to retry, after telling what happened."""
@@ -68,8 +71,11 @@ class Recovery(FailurePolicy):
         if isinstance(training_failed_error, ControllerError):
             failure = training_failed_error.controller_failure
             waiting = isinstance(failure, WorkerGroupStartupTimeoutError | WorkerGroupStartupFailedError)
-            return self._waits() if waiting else FailureDecision.RAISE
+            return self.waits() if waiting else FailureDecision.RAISE
         self._waits_since = None
+        if any(isinstance(e, stopping.Left) for e in failures_of(training_failed_error).values()):
+            self._lost = ""
+            return self.waits()
         self._lost = stalled.take(self._run.uri) or f"{cause(training_failed_error)}{self._at_step()}"
         saved = self._latest()
         if saved > self._saved:
@@ -85,17 +91,19 @@ class Recovery(FailurePolicy):
             return FailureDecision.RAISE
         tries = f"{left} more {'try' if left == 1 else 'tries'} before the next checkpoint"
         self._say(f"{self._lost}; continues from step {saved} ({tries})")
-        return self._waits()
+        return self.waits()
 
-    def _waits(self) -> FailureDecision:
+    def waits(self) -> FailureDecision:
         """Tell of workers that find no room; give up after the deadline."""
-        room = resources.fitting(self._workers)
+        room = resources.fitting(self._workers, self._beside)
         if room >= self._workers.count:
+            self._waits_since = None
             return FailureDecision.RETRY
         if self._waits_since is None:
             self._waits_since = time.monotonic()
         limit = self._config.ray.wait_minutes
-        line = f"waits for room for {self._workers.count} workers, now {room}"
+        workers = f"{self._workers.count} worker{'s' if self._workers.count > 1 else ''}"
+        line = f"waits for room for {workers}, now {room}"
         line += f" ({self._lost})" if self._lost else ""
         line += f"; continues from step {self._latest()}"
         batch = self._config.global_batch_size
@@ -109,18 +117,28 @@ class Recovery(FailurePolicy):
         return FailureDecision.RETRY
 
     def _say(self, line: str) -> None:
-        if not self._lines or self._lines[-1] != line:
-            self._lines.append(line)
-            self._run.write_json(self._lines, RECOVERY)
+        say(self._run, line)
 
     def _latest(self) -> int:
-        return max(checkpoint.complete(self._run), default=0)
+        return max(checkpoint_folders.complete(self._run), default=0)
 
     def _at_step(self) -> str:
         try:
             return f" at step {self._run.read_json(PROGRESS)['step']}"
         except (OSError, DeglaError):
             return " before its first step"
+
+
+def say(run: Storage, line: str) -> None:
+    """Append a line for the console to the run's folder, unless it is the latest there."""
+    lines = run.read_json(RECOVERY) if run.exists(RECOVERY) else []
+    if lines[-1:] != [line]:
+        run.write_json([*lines, line], RECOVERY)
+
+
+def failures_of(error: TrainingFailedError) -> dict[int, Exception]:
+    """Return each failed worker's error, by rank."""
+    return error.worker_failures if isinstance(error, WorkerGroupError) else {}
 
 
 def cause(error: TrainingFailedError) -> str:
@@ -133,8 +151,7 @@ def cause(error: TrainingFailedError) -> str:
     if died := _died(error):
         ips = [found[1] or found[2] for text in died.values() if (found := _HOST.search(text))]
         return f"lost worker {_listed(sorted(died))}" + (f" on {_listed(dict.fromkeys(ips))}" if ips else "")
-    failures = error.worker_failures if isinstance(error, WorkerGroupError) else {}
-    rank, first = next(iter(sorted(failures.items())), (None, error))
+    rank, first = next(iter(sorted(failures_of(error).items())), (None, error))
     return one_line(first) if rank is None else f"worker {rank} failed ({one_line(first)})"
 
 
@@ -144,8 +161,8 @@ def _listed(values: Iterable[object]) -> str:
 
 def _died(error: TrainingFailedError) -> dict[int, str]:
     """Return what Ray says of each worker whose process or node ended, by rank."""
-    failures = error.worker_failures if isinstance(error, WorkerGroupError) else {}
-    return {rank: str(e) for rank, e in failures.items() if isinstance(_unwrapped(e), RayActorError)}
+    failed = failures_of(error).items()
+    return {rank: str(e) for rank, e in failed if isinstance(_unwrapped(e), RayActorError)}
 
 
 def _unwrapped(error: Exception) -> Exception:

@@ -15,7 +15,7 @@ from degla_ray import tracking
 from degla_ray.config import ModelConfig, TrainConfig
 from degla_ray.devices import resolve_precision
 from degla_ray.evaluation import paths
-from degla_ray.identity import canonical
+from degla_ray.identity import canonical, fingerprint
 from degla_ray.model.source import ModelSource, SourceKind, find_model, find_weights, in_any_folder
 from degla_ray.stage import read_complete
 from degla_ray.storage import Storage
@@ -41,6 +41,8 @@ def run_identity(config: TrainConfig) -> dict[str, Any]:
     if config.objective.num_negatives and config.data.negatives is not None:
         _, negatives = read_complete(config.data.negatives, "negatives")
         data["negatives"] = negatives["fingerprint"]
+        if config.data.kinds is not None:
+            data["kinds"] = sorted(config.data.kinds)
     if config.data.neighbours is not None:
         _, neighbours = read_complete(config.data.neighbours, "neighbours")
         data["neighbours"] = neighbours["fingerprint"]
@@ -60,6 +62,16 @@ def run_identity(config: TrainConfig) -> dict[str, Any]:
             **length,
         }
     )
+
+
+def run_name(config: TrainConfig, identity: dict[str, Any]) -> str:
+    """Return the name of a run's folder."""
+    return f"{config.name}-{fingerprint(identity)}"
+
+
+def run_folder(config: TrainConfig, identity: dict[str, Any]) -> str:
+    """Return the URI of a run's folder, if `config` has absolute paths."""
+    return f"{config.output.rstrip('/')}/{run_name(config, identity)}"
 
 
 def model_identity(config: ModelConfig) -> dict[str, Any]:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
@@ -60,13 +61,14 @@ def long_warmup(config: TrainConfig, total_steps: int) -> str | None:
     )
 
 
-def scenes_model_on_other_data(model: ModelConfig, source: str | None) -> str | None:
+def scenes_model_on_other_data(model: ModelConfig, manifest: Mapping[str, Any]) -> str | None:
     """Return a warning if the demo's model is trained on data from another source than `scenes`.
 
     Args:
         model: the model to start from.
-        source: source of the prepared data; None if unknown.
+        manifest: manifest of the prepared data.
     """
+    source = manifest["made_from"]["identity"].get("source")
     if model.name != SCENES_BASE or model.pretrained is not None or source in ("scenes", None):
         return None
     return (

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import ray
 from ray.experimental.internal_kv import (
@@ -24,8 +25,9 @@ from ray.experimental.internal_kv import (
     _internal_kv_put,
 )
 
-from degla_ray.training.step import TrainStep
-from degla_ray.training.workers import Workers
+if TYPE_CHECKING:  # recovery.py, which reads what was recorded, does without torch
+    from degla_ray.training.step import TrainStep
+    from degla_ray.training.workers import Workers
 
 BEAT_S = 2.0
 """Seconds between two beats of a worker."""

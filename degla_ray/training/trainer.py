@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
 import ray
-from ray.train import UserCallback
 
 import degla_ray
 from degla_ray import ray_setup, resources, shared_paths, tracking
-from degla_ray.config import TrainConfig
+from degla_ray.commit import commit
+from degla_ray.config import DataConfig, TrainConfig
 from degla_ray.errors import SettingError
 from degla_ray.identity import canonical, fingerprint
 from degla_ray.lease import Lease
@@ -29,7 +28,7 @@ from degla_ray.model.source import check_model, starts_random
 from degla_ray.stage import read_complete
 from degla_ray.storage import Storage
 from degla_ray.tracking_store import or_told
-from degla_ray.training import checkpoint, ray_train, sanity, trace, validation
+from degla_ray.training import checkpoint_folders, ray_train, sanity, trace, validation
 from degla_ray.training.job import (
     CONFIG,
     ERROR,
@@ -43,7 +42,7 @@ from degla_ray.training.job import (
 )
 from degla_ray.training.profiler import file_name
 from degla_ray.training.progress import Monitor
-from degla_ray.training.run_identity import absolute, run_identity, with_precision
+from degla_ray.training.run_identity import absolute, run_folder, run_identity, run_name, with_precision
 
 RESULT = "result.json"
 _LIBRARIES = ("torch", "open_clip_torch", "ray", "numpy", "pillow", "pyarrow")
@@ -70,15 +69,12 @@ class TrainResult:
     trace_path: str
 
 
-def train(
-    config: TrainConfig, *, callbacks: Sequence[UserCallback] = (), parent_run_id: str | None = None
-) -> TrainResult:
+def train(config: TrainConfig, *, parent_run_id: str | None = None) -> TrainResult:
     """Train or resume a run and return its result; a finished run with the same settings is not repeated.
 
     Args:
         config: the run's config.
-        callbacks: Ray Train callbacks, e.g. the one that reports to Ray Tune.
-        parent_run_id: MLflow run of the sweep that this run belongs to.
+        parent_run_id: MLflow run of the chain or sweep that this run belongs to.
 
     Raises:
         SettingError: a setting cannot work, the run exists although `resume` is `never`, there are too few
@@ -89,15 +85,14 @@ def train(
     check_model(config.model)
     config = with_precision(absolute(config))
     identity = run_identity(config)
-    name = f"{config.name}-{fingerprint(identity)}"
-    run = Storage(f"{config.output.rstrip('/')}/{name}")
+    name, run = run_name(config, identity), Storage(run_folder(config, identity))
     if config.resume == "never" and run.exists(CONFIG):
         raise SettingError("resume", "never", f"auto, or another name: {run.uri} exists")
     if not run.exists(RESULT):
         with Lease(run):
             if not run.exists(RESULT):  # the previous owner may just have finished it
                 plan = _plan(config, identity, run, name)
-                return _publish(plan, _run(plan, callbacks, parent_run_id))
+                return _publish(plan, _run(plan, parent_run_id))
     print(f"{name}: already finished")
     return read_result(run)
 
@@ -152,7 +147,7 @@ def _plan(config: TrainConfig, identity: dict[str, Any], run: Storage, name: str
     driver_only = ["data.negatives", "data.neighbours"]
     shared_paths.require_shared(config, {"output": config.output}, driver_only=driver_only)
     described = {"fingerprint": fingerprint(identity), "identity": identity, "config": canonical(config)}
-    run.write_json(described, CONFIG)
+    run.write_json(described | {"commit": commit()}, CONFIG)
     plan = RunPlan(
         config=config,
         identity=identity,
@@ -169,10 +164,10 @@ def _plan(config: TrainConfig, identity: dict[str, Any], run: Storage, name: str
 
 def _tidy(run: Storage, name: str) -> int:
     """Remove what a killed run left; return the step of the latest checkpoint, 0 if there is none."""
-    step = checkpoint.tidy(run)
+    step = checkpoint_folders.tidy(run)
     for left in (ERROR, PROGRESS, RECOVERY):
         run.delete_file(left)
-    for lost in validation.tidy(run, set(checkpoint.complete(run))):
+    for lost in validation.tidy(run, set(checkpoint_folders.complete(run))):
         print(f"{name}: the validation of step {lost} is lost, because its checkpoint no longer exists")
     return step or 0
 
@@ -194,13 +189,13 @@ def _announce(plan: RunPlan) -> None:
     _, prepared = read_complete(config.data.prepared, "prepare")
     for warning in (
         sanity.long_warmup(config, plan.total_steps),
-        sanity.scenes_model_on_other_data(config.model, prepared["made_from"].get("source")),
+        sanity.scenes_model_on_other_data(config.model, prepared),
     ):
         if warning:
             print(f"{plan.name}: {warning}")
 
 
-def _run(plan: RunPlan, callbacks: Sequence[UserCallback], parent_run_id: str | None) -> str | None:
+def _run(plan: RunPlan, parent_run_id: str | None) -> str | None:
     """Train to the end, with progress on the console and in MLflow; return the MLflow run."""
     config, run = plan.config, plan.run
     samples, texts = tokens.tokenise_all(run, plan.samples, config.model)
@@ -208,8 +203,8 @@ def _run(plan: RunPlan, callbacks: Sequence[UserCallback], parent_run_id: str | 
     with _tracked(plan, parent_run_id) as run_id:
         _log_inputs(plan, run_id, texts)
         with Monitor(run, plan.name, plan.total_steps, config.tracking, run_id, plan.resumed_step):
-            ray_train.fit(config, plan.name, _job(plan, samples), callbacks, run)
-        last = checkpoint.folder_name(plan.total_steps)
+            ray_train.fit(config, plan.name, _job(plan, samples), run)
+        last = checkpoint_folders.folder_name(plan.total_steps)
         trace.finish(run, run.read_bytes(last, TRACE))
         # Only the small files: weights stay in the run's folder, which a tag of the MLflow run names.
         with or_told(f"{plan.name}: {CONFIG} and {TRACE} are"):
@@ -228,7 +223,20 @@ def _job(plan: RunPlan, samples: Samples) -> Job:
         versions={"degla_ray": degla_ray.__version__} | {lib: version(lib) for lib in _LIBRARIES},
         candidates=sanity.Candidates.of(samples, plan.config),
         short_side=samples.short_side,
+        data=_data(plan.config.data, len(samples)),
     )
+
+
+def _data(config: DataConfig, captions: int) -> str:
+    """Return one line on the data, for the cards of the exported models."""
+    _, prepared = read_complete(config.prepared, "prepare")
+    identity = prepared["made_from"]["identity"]
+    lines = [
+        f"{captions:,} captions of source {identity.get('source')}, fingerprint {prepared['fingerprint']}"
+    ]
+    if config.negatives is not None:
+        lines.append(f"negatives {read_complete(config.negatives, 'negatives')[1]['fingerprint']}")
+    return ", ".join(lines)
 
 
 def _tracked(plan: RunPlan, parent_run_id: str | None) -> contextlib.AbstractContextManager[str | None]:
@@ -239,7 +247,11 @@ def _tracked(plan: RunPlan, parent_run_id: str | None) -> contextlib.AbstractCon
         plan.fingerprint,
         plan.run.uri,
         params={**canonical(plan.config), "total_steps": plan.total_steps},
-        tags={"stage": "train", "degla.weights": plan.start},
+        tags={
+            tracking.STAGE_TAG: "train",
+            "degla.weights": plan.start,
+            "degla.hardware": ray_train.describe(plan.config),
+        },
         parent_run_id=parent_run_id,
     )
 
@@ -248,8 +260,9 @@ def _log_inputs(plan: RunPlan, run_id: str | None, texts: tokens.Counts) -> None
     settings, data = plan.config.tracking, plan.config.data
     counts = {f"tokens/{name}": value for name, value in dataclasses.asdict(texts).items()}
     tracking.log_metrics(settings, run_id, counts)
-    if negatives := plan.identity["data"].get("negatives"):
-        tracking.log_dataset(settings, run_id, "negatives", negatives, str(data.negatives), "training")
+    for name in ("prepared", "negatives"):
+        if digest := plan.identity["data"].get(name):
+            tracking.log_dataset(settings, run_id, name, digest, str(getattr(data, name)), "training")
 
 
 def _publish(plan: RunPlan, run_id: str | None) -> TrainResult:

@@ -109,7 +109,7 @@ class UsageMeter:
     def add(self, batch: LocalBatch, first: MicroBatch) -> None:
         """Count a step; `first` is the first of its micro-batches."""
         if self._peak is not None and not self._of_images:
-            self._count(first, micro_batches=len(batch.texts))
+            self._count(first, rows=len(batch.mask_BK))
         self._steps += 1
         self._tokens += sum(map(_tokens, batch.texts))
 
@@ -125,14 +125,14 @@ class UsageMeter:
             mfu=None if self._peak is None else flops / total_s / self._peak,
         )
 
-    def _count(self, first: MicroBatch, micro_batches: int) -> None:
+    def _count(self, first: MicroBatch, rows: int) -> None:
         try:
             images, texts = step_flops(self._state, first)
         except Exception as error:  # a tower that computes more than shapes; training does not depend on it
             log.warning("no MFU: the FLOPs of this model cannot be counted (%s)", one_line(error))
             self._peak = None
             return
-        self._of_images, self._of_token = images * micro_batches, texts / _tokens(first.text)
+        self._of_images, self._of_token = images * rows / len(first.mask_BK), texts / _tokens(first.text)
 
 
 def peak_flops(device: torch.device) -> float | None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Mapping
 
 from degla_ray import ray_setup, resources
 from degla_ray.config import DryRunConfig, TuneConfig
 from degla_ray.dry_run import Plan
 from degla_ray.evaluation.plan import plan as plan_evaluation
+from degla_ray.storage import Storage
 from degla_ray.training.plan import plan as plan_training
-from degla_ray.tuning.sweep import checked_space, evaluation, needs
+from degla_ray.tuning import search
+from degla_ray.tuning.ledger import Ledger
+from degla_ray.tuning.sweep import needs, prepared, sweep_folder
+from degla_ray.tuning.trial import evaluation
 
 
 def plan(config: TuneConfig, options: DryRunConfig) -> list[Plan]:
@@ -20,31 +22,40 @@ def plan(config: TuneConfig, options: DryRunConfig) -> list[Plan]:
     Raises:
         SettingError, DataError: as `tune`, before its first trial.
     """
-    space = checked_space(config)
+    config, space = prepared(config)
     ray_setup.start(config.train.ray)
     resources.check(needs(config))
-    grids = [len(d["grid_search"]) for d in space.values() if isinstance(d, Mapping) and "grid_search" in d]
-    trials = config.num_trials * math.prod(grids)
+    sweep = sweep_folder(config, space)
+    trials = search.trials_left(config, space, Ledger(Storage(sweep)))
+    runs = trials * config.seeds
+    # Another name, because a run with the settings of `train` may be finished.
     fresh = dataclasses.replace(config.train, name=f"{config.train.name}-trial", resume="auto")
     one = plan_training(fresh, options)
+    limits = [
+        f"{name} {value:g}"
+        for name in ("max_hours", "max_gpu_hours")
+        if (value := getattr(config, name)) is not None
+    ]
+    early = [f"asha_every_steps {config.asha_every_steps}"] if config.asha_every_steps else []
+    notes = (f"at most: it may end earlier by {' or '.join(limits + early)}",) if limits + early else ()
     train = dataclasses.replace(
         one,
         stage=f"{trials} trials",
-        work=f"each: {one.work}",
-        amount=one.amount * trials,
-        workers=one.workers * min(trials, config.max_concurrent_trials),
-        size=one.size * trials,
+        work=f"each: {f'{config.seeds} runs of ' if config.seeds > 1 else ''}{one.work}",
+        amount=one.amount * runs,
+        workers=one.workers * max(1, min(trials, config.max_concurrent_trials)),
+        size=one.size * runs,
+        notes=one.notes + notes,
     )
-    # A folder that does not exist: the sweep's own is named by its fingerprint.
-    each = evaluation(config, config.train.model, f"{config.train.output}/sweep-{config.train.name}", "base")
-    scored = plan_evaluation(each, options)
+    evaluations = runs + 1
+    scored = plan_evaluation(evaluation(config, config.train.model, f"{sweep}/dry-run", "base"), options)
     return [
         train,
         dataclasses.replace(
             scored,
-            stage=f"{trials + 1} evaluations",
+            stage=f"{evaluations} evaluations",
             work=f"each: {scored.work}",
-            amount=scored.amount * (trials + 1),
-            size=scored.size * (trials + 1),
+            amount=scored.amount * evaluations,
+            size=scored.size * evaluations,
         ),
     ]

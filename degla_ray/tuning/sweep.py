@@ -1,128 +1,66 @@
 """Ray Tune sweep over training settings: `tune(config)`, run by `jobs/tune.py`.
 
-A trial is a Ray Train run followed by an evaluation. The trial's own actor takes only 0.01 CPU (Ray refuses
-0), because drivers could otherwise hold every CPU and no trial would start. Trials are never stopped early,
-because early stopping frees a trial's workers only if Ray's dashboard runs. Both stages find their finished
-output by its fingerprint, so an interrupted sweep that is restarted repeats only the unfinished trial.
+The starting model is evaluated first; its scores say which objectives there are. A sweep that was killed goes
+on with the same command: finished trials are not repeated (`ledger.py`), and an interrupted one resumes from
+its training's checkpoint. Budgets, objectives and the condition may change between two calls.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypeVar
+import logging
+from collections.abc import Sequence
+from typing import Any
 
+import yaml
 from ray import tune as ray_tune
-from ray.tune.integration.ray_train import TuneReportCallback
-from ray.tune.search.basic_variant import BasicVariantGenerator
-from rich.console import Console
-from rich.table import Table
 
 from degla_ray import ray_setup, resources, shared_paths, tracking
-from degla_ray.config import (
-    EvaluateConfig,
-    ModelConfig,
-    ObjectiveConfig,
-    TrackingConfig,
-    TrainConfig,
-    TuneConfig,
-    evaluation_of,
-)
+from degla_ray.config import TrainConfig, TuneConfig
 from degla_ray.devices import resolve_precision
-from degla_ray.errors import DataError, DeglaError, SettingError, one_line
+from degla_ray.errors import SettingError
 from degla_ray.evaluation import paths
 from degla_ray.evaluation.run import evaluate
-from degla_ray.evaluation.summary import SCENES_ZERO_SHOT, ZERO_SHOT, Summary
 from degla_ray.identity import canonical, fingerprint
-from degla_ray.lease import Lease, LeaseHeld
+from degla_ray.lease import Lease
 from degla_ray.masking import masked
-from degla_ray.model.source import check_model, find_model
-from degla_ray.number_formats import percent
+from degla_ray.model.source import check_model
 from degla_ray.storage import Storage
 from degla_ray.tracking_store import or_told, sqlite_path
 from degla_ray.training import ray_train
 from degla_ray.training.run_identity import absolute, run_identity
-from degla_ray.training.trainer import train
+from degla_ray.tuning import search
+from degla_ray.tuning.console import Progress, say, show
+from degla_ray.tuning.ledger import TRIALS, Ledger, Trial
+from degla_ray.tuning.page import interval_bounds, sweep_page
+from degla_ray.tuning.rule import Rule, Verdict, verdict
+from degla_ray.tuning.space import Space, check_space, load_space, with_settings
+from degla_ray.tuning.trial import TRIAL_CPUS, DeglaTrial, Work, evaluation, training
 
-TRIAL_CPUS = 0.01
-NOT_IN_IDENTITY = (
-    *("train", "space", "max_concurrent_trials", "max_zero_shot_loss"),
-    *("num_actors", "batch_size", "compute"),
-)
-"""Settings of a sweep that do not determine its trials' scores, or that count in another form."""
-TURN_S = 2.0
-"""Seconds between attempts of a trial that waits for an identical one."""
-RESULTS = "trials.json"
-ResultT = TypeVar("ResultT")
-
-console = Console()
+IN_IDENTITY = ("suite", "prepared", "negatives", "split", "published", "benchmarks", "seeds")
+"""Settings of a sweep, beside `train` and the space, that determine its trials' scores."""
+RESULTS, RESULT, BEST, PAGE = "trials.json", "result.json", "best.yaml", "sweep.html"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Trial:
-    """Outcome of a trial.
-
-    Attributes:
-        settings: dotted train setting -> drawn value.
-        composition: the score to raise (`Measures.raised`), 0 to 1; None if the trial failed.
-        zero_shot: the score to keep (`Measures.kept`), 0 to 1; None if the trial failed, or none is kept.
-        run_id: MLflow run; None if tracking is off.
-        run_folder: folder of the training run.
-        error: reason of the failure; None if the trial succeeded.
-    """
-
-    settings: Mapping[str, Any]
-    composition: float | None = None
-    zero_shot: float | None = None
-    run_id: str | None = None
-    run_folder: str | None = None
-    error: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Measures:
-    """Names of the two scores by which trials are compared.
-
-    Attributes:
-        raised: the highest wins; see `Summary.headline`.
-        kept: zero-shot accuracy, of which a trial may lose only a little; None if no test set measures it.
-    """
-
-    raised: str
-    kept: str | None
-
-    @classmethod
-    def of(cls, summary: Summary) -> Measures:
-        """Return the measures that an evaluation of the starting model allows."""
-        metrics = summary.metrics()
-        names = (name for name in (SCENES_ZERO_SHOT, ZERO_SHOT) if name in metrics)
-        return cls(raised=summary.headline, kept=next(names, None))
-
-
-def tune(config: TuneConfig) -> Trial:
+def tune(config: TuneConfig) -> Verdict:
     """Run the sweep, and print its table and the best trial.
 
     Returns:
-        The best trial.
+        The trials and the pick.
 
     Raises:
-        SettingError: the space does not fit job `train`, or the cluster has too few CPUs.
-        DeglaError: every trial failed.
+        SettingError: the space does not fit job `train`, a score is not measured, or the cluster has too few
+            CPUs.
+        DeglaError: no trial finished.
         LeaseHeld: another driver is running this sweep.
     """
-    space = checked_space(config)
     output = config.train.output
     if "://" in output and masked(output) != output:
         expected = "a URI without a key, because Ray Tune writes it to the store; AWS_ACCESS_KEY_ID and "
         raise SettingError("train.output", masked(output), f"{expected}AWS_SECRET_ACCESS_KEY hold it")
+    config, space = prepared(config)
     tracking.require(config.train.tracking)
-    config = _absolute(config)
-    identity = fingerprint({**_identity(config), "space": Path(config.space).read_text(encoding="utf-8")})
-    sweep = Storage(f"{config.train.output}/sweep-{config.train.name}-{identity}")
+    sweep = Storage(sweep_folder(config, space))
     ray_setup.start(config.train.ray)
     resources.require(config.train.ray, needs(config))
     shared_paths.require_shared(config, _shared_by_trials(config.train))
@@ -130,43 +68,61 @@ def tune(config: TuneConfig) -> Trial:
     tracked = tracking.running(
         track,
         f"sweep-{config.train.name}",
-        identity,
+        sweep.uri.rpartition("-")[2],
         sweep.uri,
         params=canonical(config),
         tags={"stage": "tune"},
     )
     with Lease(sweep), tracked as parent:
-        base = evaluate(evaluation(config, config.train.model, f"{sweep.uri}/base", "base"))
-        measures = Measures.of(base)
-        trials = distinct(_run_trials(config, space, sweep, parent, measures))
-        best = best_trial(trials, _accuracy(base, measures.kept), config.max_zero_shot_loss)
-        _report(config, sweep, parent, base, trials, best)
-    return best
+        base = f"{sweep.uri}/base"
+        rule = Rule.of(config, evaluate(evaluation(config, config.train.model, base, "base")))
+        work = Work(config=config, sweep=sweep, objectives=rule.objectives, parent=parent)
+        trials = distinct(_run(work, space, rule))
+        found = verdict(rule, trials, base)
+        show(f"{len(trials)} trials of {config.train.name}", rule, found)
+        importance = search.importance(space, trials, rule.objectives)
+        page = sweep_page(config.train.name, rule, found, importance, interval_bounds(rule, trials))
+        sweep.write_bytes(page.encode(), PAGE)
+        _write(work, rule, found)
+    return found
 
 
-def checked_space(config: TuneConfig) -> dict[str, Any]:
-    """Return the search space after checking it, and the model that the trials start from.
+def prepared(config: TuneConfig) -> tuple[TuneConfig, Space]:
+    """Return the config as trials use it, and the space; both are checked.
 
     Raises:
-        SettingError: the space does not fit job `train`, or the model has no weights.
+        SettingError: the space does not fit job `train`, the model has no weights, or a folder of
+            `warm_start` is no sweep's.
     """
     space = load_space(config.space)
-    check_model(config.train.model, "train.model", needs_weights=True)  # it is evaluated as the base
-    with_settings(config.train, {name: _values(domain)[0] for name, domain in space.items()})
-    for name, domain in space.items():
-        for value in _values(domain):  # check every listed value, not only the first
-            if name == "model.name":
-                find_model(value)
-            elif name == "objective.name":
-                ObjectiveConfig(name=value)
-    return space
+    train = with_settings(config.train, space.settings)
+    check_model(train.model, "train.model", needs_weights=True)  # it is evaluated as the base
+    check_space(space, train)
+    for folder in config.warm_start:
+        if not Storage(folder).names(TRIALS):
+            raise SettingError("warm_start", folder, "the folder of a sweep, which has trials/")
+    config = dataclasses.replace(paths.absolute(config), train=absolute(train))
+    if config.search == "grid":
+        space.combinations()
+    return config, space
+
+
+def sweep_folder(config: TuneConfig, space: Space) -> str:
+    """Return the URI of a sweep's folder, named after everything that determines its trials' scores."""
+    shared = {name: getattr(config, name) for name in IN_IDENTITY}
+    precision = resolve_precision(config.compute, config.train.ray)
+    identity = {"precision": precision, "train": run_identity(config.train), "space": space.text}
+    return f"{config.train.output}/sweep-{config.train.name}-{fingerprint(canonical(shared) | identity)}"
 
 
 def needs(config: TuneConfig) -> list[resources.Need]:
     """Return what all concurrent trials reserve: if they held every CPU, they would wait for ever to
     decode."""
     trial = [
-        bundle for need in ray_train.needs(config.train) for _ in range(need.count) for bundle in need.unit
+        bundle
+        for need in ray_train.needs(training(config, {}))
+        for _ in range(need.count)
+        for bundle in need.unit
     ]
     at_once = config.max_concurrent_trials
     return [
@@ -187,261 +143,123 @@ def _shared_by_trials(config: TrainConfig) -> dict[str, str]:
     return folders if store is None else folders | {"train.tracking.uri": str(store.parent)}
 
 
-def load_space(path: str) -> dict[str, Any]:
-    """Return the search space that a file's `space()` defines: dotted train setting -> Ray Tune domain or
-    value.
-
-    Raises:
-        SettingError: a missing file, or a file without that function.
-    """
-    spec = importlib.util.spec_from_file_location("search_space", path)
-    if spec is None or spec.loader is None or not Path(path).is_file():
-        raise SettingError("space", path, "a Python file such as tune_spaces/loss_weights.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not callable(getattr(module, "space", None)):
-        raise SettingError("space", path, "a file that defines the function `space`")
-    return dict(module.space())
-
-
-def _values(domain: Any) -> list[Any]:
-    """Return a domain's listed values; for a continuous domain, one sample in a list."""
-    if isinstance(domain, Mapping) and "grid_search" in domain:
-        return list(domain["grid_search"])
-    if hasattr(domain, "categories"):
-        return list(domain.categories)
-    return [domain.sample() if hasattr(domain, "sample") else domain]
-
-
-def with_settings(config: TrainConfig, settings: Mapping[str, Any]) -> TrainConfig:
-    """Return `config` with some settings replaced, named as on the command line of job `train`.
-
-    Raises:
-        SettingError: an unknown setting or an invalid value.
-    """
-    for name, value in settings.items():
-        config = _replaced(config, name, name.split("."), value)
-    return config
-
-
-def _replaced(config: Any, name: str, path: Sequence[str], value: Any) -> Any:
-    known = (
-        {field.name for field in dataclasses.fields(config)} if dataclasses.is_dataclass(config) else set()
-    )
-    if path[0] not in known:
-        raise SettingError("space", name, f"a setting of job train; {config!r:.60} has no such setting")
-    inner = _replaced(getattr(config, path[0]), name, path[1:], value) if len(path) > 1 else value
-    return dataclasses.replace(config, **{path[0]: inner})
-
-
-def best_trial(trials: Sequence[Trial], base_zero_shot: float | None, max_loss: float) -> Trial:
-    """Return the trial with the highest composition among those that lose at most `max_loss` of zero-shot
-    accuracy.
-
-    If there is none, return the trial with the highest zero-shot accuracy.
-
-    Args:
-        trials: all trials of the sweep.
-        base_zero_shot: accuracy of the starting model, 0 to 1; None if it is not measured.
-        max_loss: largest loss of zero-shot accuracy relative to `base_zero_shot`, 0 to 1.
-
-    Raises:
-        DeglaError: every trial failed.
-    """
-    scored = [t for t in trials if t.composition is not None]
-    if not scored:
-        reasons = sorted({str(trial.error) for trial in trials})
-        raise DeglaError(f"none of {len(trials)} trials succeeded: {'; '.join(reasons)}")
-    # Accuracies are fractions of a few hundred items; rounding must not reject a loss of exactly max_loss.
-    least = -1.0 if base_zero_shot is None else base_zero_shot - max_loss - 1e-9
-    keeping = [t for t in scored if (t.zero_shot or 0) >= least]
-    if keeping:
-        return max(keeping, key=lambda t: t.composition or 0)
-    return max(scored, key=lambda t: t.zero_shot or 0)
-
-
-def _run_trials(
-    config: TuneConfig, space: Mapping[str, Any], sweep: Storage, parent: str | None, measures: Measures
-) -> list[Trial]:
-    def trial(settings: dict[str, Any], *, config: TuneConfig, sweep: Storage, measures: Measures) -> None:
-        drawn = with_settings(config.train, settings)
-        result = _in_turn(lambda: train(drawn, callbacks=[TuneReportCallback()], parent_run_id=parent))
-        model = ModelConfig(name=result.export_student)
-        folder = f"{sweep.uri}/{Path(result.run_folder).name}"
-        scoring = evaluation(config, model, folder, Path(result.run_folder).name)
-        summary = _in_turn(lambda: evaluate(scoring))
-        scores = {
-            "composition": _accuracy(summary, measures.raised),
-            "zero_shot": _accuracy(summary, measures.kept),
-        }
-        track = config.train.tracking
-        evaluated = {f"eval/{k}": v for k, v in summary.metrics().items()}
-        with or_told(f"the scores of {result.run_folder} are"):
-            tracking.log_metrics(track, result.mlflow_run_id, evaluated)
-        ray_tune.report({**scores, "run_id": result.mlflow_run_id, "run_folder": result.run_folder})
-
+def _run(work: Work, space: Space, rule: Rule) -> list[Trial]:
+    """Run the trials that are left, and return all of the sweep."""
+    config, ledger = work.config, Ledger(work.sweep)
+    left = search.trials_left(config, space, ledger)
+    if not left:
+        return list(ledger.trials.values())
+    searcher, informed = search.searcher(config, space, rule.objectives, ledger)
+    progress = Progress(ledger, rule, left, config.max_concurrent_trials, config.train.name)
+    budget = search.Budget(config, progress.seconds, progress.interrupt)
+    _announce(work, rule, ledger, left, informed)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a failed trial is told in a line
     tuner = ray_tune.Tuner(
-        # Passed as parameters, they stay in memory. Tune writes the function itself to disk, which would
+        # Passed as parameters, they stay in memory. Tune writes the class itself to disk, which would
         # include any password in its closure.
-        ray_tune.with_resources(
-            ray_tune.with_parameters(trial, config=config, sweep=sweep, measures=measures),
-            {"cpu": TRIAL_CPUS},
-        ),
-        param_space=dict(space),
+        ray_tune.with_resources(ray_tune.with_parameters(DeglaTrial, work=work), {"cpu": TRIAL_CPUS}),
         tune_config=ray_tune.TuneConfig(
-            num_samples=config.num_trials,
-            # With a custom generator, Ray ignores TuneConfig's max_concurrent_trials.
-            search_alg=BasicVariantGenerator(
-                max_concurrent=config.max_concurrent_trials, random_state=config.seed
-            ),
+            num_samples=left,
+            search_alg=searcher,
+            scheduler=search.asha(config, rule.objectives, ledger),
+            max_concurrent_trials=config.max_concurrent_trials,
+            trial_name_creator=progress.name,
+            trial_dirname_creator=progress.name,
+            reuse_actors=True,
         ),
         run_config=ray_tune.RunConfig(
             name="tune",
-            storage_path=sweep.path(),
+            storage_path=work.sweep.path(),
             # its own client gives up after six seconds
-            storage_filesystem=None if sweep.is_local else sweep.filesystem,
+            storage_filesystem=None if work.sweep.is_local else work.sweep.filesystem,
             verbose=0,
+            callbacks=[progress],
+            stop=budget,
+            # A trial's state is in its training's checkpoints.
+            checkpoint_config=ray_tune.CheckpointConfig(checkpoint_at_end=False),
         ),
     )
-    trials = []
-    for result in tuner.fit():
-        metrics, error = result.metrics or {}, result.error
-        failed = "composition" not in metrics
-        trials.append(
-            Trial(
-                settings=result.config or {},
-                composition=metrics.get("composition"),
-                zero_shot=metrics.get("zero_shot"),
-                run_id=metrics.get("run_id"),
-                run_folder=metrics.get("run_folder"),
-                error=(one_line(error) if error else "no result") if failed else None,
-            )
-        )
-    return trials
+    try:
+        tuner.fit()
+    except SystemExit:  # the job was told to end
+        progress.interrupt()
+        raise
+    if budget.spent:
+        say(f"{budget.spent} is spent; the same command with more goes on with the unfinished trials")
+    return list(ledger.trials.values())
 
 
-def _in_turn(stage: Callable[[], ResultT]) -> ResultT:
-    """Run a stage once no other driver holds its folder; of two equal trials, one finds the output
-    finished."""
-    while True:
-        try:
-            return stage()
-        except LeaseHeld:
-            time.sleep(TURN_S)
+def _announce(work: Work, rule: Rule, ledger: Ledger, left: int, informed: int) -> None:
+    """Print what is searched, by what, and what is known already."""
+    config = work.config
+    by = {"tpe": "Optuna's TPE", "nsga2": "Optuna's NSGA-II", "random": "random draws", "grid": "a grid"}
+    stops = f", ASHA every {config.asha_every_steps} steps" if config.asha_every_steps else ""
+    say(f"sweep {config.train.name}: {left} trials by {by[config.search]}{stops}; {work.sweep.uri}")
+    say(f"rule: {rule.describe()}")
+    if ledger.trials:
+        say(f"goes on: {len(ledger.over)} trials are over; {len(ledger.unfinished)} unfinished come first")
+    if config.warm_start:
+        say(f"warm start: {informed} trials of {', '.join(config.warm_start)}")
 
 
 def distinct(trials: Sequence[Trial]) -> list[Trial]:
-    """Return the trials without repetitions: trials with equal settings are the same run."""
+    """Return the trials without repetitions: finished trials of equal settings are the same runs."""
     first: dict[str, Trial] = {}
     for trial in trials:
-        first.setdefault(trial.run_folder or fingerprint(dict(trial.settings)), trial)
+        first.setdefault(fingerprint([trial.settings, trial.state]), trial)
     return list(first.values())
 
 
-def evaluation(config: TuneConfig, model: ModelConfig, output: str, label: str) -> EvaluateConfig:
-    return evaluation_of(
-        config,
-        model=model,
-        output=output,
-        label=label,
-        tracking=TrackingConfig(enabled=False),  # a trial's only MLflow run is that of its training
-        ray=config.train.ray,
-    )
-
-
-def _accuracy(summary: Summary, name: str | None) -> float | None:
-    """Return a score's value; None for None.
-
-    Raises:
-        DataError: the evaluation has no such score.
-    """
-    if name is None:
-        return None
-    score = summary.score(name)
-    if score is None or score.value is None:
-        raise DataError(f"evaluation of {summary.label}", f"no {name}", "the scores of the starting model")
-    return score.value
-
-
-def _identity(config: TuneConfig) -> dict[str, Any]:
-    shared = {
-        field.name: getattr(config, field.name)
-        for field in dataclasses.fields(config)
-        if field.name not in NOT_IN_IDENTITY
+def _write(work: Work, rule: Rule, found: Verdict) -> None:
+    """Write and track the trials, the pick and its config, and print where they are."""
+    sweep, track, pick = work.sweep, work.config.train.tracking, found.best or found.closest
+    assert pick is not None  # a sweep without any finished trial has no verdict
+    sweep.write_json([dataclasses.asdict(trial) for trial in found.trials], RESULTS)
+    result = {
+        "rule": rule.describe(),
+        "objectives": rule.objectives,
+        "said": found.lines,
+        "best": found.best and found.best.number,
+        "base": {name: rule.base[name] for name in rule.names},
+        "over_base": found.over_base,
+        "over_runner_up": found.over_runner_up,
     }
-    precision = resolve_precision(config.compute, config.train.ray)
-    return {**canonical(shared), "precision": precision, "train": run_identity(config.train)}
-
-
-def _absolute(config: TuneConfig) -> TuneConfig:
-    """Return the config with local paths made absolute, because trials run in folders of their own."""
-    return dataclasses.replace(paths.absolute(config), train=absolute(config.train))
-
-
-def _report(
-    config: TuneConfig,
-    sweep: Storage,
-    parent: str | None,
-    base: Summary,
-    trials: Sequence[Trial],
-    best: Trial,
-) -> None:
-    measures = Measures.of(base)
-    kept = [] if measures.kept is None else [measures.kept]
-    names = sorted(trials[0].settings)
-    table = Table(title=f"{len(trials)} trials of {config.train.name}", title_justify="left")
-    for column in ("", *headings(names), measures.raised, *kept, "MLflow run"):
-        table.add_column(column)
-    table.add_row(
-        "base",
-        *("" for _ in names),
-        *(_accuracy_text(_accuracy(base, name)) for name in (measures.raised, *kept)),
-    )
-    for trial in trials:
-        drawn = [
-            f"{trial.settings[n]:.4g}" if isinstance(trial.settings[n], float) else str(trial.settings[n])
-            for n in names
-        ]
-        mark = "best" if trial is best else ""
-        table.add_row(
-            mark,
-            *drawn,
-            _accuracy_text(trial.composition),
-            *(_accuracy_text(trial.zero_shot) for _ in kept),
-            trial.error or (trial.run_id or "")[:8],
-        )
-    console.print(table)
-    rule = f"highest {measures.raised}"
-    if kept:
-        rule += (
-            f" among trials that lose at most {100 * config.max_zero_shot_loss:g} points of {measures.kept}"
-        )
-        rule += f" against the base; otherwise highest {measures.kept}"
-    console.print(f"best by: {rule}", highlight=False)
-    for name in names:
-        console.print(f"  --{name} {best.settings[name]}", highlight=False)
-    best_scores = {f"best/{measures.raised}": best.composition or 0.0}
-    best_scores |= {f"best/{name}": best.zero_shot or 0.0 for name in kept}
-    base_scores = {f"base/{name}": _accuracy(base, name) or 0.0 for name in (measures.raised, *kept)}
-    rows = [dataclasses.asdict(trial) for trial in trials]
-    for row in rows:  # relative paths, so that a moved or copied folder of runs stays valid
-        row["run_folder"] = row["run_folder"] and f"../{Path(row['run_folder']).name}"
-    sweep.write_json(rows, RESULTS)
-    track = config.train.tracking
-    found = {"best_run": best.run_id or "", "best_folder": best.run_folder or ""}
+    sweep.write_json(canonical(result), RESULT)
+    files = [RESULTS, RESULT, PAGE]
+    say(f"page:   {sweep.path(PAGE)}")
+    if found.best is not None:
+        text = best_yaml(with_settings(work.config.train, found.best.settings), found)
+        sweep.write_bytes(text.encode(), BEST)
+        files.append(BEST)
+        say(f"config: {sweep.path(BEST)}")
+        say(f"next:   degla train --config {sweep.path(BEST)}")
+    scores = {f"best/{name}": pick.scores[name] for name in rule.names} if found.best else {}
+    scores |= {f"base/{name}": rule.base[name] for name in rule.names}
+    tags = {"best_run": pick.runs[0].run_id or "", "best_folder": pick.runs[0].folder} if found.best else {}
     with or_told("the best trial is"):
-        tracking.log_metrics(track, parent, best_scores | base_scores)
-        tracking.set_tags(track, parent, found)
-        tracking.log_files(track, parent, sweep, [RESULTS])
+        tracking.log_metrics(track, work.parent, scores)
+        tracking.set_tags(track, work.parent, tags | {"verdict": "; ".join(found.lines)})
+        tracking.log_files(track, work.parent, sweep, files)
 
 
-def headings(names: Sequence[str]) -> list[str]:
-    """Return narrow column headings of dotted settings: the last word, or the whole name if that is not
-    unique."""
-    last = [name.rpartition(".")[2] for name in names]
-    short = [word if last.count(word) == 1 else name for name, word in zip(names, last, strict=True)]
-    return [word.replace(".", ".\n").replace("_", "_\n") for word in short]
+def best_yaml(config: TrainConfig, found: Verdict) -> str:
+    """Return the settings of job `train` that differ from its defaults, as YAML; secrets are left out."""
+    comments = "".join(f"# {line}\n" for line in found.lines)
+    return comments + yaml.safe_dump(_changed(config), sort_keys=False, allow_unicode=True)
 
 
-def _accuracy_text(accuracy: float | None) -> str:
-    return "failed" if accuracy is None else f"{percent(accuracy)} %"
+def _changed(config: Any) -> dict[str, Any]:
+    settings: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        value, default = getattr(config, field.name), field.default
+        if field.default_factory is not dataclasses.MISSING:
+            default = field.default_factory()
+        if value == default or (isinstance(value, str) and masked(value) != value):
+            continue
+        if dataclasses.is_dataclass(value):
+            inner = _changed(value)
+            if inner:
+                settings[field.name] = inner
+        else:
+            settings[field.name] = canonical(value)
+    return settings

@@ -73,16 +73,11 @@ class Host:
         with log.open("w") as file:
             subprocess.Popen(self.command(*words), env=self.env(**env), stdout=file, stderr=file)
 
-    def run(self, *words: str, cwd: Path | None = None, timeout: float = 120, **env: str) -> str:
+    def run(self, *words: str, cwd: Path = Path("/"), timeout: float = 120, **env: str) -> str:
         """Run a command in this host; return what it printed, and fail with it if the command fails."""
-        done = subprocess.run(
-            self.command(*words),
-            cwd=cwd,
-            env=self.env(**env),
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-        )
+        # The mount namespace's root becomes the working folder, so it is set inside.
+        command = self.command("env", f"--chdir={cwd}", *words)
+        done = subprocess.run(command, env=self.env(**env), capture_output=True, text=True, timeout=timeout)
         assert done.returncode == 0, f"{' '.join(words)}\n{done.stdout[-6000:]}\n{done.stderr[-6000:]}"
         return done.stdout
 

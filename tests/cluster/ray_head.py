@@ -12,10 +12,11 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -50,35 +51,66 @@ class Head:
         subprocess.run([*command, "--", "python", *job], cwd=repo, env=self.env, check=True, timeout=120)
 
     def logs(self, name: str) -> str:
-        """Return what a job has printed so far."""
-        command = [RAY, "job", "logs", name]
-        return subprocess.run(command, env=self.env, capture_output=True, text=True, timeout=120).stdout
+        """Return what a job has printed so far, as `ray job logs` would, which starts a process for it."""
+        return self._job(f"{name}/logs")["logs"]
 
     def state(self, name: str) -> str:
         """Return a job's state: RUNNING, SUCCEEDED, …"""
-        request = urllib.request.Request(f"{self.dashboard}/api/jobs/{name}", headers=_token(self.env))
+        return self._job(name)["status"]
+
+    def _job(self, path: str) -> dict[str, Any]:
+        request = urllib.request.Request(f"{self.dashboard}/api/jobs/{path}", headers=_token(self.env))
         with urllib.request.urlopen(request, timeout=30) as answer:
-            return json.load(answer)["status"]
+            return json.load(answer)
+
+    def wait_for(self, name: str, true: Callable[[], bool], seconds: float) -> None:
+        """Wait for something that a running job does; fail with its output if it ends without, or late."""
+        deadline = time.monotonic() + seconds
+        while not true():
+            runs = self.state(name) in ("PENDING", "RUNNING")
+            assert true() or (runs and time.monotonic() < deadline), self.logs(name)
+            time.sleep(0.5)
+
+    def wait_for_end(self, name: str, seconds: float) -> str:
+        """Wait for a job's end; return its state."""
+        self.wait_for(name, lambda: self.state(name) not in ("PENDING", "RUNNING"), seconds)
+        return self.state(name)
+
+    def wait_for_no_request(self, seconds: float = 20) -> None:
+        """Wait until nothing is asked of the autoscaler."""
+        deadline = time.monotonic() + seconds
+        while left := self.requested():
+            assert time.monotonic() < deadline, left
 
     def requested(self) -> list[dict[str, float]]:
         """Return the resources that the autoscaler has been asked for."""
-        done = subprocess.run(
-            [sys.executable, "-c", _REQUESTED, self.address], env=self.env, capture_output=True, text=True
-        )
+        return self._answer(_REQUESTED)
+
+    def wait_until_empty(self) -> None:
+        """Wait until Ray has noticed that every node but the head is gone."""
+        assert self._answer(_ALONE), "nodes are there"
+
+    def _answer(self, script: str) -> Any:
+        """Return what a script prints as JSON in its last line; it gets the head's address."""
+        command = [sys.executable, "-c", script, self.address]
+        done = subprocess.run(command, env=self.env, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout.splitlines()[-1])
 
     @contextmanager
-    def node(self, num_cpus: int, *before: str) -> Iterator[None]:
-        """A node that joins the head.
+    def node(self, num_cpus: int, *before: str) -> Iterator[subprocess.Popen]:
+        """A node that joins the head; yields the process that ends with it.
 
         Args:
             num_cpus: its logical CPUs.
             before: command that starts the node's command, such as one that hides a folder from it.
         """
+        # As on a host of its own: a node deletes a running job's files before it unpacks them again, also
+        # where it shares the folder with the node that the job runs on.
+        temp_dir = tempfile.mkdtemp(prefix="degla-node-", dir="/tmp")
         command = [*before, RAY, "start", "--block", f"--address={self.address}", f"--num-cpus={num_cpus}"]
-        command += ["--node-ip-address=127.0.0.1", *_ports("--dashboard-agent-listen-port")]
-        command += _ports("--metrics-export-port")
+        command += [f"--temp-dir={temp_dir}", "--node-ip-address=127.0.0.1"]
+        command += _ports("--dashboard-agent-listen-port", "--metrics-export-port")
         # One node at a time: of two that start at once on one machine, one may abort.
         process = subprocess.Popen(
             command,
@@ -90,9 +122,10 @@ class Head:
         assert process.stdout is not None
         assert any("Ray runtime started" in line for line in process.stdout), "the node did not start"
         try:
-            yield
+            yield process
         finally:
             _end(process)
+            shutil.rmtree(temp_dir, ignore_errors=True)
 
     def stop(self, name: str) -> None:
         """`ray job stop`; waits for the job's end."""
@@ -108,6 +141,16 @@ state = get_cluster_resource_state(client)
 requests = [r for c in state.cluster_resource_constraints for r in c.resource_requests]
 older = json.loads(client.internal_kv_get(b"autoscaler_resource_request", None) or "[]")
 print(json.dumps(older + [dict(r.request.resources_bundle) for r in requests for _ in range(r.count)]))
+"""
+
+_ALONE = """
+import sys, time
+from ray._raylet import GcsClient
+client, end = GcsClient(address=sys.argv[1]), time.monotonic() + 60
+living = lambda: sum(node.state == 0 for node in client.get_all_node_info().values())
+while living() > 1 and time.monotonic() < end:
+    time.sleep(0.5)
+print("true" if living() == 1 else "false")
 """
 
 

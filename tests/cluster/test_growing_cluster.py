@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,17 +21,11 @@ def empty_head() -> Iterator[Head]:
         yield head
 
 
-def wait_until(true: Callable[[], bool], seconds: float, what: Callable[[], str]) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, what()
-        time.sleep(0.5)
-
-
 def start_waiting(head: Head, repo: Path, name: str, *job: str) -> None:
     """Submit a job to the empty cluster, and return once it says that it waits."""
+    head.wait_until_empty()
     head.start(repo, name, *job)
-    wait_until(lambda: "waits for " in head.logs(name), 120, lambda: head.logs(name))
+    head.wait_for(name, lambda: "waits for " in head.logs(name), 120)
 
 
 def test_job_on_an_empty_cluster_waits_for_a_node_and_withdraws_its_request_when_stopped(
@@ -41,14 +34,14 @@ def test_job_on_an_empty_cluster_waits_for_a_node_and_withdraws_its_request_when
     job = ["jobs/prepare.py", "--source=scenes", f"--output={tmp_path}/scenes", "--num_shards=2", *SCENES]
     start_waiting(empty_head, repo, "stopped", *job)
     assert "the cluster has 0 CPUs" in empty_head.logs("stopped")
-    wait_until(lambda: {"CPU": 1.0} in empty_head.requested(), 60, lambda: str(empty_head.requested()))
+    empty_head.wait_for("stopped", lambda: {"CPU": 1.0} in empty_head.requested(), 60)
     empty_head.stop("stopped")
-    wait_until(lambda: not empty_head.requested(), 20, lambda: str(empty_head.requested()))
+    empty_head.wait_for_no_request()
 
     start_waiting(empty_head, repo, "goes-on", *job)
     with empty_head.node(2):
-        wait_until(lambda: empty_head.state("goes-on") != "RUNNING", 120, lambda: empty_head.logs("goes-on"))
-    assert empty_head.state("goes-on") == "SUCCEEDED", empty_head.logs("goes-on")
+        ended = empty_head.wait_for_end("goes-on", 120)
+    assert ended == "SUCCEEDED", empty_head.logs("goes-on")
     assert "goes on after" in empty_head.logs("goes-on")
     assert empty_head.logs("goes-on").count("waits for ") == 1
 
@@ -61,9 +54,23 @@ def test_every_job_waits_for_the_node_that_it_needs(
     name, *options = options_of(job, inputs, tmp_path)
     start_waiting(empty_head, repo, job, f"jobs/{name}.py", *options)
     with empty_head.node(8):
-        wait_until(lambda: empty_head.state(job) != "RUNNING", 240, lambda: empty_head.logs(job))
-    assert empty_head.state(job) == "SUCCEEDED", empty_head.logs(job)
+        ended = empty_head.wait_for_end(job, 240)
+    assert ended == "SUCCEEDED", empty_head.logs(job)
     assert "goes on after" in empty_head.logs(job)
+
+
+@pytest.mark.slow
+def test_job_submitted_while_a_node_dies_goes_on_with_the_next(
+    empty_head: Head, repo: Path, tmp_path: Path
+) -> None:
+    """For some seconds Ray takes a node that died for a living one."""
+    job = ["jobs/prepare.py", "--source=scenes", f"--output={tmp_path}/scenes", "--num_shards=2", *SCENES]
+    with empty_head.node(2):
+        pass
+    empty_head.start(repo, "after-a-death", *job)
+    with empty_head.node(2):
+        ended = empty_head.wait_for_end("after-a-death", 120)
+    assert ended == "SUCCEEDED", empty_head.logs("after-a-death")
 
 
 @pytest.fixture(scope="module")

@@ -59,7 +59,15 @@ def test_chain_demo_recipe_makes_report_and_runs_and_does_nothing_twice(repo, tm
     assert scores(tmp_path, "degla") != scores(tmp_path, "base")
     client = MlflowClient(settings["tracking"]["uri"])
     experiment = client.get_experiment_by_name("degla-ray")
-    runs = {run.info.run_id for run in client.search_runs([experiment.experiment_id])}
+    found = client.search_runs([experiment.experiment_id])
+    runs = {run.info.run_id for run in found}
+    named = {run.data.tags["degla.stage"] + run.data.tags.get("degla.label", ""): run for run in found}
+    trained, chain = named["train"], named["chain"].info.run_id
+    parents = {name: run.data.tags.get("mlflow.parentRunId") for name, run in named.items()}
+    assert (parents["train"], parents["evaluatedegla"], parents["evaluatebase"]) == (
+        chain, trained.info.run_id, chain,
+    )  # fmt: skip
+    assert trained.data.metrics["eval/composition"] == scores(tmp_path, "degla")["composition"]
 
     made = {
         path: path.stat().st_mtime_ns for path in (tmp_path / "seed0" / "train").rglob("*") if path.is_file()

@@ -64,11 +64,11 @@ def built(model: ModelConfig) -> Any:
 
 
 def test_dry_run_of_train_takes_the_speed_that_an_interrupted_run_had(inputs: Path) -> None:
-    config = train_config(inputs, name="interrupted", num_workers=2)
+    config = train_config(inputs, name="interrupted", num_workers=(1, 4))  # it had two
     run = Path(plan_training(config, NONE).output)
     assert not run.exists()
     run.mkdir(parents=True)
-    (run / "progress.json").write_text('{"step": 7, "samples_per_s": 30.0}')
+    (run / "progress.json").write_text('{"step": 7, "workers": 2, "samples_per_s": 30.0}')
     rate = plan_training(config, NONE).rate
     assert rate is not None
     assert (rate.per_second, rate.origin) == (15.0, "measured by this run at step 7")

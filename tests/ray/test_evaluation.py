@@ -290,8 +290,9 @@ def test_evaluate_logs_one_mlflow_run_also_after_a_crash(
     client = MlflowClient(tracking_uri=config.tracking.uri)
     runs = client.search_runs([client.get_experiment_by_name("evaluation").experiment_id])
     assert len(runs) == 1
-    assert runs[0].data.metrics == pytest.approx(summary.metrics())
-    assert {"composition", "zero_shot", "retrieval", "scenes/replace_obj"} <= runs[0].data.metrics.keys()
+    scores = {f"eval/{name}": value for name, value in summary.metrics().items()}
+    assert runs[0].data.metrics == pytest.approx(scores)
+    assert {"eval/composition", "eval/zero_shot", "eval/scenes/replace_obj"} <= scores.keys()
     assert runs[0].data.tags["degla.label"] == "tiny"
     assert runs[0].data.tags["degla.weights"] == "random"
     assert "random weights" in capsys.readouterr().out

@@ -120,6 +120,21 @@ def test_generate_joint_asks_once_for_all_kinds_that_a_caption_lacks(prepared: s
         assert sum(row["completion_tokens"] for row in request) == 12
 
 
+@pytest.mark.slow  # tests/unit/test_negatives_slots.py holds the rules
+def test_generate_slots_are_obeyed_and_false_of_their_images(prepared: str, tmp_path: Path) -> None:
+    config = config_of(prepared, tmp_path / "slots", prompting="slots")
+    counts = generate(config)
+    for kind in Kind:
+        assert sum(counts.get(f"captions.{kind}.{state}", 0) for state in STATES) == 180
+    asked = [row for row in rows(config.output, "attempts", ATTEMPTS) if row["state"] != "not_applicable"]
+    assert Counter(row["state"] for row in asked)["ok"] > 0.6 * len(asked)
+    source, _ = read_complete(config.prepared, "prepare")
+    image_of = {r["sample_id"]: r["image_id"] for r in source.read_dataset("captions", CAPTIONS).to_pylist()}
+    graphs = {r["image_id"]: r["graph"] for r in source.read_dataset("graphs", SCENE_GRAPHS).to_pylist()}
+    for row in rows(config.output, "negatives", NEGATIVES):
+        assert is_true(row["negative"], scene_from_json(graphs[image_of[row["sample_id"]]])) is not True
+
+
 def test_generate_rejects_tell_every_answer_that_failed(finished: NegativesConfig) -> None:
     reasons = Counter(r["reason"] for r in rows(finished.output, "rejects", REJECTS))
     wanted = {"no_text", "same_as_caption", "commentary", "markup", "cut_off", "timeout", "engine_error"}

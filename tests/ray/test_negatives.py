@@ -8,13 +8,17 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import pyarrow.compute as pc
 import pytest
 
 from degla_ray.config import NegativesConfig, PrepareConfig, ScenesConfig
 from degla_ray.errors import FingerprintMismatch
-from degla_ray.negatives.pipeline import generate
+from degla_ray.negatives.balancing import CANDIDATES
+from degla_ray.negatives.pipeline import PLAUSIBLE, generate
+from degla_ray.negatives.plausibility import TARGET
 from degla_ray.schema import CAPTIONS, NEGATIVES, SCENE_GRAPHS, Kind
 from degla_ray.sources.prepare import prepare
 from degla_ray.sources.scenes.truth import is_true
@@ -36,7 +40,10 @@ def prepared(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> str
 @pytest.fixture(scope="module")
 def finished(prepared: str, tmp_path_factory: pytest.TempPathFactory) -> NegativesConfig:
     config = NegativesConfig(
-        prepared=prepared, output=str(tmp_path_factory.mktemp("negatives") / "out"), num_shards=3
+        prepared=prepared,
+        output=str(tmp_path_factory.mktemp("negatives") / "out"),
+        num_shards=3,
+        plausibility="none",
     )
     generate(config)
     return config
@@ -80,20 +87,45 @@ def test_generate_continued_run_gives_the_bytes_of_an_uninterrupted_one(
     manifest = output / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"complete": true', '"complete": false'))
     kept = (output / "negatives" / "part-00000-of-00003.parquet").stat().st_mtime_ns
-    generate(NegativesConfig(prepared=finished.prepared, output=str(output), num_shards=3))
+    generate(replace(finished, output=str(output)))
     assert parts(str(output)) == whole
     assert (output / "negatives" / "part-00000-of-00003.parquet").stat().st_mtime_ns == kept
 
 
 def test_generate_other_settings_in_the_same_folder_are_refused(finished: NegativesConfig) -> None:
-    other = NegativesConfig(prepared=finished.prepared, output=finished.output, num_shards=3, per_kind=1)
+    other = replace(finished, per_kind=1)
     with pytest.raises(FingerprintMismatch, match=r"identity\.per_kind: 2 there, 1 asked"):
         generate(other)
 
 
+@pytest.mark.slow  # test_write_balanced_… holds the rule without Ray
+def test_generate_plausible_negatives_are_scored_and_every_candidate_is_kept_or_guessable(
+    ray_cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, output = str(tmp_path / "scenes"), str(tmp_path / "out")
+    scenes = ScenesConfig(num_images=1100, num_validation_images=0, test_items=0)
+    prepare(PrepareConfig(source="scenes", output=folder, scenes=scenes, num_shards=2))
+    generate(NegativesConfig(prepared=folder, output=output, num_shards=3, plausibility_preview=200))
+    assert not Path(output).exists()
+    assert "(candidates)" in capsys.readouterr().out
+    counts = generate(NegativesConfig(prepared=folder, output=output, num_shards=3))
+    storage = read_complete(output, "negatives")[0]
+    rows = storage.read_dataset("negatives", NEGATIVES)
+    assert set(rows["kind"].to_pylist()) == set(PLAUSIBLE)
+    assert rows["plausibility"].null_count == 0
+    for kind in PLAUSIBLE:
+        assert counts[f"rejects.{kind}.guessable"] > 0
+        scores = rows.filter(pc.equal(rows["kind"], kind))["plausibility"].to_numpy()
+        assert abs((scores > TARGET).mean() - 0.5) < 0.1
+    told = storage.read_json("blind.json")["accuracy"]
+    assert abs(told["replace_nouns"]["ngram_after"] - 0.5) < abs(told["replace_nouns"]["ngram_before"] - 0.5)
+    assert not (tmp_path / "out" / CANDIDATES).exists()
+
+
 def test_negatives_job_on_a_finished_folder_starts_no_ray(finished: NegativesConfig) -> None:
     command = [sys.executable, "jobs/negatives.py", "--prepared", finished.prepared]
-    command += ["--output", finished.output, "--num_shards", "3", "--ray.address", "127.0.0.1:1"]
+    command += ["--output", finished.output, "--num_shards", "3", "--plausibility", "none"]
+    command += ["--ray.address", "127.0.0.1:1"]
     environment = {**os.environ, "PYTHONPATH": str(REPO)}
     done = subprocess.run(command, cwd=REPO, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr

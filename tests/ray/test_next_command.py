@@ -41,7 +41,7 @@ def test_next_lines_lead_from_prepare_to_a_comparison(
     assert stages == ["prepare", "negatives", "train", "evaluate", "evaluate"]
     assert set(stages) <= set(COMMANDS)
     assert said[0].count("e.g. ") == 2
-    assert "swap_nouns " in said[1]
+    assert "replace_nouns " in said[1]
     assert "step 1: loss " in said[2]
     assert [part.count("Composition") for part in said[3:]] == [1, 1]  # scores are printed once
     base, trained = words[2:4]

@@ -205,17 +205,24 @@ def _refused(address: str) -> str:
     return str(caught.value)
 
 
-def test_ray_address_of_a_running_ray_is_joined_by_a_job(head: str, repo: Path) -> None:
+def test_ray_address_of_a_running_ray_is_joined_by_a_job_that_still_ends_in_its_own_way(
+    head: str, repo: Path
+) -> None:
+    """A job saves before it ends on SIGTERM, for which Ray has a handler too."""
     code = (
-        "import sys, ray\nfrom degla_ray import ray_setup\nfrom degla_ray.config import RayConfig\n"
+        "import os, signal, sys, ray\n"
+        "from degla_ray import ray_setup\nfrom degla_ray.config import RayConfig\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))\n"
         "ray_setup.start(RayConfig(address=sys.argv[1]))\n"
         "print(ray.get_runtime_context().gcs_address, ray.cluster_resources()['CPU'])\n"
+        "os.kill(os.getpid(), signal.SIGTERM)\n"
     )
     environment = os.environ | {"RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(repo)}
     run = [sys.executable, "-c", code]
     joined = subprocess.run([*run, head], env=environment, capture_output=True, text=True, check=False)
     assert joined.stdout.split()[0].rpartition(":")[2] == head.rpartition(":")[2], joined.stderr
     assert joined.stdout.split()[1] == "2.0"
+    assert joined.returncode == 143
 
 
 def test_ray_address_where_nothing_answers_is_refused_at_once() -> None:

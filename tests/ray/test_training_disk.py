@@ -13,7 +13,7 @@ import pytest
 
 from degla_ray.errors import DeglaError
 from degla_ray.storage import Storage
-from degla_ray.training import checkpoint
+from degla_ray.training import checkpoint_folders
 from degla_ray.training.trainer import train
 from tests.training_inputs import read_trace, train_config, write_inputs
 
@@ -63,7 +63,7 @@ def test_train_disk_that_is_full_is_named_and_the_rerun_continues(
         train(config)
     filler.join()
     [run] = (disk / "runs").iterdir()
-    assert checkpoint.latest(Storage(str(run))) >= 20
+    assert checkpoint_folders.latest(Storage(str(run))) >= 20
     (disk / "other").unlink()
     result = train(config)
     whole = train(train_config(folder, name="whole", max_steps=STEPS))

@@ -34,7 +34,7 @@ from degla_ray.identity import fingerprint
 from degla_ray.model import load
 from degla_ray.schema import REJECTS
 from degla_ray.storage import Storage
-from degla_ray.training.checkpoint import complete
+from degla_ray.training.checkpoint_folders import complete
 from degla_ray.training.run_identity import run_identity
 from degla_ray.training.trainer import TrainResult, train
 from tests.training_inputs import MODEL, read_trace, train_config, write_inputs
@@ -181,7 +181,7 @@ def test_train_killed_worker_continues_after_its_last_checkpoint(
     settings = {"objective": ObjectiveConfig(name=objective)}  # type: ignore[arg-type]
     if objective != "degla":
         reference = train(train_config(folder, name=objective, **settings))
-    config = train_config(folder, name="killed-worker", num_workers=2, accumulation_steps=2, **settings)
+    config = train_config(folder, name="killed-worker", num_workers=2, micro_batch_size=4, **settings)
     name = f"{config.name}-{fingerprint(run_identity(config))}"
     killed: list[int] = []
     stop = threading.Event()

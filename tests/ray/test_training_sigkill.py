@@ -20,7 +20,7 @@ import safetensors.torch
 import torch
 
 from degla_ray.storage import Storage
-from degla_ray.training import checkpoint
+from degla_ray.training import checkpoint, checkpoint_folders
 from degla_ray.training.trainer import TrainResult, train
 from tests.training_inputs import read_trace, train_config, write_inputs
 
@@ -54,7 +54,7 @@ def test_train_job_killed_at_a_random_step_then_rerun_equals_uninterrupted(
     run = kill_job(folder, short_temp, repo, kill_at)
     killed_after = json.loads((run / "progress.json").read_text())["step"]
     assert kill_at <= killed_after < STEPS
-    steps_saved = list(checkpoint.complete(Storage(str(run))))
+    steps_saved = list(checkpoint_folders.complete(Storage(str(run))))
     assert steps_saved
     assert steps_saved[-1] <= killed_after + 10
     (
@@ -62,10 +62,10 @@ def test_train_job_killed_at_a_random_step_then_rerun_equals_uninterrupted(
     ).mkdir()  # as by a kill within Ray's own writing, in a copy that goes on with two workers
     copy = folder / "torn" / run.name
     shutil.copytree(run, copy)
-    record = copy / checkpoint.RAY_SNAPSHOT
+    record = copy / checkpoint_folders.RAY_SNAPSHOT
     record.write_bytes(record.read_bytes()[: record.stat().st_size // 2])
-    (copy / checkpoint.folder_name(STEPS - 1)).mkdir()
-    (copy / checkpoint.folder_name(STEPS - 1) / checkpoint.STUDENT).write_bytes(b"half")
+    (copy / checkpoint_folders.folder_name(STEPS - 1)).mkdir()
+    (copy / checkpoint_folders.folder_name(STEPS - 1) / checkpoint.STUDENT).write_bytes(b"half")
 
     whole = train(train_config(folder, output=str(folder / "uninterrupted"), **settings))
     resumed = train(train_config(folder, output=str(folder / "killed"), **settings))
@@ -73,7 +73,7 @@ def test_train_job_killed_at_a_random_step_then_rerun_equals_uninterrupted(
     compare(whole, resumed, 1e-6)
     for name in (checkpoint.STUDENT, checkpoint.TEACHER, checkpoint.OPTIMIZER):
         left, right = (
-            safetensors.torch.load_file(Path(r.run_folder) / checkpoint.folder_name(STEPS) / name)
+            safetensors.torch.load_file(Path(r.run_folder) / checkpoint_folders.folder_name(STEPS) / name)
             for r in (whole, resumed)
         )
         assert left.keys() == right.keys()

@@ -26,7 +26,7 @@ from degla_ray.identity import fingerprint
 from degla_ray.model import load
 from degla_ray.model.export import export
 from degla_ray.storage import Storage
-from degla_ray.training.checkpoint import complete
+from degla_ray.training.checkpoint_folders import complete
 from degla_ray.training.run_identity import run_identity
 from degla_ray.training.trainer import TrainResult, train
 from degla_ray.training.validation import Validation, read_all, validate
@@ -126,7 +126,7 @@ def test_validation_metrics_are_in_mlflow_at_their_steps_and_in_rays_record(
 ) -> None:
     client, found = MlflowClient(config.tracking.uri), validations(validated)
     for name in ("composition", "scenes/swap_obj"):
-        curve = client.get_metric_history(validated.mlflow_run_id or "", f"validation/{name}")
+        curve = client.get_metric_history(validated.mlflow_run_id or "", f"eval/{name}")
         assert [(p.step, p.value) for p in curve] == [(s, found[s].metrics[name]) for s in STEPS]
     assert all(v.logged for v in found.values())
     record = Storage(validated.run_folder).read_json("checkpoint_manager_snapshot.json")

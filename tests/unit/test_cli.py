@@ -408,6 +408,30 @@ def test_old_name_of_a_setting_in_a_section_is_accepted(capsys: pytest.CaptureFi
     assert sweep.train.compute.cpus == 2
 
 
+def test_setting_whose_successor_takes_another_value_is_refused_with_it() -> None:
+    with pytest.raises(DeglaError, match=r"accumulation_steps: no such setting; expected micro_batch_size, "):
+        from_settings(TrainConfig, DATA | {"accumulation_steps": 2}, "train")
+
+
+def test_number_of_workers_is_one_or_a_range_that_holds_a_divisor_of_the_batch() -> None:
+    def counts(given: object, batch: int = 16) -> list[int]:
+        values = DATA | {"num_workers": given, "global_batch_size": batch}
+        return from_settings(TrainConfig, values, "train").worker_counts
+
+    assert counts(2) == [2]
+    assert counts([1, 6]) == [1, 2, 4]
+    assert counts([3, 4]) == [4]
+    for given, batch, found in (
+        ([5, 7], 16, r"global_batch_size: found 16; expected a multiple of num_workers \(\[5, 7\]\)"),
+        ([2, 1], 16, r"num_workers: found \[2, 1\]; expected the smaller number first"),
+        ([0, 4], 16, r"num_workers: found \[0, 4\]; expected at least 1"),
+    ):
+        with pytest.raises(DeglaError, match=found):
+            counts(given, batch)
+    with pytest.raises(DeglaError, match=r"train\.num_workers: found \[1, 2\]; expected one number"):
+        from_settings(TuneConfig, {"suite": "s", "train": DATA | {"num_workers": [1, 2]}}, "tune")
+
+
 def test_name_that_is_old_elsewhere_is_kept_where_it_is_a_setting(capsys: pytest.CaptureFixture[str]) -> None:
     folders = {"prepared": "a", "output": "b"}
     config = from_settings(NegativesConfig, folders | {"vllm": {"cpus_per_actor": 3}}, "negatives")
@@ -461,7 +485,7 @@ def test_help_shows_what_is_set_first_one_group_or_all(capsys: pytest.CaptureFix
         with pytest.raises(SystemExit):
             main("train", ["--help", *asked])
         shown[tuple(asked)] = capsys.readouterr().out
-    assert len(shown[()]) < 4_500  # a screen or two; every setting is 14,000 characters
+    assert len(shown[()]) < 5_000  # a screen or two; every setting is 14,000 characters
     assert "--data.prepared TEXT" in shown[()]
     assert "(required)" in shown[()]
     assert "--objective.lambda_igc" not in shown[()]
@@ -490,6 +514,18 @@ def test_run_in_a_submitted_job_refuses_what_lies_in_its_temporary_copy(
         run(EvaluateConfig, lambda config: pytest.fail("it ran"), "x", given)
     assert caught.value.code == 2
     assert re.match(rf"error: {setting}: found .*submitted job", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(("submitted", "source"), [(True, "paintings"), (False, "$STORAGE")])
+def test_main_in_a_submitted_job_replaces_variables_as_no_shell_does(
+    submitted: bool, source: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("STORAGE", "paintings")
+    if submitted:
+        monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    with pytest.raises(SystemExit):
+        main("prepare", ["--source=$STORAGE", "--output=/shared/x"])
+    assert f"Got value: {source}\n" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -86,6 +86,17 @@ def test_cluster_config_repository_file_passes(file: str) -> None:
             _set("head_start_ray_commands", value=["RAY_AUTH_MODE=token ray start --head"]),
             "RAY_enable_autoscaler_v2",
         ),
+        (
+            _set("worker_start_ray_commands", value=["RAY_AUTH_MODE=token ray start --address=x"]),
+            "OMP_NUM_THREADS",
+        ),
+        (
+            _set(
+                "worker_start_ray_commands",
+                value=["unset OMP_NUM_THREADS; RAY_AUTH_MODE=token ray start --address=x"],
+            ),
+            "RAY_USAGE_STATS_ENABLED=0",
+        ),
     ],
 )
 def test_cluster_config_faulty_file_is_refused_naming_the_fault(

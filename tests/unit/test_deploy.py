@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+import runpy
 import shutil
 import subprocess
 import sys
+import threading
 import tomllib
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -122,3 +125,42 @@ def test_deploy_shell_script_is_sound(script: str) -> None:
     subprocess.run(["bash", "-n", script], cwd=REPO, check=True)
     if shutil.which("shellcheck"):
         subprocess.run(["shellcheck", "--exclude=SC1091", script], cwd=REPO, check=True)
+
+
+class _Metadata(BaseHTTPRequestHandler):
+    """A metadata server as AWS and Google document theirs, which gives notice if `taken`."""
+
+    taken = False
+
+    def do_PUT(self) -> None:
+        self._answer("a token" if self.path == "/latest/api/token" else None)
+
+    def do_GET(self) -> None:
+        if self.path == "/latest/meta-data/spot/instance-action":
+            known = self.headers["X-aws-ec2-metadata-token"] == "a token"
+            self._answer('{"action": "terminate"}' if known and self.taken else None)
+        elif self.path == "/computeMetadata/v1/instance/preempted" and self.headers["Metadata-Flavor"]:
+            self._answer("TRUE" if self.taken else "FALSE")
+        else:
+            self._answer(None)
+
+    def _answer(self, body: str | None) -> None:
+        self.send_response(404 if body is None else 200)
+        self.end_headers()
+        self.wfile.write((body or "not found").encode())
+
+    def log_message(self, *_: object) -> None:
+        """Print nothing."""
+
+
+def test_deploy_spot_notice_is_read_from_either_cloud() -> None:
+    script = runpy.run_path(str(REPO / "deploy" / "spot_notice.py"))
+    clouds = {"on_aws": "latest", "on_google": "computeMetadata/v1"}
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Metadata) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        for taken in (False, True):
+            _Metadata.taken = taken
+            assert [script[name](f"{url}/{path}") for name, path in clouds.items()] == [taken] * 2
+        server.shutdown()
+    assert not any(script[name](f"{url}/{path}") for name, path in clouds.items()), "a server that is gone"

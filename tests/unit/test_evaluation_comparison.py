@@ -148,7 +148,7 @@ def test_comparison_corrects_for_the_comparisons_of_a_table_and_the_note_counts_
     with console.capture() as capture:
         console.print(*console_tables(comparison, 200))
     pages = {
-        "html": comparison_page(comparison, {}, {}, {}),
+        "html": comparison_page(comparison, [], {}, {}),
         "md": markdown(comparison, [], {}),
         "console": capture.get(),
     }
@@ -164,7 +164,7 @@ def test_comparison_difference_without_a_star_has_no_colour() -> None:
     cells = [comparison.cell(model, name) for model in (1, 2) for name in comparison.names]
     assert {bool(cell.stars) for cell in cells} == {True, False}
     assert all(bool(cell.trend) == bool(cell.stars) for cell in cells)
-    page = comparison_page(comparison, {}, {}, {})
+    page = comparison_page(comparison, [], {}, {})
     shown = re.findall(r'class="delta (\w*)" title="[^"]*">([^<]*)<', page)
     assert shown
     assert all(bool(colour) == ("*" in text) for colour, text in shown)

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pytest
 from mlflow import MlflowClient
 from PIL import Image
-from test_evaluation_compare import Page
+from test_evaluation_compare import OWN_SCRIPTS, Page
 
 from degla_ray.config import CompareConfig, TrackingConfig
 from degla_ray.encoding import images as images
@@ -163,10 +163,10 @@ def evaluation(
     return str(folder)
 
 
-def write_images(folder: Path, names: Sequence[str]) -> None:
+def write_images(folder: Path, names: Sequence[str], format: str | None = None) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for number, name in enumerate(names):
-        Image.new("RGBA", (600, 200), (40 * number, 90, 160, 255)).save(folder / name)
+        Image.new("RGBA", (600, 200), (5 * number, 90, 160, 255)).save(folder / name, format)
 
 
 def report(output: Path) -> tuple[Page, str, list[dict]]:
@@ -324,22 +324,18 @@ def test_retention_takes_the_composition_that_all_models_have(tmp_path: Path) ->
         summary(["sugarcrepe", "valse", "zeroshot", "vg", "coco", "flickr30k"]),
         summary(["sugarcrepe", "valse", "zeroshot"]),
     )
-    svg = plots.retention_plot(set_side_by_side([full, no_aro], means))
-    assert svg is not None
-    drawn = text_of(svg)
+    chart = plots.retention_plot(set_side_by_side([full, no_aro], means))
+    assert chart is not None
+    drawn = chart.description + json.dumps(chart.spec)
     assert "composition: mean of SugarCrepe and VALSE" in drawn
     assert "mean of 11 sets" in drawn
     assert "Structure-CLIP" in drawn
     sets = [b for b in whole if b.name in ("sugarcrepe", "zeroshot_dtd", "zeroshot_pets")]
     two = summarise(base, sets, [b.score(known) for b in sets], {}, bootstrap_samples=50)
-    drawn = text_of(plots.retention_plot(set_side_by_side([full, two], means)) or "")
-    assert "mean of pets, dtd" in drawn
+    chart = plots.retention_plot(set_side_by_side([full, two], means))
+    assert chart is not None
+    assert "mean of pets, dtd" in chart.description
     assert plots.retention_plot(set_side_by_side([full, summary(["zeroshot"])], means)) is None
-
-
-def text_of(svg: str) -> str:
-    """Matplotlib draws letters as shapes, and leaves each text as a comment."""
-    return " ".join(part.partition("-->")[0].strip() for part in svg.split("<!--")[1:]).replace("\n", " ")
 
 
 def test_console_tables_fit_a_narrow_console(tmp_path: Path) -> None:
@@ -382,7 +378,11 @@ def brute_force(benchmark: Benchmark, one: FeatureTable, other: FeatureTable, co
         for key, m, right in rows
         if right[0] != right[1]
     ]
-    return sorted(found)[:count]
+    kept: list[tuple] = []
+    for row in sorted(found):  # `count` of each subset and of each outcome
+        if sum((key[0], right) == (row[1][0], row[2]) for _, key, right in kept) < count:
+            kept.append(row)
+    return kept
 
 
 def margin(benchmark: Benchmark, shown: Shown, f: FeatureTable) -> float:
@@ -470,8 +470,8 @@ def test_disagreements_equal_brute_force_on_any_scale(kind: str) -> None:
     one, other = features([benchmark], 1, 0.4), features([benchmark], 2, 0.8)
     tables = [benchmark.score(f).scores for f in (one, other)]
     shuffled = tables[1].take(np.random.default_rng(0).permutation(len(tables[1])))
-    found = disagreements(tables[0], shuffled, items_of(benchmark), 10)
-    expected = brute_force(benchmark, one, other, 10)
+    found = disagreements(tables[0], shuffled, items_of(benchmark), 3)
+    expected = brute_force(benchmark, one, other, 3)
     assert len(found) >= 5, "too few to tell"
     assert [((d.subset, d.item_id), d.correct) for d in found] == [(key, right) for _, key, right in expected]
     assert [d.difference for d in found] == pytest.approx([-gap for gap, _, _ in expected], rel=1e-4)
@@ -488,7 +488,7 @@ def test_disagreements_equal_brute_force_on_any_scale(kind: str) -> None:
         tables[0].schema.field("candidate_scores"),
         scaled,
     )
-    again = disagreements(logits, shuffled, items_of(benchmark), 10)
+    again = disagreements(logits, shuffled, items_of(benchmark), 3)
     assert [(d.subset, d.item_id) for d in again] == [(d.subset, d.item_id) for d in found]
 
 
@@ -519,13 +519,15 @@ def test_compare_shows_disagreements_with_images_and_texts_as_they_stand(
     for model in (1, 2):
         items = content[model]["disagreements"]
         assert len(items) == 20
-        assert [d["difference"] for d in items] == sorted((d["difference"] for d in items), reverse=True)
+        improved = [d["correct"][1] for d in items]
+        assert improved == sorted(improved, reverse=True)
+        assert 0 < sum(improved) < len(items)
         assert all(d["correct"][0] != d["correct"][1] for d in items)
         for d in items:
             assert all(" ".join(text.split()) in " ".join(page.text.split()) for text in d["candidates"])
-    assert "<script" not in (output / "report.html").read_text()
+    assert page.tags.count("script") == OWN_SCRIPTS
     assert "<script" not in markdown.replace("\\<script", "")
-    assert "where they disagree most" in markdown
+    assert "where they disagree" in markdown
     assert "image coco_val2017:4.png, no longer readable" in page.text
     assert "image coco_val2017:3.png, no longer readable" in page.text
     assert "image coco_val2017:2.png, which" not in page.text
@@ -538,9 +540,6 @@ def test_compare_shows_disagreements_with_images_and_texts_as_they_stand(
     client = MlflowClient(tracking_uri=tracking.uri)
     experiment = client.get_experiment_by_name("published").experiment_id
     (run,) = client.search_runs([experiment])
-    results = content[2]["results"]
-    assert run.data.metrics["tuned/sugarcrepe/swap_obj"] == results["sugarcrepe/swap_obj"]["score"]["value"]
-    assert run.data.metrics["tuned/sugarcrepe_swap_delta"] == results["sugarcrepe_swap"]["delta"]
     monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking.uri)  # `load_table` asks the store named globally
     table = client.load_table(experiment, "disagreements.json", [run.info.run_id])
     assert isinstance(table, pd.DataFrame)

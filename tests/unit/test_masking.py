@@ -99,7 +99,7 @@ def test_masked_rejects_and_foreign_errors_hide_them() -> None:
     assert "hunter2" not in str(rejects_table([reject]).to_pylist())
     assert one_line(OSError(f"denied: {uri}")) == "OSError: denied: s3://***@bucket/a.parquet"
     answer = dict.fromkeys(("caption", "kind", "text"), "") | {
-        **{"applicable": True, "error": "engine_error", "status": 401, "last": False},
+        **{"applicable": True, "error": "engine_error", "status": 401, "last": False, "slot": ""},
         **{"caption": "a dog", "kind": "swap_nouns", "text": f"denied: {uri}"},
     }
     assert "hunter2" not in str(QualityChecks("vllm", "m").judge(answer))

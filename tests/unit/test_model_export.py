@@ -147,6 +147,8 @@ def test_export_that_breaks_off_leaves_no_model(loaded, tmp_path):
 
 
 def lines_of(readme):
+    """Return the indented lines below the card's metadata."""
+    readme = readme.split("\n---\n")[1]
     return "\n".join(line.removeprefix("    ") for line in readme.splitlines() if line.startswith("    "))
 
 

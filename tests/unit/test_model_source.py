@@ -155,7 +155,7 @@ def test_chain_mistyped_model_is_told_of_before_the_first_stage(tmp_path):
 )
 def test_tune_mistyped_name_in_a_space_is_told_of_before_the_first_trial(space, message, tmp_path):
     file = tmp_path / "space.py"
-    file.write_text(f"from ray import tune\n\ndef space():\n    return {space}\n")
+    file.write_text(f"from ray import tune\n\ndef space():\n    return {space}, {{}}\n")
     train = TrainConfig(
         name="x",
         data=DataConfig(prepared="p", negatives="n"),

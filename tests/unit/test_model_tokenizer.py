@@ -6,7 +6,7 @@ from transformers import AutoTokenizer
 
 from degla_ray.config import ModelConfig
 from degla_ray.errors import SettingError
-from degla_ray.model.build import build
+from degla_ray.model.build import build, load
 from degla_ray.model.export import export
 from degla_ray.model.tokenizer import train_tokenizer
 
@@ -22,6 +22,15 @@ def test_train_tokenizer_special_ids_are_where_open_clip_looks(tmp_path):
     opened = AutoTokenizer.from_pretrained(tmp_path / "t")
     assert size == len(opened) == 300
     assert (opened.pad_token_id, opened.bos_token_id, opened.eos_token_id) == (0, 298, 299)
+
+
+def test_tokenizer_of_a_model_is_the_one_that_auto_tokenizer_opens():
+    tokenizer = load("scenes-base").tokenizer.tokenizer
+    auto = AutoTokenizer.from_pretrained(tokenizer.name_or_path, trust_remote_code=False)
+    assert type(auto) is type(tokenizer)
+    assert auto.init_kwargs == tokenizer.init_kwargs
+    assert auto.get_vocab() == tokenizer.get_vocab()
+    assert auto(CAPTIONS).input_ids == tokenizer(CAPTIONS).input_ids
 
 
 def test_tokenizer_encodes_start_words_end_and_padding(tokenizer):

@@ -11,9 +11,11 @@ from degla_ray.stage import StageFolder, shard_of
 KINDS = (Kind.SWAP_NOUNS, Kind.RESHUFFLE)
 
 
-def row(key="a", kind="swap_nouns", attempt=0, state="ok", text="a cat bites a dog", reason=""):
+def row(
+    key="a", kind="swap_nouns", attempt=0, state="ok", text="a cat bites a dog", reason="", engine="vllm"
+):
     numbers = {"prompt_tokens": 9, "completion_tokens": 3, "cached_tokens": 4, "seconds": 0.5}
-    texts = {"detail": "", "engine": "vllm", "model": "small"}
+    texts = {"detail": "", "engine": engine, "model": "small"}
     return {
         "key": key,
         "kind": kind,
@@ -30,18 +32,18 @@ def states():
 
 
 def asked(states):
-    return [(key, kind, attempt) for key, kind, attempt, _ in states.next_round()]
+    return [(key, kind, attempt) for key in "ab" for kind, attempt, _, _ in states.next_round(key)]
 
 
 def test_text_key_joins_captions_that_read_alike():
     assert text_key("A dog  runs.") == text_key("a dog runs") != text_key("A dog runs!")
 
 
-def test_state_table_asks_for_everything_by_kind_first(states):
+def test_state_table_asks_for_every_kind_of_a_caption(states):
     assert asked(states) == [
         ("a", "swap_nouns", 0),
-        ("b", "swap_nouns", 0),
         ("a", "reshuffle", 0),
+        ("b", "swap_nouns", 0),
         ("b", "reshuffle", 0),
     ]
 
@@ -51,11 +53,24 @@ def test_state_table_asks_again_until_accepted_or_no_attempt_is_left(states):
     assert asked(states) == [("a", "reshuffle", 0), ("b", "reshuffle", 0)], (
         "first attempts before second ones"
     )
-    states.add([row(key, "reshuffle", text=f"{key} dog bites a cat") for key in "ab"])
-    assert states.next_round() == [("b", "swap_nouns", 1, True)]
-    states.add([row("b", attempt=1, state="error", reason="timeout")])
+    assert states.add([row(key, "reshuffle", text=f"{key} dog bites a cat") for key in "ab"]) == ["a", "b"]
+    assert states.next_round("b") == [("swap_nouns", 1, True, 1)]
+    assert states.add([row("b", attempt=1, state="error", reason="timeout")]) == ["b"]
+    assert not states.finished
     assert asked(states) == []
+    assert states.finished
     assert states.settled() == 4
+
+
+def test_state_table_tells_a_caption_whose_last_request_is_answered(states):
+    asked(states)
+    assert states.add([row("a"), row("b", "reshuffle", state="rejected")]) == []
+    assert states.add(
+        [row("a", "reshuffle", state="rejected"), row("a", "reshuffle", text="a bone", engine="rules")]
+    ) == ["a"]
+    assert states.next_round("a") == []
+    assert states.add([row("b")]) == ["b"]
+    assert states.next_round("b") == [("reshuffle", 1, True, 1)]
 
 
 def test_state_table_asks_no_more_where_the_kind_cannot_be(states):
@@ -65,10 +80,11 @@ def test_state_table_asks_no_more_where_the_kind_cannot_be(states):
 
 def test_state_table_wants_as_many_as_per_kind_says():
     states = StateTable(["a"], KINDS[:1], per_kind=2, attempts=2)
+    assert states.next_round("a") == [("swap_nouns", 0, False, 2)]
     states.add([row()])
-    assert asked(states) == [("a", "swap_nouns", 1)]
+    assert states.next_round("a") == [("swap_nouns", 1, False, 1)]
     states.add([row(attempt=1, text="a dog bites a bone")])
-    assert asked(states) == []
+    assert states.next_round("a") == []
 
 
 @pytest.mark.parametrize("late_first", [False, True])
@@ -76,7 +92,7 @@ def test_state_table_keeps_the_earlier_kind_of_two_equal_negatives_whichever_cam
     states = StateTable(["a"], KINDS, per_kind=1, attempts=2)
     rows = [row(), row(kind="reshuffle", text="A cat bites the dog!")]
     states.add(reversed(rows) if late_first else rows)
-    assert asked(states) == [("a", "reshuffle", 1)]
+    assert states.next_round("a") == [("reshuffle", 1, True, 1)]
     assert states.rows[("a", "reshuffle")].attempts[0]["reason"] == "duplicate_negative"
     assert states.rows[("a", "swap_nouns")].state() is State.OK
 

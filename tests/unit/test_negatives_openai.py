@@ -13,6 +13,7 @@ import pytest
 from degla_ray.config import NegativesConfig, OpenAIConfig, VLLMConfig
 from degla_ray.errors import SettingError
 from degla_ray.negatives.llm.engines.openai_engine import OpenAIActor, OpenAIEngine
+from degla_ray.negatives.llm.slots import Slot
 from tests.openai_server import Reply, Server, completion, openai_server
 
 GOOD = "A white cat chases a brown dog."
@@ -20,13 +21,15 @@ BATCH = {"key": ["k"], "kind": ["swap_nouns"], "caption": ["A brown dog chases a
 KEY = "sk-secret/1234+5678"
 
 
-def ask(server: Server, *, timeout_s: float = 20.0, joint: bool = False, **settings: Any) -> dict[str, Any]:
+def ask(
+    server: Server, *, timeout_s: float = 20.0, joint: bool = False, slot: str = "", **settings: Any
+) -> dict[str, Any]:
     """The columns of one answer."""
     config = OpenAIConfig(base_url=server.url, model="small", **{"max_retries": 1, **settings})
     sampling = {"temperature": 0.7, "top_p": 0.95, "max_tokens": 64}
     heads = {"swap_nouns": [{"role": "system", "content": "Swap."}]}
     actor = OpenAIActor(server=config, heads=heads, joint=joint, sampling=sampling, timeout_s=timeout_s)
-    batch = actor.answer({**BATCH, "applicable": [True]})
+    batch = actor.answer({**BATCH, "applicable": [True], "slot": [slot]})
     actor.loop.call_soon_threadsafe(actor.loop.stop)
     return {
         name: batch[name][0] for name in ("text", "finish_reason", "error", "status", "completion_tokens")
@@ -230,6 +233,16 @@ def test_complete_request_has_no_stop_string_and_the_fields_that_are_asked_for()
     assert "temperature" not in other
     assert (other["max_completion_tokens"], other["top_p"]) == (500, 0.5)
     assert other["chat_template_kwargs"] == {"enable_thinking": False}
+
+
+def test_complete_slot_is_asked_for_with_its_part_marked_and_its_options_as_the_schema() -> None:
+    slot = Slot(before="A ", part="dog", after=" runs.", options=("cat", "horse"), count=2)
+    with openai_server(lambda request, server: completion('{"answers": ["cat", "horse"]}')) as server:
+        ask(server, slot=slot.to_json())
+    (request,) = server.requests
+    assert request["messages"][-1]["content"] == "A [dog] runs."
+    answers = request["response_format"]["json_schema"]["schema"]["properties"]["answers"]
+    assert (answers["items"]["enum"], answers["minItems"]) == (["cat", "horse"], 2)
 
 
 @pytest.mark.parametrize("field", ["model", "messages", "stream", "n"])

@@ -17,7 +17,7 @@ from degla_ray.negatives.llm.prompting import load_prompts
 from degla_ray.schema import Kind
 
 FOLDER = Path(degla_ray.negatives.llm.__file__).with_name("prompts")
-JOINT = "joint.yaml"
+JOINT, SLOTS = "joint.yaml", "slots.yaml"
 FEWEST = 20
 """Examples that a file must hold at least."""
 
@@ -65,7 +65,17 @@ def is_of_kind(kind: Kind, token: Token) -> bool:
 
 
 def test_prompts_there_is_one_file_for_each_kind() -> None:
-    assert {path.name for path in FOLDER.iterdir()} == {JOINT, *(f"{kind.value}.yaml" for kind in Kind)}
+    assert {path.name for path in FOLDER.iterdir()} == {
+        JOINT,
+        SLOTS,
+        *(f"{kind.value}.yaml" for kind in Kind),
+    }
+
+
+def test_prompts_slots_have_an_instruction_for_each_kind() -> None:
+    instructions = load_yaml(FOLDER / SLOTS)
+    assert set(instructions) == {kind.value for kind in Kind}
+    assert all("[brackets]" in text for text in instructions.values())
 
 
 def test_prompts_joint_file_has_enough_examples_of_all_kinds() -> None:
@@ -78,7 +88,7 @@ def test_prompts_joint_file_has_enough_examples_of_all_kinds() -> None:
 
 def test_prompts_joint_question_shows_the_kinds_asked_for_and_no_others() -> None:
     kinds = tuple(kind for kind in Kind if kind in (Kind.SWAP_NOUNS, Kind.RESHUFFLE))
-    prompts = load_prompts(list(Kind), 5, seed=0, joint=True)
+    prompts = load_prompts(list(Kind), 5, seed=0, prompting="joint")
     assert len(prompts) == 2 ** len(Kind) - 1
     for _, answer in prompts[kinds].examples:
         assert set(json.loads(answer)) == {"swap_nouns", "reshuffle"}

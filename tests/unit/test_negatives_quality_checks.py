@@ -19,7 +19,9 @@ def checks():
 
 def judge(checks, kind, text, caption=FOX, **answer):
     row = {"key": "k", "kind": kind, "attempt": 0, "caption": caption, "seed": 1, "last": False}
-    rows = checks.judge(BLANK | row | {"applicable": True, "text": text, "finish_reason": "stop"} | answer)
+    rows = checks.judge(
+        BLANK | row | {"applicable": True, "slot": "", "text": text, "finish_reason": "stop"} | answer
+    )
     return rows
 
 
@@ -88,7 +90,7 @@ def test_judge_asks_nothing_of_a_caption_that_cannot_have_the_kind(checks):
 
 
 def test_judge_fills_in_by_rule_only_after_the_last_attempt():
-    checks = QualityChecks("vllm", "small", frozenset({"dog", "fox", "cat", "park"}))
+    checks = QualityChecks("vllm", "small", words=frozenset({"dog", "fox", "cat", "park"}), fills=True)
     (row,) = judge(checks, "swap_nouns", FOX)
     assert row["state"] == "rejected"
     rejected, filled = judge(checks, "swap_nouns", FOX, last=True, prompt_tokens=90)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from dataclasses import asdict
 from html.parser import HTMLParser
 from pathlib import Path
 
 from degla_ray.reporting.examples import captions_shown
-from degla_ray.reporting.generation import KindReport, Report, generation_page
+from degla_ray.reporting.generation import KindReport, Report
+from degla_ray.reporting.generation_page import Sample, generation_page
 from degla_ray.schema import CAPTIONS
 from degla_ray.storage import Storage
 
@@ -19,12 +21,12 @@ class Cells(HTMLParser):
 
     def __init__(self, page: str) -> None:
         super().__init__()
-        self.tags: set[str] = set()
+        self.tags: list[str] = []
         self.texts: list[str] = []
         self.feed(page)
 
     def handle_starttag(self, tag: str, attrs: object) -> None:
-        self.tags.add(tag)
+        self.tags.append(tag)
 
     def handle_data(self, data: str) -> None:
         self.texts.append(data)
@@ -54,9 +56,12 @@ def test_generation_page_captions_and_names_are_shown_as_they_are_and_run_nothin
         caption_words={3: 1},
         kinds={"swap_nouns": kind},
     )
-    page = Cells(generation_page(report, {"swap_nouns": [(HOSTILE, HOSTILE)]}))
-    assert not {"script", "img"} & page.tags
-    assert page.texts.count(HOSTILE) == 2
+    sample = Sample(caption=HOSTILE, negative=HOSTILE, image=None)
+    content = asdict(report) | {"totals": report.metrics()}
+    page = Cells(generation_page(content, {"swap_nouns": [sample]}))
+    assert "img" not in page.tags
+    assert page.tags.count("script") == 2  # our own: the charts' data, and the program
+    assert [text.strip() for text in page.texts].count(HOSTILE) == 2
 
 
 def test_captions_shown_on_a_terminal_are_one_line_without_control_characters(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ def write_folders(
             StageFolder(str(folder / "negatives"), "negatives", made_from, 1),
             "negatives",
             NEGATIVES,
-            wrong,
+            [(*row, None) for row in wrong],
         ),
         "neighbours": (
             StageFolder(str(folder / "neighbours"), "neighbours", made_from, 1),

@@ -19,8 +19,8 @@ from degla_ray.config import OptimizerConfig, TeacherConfig
 from degla_ray.errors import DataError
 from degla_ray.model.teacher import Teacher
 from degla_ray.storage import DiskRefuses, Storage
-from degla_ray.training import checkpoint
-from degla_ray.training.checkpoint import RAY_SNAPSHOT
+from degla_ray.training import checkpoint, checkpoint_folders
+from degla_ray.training.checkpoint_folders import RAY_SNAPSHOT
 from degla_ray.training.optimizer import build_optimizer
 from degla_ray.training.state import TrainState
 from degla_ray.training.workers import Workers
@@ -138,8 +138,8 @@ def test_checkpoint_not_whole_is_never_picked_up(tmp_path: Path, damage: str) ->
     else:
         data = (folder / "student.safetensors").read_bytes()
         (folder / "student.safetensors").write_bytes(data[:-1])
-    assert list(checkpoint.complete(run)) == [1]
-    assert checkpoint.tidy(run) == 1
+    assert list(checkpoint_folders.complete(run)) == [1]
+    assert checkpoint_folders.tidy(run) == 1
     assert not folder.exists()
 
 
@@ -165,16 +165,16 @@ def test_checkpoint_whose_bytes_changed_gives_way_to_the_one_before(
     for step in (1, 2, 3):
         save(run, state_at(step, [f"line {step}"]), {})
     (tmp_path / RAY_SNAPSHOT).write_text(snapshot(2, 3))
-    path = tmp_path / checkpoint.folder_name(3) / file
+    path = tmp_path / checkpoint_folders.folder_name(3) / file
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 128
     path.write_bytes({"flipped": data, "cut": data[:-1], "emptied": b""}[damage])
-    assert checkpoint.latest(run) == 2
+    assert checkpoint_folders.latest(run) == 2
     assert f"{path}: the checksum does not match" in caplog.text
-    assert checkpoint.tidy(run) == 2
-    assert list(checkpoint.complete(run)) == [2]
+    assert checkpoint_folders.tidy(run) == 2
+    assert list(checkpoint_folders.complete(run)) == [2]
     restored = state_of(1)
-    checkpoint.load(run, checkpoint.folder_name(2), restored, ALONE)
+    checkpoint.load(run, checkpoint_folders.folder_name(2), restored, ALONE)
     assert restored.trace == ["line 2"]
 
 
@@ -182,11 +182,11 @@ def test_checkpoint_none_left_whole_ends_the_run_and_deletes_nothing(tmp_path: P
     run = Storage(str(tmp_path))
     for step in (1, 2):
         save(run, state_at(step), {})
-        file = tmp_path / checkpoint.folder_name(step) / "state.json"
+        file = tmp_path / checkpoint_folders.folder_name(step) / "state.json"
         file.write_bytes(file.read_bytes().replace(b"step", b"stop"))
     with pytest.raises(DataError, match=r"checkpoint_000000001/state\.json: found a checksum .* no earlier"):
-        checkpoint.tidy(run)
-    assert list(checkpoint.complete(run)) == [1, 2]
+        checkpoint_folders.tidy(run)
+    assert list(checkpoint_folders.complete(run)) == [1, 2]
 
 
 def test_checkpoint_on_a_full_disk_names_its_file_and_leaves_the_one_before(tmp_path: Path) -> None:
@@ -201,9 +201,9 @@ def test_checkpoint_on_a_full_disk_names_its_file_and_leaves_the_one_before(tmp_
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert run.folders() == ["checkpoint_000000001"]
-    assert checkpoint.latest(run) == 1
+    assert checkpoint_folders.latest(run) == 1
     save(run, state_at(2), {})
-    assert checkpoint.latest(run) == 2
+    assert checkpoint_folders.latest(run) == 2
 
 
 def test_checkpoint_on_a_read_only_disk_names_its_file(tmp_path: Path) -> None:
@@ -232,30 +232,30 @@ def test_checkpoint_writer_that_is_killed_leaves_the_whole_ones(tmp_path: Path) 
     for number in range(12):
         writer = multiprocessing.get_context("fork").Process(target=write, args=(last + 1,))
         writer.start()
-        while not run.exists(checkpoint.folder_name(last + 1)):
+        while not run.exists(checkpoint_folders.folder_name(last + 1)):
             time.sleep(0.0005)
         time.sleep(0.002 * number)
         writer.kill()
         writer.join()
-        torn += len(run.folders()) > len(checkpoint.complete(run))
-        before, last = last, checkpoint.tidy(run) or 0
+        torn += len(run.folders()) > len(checkpoint_folders.complete(run))
+        before, last = last, checkpoint_folders.tidy(run) or 0
         assert last >= before
-        assert checkpoint.read(run, checkpoint.folder_name(last)).record is not None
+        assert checkpoint.read(run, checkpoint_folders.folder_name(last)).record is not None
     assert torn
 
 
 def test_checkpoint_saved_over_a_torn_one_is_whole(tmp_path: Path) -> None:
     run = Storage(str(tmp_path))
-    torn = tmp_path / checkpoint.folder_name(2)
+    torn = tmp_path / checkpoint_folders.folder_name(2)
     torn.mkdir()
     (torn / "old.bin").write_bytes(b"left by a killed run")
     save(run, state_at(2), {})
-    assert list(checkpoint.complete(run)) == [2]
+    assert list(checkpoint_folders.complete(run)) == [2]
     assert not (torn / "old.bin").exists()
 
 
 def snapshot(*steps: int) -> str:
-    results = [{"checkpoint_dir_name": checkpoint.folder_name(s), "metrics": {}} for s in steps]
+    results = [{"checkpoint_dir_name": checkpoint_folders.folder_name(s), "metrics": {}} for s in steps]
     return json.dumps({"checkpoint_results": results, "latest_checkpoint_result": results[-1]})
 
 
@@ -264,8 +264,8 @@ def test_tidy_record_of_ray_that_fits_is_kept_with_the_latest(tmp_path: Path) ->
     for step in (1, 2, 3, 4):
         save(run, state_at(step), {})
     (tmp_path / RAY_SNAPSHOT).write_text(snapshot(2, 3))
-    assert checkpoint.tidy(run) == 4
-    assert list(checkpoint.complete(run)) == [2, 3, 4]
+    assert checkpoint_folders.tidy(run) == 4
+    assert list(checkpoint_folders.complete(run)) == [2, 3, 4]
     assert (tmp_path / RAY_SNAPSHOT).exists()
 
 
@@ -274,9 +274,9 @@ def test_tidy_record_of_ray_that_is_broken_or_stale_is_removed(tmp_path: Path, r
     run = Storage(str(tmp_path))
     save(run, state_at(5), {})
     (tmp_path / RAY_SNAPSHOT).write_text(record)
-    assert checkpoint.tidy(run) == 5
+    assert checkpoint_folders.tidy(run) == 5
     assert not (tmp_path / RAY_SNAPSHOT).exists()
 
 
 def test_tidy_empty_folder_gives_none(tmp_path: Path) -> None:
-    assert checkpoint.tidy(Storage(str(tmp_path / "new"))) is None
+    assert checkpoint_folders.tidy(Storage(str(tmp_path / "new"))) is None

@@ -78,8 +78,20 @@ def test_batch_of_two_workers_is_that_of_one(samples: Samples, spec: BatchSpec) 
     halves = [BatchReader(samples, dataclasses.replace(spec, rank=r, world_size=2)).read(6) for r in range(2)]
     for name in ("images_BHWC", "mask_BK"):
         assert np.concatenate([getattr(h, name) for h in halves]).tobytes() == getattr(whole, name).tobytes()
-    pieces = BatchReader(samples, dataclasses.replace(spec, micro_batches=2)).read(6).texts
+    pieces = BatchReader(samples, dataclasses.replace(spec, micro_batch_size=8)).read(6).texts
     assert [p.tobytes() for p in pieces] == [h.texts[0].tobytes() for h in halves]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_batch_of_any_number_of_workers_is_computed_by_at_most_so_many_rows(
+    samples: Samples, spec: BatchSpec, world_size: int
+) -> None:
+    """5 rows at once of 16 on one worker are 4 micro-batches, of 8 on one of two workers are 2."""
+    own = dataclasses.replace(spec, world_size=world_size, micro_batch_size=5)
+    pieces = [len(texts) // (1 + 4) for texts in BatchReader(samples, own).read(6).texts]
+    assert max(pieces) <= 5
+    assert sum(pieces) == 16 // world_size
+    assert len(pieces) == -(-16 // world_size // 5)
 
 
 def test_batch_captions_and_negatives_belong_together(samples: Samples, spec: BatchSpec) -> None:

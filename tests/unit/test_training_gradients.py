@@ -84,7 +84,7 @@ def a_batch(loaded: LoadedModel, micro_batches: int, device: torch.device = CPU)
     mask_BK = torch.rand(B, K, generator=generator) < 0.7
     texts = []
     for row_b, mask_bK in zip(
-        torch.arange(B).chunk(micro_batches), mask_BK.chunk(micro_batches), strict=True
+        torch.arange(B).tensor_split(micro_batches), mask_BK.tensor_split(micro_batches), strict=True
     ):
         tokens_bL, tokens_bKL = tokens_XL[row_b], tokens_XL[B:].unflatten(0, (B, K))[row_b]
         own = Texts.of(torch.cat([tokens_bL, tokens_bKL.flatten(0, 1)]).numpy(), padding=0)
@@ -110,7 +110,6 @@ def step_of(
         model=ModelConfig(name="scenes-base"),
         objective=OBJECTIVES[objective],
         optimizer=OptimizerConfig(lr=lr, warmup_steps=0),
-        accumulation_steps=micro_batches,
         global_batch_size=B,
         compute=TrainComputeConfig(precision=precision),
         nonfinite_steps=nonfinite_steps,
@@ -146,7 +145,7 @@ def of_step(
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
-@pytest.mark.parametrize("micro_batches", [2, 4, 12])
+@pytest.mark.parametrize("micro_batches", [2, 5, 12])
 def test_gradients_in_micro_batches_equal_those_at_once(loaded, objective, micro_batches):
     terms, whole = of_step(loaded, objective, 1)
     terms_accumulated, accumulated = of_step(loaded, objective, micro_batches)

@@ -18,7 +18,7 @@ from degla_ray.errors import SettingError
 from degla_ray.loader.order import BatchOrder
 from degla_ray.loader.samples import load_samples
 from degla_ray.storage import Storage
-from degla_ray.training import checkpoint, trace
+from degla_ray.training import checkpoint, checkpoint_folders, trace
 from degla_ray.training.hooks import Checkpoint, Log
 from degla_ray.training.interval import MAX_SKIPPED, LogInterval
 from degla_ray.training.job import PROGRESS, Job
@@ -54,6 +54,7 @@ def job_of(folder: Path, precision: Any = "fp32") -> Job:
         versions={},
         candidates=Candidates(images=16, texts=16.0),
         short_side=32,
+        data="",
     )
 
 
@@ -94,6 +95,7 @@ def interval_of(*losses: float, first: int = 1, report: bool = False) -> LogInte
         first_wait_s=1.0,
         usage=Usage(phase_ms={"forward": 100.0, "backward": 250.0}, tokens_per_s=1e4, mfu=None),
         stop=False,
+        leave=False,
         save=False,
         written=0,
         report=report,
@@ -247,13 +249,13 @@ def test_log_fp16_may_skip_some_steps_but_not_many_in_a_row(tmp_path: Path, skip
 @pytest.mark.parametrize(
     ("compute", "named"),
     [
-        ({"precision": "fp32"}, ["accumulation_steps 2", "activation_checkpointing true", "precision bf16"]),
-        ({"precision": "bf16", "activation_checkpointing": True}, ["accumulation_steps 2"]),
+        ({"precision": "fp32"}, ["micro_batch_size 8", "activation_checkpointing true", "precision bf16"]),
+        ({"precision": "bf16", "activation_checkpointing": True}, ["micro_batch_size 8"]),
     ],
 )
 def test_out_of_memory_names_the_settings_that_help(compute: dict[str, Any], named: list[str]) -> None:
     config = dataclasses.replace(job_of(Path()).config, compute=TrainComputeConfig(**compute))
-    message = str(out_of_memory(config))
+    message = str(out_of_memory(config, world_size=1))
     assert [part for part in named if part in message] == named
     assert message.count(";") == 1 + len(named)
 
@@ -274,7 +276,7 @@ def test_checkpoint_is_of_its_step_although_training_goes_on(tmp_path: Path) -> 
     save.wait()
     assert (save.next_written(), save.next_written()) == (4, 0)
     restored = state_at(0)
-    checkpoint.restore(restored, checkpoint.read(run, checkpoint.folder_name(4)))
+    checkpoint.restore(restored, checkpoint.read(run, checkpoint_folders.folder_name(4)))
     assert restored.step == 4
     for name, tensor in restored.student.state_dict().items():
         assert torch.equal(tensor, weights[name])
@@ -288,7 +290,7 @@ def test_checkpoints_are_reported_once_in_the_order_of_their_steps(tmp_path: Pat
         save.after_step(state, dataclasses.replace(interval_of(1.0), save=True))
     save.wait()
     assert [save.next_written() for _ in range(4)] == [1, 2, 3, 0]
-    assert list(checkpoint.complete(run)) == [1, 2, 3]
+    assert list(checkpoint_folders.complete(run)) == [1, 2, 3]
 
 
 def test_checkpoint_that_cannot_be_written_ends_the_run(tmp_path: Path) -> None:

@@ -119,10 +119,10 @@ def test_monitor_validation_whose_note_a_kill_prevented_is_logged_once(
     run = Storage(str(tmp_path / "run"))
     done = Validation(step=100, state="done", metrics={"composition": 0.6}, headline="composition")
     run.write_json(dataclasses.asdict(done), "evaluations", "step-000000100.json")
-    tracking.log_metrics(config, run_id, {"validation/composition": 0.6}, 100)
+    tracking.log_metrics(config, run_id, {"eval/composition": 0.6}, 100)
     with Monitor(run, "run", 505, config, run_id, resumed_step=100):
         pass
-    curve = MlflowClient(config.uri).get_metric_history(run_id or "", "validation/composition")
+    curve = MlflowClient(config.uri).get_metric_history(run_id or "", "eval/composition")
     assert [(point.step, point.value) for point in curve] == [(100, 0.6)]
 
 
@@ -145,7 +145,7 @@ def test_monitor_tells_of_validations_once_and_logs_them_once(
     assert "validation of step 100" not in printed
     with Monitor(run, "run", 505, config, run_id):
         pass
-    curve = MlflowClient(config.uri).get_metric_history(run_id or "", "validation/composition")
+    curve = MlflowClient(config.uri).get_metric_history(run_id or "", "eval/composition")
     assert [(point.step, point.value) for point in curve] == [(200, 0.6)]
 
 

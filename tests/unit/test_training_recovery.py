@@ -14,6 +14,7 @@ from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 from degla_ray import resources
 from degla_ray.config import DataConfig, ModelConfig, ObjectiveConfig, RayConfig, TrainConfig
 from degla_ray.storage import Storage
+from degla_ray.training import stopping
 from degla_ray.training.job import ERROR, PROGRESS, RECOVERY
 from degla_ray.training.ray_train import needs
 from degla_ray.training.recovery import MAX_FAILURES, Recovery
@@ -75,6 +76,14 @@ def test_run_that_gets_on_between_losses_never_gives_up(run: Storage) -> None:
         "lost worker 1 on 10.0.0.3 at step 153; continues from step 10 "
         "(1 more try before the next checkpoint)"
     )
+
+
+def test_workers_that_left_as_they_were_asked_to_do_not_count_as_lost(run: Storage) -> None:
+    policy = policy_of(run)
+    for _ in range(MAX_FAILURES + 1):
+        left = WorkerGroupError("left", {0: stopping.Left(), 1: stopping.Left()})
+        assert policy.make_decision(left) is FailureDecision.RETRY
+    assert not run.exists(RECOVERY)
 
 
 def test_error_that_would_recur_ends_the_run(run: Storage) -> None:

@@ -13,7 +13,7 @@ import pytest
 from degla_ray.config import DataConfig
 from degla_ray.errors import DataError, SettingError
 from degla_ray.loader.samples import Samples, load_samples
-from degla_ray.schema import CAPTIONS
+from degla_ray.schema import CAPTIONS, Kind
 from tests.training_inputs import write_inputs
 
 
@@ -57,6 +57,18 @@ def test_samples_negatives_belong_to_their_caption(tmp_path: Path) -> None:
     assert counts["img0000#0"] == 0
     assert counts["img0005#1"] == 5
     assert sum(counts.values()) == len(samples.negative)
+
+
+def test_samples_kinds_leave_out_the_other_negatives(tmp_path: Path) -> None:
+    folder = write_inputs(tmp_path)
+    kinds = list(Kind)
+    every, first, rest = (
+        load_samples(config_of(folder, kinds=each), with_negatives=True)
+        for each in (None, kinds[:1], kinds[1:])
+    )
+    assert 0 < len(first.negative) < len(every.negative) == len(first.negative) + len(rest.negative)
+    for row in range(len(every)):
+        assert sorted(negatives_of(every, row)) == sorted(negatives_of(first, row) + negatives_of(rest, row))
 
 
 def test_samples_unknown_split_names_those_there(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 
 from degla_ray.config import DataConfig, ModelConfig, ObjectiveConfig, OptimizerConfig, TrainConfig
 from degla_ray.objectives import Features, losses
+from degla_ray.stage import StageFolder
 from degla_ray.training import sanity
 from degla_ray.training.sanity import Candidates
 from tests.unit.test_training_tokens import samples_of
@@ -44,9 +46,10 @@ def test_long_warmup_warns_when_no_step_is_left_after_it(steps: int, warns: bool
     ],
 )
 def test_scenes_model_warns_on_data_of_another_source(
-    model: ModelConfig, source: str | None, warns: bool
+    tmp_path: Path, model: ModelConfig, source: str | None, warns: bool
 ) -> None:
-    assert (sanity.scenes_model_on_other_data(model, source) is not None) == warns
+    manifest = StageFolder(str(tmp_path), "prepare", {"source": source}, num_shards=1).manifest
+    assert (sanity.scenes_model_on_other_data(model, manifest) is not None) == warns
 
 
 @pytest.mark.parametrize(("short_side", "warns"), [(223, True), (224, False), (480, False)])

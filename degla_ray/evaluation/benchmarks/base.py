@@ -114,12 +114,14 @@ class ScoredItems:
         subsets, ids: see SCORES.
         images: image of each item. Intervals and tests treat the items of one image as one observation.
         groups: group of each item, None for an item without one; None if no subset is a mean over groups.
+        rivals: highest-scoring wrong candidate of each item; None if the items list their candidates.
     """
 
     subsets: Sequence[str]
     ids: Sequence[str]
     images: Sequence[str]
     groups: Sequence[str | None] | None = None
+    rivals: Sequence[str | None] | None = None
 
 
 def scores_table(
@@ -148,5 +150,6 @@ def scores_table(
         pa.array(items.groups or [None] * count, pa.string()),
         pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat.astype(np.float32))),
         pa.array(np.asarray(correct, dtype=bool)),
+        pa.array(items.rivals or [None] * count, pa.string()),
     ]
     return pa.Table.from_arrays(columns, names=SCORES.names).cast(SCORES)

@@ -144,6 +144,7 @@ class Classification:
         ranks = {subset: 5 if subset == TOP5 else 1 for subset in self.subsets}
         parts: dict[str, list[np.ndarray]] = {subset: [] for subset in self.subsets}
         better_N = np.zeros(len(scored), dtype=np.int64)  # classes that beat the true one
+        rivals: list[str | None] = []
         for start in range(0, len(scored), CHUNK):
             chunk = slice(start, start + CHUNK)
             label_N1 = label_N[chunk, None]
@@ -153,6 +154,7 @@ class Classification:
             better_N[chunk] = ((scores_NC > true_N1) | tied_before_NC).sum(axis=1)
             wrong_NC = scores_NC.copy()
             np.put_along_axis(wrong_NC, label_N1, -np.inf, axis=1)
+            rivals += [self._classes[c] for c in wrong_NC.argmax(axis=1)]
             for subset, rank in ranks.items():
                 rival_N1 = np.partition(wrong_NC, -rank, axis=1)[:, [-rank]]
                 parts[subset].extend(scores_NC if subset == TOP1 else np.hstack([true_N1, rival_N1]))
@@ -166,6 +168,7 @@ class Classification:
                     ids=ids,
                     images=images,
                     groups=classes if subset == MEAN_PER_CLASS else None,
+                    rivals=rivals if rank == 1 else None,
                 ),
                 parts[subset],
                 better_N < rank,

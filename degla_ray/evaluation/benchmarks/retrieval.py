@@ -78,8 +78,8 @@ class Retrieval:
         keys = [self._key[i] for i in images]
         shown = [keys[found[0]] for found in true_images]
         parts = [
-            *self._tables("i2t", images, keys, *_best_scores(img_ND, txt_MD, true_texts)),
-            *self._tables("t2i", texts, shown, *_best_scores(txt_MD, img_ND, true_images)),
+            *self._tables("i2t", images, keys, texts, _best_scores(img_ND, txt_MD, true_texts)),
+            *self._tables("t2i", texts, shown, keys, _best_scores(txt_MD, img_ND, true_images)),
         ]
         lost = {"i2t": len(self._texts_of) - len(images), "t2i": len(self._images_of) - len(texts)}
         missing: Mapping[str, int] = {subset: lost[subset[:3]] for subset in self.subsets}
@@ -90,21 +90,26 @@ class Retrieval:
         way: str,
         ids: Sequence[str],
         images: Sequence[str],
-        best_true_Q: np.ndarray,
-        best_wrong_QK: np.ndarray,
+        candidates: Sequence[str],
+        best: tuple[np.ndarray, np.ndarray, np.ndarray],
     ) -> list[pa.Table]:
-        """Return the SCORES rows of one direction, one table per rank."""
+        """Return the SCORES rows of one direction, one table per rank; the first rank's name the rivals."""
+        best_true_Q, best_wrong_QK, rival_Q = best
+        known_Q = np.isfinite(best_wrong_QK[:, :1]).any(axis=1)
+        named = [candidates[c] if known else None for c, known in zip(rival_Q, known_Q, strict=True)]
         tables = []
         for k in RANKS:
-            rival_Q = np.full(len(ids), -np.inf, dtype=np.float32)
+            wrong_Q = np.full(len(ids), -np.inf, dtype=np.float32)
             if k <= best_wrong_QK.shape[1]:
-                rival_Q = best_wrong_QK[:, k - 1]
+                wrong_Q = best_wrong_QK[:, k - 1]
             shown = [
-                np.array([t, r] if np.isfinite(r) else [t], dtype=np.float32)
-                for t, r in zip(best_true_Q, rival_Q, strict=True)
+                np.array([t, w] if np.isfinite(w) else [t], dtype=np.float32)
+                for t, w in zip(best_true_Q, wrong_Q, strict=True)
             ]
-            items = ScoredItems(subsets=[f"{way}_r{k}"] * len(ids), ids=ids, images=images)
-            tables.append(scores_table(self.name, items, shown, best_true_Q > rival_Q))
+            items = ScoredItems(
+                subsets=[f"{way}_r{k}"] * len(ids), ids=ids, images=images, rivals=named if k == 1 else None
+            )
+            tables.append(scores_table(self.name, items, shown, best_true_Q > wrong_Q))
         return tables
 
     def shown(self) -> Iterator[Shown]:
@@ -118,8 +123,9 @@ class Retrieval:
 
 def _best_scores(
     query_QD: np.ndarray, candidate_CD: np.ndarray, truth: Sequence[Sequence[int]]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return each query's best true score [Q] and its highest wrong scores [Q, K], descending.
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return each query's best true score [Q], its highest wrong scores [Q, K], descending, and the row of
+    the highest [Q].
 
     `truth[q]` contains the rows of query q's true candidates. A query with fewer than K wrong candidates has
     -inf in place of the others.
@@ -130,6 +136,7 @@ def _best_scores(
     best_true_Q = np.empty(len(query_QD), dtype=np.float32)
     keep = min(max(RANKS), len(candidate_CD))
     best_wrong_QK = np.empty((len(query_QD), keep), dtype=np.float32)
+    rival_Q = np.empty(len(query_QD), dtype=np.int64)
     for start in range(0, len(query_QD), CHUNK):
         stop = min(start + CHUNK, len(query_QD))
         # float64, then rounded: BLAS's order of summation depends on position, but equal candidates must tie
@@ -140,5 +147,7 @@ def _best_scores(
         np.maximum.at(true, rows, scores[rows, columns])
         scores[rows, columns] = -np.inf
         best_true_Q[start:stop] = true
-        best_wrong_QK[start:stop] = torch.from_numpy(scores).topk(keep, dim=1).values.numpy()
-    return best_true_Q, best_wrong_QK
+        best_wrong = torch.from_numpy(scores).topk(keep, dim=1)
+        best_wrong_QK[start:stop] = best_wrong.values.numpy()
+        rival_Q[start:stop] = best_wrong.indices[:, 0].numpy()
+    return best_true_Q, best_wrong_QK, rival_Q

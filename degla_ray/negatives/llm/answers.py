@@ -8,6 +8,8 @@ requested one. This file does not import Ray. An answer takes 2 ms, most of it i
 
 from __future__ import annotations
 
+import contextlib
+import json
 import re
 import unicodedata
 from typing import Any, NamedTuple
@@ -17,6 +19,8 @@ from degla_ray.masking import masked
 from degla_ray.negatives.checks import Candidate, Language, first_failure, statements
 from degla_ray.negatives.llm.engines.vllm_actor import after_thought
 from degla_ray.negatives.llm.ledger import Row, State
+from degla_ray.negatives.llm.slots import Slot, Slots
+from degla_ray.negatives.plausibility import CaptionModels
 from degla_ray.negatives.rules import RuleEngine
 from degla_ray.negatives.selection import EditRequest, no_veto, select
 from degla_ray.schema import ATTEMPTS, Kind, RejectReason
@@ -44,8 +48,11 @@ _COMMENTARY = re.compile(
 )
 _NEXT_SENTENCE = re.compile(r"[.!?][\"'”’)]*\s+\w")
 _WORD = re.compile(r"[^\W_]+", re.UNICODE)
+_STRING = re.compile(r'("(?:[^"\\]|\\.)*")(\s*:)?', re.S)
 _QUOTES = {'"': '"', "'": "'", "“": "”", "‘": "’", "«": "»"}
 _END = ".!?"
+
+_NO_COST = {"prompt_tokens": 0, "completion_tokens": 0, "cached_tokens": 0, "seconds": 0.0}
 
 MORE_WORDS = 4
 """An answer may have 1.5 times the caption's words plus this number."""
@@ -56,36 +63,85 @@ class QualityChecks:
 
     Args:
         engine, model: names of the engine and model that wrote the answers.
-        fill: the dataset's vocabulary, with which the rule engine writes the negative if the last attempt
-            fails; None if it shall not.
+        words: the dataset's vocabulary, from which the rule engine and slots take words; None allows all.
+        fills: whether the rule engine writes the negative if the last attempt fails.
+        slots: whether requests are slots to fill (`generation.prompting: slots`).
+        models: n-gram models by which the options of slots are limited; None does without.
     """
 
-    def __init__(self, engine: str, model: str, fill: frozenset[str] | None = None) -> None:
-        self._rules = RuleEngine(fill)
+    def __init__(
+        self,
+        engine: str,
+        model: str,
+        *,
+        words: frozenset[str] | None = None,
+        fills: bool = False,
+        slots: bool = False,
+        models: CaptionModels | None = None,
+    ) -> None:
+        self._rules = RuleEngine(words, models)
+        self._words, self._fills = words, fills
+        self._slots = Slots(self._rules) if slots else None
         self._language: Language = self._rules.language
         self._written_by = {"engine": engine, "model": model}
-        self._fills = fill is not None
 
     def applicable(self, caption: str, kind: Kind) -> bool:
         """Return whether the caption has enough words of the class that the kind swaps, replaces or moves."""
         tag, number = _NEEDS[kind]
         return sum(token.tag is tag for token in self._rules.read(caption).tokens) >= number
 
+    def question(self, caption: str, kind: Kind, seed: int, fold: int = 0) -> dict[str, Any]:
+        """Return the columns that say what to ask an engine: whether anything, and the slot to fill or ""."""
+        if self._slots is None:
+            return {"applicable": self.applicable(caption, kind), "slot": ""}
+        slot = self._slots.slot(caption, kind, seed, fold)
+        return {"applicable": slot is not None, "slot": "" if slot is None else slot.to_json()}
+
     def judge(self, answer: dict[str, Any]) -> list[Row]:
-        """Return the ledger's rows for one answer: one row, or two if the rules filled in."""
+        """Return the ledger's rows for one answer: one row, or more if the rules filled in or a slot has
+        several fillings that pass."""
         caption, kind = str(answer["caption"]), Kind(str(answer["kind"]))
         row = {name: answer[name] for name in ATTEMPTS.names if name in answer}
         row |= self._written_by | {"reason": "", "detail": ""}
         if not answer["applicable"]:
             return [row | {"state": State.NOT_APPLICABLE.value, "text": ""}]
         if answer["error"]:
-            found = _failed(answer)
+            found = [_failed(answer)]
+        elif answer["slot"]:
+            found = self._fillings(caption, kind, answer)
         else:
-            found = self._verdict(caption, kind, str(answer["text"]), str(answer["finish_reason"]))
-        rows = [row | found]
-        if self._fills and answer["last"] and found["state"] != State.OK:
+            found = [self._verdict(caption, kind, str(answer["text"]), str(answer["finish_reason"]))]
+        rows = [row | found[0], *(row | _NO_COST | more for more in found[1:])]
+        if self._fills and answer["last"] and found[0]["state"] != State.OK:
             rows += self._filled(row, caption, kind, int(answer["seed"]))
         return rows
+
+    def _fillings(self, caption: str, kind: Kind, answer: dict[str, Any]) -> list[dict[str, str]]:
+        """Return the first `wanted` fillings of a slot that pass, or the reject of the first alternative."""
+        slot, text = Slot.from_json(str(answer["slot"])), str(answer["text"])
+        found = alternatives(text)
+        if not found:
+            read = read_answer(text, caption, cut_off=answer["finish_reason"] == "length")
+            reason = read.reason if isinstance(read, Unusable) else RejectReason.NO_TEXT
+            return [_rejected(text, reason, "the answer's form")]
+        verdicts = [self._filling(caption, kind, slot, alternative) for alternative in found]
+        passed = [verdict for verdict in verdicts if verdict["state"] == State.OK]
+        return passed[: int(answer["wanted"])] or verdicts[:1]
+
+    def _filling(self, caption: str, kind: Kind, slot: Slot, alternative: str) -> dict[str, str]:
+        if alternative in slot.options:  # which passed the checks before it was offered
+            return {"state": State.OK.value, "text": slot.filled(alternative)}
+        if slot.options:
+            return _rejected(alternative, RejectReason.WRONG_KIND, "none of the slot's options")
+        text = slot.filled(alternative)
+        known = self._words is None or self._words.issuperset(alternative.lower().split(" "))
+        before, after = (self._rules.read(each).tokens for each in (caption, text))
+        fits = [(t.number, t.sure) for t in before] == [(t.number, t.sure) for t in after]
+        if not (known and fits):
+            return _rejected(
+                text, RejectReason.WRONG_KIND, "a word of another number, or that no caption has"
+            )
+        return self._verdict(caption, kind, text, "stop")
 
     def _verdict(self, caption: str, kind: Kind, answer: str, finish_reason: str) -> dict[str, str]:
         text = read_answer(answer, caption, cut_off=finish_reason == "length")
@@ -116,8 +172,7 @@ class QualityChecks:
         request = EditRequest(caption=caption, limit=1, seed=str(seed))
         accepted = select(self._rules, [request], [kind], [no_veto])[0].accepted[kind]
         written_by = {"engine": self._rules.name, "model": self._rules.model}
-        nothing = {"prompt_tokens": 0, "completion_tokens": 0, "cached_tokens": 0, "seconds": 0.0}
-        return [row | written_by | nothing | {"state": State.OK.value, "text": text} for text in accepted]
+        return [row | written_by | _NO_COST | {"state": State.OK.value, "text": text} for text in accepted]
 
 
 def _failed(answer: dict[str, Any]) -> dict[str, str]:
@@ -127,6 +182,8 @@ def _failed(answer: dict[str, Any]) -> dict[str, str]:
 
 
 def _rejected(text: str, reason: RejectReason, detail: str) -> dict[str, str]:
+    # JSON can write half of a character, which no file can hold.
+    text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return {"state": State.REJECTED.value, "text": text, "reason": reason.value, "detail": detail}
 
 
@@ -169,6 +226,15 @@ def read_answer(answer: str, caption: str, *, cut_off: bool) -> str | Unusable:
         if found:
             return Unusable(reason, "the answer's form")
     return _ended_like(text, caption)
+
+
+def alternatives(answer: str) -> list[str]:
+    """Return the distinct complete strings of the JSON in an answer, in order, without an object's keys."""
+    texts = []
+    for string, key in _STRING.findall(after_thought(answer) or ""):
+        with contextlib.suppress(json.JSONDecodeError):  # an escape that JSON does not know
+            texts += [] if key else [json.loads(string, strict=False)]
+    return list(dict.fromkeys(text for text in texts if text.strip()))
 
 
 def _bare(line: str) -> str:

@@ -1,10 +1,8 @@
 """The requests sent to a language model and their results, row by row, so that none is sent twice.
 
-While a window of shards is processed, finished answers are appended to `ledger/` as they arrive. When all
+While a window of shards is processed, finished answers are appended to `ledger/` every two seconds. When all
 (caption, kind) pairs of the window are settled, its shards get their parts and receipts, and the appended
-files are deleted. A killed driver loses only the blocks in flight. The trade-off is one small file per block
-of 128 answers: 80,000 files for two million captions with five kinds each, though only one window's files
-exist at a time.
+files are deleted. A killed driver loses the blocks in flight and the answers of the last two seconds.
 """
 
 from __future__ import annotations
@@ -81,19 +79,36 @@ class StateTable:
         attempts: maximum number of attempts per requested negative.
     """
 
-    def __init__(self, keys: Iterable[str], kinds: Sequence[Kind], per_kind: int, attempts: int) -> None:
+    def __init__(self, keys: Collection[str], kinds: Sequence[Kind], per_kind: int, attempts: int) -> None:
         self._per_kind, self._attempts = per_kind, attempts
+        self._kinds = [kind.value for kind in kinds]
         self.rows = {
             (key, kind.value): StateRow(allowed=per_kind * attempts) for kind in kinds for key in keys
         }
+        self._sent: dict[str, set[str]] = {}  # kinds of the requests on their way
+        self._left = set(keys)
 
-    def add(self, attempts: Iterable[Row]) -> None:
+    @property
+    def finished(self) -> bool:
+        """Whether no caption needs a further request."""
+        return not self._left
+
+    def add(self, attempts: Iterable[Row]) -> list[str]:
+        """Add the ledger's rows; return the keys for which the last request on its way is now answered."""
+        answered = []
         for attempt in attempts:
-            row = self.rows[(attempt["key"], attempt["kind"])]
+            key = attempt["key"]
+            row = self.rows[(key, attempt["kind"])]
             row.attempts.append(attempt)
             row.made = max(row.made, attempt["attempt"] + 1)
+            if key in self._sent:
+                self._sent[key].discard(attempt["kind"])
+                if not self._sent[key]:
+                    del self._sent[key]
+                    answered.append(key)
+        return answered
 
-    def resolve(self) -> None:
+    def _resolve(self, key: str) -> None:
         """Reject duplicate negatives of a caption, keeping the one of the earliest attempt, then kind.
 
         The choice depends only on the answers and never on their timing, so a resumed run ends with the same
@@ -101,18 +116,18 @@ class StateTable:
         """
         accepted = [
             (attempt["attempt"], row, i)
-            for row in self.rows.values()  # by kind
+            for row in (self.rows[(key, kind)] for kind in self._kinds)
             for i, attempt in enumerate(row.attempts)
             if attempt["state"] == State.OK
         ]
-        seen: dict[str, set[str]] = {}
+        seen: set[str] = set()
         for _, row, i in sorted(accepted, key=lambda found: found[0]):
             attempt = row.attempts[i]
-            forms, form = seen.setdefault(attempt["key"], set()), normal_form(attempt["text"])
-            if form in forms:
+            form = normal_form(attempt["text"])
+            if form in seen:
                 why = {"reason": RejectReason.DUPLICATE_NEGATIVE.value, "detail": "check duplicate"}
                 row.attempts[i] = {**attempt, "state": State.REJECTED.value, **why}
-            forms.add(form)
+            seen.add(form)
 
     def retry(self, reasons: Sequence[RejectReason]) -> int:
         """Allow further attempts for finished rows that satisfy `may_retry`; return their number."""
@@ -123,32 +138,40 @@ class StateTable:
                 again += 1
         return again
 
-    def next_round(self) -> list[tuple[str, str, int, bool]]:
-        """Return the next round's requests as (key, kind, attempt, whether it is the last), ordered by kind.
+    def next_round(self, key: str) -> list[tuple[str, int, bool, int]]:
+        """Return the next requests for a caption that has none on its way; [] if it needs no more.
 
-        A round contains the open rows with the fewest attempts, so it is completed before the next begins,
-        even after a restart.
+        Each is (kind, attempt, whether it is the last, negatives still missing). A round contains the kinds
+        with the fewest attempts, so it is completed before the next begins, even after a restart.
         """
-        self.resolve()
-        left = [
-            (key, kind, row.made, row.made + 1 == row.allowed)
-            for (key, kind), row in self.rows.items()
-            if not self._done(row)
+        self._resolve(key)
+        left = [(kind, row) for kind in self._kinds if not self._done(row := self.rows[(key, kind)])]
+        if not left:
+            self._left.discard(key)
+            return []
+        first = min(row.made for _, row in left)
+        found = [
+            (kind, first, first + 1 == row.allowed, self._per_kind - _accepted(row))
+            for kind, row in left
+            if row.made == first
         ]
-        first = min((attempt for _, _, attempt, _ in left), default=0)
-        return [request for request in left if request[2] == first]
+        self._sent[key] = {kind for kind, *_ in found}
+        return found
 
     def settled(self) -> int:
         """Return the number of rows that need no further requests."""
         return sum(self._done(row) for row in self.rows.values())
 
     def _done(self, row: StateRow) -> bool:
-        states = [attempt["state"] for attempt in row.attempts]
         return (
-            State.NOT_APPLICABLE in states
-            or states.count(State.OK) >= self._per_kind
+            any(attempt["state"] == State.NOT_APPLICABLE for attempt in row.attempts)
+            or _accepted(row) >= self._per_kind
             or row.made >= row.allowed
         )
+
+
+def _accepted(row: StateRow) -> int:
+    return sum(attempt["state"] == State.OK for attempt in row.attempts)
 
 
 class Ledger:

@@ -1,13 +1,13 @@
 """The engine pool of a run: Ray actors that live from its first request to its last, and their clock.
 
-An engine takes half a minute to start (a large one several minutes), and a run executes one Ray Data pipeline
-per round and window. The engines therefore live outside the pipelines, which send them blocks of requests
+An engine takes half a minute to start (a large one several minutes) and then receives blocks of requests
 (sending.py). Ray restarts an actor that dies and repeats its calls; `generation.stall_s` ends a run whose
 engines keep dying.
 """
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,8 +16,8 @@ from typing import Any
 
 from degla_ray.errors import DeglaError
 
-CALLS_AT_A_TIME = 2
-"""Concurrent blocks per engine: the next one arrives while the last answers of the previous are generated."""
+BLOCK = 32
+"""Requests in one call of an engine: a call returns with its slowest request, a crash can lose some calls."""
 WATCH = "watch"
 """Ray concurrency group of the clock's calls, which an engine answers even while it is busy."""
 EVERY_S = 1.0
@@ -36,6 +36,7 @@ class EnginePool:
         min_size: number of engines that must be ready before the first request.
         max_size: number of engines to start.
         gpus: GPUs reserved per actor (0 counts as 1 when hours are summed).
+        concurrency: requests that an engine answers at the same time.
     """
 
     actor: type
@@ -44,6 +45,7 @@ class EnginePool:
     min_size: int = 1
     max_size: int = 1
     gpus: int = 0
+    concurrency: int = 256
 
     @contextmanager
     def started(self, stall_s: float, clock: EngineClock | None = None) -> Iterator[list[Any]]:
@@ -60,7 +62,10 @@ class EnginePool:
         import ray
 
         engine = ray.remote(concurrency_groups={WATCH: 1})(self.actor).options(
-            max_restarts=-1, max_task_retries=-1, max_concurrency=CALLS_AT_A_TIME, **self.resources
+            max_restarts=-1,
+            max_task_retries=-1,
+            max_concurrency=calls_at_a_time(self.concurrency, BLOCK),
+            **self.resources,
         )
         handles = [engine.remote(**self.arguments) for _ in range(self.max_size)]
         try:
@@ -82,6 +87,11 @@ class EnginePool:
                 clock.stop()
             for handle in handles:
                 ray.kill(handle)
+
+
+def calls_at_a_time(concurrency: int, block: int) -> int:
+    """Return the concurrent calls with which an engine has requests waiting whenever one is answered."""
+    return math.ceil(1.25 * concurrency / block) + 1
 
 
 class EngineClock:

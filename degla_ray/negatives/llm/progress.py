@@ -20,8 +20,9 @@ from degla_ray.config import NegativesConfig
 from degla_ray.negatives.llm.failures import Refusals, tell
 from degla_ray.negatives.llm.ledger import Row, State, StateTable, text_key
 from degla_ray.negatives.llm.pool import EngineClock, EnginePool
-from degla_ray.negatives.llm.sending import GenerationJob, block_size, request, send
+from degla_ray.negatives.llm.sending import GenerationJob, request, sender
 from degla_ray.negatives.progress_line import ProgressLine
+from degla_ray.negatives.shard import vocabulary
 
 
 class Progress:
@@ -36,7 +37,7 @@ class Progress:
     def __init__(self, config: NegativesConfig, wanted: int, clock: EngineClock) -> None:
         self._limit_h = config.generation.max_gpu_hours
         self._wanted, self._clock = wanted, clock
-        self._states: StateTable | None = None
+        self._open: list[StateTable] = []
         self._closed = self._found = 0
         self._counts: Counter[str] = Counter()
         self._started = time.monotonic()
@@ -83,7 +84,7 @@ class Progress:
     @property
     def settled(self) -> int:
         """Number of (caption, kind) pairs that need no further requests."""
-        return self._closed + (self._states.settled() if self._states else 0)
+        return self._closed + sum(states.settled() for states in self._open)
 
     @property
     def remaining_s(self) -> float | None:
@@ -94,11 +95,15 @@ class Progress:
         return (time.monotonic() - self._asking_since) * (self._wanted - self.settled) / newly
 
     def begin(self, states: StateTable) -> None:
-        """Start the next window; pairs that are already settled come from an earlier run."""
-        self._closed = self.settled
-        self._states = states
+        """Count a window from now on; pairs that are already settled come from an earlier run."""
+        self._open.append(states)
         self._found += states.settled()
         self._asking_since = self._asking_since or time.monotonic()
+
+    def end(self, states: StateTable) -> None:
+        """Forget a window whose pairs are all settled, but not their number."""
+        self._closed += states.settled()
+        self._open.remove(states)
 
     def add(self, rows: Sequence[Row]) -> None:
         """Count new rows of the ledger; the first error is printed at once."""
@@ -124,17 +129,20 @@ class Progress:
 
 def estimate(job: GenerationJob, captions: Sequence[str]) -> None:
     """Send one attempt for a sample of captions and print the estimate for all; write no files."""
-    wanted = job.config.generation.estimate
     texts = {text_key(caption): caption for caption in captions}
-    sample = sorted(texts)[:wanted]  # keys are hashes, so the first ones are a random sample
-    requests = [request(job.config.seed, texts[key], kind.value) for kind in job.kinds for key in sample]
+    sample = sorted(texts)[
+        : job.config.generation.estimate
+    ]  # keys are hashes, so the first ones are a random sample
+    words = vocabulary(captions) if job.uses_vocabulary else None
+    requests = [request(job.config.seed, texts[key], kind.value) for key in sample for kind in job.kinds]
     rows: list[Row] = []
     pool = job.engine.pool(job.prompts)
     with replace(pool, min_size=1, max_size=1).started(job.config.generation.stall_s) as engines:
         started = time.monotonic()
-        refusals = Refusals(job.config.engine, block_size(job))
-        for block in send(job, engines, requests, None):
-            rows += refusals.passed(block)
+        refusals = Refusals(job.config.engine, job.block)
+        with sender(job, engines, words) as sends:
+            for block in sends.answers_to(job, requests):
+                rows += refusals.passed(block)
         refusals.stop()
         rows += refusals.release()
         rate = _answers(rows) / (time.monotonic() - started)

@@ -1,8 +1,9 @@
 """Prompts: an instruction and examples from prompts/<kind>.yaml or joint.yaml, followed by the caption.
 
 A request is for one kind, or (`generation.prompting: joint`) for all kinds that a caption still lacks, and is
-then answered by a JSON object. The run's seed chooses the examples and their order, which is the same for all
-captions. Prompts of the same kinds therefore start with the same tokens, which a prefix cache computes once.
+then answered by a JSON object. With `slots`, examples are cut to the part of the caption that changes. The
+run's seed chooses the examples and their order, which is the same for all captions. Prompts of the same kinds
+therefore start with the same tokens, which a prefix cache computes once.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 
 from degla_ray.errors import DataError, SettingError
 from degla_ray.language.grammar import load_yaml
+from degla_ray.negatives.llm.slots import slot_between
 from degla_ray.schema import Kind
 
 FOLDER = Path(__file__).parent / "prompts"
@@ -51,7 +53,7 @@ Prompts = Mapping[tuple[Kind, ...], Prompt]
 
 
 def load_prompts(
-    kinds: Sequence[Kind], shots: int, seed: int, *, joint: bool = False, folder: Path = FOLDER
+    kinds: Sequence[Kind], shots: int, seed: int, *, prompting: str = "per_kind", folder: Path = FOLDER
 ) -> Prompts:
     """Return the prompts of all requests, with `shots` examples drawn by `seed`.
 
@@ -59,8 +61,8 @@ def load_prompts(
         kinds: requested kinds.
         shots: examples per prompt.
         seed: seed of the drawing.
-        joint: whether one request covers several kinds. Every set of kinds then has a prompt, because a
-            request names only the kinds that are applicable to the caption and still missing.
+        prompting: `generation.prompting`. For `joint`, every set of kinds has a prompt, because a request
+            names only the kinds that are applicable to the caption and still missing.
         folder: folder with the prompt files.
 
     Raises:
@@ -68,27 +70,40 @@ def load_prompts(
         DataError: a file is missing, or does not consist of an instruction and examples.
     """
     own = {kind: _read(folder / f"{kind.value}.yaml", ["negative"]) for kind in kinds}
-    if not joint:
-        return {
-            (kind,): Prompt(
-                instruction=own[kind]["instruction"].strip(),
-                examples=tuple(
-                    (e["caption"], e["negative"])
-                    for e in _drawn(own[kind]["examples"], shots, f"{seed} {kind.value}")
-                ),
-            )
-            for kind in kinds
-        }
+    if prompting == "joint":
+        return _joint(own, shots, seed, folder)
+    told = {kind.value: own[kind]["instruction"] for kind in kinds}
+    if prompting == "slots":
+        told = load_yaml(folder / "slots.yaml")
+    prompts: dict[tuple[Kind, ...], Prompt] = {}
+    for kind in kinds:
+        examples = _drawn(own[kind]["examples"], shots, f"{seed} {kind.value}")
+        pairs = ((example["caption"], example["negative"]) for example in examples)
+        prompts[(kind,)] = Prompt(
+            instruction=told[kind.value].strip(),
+            examples=tuple(_as_slot(*pair) if prompting == "slots" else pair for pair in pairs),
+        )
+    return prompts
+
+
+def _joint(own: Mapping[Kind, dict[str, Any]], shots: int, seed: int, folder: Path) -> Prompts:
+    """Return a prompt for every set of kinds."""
     together = _read(folder / "joint.yaml", [kind.value for kind in Kind])
     examples = _drawn(together["examples"], shots, f"{seed} joint")
     prompts = {}
-    for some in (s for n in range(1, len(kinds) + 1) for s in itertools.combinations(kinds, n)):
+    for some in (s for n in range(1, len(own) + 1) for s in itertools.combinations(own, n)):
         each = [f"{kind.value}: {own[kind]['instruction'].strip()}" for kind in some]
         prompts[some] = Prompt(
             instruction="\n".join([together["instruction"].strip(), *each]),
             examples=tuple((e["caption"], json.dumps({k.value: e[k.value] for k in some})) for e in examples),
         )
     return prompts
+
+
+def _as_slot(caption: str, negative: str) -> tuple[str, str]:
+    """Return an example as the question and answer of a slot."""
+    slot = slot_between(caption, [negative])
+    return slot.question, json.dumps(slot.options)
 
 
 def prompt_sha(prompts: Prompts) -> str:

@@ -25,8 +25,8 @@ class Engine(Protocol):
         ...
 
     @property
-    def concurrency(self) -> int | None:
-        """Maximum number of requests answered at the same time; None if the engine queues them itself."""
+    def concurrency(self) -> int:
+        """Maximum number of requests that one engine answers at the same time."""
         ...
 
     def identity(self) -> dict[str, Any]:
@@ -46,13 +46,13 @@ class Engine(Protocol):
         ...
 
 
-PIPELINE: tuple[Bundle, ...] = ({"CPU": 0.5}, {"CPU": 0.1}, {"CPU": 0.5})
-"""What the stages before, at and after the engines reserve at the least (sending.py)."""
+WORKER: Bundle = {"CPU": 0.5}
+"""What a process with the stages before and after the engines reserves (sending.py); one is enough."""
 
 
 def pipeline_need(config: NegativesConfig, *engine: Bundle) -> Need:
-    """Return the need of the pipeline, and of one engine of an engine that runs a single one."""
-    return Need(setting="ray.num_cpus", value=config.ray.num_cpus, unit=[*PIPELINE, *engine])
+    """Return the need of a worker, and of one engine of an engine that runs a single one."""
+    return Need(setting="ray.num_cpus", value=config.ray.num_cpus, unit=[WORKER, *engine])
 
 
 def actor_arguments(config: NegativesConfig, prompts: Prompts) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from degla_ray.config import NegativesConfig, OpenAIConfig
 from degla_ray.errors import SettingError
 from degla_ray.masking import without
 from degla_ray.negatives.llm.engines.base import actor_arguments, pipeline_need, sampling_arguments
-from degla_ray.negatives.llm.engines.vllm_actor import BLANK, AsyncActor, json_schema
+from degla_ray.negatives.llm.engines.vllm_actor import BLANK, AsyncActor, json_schema, slot_schema
 from degla_ray.negatives.llm.pool import EnginePool
 from degla_ray.negatives.llm.prompting import Prompts
 from degla_ray.resources import Need
@@ -61,7 +61,12 @@ class OpenAIEngine:
             "sampling": sampling_arguments(self._config),
             "timeout_s": self._config.generation.timeout_s,
         }
-        return EnginePool(actor=OpenAIActor, arguments=arguments, resources={"num_cpus": ACTOR_CPUS})
+        return EnginePool(
+            actor=OpenAIActor,
+            arguments=arguments,
+            resources={"num_cpus": ACTOR_CPUS},
+            concurrency=self.concurrency,
+        )
 
 
 class OpenAIActor(AsyncActor):
@@ -93,8 +98,10 @@ class OpenAIActor(AsyncActor):
             base_url=server.base_url, api_key=self._key, timeout=timeout_s, max_retries=server.max_retries
         )
 
-    async def complete(self, turns: list[dict[str, str]], seed: int, kinds: list[str]) -> dict[str, Any]:
-        fields = self._fields(seed, kinds)
+    async def complete(
+        self, turns: list[dict[str, str]], seed: int, kinds: list[str], slot: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        fields = self._fields(seed, kinds, slot)
         messages: Any = turns
         async with self._at_a_time:
             started = time.monotonic()
@@ -113,15 +120,16 @@ class OpenAIActor(AsyncActor):
             text = text[:SHOWN]
         return BLANK | answer | {"text": text, "seconds": time.monotonic() - started}
 
-    def _fields(self, seed: int, kinds: list[str]) -> dict[str, Any]:
-        """Return the request's fields other than model and messages; a joint request asks for a JSON object.
+    def _fields(self, seed: int, kinds: list[str], slot: dict[str, Any] | None) -> dict[str, Any]:
+        """Return the request's fields other than model and messages; joint ones and slots ask for JSON.
 
         No stop string is sent: it would end a model's reasoning at its first line.
         """
         limit = {"max_tokens": self._sampling["max_tokens"] * len(kinds)}
         fields: dict[str, Any] = {"seed": seed, **self._sampling, **limit}
-        if self._joint:
-            schema = {"name": "captions", "schema": json_schema(kinds), "strict": True}
+        if self._joint or slot is not None:
+            form = json_schema(kinds) if slot is None else slot_schema(slot)
+            schema = {"name": "captions", "schema": form, "strict": True}
             fields["response_format"] = {"type": "json_schema", "json_schema": schema}
         if "max_completion_tokens" in self._server.extra_body:
             del fields["max_tokens"]  # older name of the same limit

@@ -36,7 +36,7 @@ class ScriptedEngine:
     """Engine that needs neither a model nor a server."""
 
     model = "scripted"
-    concurrency = None
+    concurrency = 256
 
     def __init__(self, config: NegativesConfig) -> None:
         self._config = config
@@ -62,11 +62,17 @@ class ScriptedActor(AsyncActor):
         super().__init__(heads=heads, joint=joint)
         self._rules = RuleEngine()
 
-    async def complete(self, turns: list[dict[str, str]], seed: int, kinds: list[str]) -> dict[str, Any]:
+    async def complete(
+        self, turns: list[dict[str, str]], seed: int, kinds: list[str], slot: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
         rng, caption = random.Random(seed), turns[-1]["content"]
         asked = {"finish_reason": "stop", "prompt_tokens": 100, "completion_tokens": 12, "seconds": 0.01}
         if rng.random() < 0.35:
             return BLANK | {"text": caption} | asked | BAD[rng.choice(sorted(BAD))]
+        if slot is not None:
+            return (
+                BLANK | asked | {"text": json.dumps(rng.choices(slot["options"] or ["dog"], k=slot["count"]))}
+            )
         texts = {kind: self._rewritten(caption, Kind(kind), seed) for kind in kinds}
         return BLANK | asked | {"text": json.dumps(texts) if self._joint else texts[kinds[0]]}
 

@@ -65,12 +65,23 @@ class AsyncActor:
     async def _ask(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Return the columns of `BLANK` for each row of one request (the kinds of one caption)."""
         kinds = [str(row["kind"]) for row in rows]
-        turns = [*self._heads["+".join(kinds)], {"role": "user", "content": str(rows[0]["caption"])}]
-        answer = await self.complete(turns, int(rows[0]["seed"]), kinds)
+        slot = json.loads(str(rows[0]["slot"])) if rows[0]["slot"] else None
+        question = str(rows[0]["caption"]) if slot is None else slot["question"]
+        turns = [*self._heads["+".join(kinds)], {"role": "user", "content": question}]
+        answer = await self.complete(turns, int(rows[0]["seed"]), kinds, slot)
         return split(answer, kinds) if self._joint else [answer]
 
-    async def complete(self, turns: list[dict[str, str]], seed: int, kinds: list[str]) -> dict[str, Any]:
-        """Return the columns of `BLANK` for one request."""
+    async def complete(
+        self, turns: list[dict[str, str]], seed: int, kinds: list[str], slot: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Return the columns of `BLANK` for one request.
+
+        Args:
+            turns: the chat, which ends with the question.
+            seed: seed of the sampling.
+            kinds: kinds that the answer covers.
+            slot: fields of a `Slot` that limit the answer; None for an answer in free text.
+        """
         raise NotImplementedError
 
 
@@ -103,15 +114,18 @@ class VLLMActor(AsyncActor):
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        self._timeout_s, self._sampling, self._template = timeout_s, sampling, template
-        self._tokenizer = AutoTokenizer.from_pretrained(engine["model"], trust_remote_code=False)
-        self._reasons = reasons(self._tokenizer)
+        self._timeout_s, self._sampling = timeout_s, sampling
+        tokenizer = AutoTokenizer.from_pretrained(engine["model"], trust_remote_code=False)
+        self._prompts = PromptTokens(tokenizer, template)
+        self._reasons = reasons(tokenizer)
         self._requests = 0
         # The engine's own tasks run in the event loop that creates it.
         made = asyncio.run_coroutine_threadsafe(_make(AsyncLLM, AsyncEngineArgs(**engine)), self.loop)
         self._engine = made.result()
 
-    async def complete(self, turns: list[dict[str, str]], seed: int, kinds: list[str]) -> dict[str, Any]:
+    async def complete(
+        self, turns: list[dict[str, str]], seed: int, kinds: list[str], slot: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
         from vllm import SamplingParams
         from vllm.v1.engine.exceptions import EngineDeadError
 
@@ -120,10 +134,10 @@ class VLLMActor(AsyncActor):
         request_id = f"{os.getpid()}-{self._requests}"
         answer = dict(BLANK)
         try:
-            tokens = prompt_tokens(self._tokenizer, turns, self._template)
+            tokens = self._prompts.of("+".join(kinds), turns)
             params = SamplingParams(
                 **{**self._sampling, "max_tokens": self._sampling["max_tokens"] * len(kinds)},
-                **self._form(kinds),
+                **self._form(kinds, slot),
                 seed=seed,
             )
             async with asyncio.timeout(self._timeout_s):
@@ -148,12 +162,15 @@ class VLLMActor(AsyncActor):
             answer |= {"error": "engine_error", "text": f"{type(error).__name__}: {error}".splitlines()[0]}
         return answer | {"seconds": time.monotonic() - started}
 
-    def _form(self, kinds: list[str]) -> dict[str, Any]:
-        """Return sampling arguments that limit an answer to one line, or to JSON with a key per kind."""
-        if not self._joint:
+    def _form(self, kinds: list[str], slot: dict[str, Any] | None) -> dict[str, Any]:
+        """Return sampling arguments that limit an answer to one line, to JSON with a key per kind, or to a
+        slot's options."""
+        if not self._joint and slot is None:
             return {} if self._reasons else {"stop": ["\n"]}  # reasoning spans several lines
         from vllm.sampling_params import StructuredOutputsParams
 
+        if slot is not None:
+            return {"structured_outputs": StructuredOutputsParams(regex=slot_regex(slot))}
         return {"structured_outputs": StructuredOutputsParams(json=json_schema(kinds))}
 
 
@@ -194,6 +211,30 @@ def json_schema(kinds: list[str]) -> dict[str, Any]:
         "type": "object",
         "properties": {kind: {"type": "string"} for kind in kinds},
         "required": kinds,
+        "additionalProperties": False,
+    }
+
+
+ANY_WORD = "[a-z]{2,14}( [a-z]{2,14})?"
+"""Regular expression of what fills a slot without options."""
+_SPECIAL = re.compile(r"[.^$*+?{}\[\]\\|()]")
+
+
+def slot_regex(slot: dict[str, Any]) -> str:
+    """Return the regular expression of a JSON list with the wanted number of a slot's options."""
+    texts = [json.dumps(option, ensure_ascii=False)[1:-1] for option in slot["options"]]
+    one = "|".join(_SPECIAL.sub(r"\\\g<0>", text) for text in texts) or ANY_WORD
+    return rf'\["({one})"(, "({one})"){{{slot["count"] - 1}}}\]'
+
+
+def slot_schema(slot: dict[str, Any]) -> dict[str, Any]:
+    """Return the JSON schema of an object whose one key has the wanted number of a slot's options."""
+    item = {"enum": slot["options"]} if slot["options"] else {"pattern": f"^{ANY_WORD}$"}
+    texts = {"type": "array", "minItems": slot["count"], "maxItems": slot["count"]}
+    return {
+        "type": "object",
+        "properties": {"answers": texts | {"items": {"type": "string"} | item}},
+        "required": ["answers"],
         "additionalProperties": False,
     }
 
@@ -241,23 +282,81 @@ def reasons(tokenizer: Any) -> bool:
     return "</think>" in tokenizer.get_vocab() or "think>" in str(tokenizer.chat_template)
 
 
+class PromptTokens:
+    """Tokens of prompts, of which the examples that many have in common are tokenised once.
+
+    A prompt is cut before the last control token in front of the caption, where no token spans the cut.
+
+    Args:
+        tokenizer: the model's tokenizer.
+        template: arguments of its chat template.
+    """
+
+    _CAPTION = "A caption."
+
+    def __init__(self, tokenizer: Any, template: dict[str, Any]) -> None:
+        self._tokenizer, self._template = tokenizer, template
+        self._control = control_tokens(tokenizer)
+        self._heads: dict[str, tuple[list[int], str, str] | None] = {}
+
+    def of(self, name: str, turns: list[dict[str, str]]) -> list[int]:
+        """Return the tokens of a chat; all chats of one name differ in the last turn only."""
+        if name not in self._heads:
+            self._heads[name] = self._head(turns)
+        head = self._heads[name]
+        if head is None:
+            return prompt_tokens(self._tokenizer, turns, self._template)
+        return self._joined(head, turns[-1]["content"])
+
+    def _head(self, turns: list[dict[str, str]]) -> tuple[list[int], str, str] | None:
+        """Return the head's tokens and the texts around the caption; None if prompts cannot be cut."""
+        if not self._tokenizer.chat_template:
+            return None
+        chat = [*turns[:-1], {"role": "user", "content": self._CAPTION}]
+        text = _from_template(self._tokenizer, chat, self._template)
+        before, _, after = text.rpartition(self._CAPTION)
+        cut = max((before.rfind(token) for token in self._control), default=0)
+        if cut <= 0:
+            return None
+        head = self._tokens(before[:cut]), before[cut:], after
+        whole = prompt_tokens(self._tokenizer, turns, self._template)
+        return head if self._joined(head, turns[-1]["content"]) == whole else None
+
+    def _joined(self, head: tuple[list[int], str, str], caption: str) -> list[int]:
+        tokens, before, after = head
+        return tokens + self._tokens(f"{before}{without_control_tokens(self._control, caption)}{after}")
+
+    def _tokens(self, text: str) -> list[int]:
+        return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
 def prompt_tokens(tokenizer: Any, turns: list[dict[str, str]], template: dict[str, Any]) -> list[int]:
     """Return the prompt's tokens, from the model's chat template, or from plain text if it has none.
 
     The caption, which is the last turn, stays text: a control token written out in it does not end its turn.
     """
     *before, caption = turns
-    turns = [*before, {**caption, "content": without_control_tokens(tokenizer, caption["content"])}]
+    text = without_control_tokens(control_tokens(tokenizer), caption["content"])
+    turns = [*before, {**caption, "content": text}]
     if tokenizer.chat_template:
-        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, **template)
+        text = _from_template(tokenizer, turns, template)
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
     return list(tokenizer(as_plain_text(turns))["input_ids"])
 
 
-def without_control_tokens(tokenizer: Any, text: str) -> str:
-    """Return the text with a space inside every control token, such as `<|im_end|>`, that it contains."""
+def _from_template(tokenizer: Any, turns: list[dict[str, str]], template: dict[str, Any]) -> str:
+    return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, **template))
+
+
+def control_tokens(tokenizer: Any) -> list[str]:
+    """Return the tokens with a meaning of their own, such as `<|im_end|>`."""
     marked = (token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
-    for token in sorted({*tokenizer.all_special_tokens, *marked}):
+    return sorted({*tokenizer.all_special_tokens, *marked})
+
+
+def without_control_tokens(control: list[str], text: str) -> str:
+    """Return the text with a space inside every control token that it contains."""
+    for token in control:
         text = text.replace(token, f"{token[0]} {token[1:]}")
     return text
 

@@ -36,14 +36,16 @@ INSTALL = "`make install-vllm` creates .venv-vllm/bin/python and models/"
 class VLLMEngine:
     """Engine that runs vLLM, with or without GPUs."""
 
-    concurrency = None
-
     def __init__(self, config: NegativesConfig) -> None:
         self._config, self._vllm = config, config.vllm
 
     @property
     def model(self) -> str:
         return Path(self._vllm.model).name
+
+    @property
+    def concurrency(self) -> int:
+        return self._vllm.max_num_seqs
 
     def identity(self) -> dict[str, Any]:
         names = ("model", "quantization", "max_model_len", "chat_template_kwargs")
@@ -105,6 +107,7 @@ class VLLMEngine:
             min_size=vllm.min_actors,
             max_size=vllm.max_actors,
             gpus=gpus,
+            concurrency=vllm.max_num_seqs,
         )
 
     @functools.cached_property
@@ -141,6 +144,7 @@ class VLLMEngine:
             "pipeline_parallel_size": vllm.pipeline_parallel_size,
             "quantization": vllm.quantization,
             "max_model_len": vllm.max_model_len,
+            "max_num_seqs": vllm.max_num_seqs,
             "enforce_eager": vllm.enforce_eager,
             "enable_prefix_caching": True,
             "trust_remote_code": False,
