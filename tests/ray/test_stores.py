@@ -27,6 +27,7 @@ from tests.training_inputs import write_inputs
 pytestmark = pytest.mark.timeout(900)
 SECRET, KEY, FIELD = "hunter2secret", "sk-hunter3secret", "hunter4secret"
 """In a store's URI, in the variable of a server's key, and in a field of its requests."""
+SPACE = "from ray import tune\n\ndef space():\n    return {'optimizer.lr': tune.choice([1e-3])}, {}\n"
 
 
 def settings(repo: Path, output: str, store: Path) -> dict[str, object]:
@@ -103,7 +104,7 @@ def test_stores_jobs_that_a_chain_lacks_leave_no_secret_in_any_file_or_line(
         "name": "small",
         "tracking.uri": tracking[1],
     }
-    (tmp_path / "space.py").write_text("def space():\n    return {'optimizer.lr': 1e-3}\n")
+    (tmp_path / "space.py").write_text(SPACE)
     words = [f"--train.{name}={value}" for name, value in swept.items()]
     words += ["--suite", f"{folder}/suite", "--space", f"{tmp_path}/space.py", "--num_trials", "1"]
     printed += run(repo, tmp_path, "tune", *words, "--train.output", f"{s3_bucket}/runs/tune")
@@ -168,7 +169,7 @@ def test_stores_sweep_outlives_an_outage_of_30_s(repo: Path, tmp_path: Path) -> 
     """Ray Tune's own files are in the store too; its client gives up after six seconds."""
     folder = write_inputs(tmp_path)
     write_suite(folder / "suite")
-    (tmp_path / "space.py").write_text("def space():\n    return {'optimizer.lr': 1e-3}\n")
+    (tmp_path / "space.py").write_text(SPACE)
     train = {
         "name": "tiny",
         "output": "s3://bucket/runs",
