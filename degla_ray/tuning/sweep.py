@@ -54,6 +54,10 @@ def tune(config: TuneConfig) -> Verdict:
         DeglaError: no trial finished.
         LeaseHeld: another driver is running this sweep.
     """
+    output = config.train.output
+    if "://" in output and masked(output) != output:
+        expected = "a URI without a key, because Ray Tune writes it to the store; AWS_ACCESS_KEY_ID and "
+        raise SettingError("train.output", masked(output), f"{expected}AWS_SECRET_ACCESS_KEY hold it")
     config, space = prepared(config)
     tracking.require(config.train.tracking)
     sweep = Storage(sweep_folder(config, space))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import resource
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -203,6 +204,17 @@ def test_checkpoint_on_a_full_disk_names_its_file_and_leaves_the_one_before(tmp_
     assert checkpoint_folders.latest(run) == 1
     save(run, state_at(2), {})
     assert checkpoint_folders.latest(run) == 2
+
+
+def test_checkpoint_on_a_read_only_disk_names_its_file(tmp_path: Path) -> None:
+    mount = ["mount", "-t", "tmpfs", "-o", "ro", "none", str(tmp_path)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("a disk of the test's own cannot be mounted here")
+    try:
+        with pytest.raises(DiskRefuses, match=r"checkpoint_000000001/student.* read-only .*mount it anew"):
+            save(Storage(str(tmp_path)), state_at(1), {})
+    finally:
+        subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)
 
 
 def test_checkpoint_writer_that_is_killed_leaves_the_whole_ones(tmp_path: Path) -> None:
