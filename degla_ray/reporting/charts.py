@@ -42,11 +42,12 @@ _CONFIG: Spec = {
     "axis": {
         **{"labelColor": SOFT, "titleColor": SOFT, "gridColor": LINE, "domainColor": LINE},
         **{"tickColor": LINE, "labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal"},
-        **{"labelLimit": 150, "labelOverlap": True, "labelSeparation": 8},
+        "labelLimit": 150,
     },
-    "axisQuantitative": {"tickCount": 6},
+    "axisQuantitative": {"tickCount": 6, "labelOverlap": True, "labelSeparation": 8},
     "legend": {
         **{"labelColor": INK, "labelFontSize": 12, "labelLimit": 110, "orient": "top", "title": None},
+        **{"titleColor": SOFT, "titleFontWeight": "normal", "titleFontSize": 12, "gradientLength": 120},
         # By the page's column, not by `width`, which shrinks after the legend's rows are laid out.
         "columns": {"expr": f"max(1, floor((containerSize()[0] || {WIDTH}) / 150))"},
     },

@@ -138,8 +138,8 @@ def _front(rule: Rule, rows: Sequence[dict[str, Any]]) -> Chart:
             "params": [legend_toggle("state"), zoom("x", "y")],
             "mark": {"type": "point", "filled": True, "size": 110},
             "encoding": {
-                "x": _axis("score1", f"{second}, %"),
-                "y": _axis("score0", f"{first}, %"),
+                "x": _axis("score1", f"{second}, %", scale={"padding": 24}),
+                "y": _axis("score0", f"{first}, %", scale={"padding": 24}),
                 "color": colour_by("state", STATES),
                 "shape": shape_by("state", STATES),
                 "opacity": CHOSEN,

@@ -1,4 +1,4 @@
-"""A comparison and a report on negatives with everything that a page can show, for tests of the pages."""
+"""A comparison, a report on negatives and a sweep with all that a page can show, for tests of the pages."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 from test_evaluation_published import OFF, choice, evaluation, retrieval, write_images, zero_shot
+from test_tuning import BOTH, _many, _rule
 
 from degla_ray.config import CompareConfig
 from degla_ray.evaluation.benchmarks.sugarcrepe import AVERAGES, SUBSETS
@@ -16,6 +17,8 @@ from degla_ray.evaluation.summary import SUMMARY
 from degla_ray.reporting.compare import compare
 from degla_ray.reporting.generation import KindReport, Report
 from degla_ray.reporting.generation_page import Sample, generation_page
+from degla_ray.tuning.page import sweep_page
+from degla_ray.tuning.rule import Verdict
 
 LABELS = ("base", "a much longer label of a model, plain", "tuned")
 LAST_SETTING = "optimizer.weight_decay"  # of the closed table of equal settings
@@ -76,6 +79,17 @@ def generation_report(folder: Path) -> Path:
     samples = {kind: [sample] * 3 for kind in kinds}
     page = folder / "negatives.html"
     page.write_text(generation_page(asdict(report) | {"totals": report.metrics()}, samples))
+    return page
+
+
+def sweep_report(folder: Path) -> Path:
+    """Write and return the page of a sweep of twelve trials with two objectives."""
+    trials = _many()
+    found = Verdict(trials=tuple(trials), best=trials[9], closest=None, lines=("trial 10 is best",))
+    shares = {name: {"objective.lambda_igc": 0.9, "data.kinds": 0.1} for name in BOTH}
+    bounds = {trial.number: (0.4, 0.8) for trial in trials if trial.state == "finished"}
+    page = folder / "sweep.html"
+    page.write_text(sweep_page("weights", _rule(), found, shares, bounds))
     return page
 
 

@@ -9,11 +9,11 @@ import re
 from pathlib import Path
 
 import pytest
-from report_pages import LABELS, comparison_report, generation_report
+from report_pages import LABELS, comparison_report, generation_report, sweep_report
 from test_evaluation_compare import Page
 
 MOST_BYTES = 1_500_000
-MADE = {"comparison": comparison_report, "generation": generation_report}
+MADE = {"comparison": comparison_report, "generation": generation_report, "sweep": sweep_report}
 
 
 @pytest.fixture(scope="module")
