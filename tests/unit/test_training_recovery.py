@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -55,6 +57,13 @@ def save(run: Storage, step: int) -> None:
 
 def policy_of(run: Storage, config: TrainConfig = CONFIG) -> Recovery:
     return Recovery(config, needs(config)[0], "x", run)
+
+
+def test_policies_of_the_controller_import_neither_torch_nor_open_clip() -> None:
+    """Each training starts a controller, which would import them for four seconds of a core."""
+    code = "import sys, degla_ray.training.recovery, degla_ray.training.elastic\nprint(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"torch", "open_clip"} & set(done.stdout.split())
 
 
 def test_run_gives_up_after_losses_without_a_checkpoint_in_between(run: Storage) -> None:
