@@ -11,7 +11,6 @@ from ray.tune.experiment import Trial as TuneTrial
 from rich.console import Console
 from rich.table import Table
 
-from degla_ray.errors import one_line
 from degla_ray.number_formats import percent
 from degla_ray.training import ray_train
 from degla_ray.tuning.ledger import Ledger, Trial
@@ -79,6 +78,7 @@ class Progress(Callback):
             scores=result["scores"],
             curve=result["curve"],
             runs=result["runs"],
+            error=result["error"],
             seconds=seconds,
         )
         if now.curve != known.curve or now.runs != known.runs:
@@ -97,10 +97,8 @@ class Progress(Callback):
             self._end(dataclasses.replace(known, state=state))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: TuneTrial, **_: Any) -> None:
-        error = trial.get_pickled_error() or trial.get_error()
-        why = "its process ended" if error is None else one_line(error)
         known = self._ledger.trials[self._numbers[trial.trial_id]]
-        self._end(dataclasses.replace(known, state="failed", error=why))
+        self._end(dataclasses.replace(known, state="failed", error=known.error or "its process ended"))
 
     def interrupt(self) -> None:
         """Save and end the running trials, which a later call goes on with.

@@ -32,6 +32,7 @@ from degla_ray.config import (
     evaluation_of,
 )
 from degla_ray.config.scoring import ScoringConfig
+from degla_ray.errors import one_line
 from degla_ray.evaluation.run import evaluate
 from degla_ray.lease import LeaseHeld
 from degla_ray.storage import Storage
@@ -92,6 +93,7 @@ class DeglaTrial(ray_tune.Trainable):
         self._curve: list[tuple[int, Mapping[str, float]]] = []
         self._log = sys.stdout = io.StringIO()  # many trials at once would drown the sweep's own lines
         self._error: BaseException | None = None
+        self._told = False
         self._folder = self._first = ""  # of the present run, of the first run
         self._thread = threading.Thread(target=self._run, name="trial", daemon=True)
         self._thread.start()
@@ -101,7 +103,9 @@ class DeglaTrial(ray_tune.Trainable):
         self._thread.join(ANSWER_S)
         done = not self._thread.is_alive()
         if done and self._error is not None:
-            raise self._error
+            if self._told:
+                raise self._error
+            self._told, done = True, False  # once as a result: Tune writes an error down too late to read
         self._look_at_validations()
         return self._result(done)
 
@@ -149,6 +153,7 @@ class DeglaTrial(ray_tune.Trainable):
         result: dict[str, Any]
         scores = mean(self._metrics) if done else (self._curve[-1][1] if self._curve else {})
         result = {"done": done, "scores": scores, "curve": self._curve, "runs": self._runs}
+        result["error"] = "" if self._error is None else one_line(self._error)
         result["folder"] = self._folder  # by which the driver ends the training
         keys = objective_keys(self._work.objectives)
         result |= {
