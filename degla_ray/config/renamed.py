@@ -8,7 +8,6 @@ RENAMED = {
     "cpus_per_worker": "compute.cpus",
     "cpus_per_actor": "compute.cpus",
     "evaluation_actors": "num_actors",
-    "max_zero_shot_loss": "keep",
 }
 """Old dotted name -> new one, in any job and any section that has the new one and not the old."""
 
@@ -20,6 +19,7 @@ OVERLAYS = {
 
 REPLACED = {
     "accumulation_steps": "micro_batch_size, the rows that a worker computes at once: "
-    "global_batch_size / num_workers / accumulation_steps"
+    "global_batch_size / num_workers / accumulation_steps",
+    "max_zero_shot_loss": "keep, such as 'zero_shot >= base - 2' for 0.02",
 }
 """Settings whose successor takes another value -> the successor, and how its value follows."""
