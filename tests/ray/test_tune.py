@@ -174,7 +174,10 @@ def test_tune_trial_that_asha_stops_frees_its_workers(folder: Path) -> None:
     ledger = Ledger(Storage(sweep_folder(ready, space)))
     scores = {"composition": 2.0, "zero_shot": 2.0}  # better than any
     for number in (1, 2):
-        ledger.write(Trial(number=number, settings={}, state="stopped", scores=scores, curve=[(20, scores)]))
+        settings = {"optimizer.lr": 0.1 * number}  # equal ones would be one row
+        ledger.write(
+            Trial(number=number, settings=settings, state="stopped", scores=scores, curve=[(20, scores)])
+        )
     with pytest.raises(DeglaError, match="none of 3 trials finished"):
         tune(config)
     stopped = _trials(config)[2]
