@@ -21,7 +21,6 @@ class RunEntry:
     """A run as `degla runs` lists it; `metrics` has the latest value of each."""
 
     name: str
-    stage: str
     status: str
     started: datetime
     folder: str
@@ -50,7 +49,6 @@ def newest(config: TrackingConfig, stages: Sequence[str], limit: int) -> list[Ru
     return [
         RunEntry(
             name=run.info.run_name,
-            stage=run.data.tags[STAGE_TAG],
             status=run.info.status,
             started=datetime.fromtimestamp(run.info.start_time / 1000),
             folder=run.data.tags.get(FOLDER_TAG, ""),

@@ -60,7 +60,7 @@ def card(opening: str, library: str, source: str, made: Mapping[str, Any]) -> st
 def _result(name: str, value: float) -> EvalResult:
     return EvalResult(
         task_type="zero-shot-image-classification",
-        dataset_type=name.partition("/")[0],
+        dataset_type=name,  # results of one type lose their names
         dataset_name=name,
         metric_type="accuracy",
         metric_value=round(value, 4),

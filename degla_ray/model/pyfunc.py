@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import base64
 import io
+import logging
+import os
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
@@ -146,6 +148,9 @@ def save_pyfunc(model: LoadedModel, folder: str, extra: dict[str, Any] | None = 
     storage = Storage(folder)
     if storage.names_below():
         raise SettingError("output", folder, "a folder that does not exist or is empty")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    # It warns that the model is pickled, which docs/security.md says too.
+    logging.getLogger("mlflow.pyfunc").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory(prefix="degla-") as temporary:
         exported = f"{temporary}/open_clip"
         export(model, exported, extra)

@@ -18,7 +18,8 @@ def test_card_metadata_and_scores_are_read_by_huggingface() -> None:
         "data": "12 captions of source csv, fingerprint aa",
         "scores": {
             "composition": {"value": 0.70314, "low": 0.65, "high": 0.75, "items": 500},
-            "zero_shot": 0.5,
+            "scenes/a": 0.5,
+            "scenes/b": 0.6,
         },
     }
     text = card(OPENING, "open_clip", "trained from scenes-base", made)
@@ -26,7 +27,8 @@ def test_card_metadata_and_scores_are_read_by_huggingface() -> None:
     assert (data.library_name, data.license, data.language) == ("open_clip", "other", "en")
     assert {r.dataset_name: r.metric_value for r in data.eval_results} == {
         "composition": 0.7031,
-        "zero_shot": 0.5,
+        "scenes/a": 0.5,
+        "scenes/b": 0.6,
     }
     for line in (
         "- weights: trained from scenes-base",
@@ -34,7 +36,7 @@ def test_card_metadata_and_scores_are_read_by_huggingface() -> None:
         "- steps: 40",
         "- data: 12 captions of source csv, fingerprint aa",
         "| composition | 70.3 | 65.0–75.0 | 500 |",
-        "| zero_shot | 50.0 |  |  |",
+        "| scenes/a | 50.0 |  |  |",
     ):
         assert line in text.splitlines()
 
