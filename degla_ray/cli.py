@@ -233,13 +233,24 @@ def run(
     if not isinstance(sys.stdout, MaskedStream):
         sys.stdout, sys.stderr = MaskedStream(sys.stdout), MaskedStream(sys.stderr)
     ray_setup.set_environment()
+    received: list[int] = []
+
+    def end(signum: int, frame: object) -> NoReturn:
+        del frame
+        received.append(signum)
+        sys.exit(128 + signum)
+
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _exit)  # so that leases are released and MLflow runs ended
+        signal.signal(signal.SIGTERM, end)  # so that leases are released and MLflow runs ended
     try:
         config = parse(config_class, description, argv, first)
         if ray_setup.in_submitted_job():
             refuse_temporary(config)
         job(config)
+    except SystemExit:
+        if received:  # in `ray.get`, Ray turns the status into 1
+            sys.exit(128 + received[0])
+        raise
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
@@ -250,11 +261,6 @@ def run(
         # Ray Data appends advice on retries to a worker's message.
         print(f"error: {str(cause).splitlines()[0]}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
-
-
-def _exit(signum: int, frame: object) -> NoReturn:
-    del frame
-    sys.exit(128 + signum)
 
 
 def refuse_temporary(config: object, prefix: str = "") -> None:

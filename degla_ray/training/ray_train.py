@@ -81,9 +81,9 @@ def describe(config: TrainConfig) -> str:
 class _Trainer(TorchTrainer):
     """A TorchTrainer with this project's policies, whose controller `end` finds.
 
-    It leaves out Ray 2.60's PlacementGroupCleaner if there is no dashboard. The cleaner asks the dashboard
-    every second whether the run is alive; without a dashboard it prints a warning every second. The placement
-    groups that it would remove end with the driver anyway.
+    It leaves out Ray 2.60's PlacementGroupCleaner, which asks the dashboard every second whether the run is
+    alive. Without a dashboard it prints a warning every second, and a traceback where a second Ray runs on
+    the machine. The placement groups that it would remove end with the driver anyway, or by `end`.
     """
 
     recovery: Recovery
@@ -103,8 +103,6 @@ class _Trainer(TorchTrainer):
 
     def _create_default_callbacks(self) -> list[Any]:
         callbacks = [*super()._create_default_callbacks(), _Announce(self.run.uri)]
-        if ray._private.worker.get_dashboard_url():
-            return callbacks
         return [c for c in callbacks if type(c).__name__ != "PlacementGroupCleanerCallback"]
 
 

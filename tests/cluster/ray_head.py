@@ -87,7 +87,7 @@ class Head:
         return self._answer(_REQUESTED)
 
     def wait_until_empty(self) -> None:
-        """Wait until Ray has noticed that every node but the head is gone."""
+        """Wait until Ray knows of the head and of no other node."""
         assert self._answer(_ALONE), "nodes are there"
 
     def _answer(self, script: str) -> Any:
@@ -148,7 +148,7 @@ import sys, time
 from ray._raylet import GcsClient
 client, end = GcsClient(address=sys.argv[1]), time.monotonic() + 60
 living = lambda: sum(node.state == 0 for node in client.get_all_node_info().values())
-while living() > 1 and time.monotonic() < end:
+while living() != 1 and time.monotonic() < end:
     time.sleep(0.5)
 print("true" if living() == 1 else "false")
 """
