@@ -135,7 +135,7 @@ def describe(seconds: float, before: Sequence[Beat], after: Sequence[Beat]) -> s
     """
     counts = {beat.rank: beat.count for beat in before}
     silent = [beat for beat in after if counts.get(beat.rank) == beat.count]
-    told = [f"{beat} is silent since step {beat.step}" for beat in silent]
+    told = [f"{beat} was last heard after step {beat.step}" for beat in silent]
     told += [f"{beat} waits in step {beat.step + 1}{_phase(beat)}" for beat in after if beat not in silent]
     return f"no step for {seconds:.0f} s: {'; '.join(told)}"
 

@@ -16,7 +16,7 @@ def later(beat: Beat) -> Beat:
 
 def test_describe_worker_without_a_new_beat_is_silent_and_the_others_wait() -> None:
     assert describe(900.4, [FIRST, SECOND], [later(FIRST), SECOND]) == (
-        "no step for 900 s: worker 1 (host 10.0.0.3, pid 8) is silent since step 37; "
+        "no step for 900 s: worker 1 (host 10.0.0.3, pid 8) was last heard after step 37; "
         "worker 0 (host 10.0.0.2, pid 7) waits in step 38 after its phase 'forward'"
     )
 
