@@ -224,8 +224,8 @@ def test_train_stopped_worker_is_named_with_its_step_and_the_run_continues(
     threading.Thread(target=stop_one, daemon=True).start()
     result = train(config)
     printed = " ".join(capfd.readouterr().out.split())
-    told = rf"no step for \d+ s: worker \d \(host [\d.]+, pid {pids[0]}\) was last heard after step (\d+); worker"
-    found = re.search(told, printed)
+    worker = rf"worker \d \(host [\d.]+, pid {pids[0]}\)"
+    found = re.search(rf"no step for \d+ s: {worker} was last heard after step (\d+); worker", printed)
     assert found, printed
     assert int(found[1]) <= 40  # of its last beat, up to two seconds earlier
     assert re.search(r"waits in step \d+.*; continues from step \d0 \(\d more tr", printed), printed
