@@ -49,6 +49,7 @@ WORKER_ENV = {
 _PROCESS_ENV = {
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
+    "MLFLOW_DISABLE_TELEMETRY": "true",  # read at import, which may come before a store is opened
     # Google takes a machine away 30 s after its notice: Ray Train looks for one every second, not every five.
     "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
     # Tune's new console output prints a box of settings and TensorBoard's command at any verbosity.

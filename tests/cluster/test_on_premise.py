@@ -152,7 +152,9 @@ def test_on_premise_evaluate_runs_as_printed(cluster: Cluster, trained: Path) ->
 
 def test_on_premise_tune_runs_as_printed(cluster: Cluster, trained: Path) -> None:
     cluster.submit("tune")
-    assert len([*(trained / "tune").rglob("result.json")]) == 2
+    assert len([*trained.glob("tune/loss-weights-*/result.json")]) == 2
+    [sweep] = trained.glob("tune/sweep-*/result.json")
+    assert json.loads(sweep.read_text())["objectives"]
 
 
 def test_on_premise_process_has_a_thread_for_each_cpu_that_it_reserves(cluster: Cluster) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import fcntl
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -31,3 +33,13 @@ def test_remove_abandoned_folders_of_living_processes_stay(tmp_path: Path) -> No
         fcntl.flock(held, fcntl.LOCK_EX)
         ray_setup.remove_abandoned(tmp_path)
     assert {name for name, folder in folders.items() if folder.exists()} == folders.keys() - {"degla-killed"}
+
+
+def test_set_environment_leaves_mlflow_without_telemetry_whoever_imports_it(tmp_path: Path) -> None:
+    lines = "from degla_ray import ray_setup; ray_setup.set_environment()\n"
+    lines += "from mlflow.telemetry import get_telemetry_client; print(get_telemetry_client())"
+    environment = {k: v for k, v in os.environ.items() if k != "MLFLOW_DISABLE_TELEMETRY"}
+    environment |= {"HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", lines], env=environment, capture_output=True, text=True)
+    assert done.stdout.strip() == "None", done.stderr
+    assert not [*tmp_path.rglob("*telemetry*")]
