@@ -89,6 +89,10 @@ def options_of(job: str, inputs: Path, output: Path) -> list[str]:
     training |= {"global_batch_size": "8", "max_steps": "2", "tracking.enabled": "false"}
     run = [f"{name}={value}" for name, value in training.items()]
     negatives = ["negatives", f"--prepared={scenes}", f"--output={output}/out", "--num_shards=2", untracked]
+    space = output / "space.py"
+    space.write_text(
+        'from ray import tune\n\ndef space():\n    return {"optimizer.lr": tune.choice([1e-3])}, {}\n'
+    )
     return {
         "rules": negatives,
         "scripted": [*negatives, "--engine=scripted"],
@@ -97,6 +101,11 @@ def options_of(job: str, inputs: Path, output: Path) -> list[str]:
         "neighbours": ["neighbours", *model, f"--prepared={scenes}", f"--output={output}/out", "--count=2"],
         "tune": [
             *("tune", *(f"--train.{each}" for each in run), f"--train.output={output}/runs"),
-            *("--train.model.random_init=true", f"--suite={scenes}/tests", "--num_trials=1"),
+            *(
+                "--train.model.random_init=true",
+                f"--suite={scenes}/tests",
+                "--num_trials=1",
+                f"--space={space}",
+            ),
         ],
     }[job]
