@@ -29,6 +29,9 @@ from degla_ray.remote_store import StoreError, StoreSilent, retried
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+# Read by MLflow at import, which in a trial's process may come before a store is opened.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
 FIRST_ANSWER_S = 5.0
 """Seconds that a server has to answer before a job begins."""
 SETTING = "tracking.uri"
@@ -84,8 +87,7 @@ def open_store(uri: str, *, patient: bool = True) -> MlflowClient:
     Raises:
         SettingError: the store cannot be opened.
     """
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read by MLflow at import
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # these two at each request
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # read at each request, as the next
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException

@@ -35,8 +35,12 @@ def test_remove_abandoned_folders_of_living_processes_stay(tmp_path: Path) -> No
     assert {name for name, folder in folders.items() if folder.exists()} == folders.keys() - {"degla-killed"}
 
 
-def test_set_environment_leaves_mlflow_without_telemetry_whoever_imports_it(tmp_path: Path) -> None:
-    lines = "from degla_ray import ray_setup; ray_setup.set_environment()\n"
+@pytest.mark.parametrize(
+    "first",
+    ["from degla_ray import ray_setup; ray_setup.set_environment()", "import degla_ray.evaluation.run"],
+)
+def test_mlflow_telemetry_is_off_in_drivers_and_in_trials(tmp_path: Path, first: str) -> None:
+    lines = f"{first}\n"
     lines += "from mlflow.telemetry import get_telemetry_client; print(get_telemetry_client())"
     environment = {k: v for k, v in os.environ.items() if k != "MLFLOW_DISABLE_TELEMETRY"}
     environment |= {"HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path)}
