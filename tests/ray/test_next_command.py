@@ -48,4 +48,7 @@ def test_next_lines_lead_from_prepare_to_a_comparison(
     assert base.startswith("runs/evaluate/scenes-base-")
     assert trained.startswith("runs/evaluate/scenes-")
     main("compare", words[1:])
-    assert capsys.readouterr().out.splitlines()[-1] == f"report: {tmp_path}/runs/compare/report.html"
+    report, *runs = capsys.readouterr().out.splitlines()[-3:]
+    assert report == f"report: {tmp_path}/runs/compare/report.html"
+    assert "mlflow ui --backend-store-uri sqlite:///" in runs[0]
+    assert "/#/experiments/" in runs[1]
