@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from degla_ray import tracking
@@ -50,9 +49,7 @@ def trained_in(config: TrackingConfig, export: str) -> str:
     Raises:
         DataError: this store has none.
     """
-    folder = str(export).rstrip("/").rpartition("/")[0]
-    place = folder if "://" in folder else str(Path(folder).absolute())
-    run_id = tracking.run_of_folder(config, place, "train")
+    run_id = tracking.run_that_trained(config, export)
     if run_id is None:
         raise DataError(
             export, f"no training run in {config.uri}", "the export of a run that was logged to tracking.uri"

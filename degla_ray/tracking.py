@@ -270,16 +270,16 @@ def finish(config: TrackingConfig, run_id: str | None, status: str = "FINISHED")
         open_client(config).set_terminated(run_id, status)
 
 
-def run_of_folder(config: TrackingConfig, folder: str, stage: str) -> str | None:
-    """Return the newest run of a stage that wrote `folder`, a URI; None if tracking is off or has none."""
+def run_that_trained(config: TrackingConfig, export: str) -> str | None:
+    """Return the newest training run that wrote the exported folder; None if tracking is off or has none."""
     if not config.enabled:
         return None
     client = open_client(config)
-    place = _cut(masked(folder), TAG_LENGTH)
+    place = _cut(masked(Storage(export.rstrip("/")).uri.rpartition("/")[0]), TAG_LENGTH)
     quote = '"' if "'" in place else "'"
     found = client.search_runs(
         [experiment_id(client, config)],
-        f"tags.`{FOLDER_TAG}` = {quote}{place}{quote} and tags.`{STAGE_TAG}` = '{stage}'",
+        f"tags.`{FOLDER_TAG}` = {quote}{place}{quote} and tags.`{STAGE_TAG}` = 'train'",
         order_by=["attributes.start_time DESC"],
         max_results=1,
     )

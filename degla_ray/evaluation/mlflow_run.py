@@ -17,11 +17,12 @@ from degla_ray.number_formats import percent, percent_interval
 from degla_ray.storage import Storage
 from degla_ray.tracking_store import or_told
 
-PREFIXES = {"export_student": "eval", "export_teacher": "eval_teacher"}
+STUDENT = "eval"
+PREFIXES = {"export_student": STUDENT, "export_teacher": "eval_teacher"}
 """Folder of an exported model in its training run -> prefix of its scores in MLflow."""
 
 
-def metrics(summary: Summary, prefix: str = "eval") -> dict[str, float]:
+def metrics(summary: Summary, prefix: str = STUDENT) -> dict[str, float]:
     """Return the scores as MLflow metrics, 0 to 1."""
     return {f"{prefix}/{name}": value for name, value in summary.metrics().items()}
 
@@ -45,7 +46,9 @@ def _log(
     config: EvaluateConfig, summary: Summary, identity: dict[str, Any], parent_run_id: str | None
 ) -> None:
     storage = Storage(config.output)
-    trained_in, exported = _training_run(config, summary)
+    folder = summary.model.get("folder") or ""
+    prefix = PREFIXES.get(folder.rstrip("/").rpartition("/")[2])
+    trained_in = None if prefix is None else tracking.run_that_trained(config.tracking, folder)
     run = tracking.running(
         config.tracking,
         name=f"evaluate {summary.label}",
@@ -70,10 +73,10 @@ def _log(
         tracking.log_metrics(config.tracking, run_id, metrics(summary))
         parts = [f"{dataset}/{name}" for dataset in ("scores", "items") for name in storage.names(dataset)]
         tracking.log_files(config.tracking, run_id, storage, [SUMMARY, *parts], ARTIFACTS)
-    if trained_in is not None:
+    if trained_in is not None and prefix is not None:
         step = tracking.last_step(config.tracking, trained_in, "train/loss")
-        tracking.log_metrics(config.tracking, trained_in, metrics(summary, PREFIXES[exported]), step)
-        if exported == "export_student":
+        tracking.log_metrics(config.tracking, trained_in, metrics(summary, prefix), step)
+        if prefix == STUDENT:
             tracking.set_tags(config.tracking, trained_in, {tracking.NOTE_TAG: note(summary)})
 
 
@@ -89,14 +92,3 @@ def note(summary: Summary) -> str:
     return "\n".join(
         [f"{heading}.\n", "| score | % | interval | chance | items |", "|---|---|---|---|---|", *rows]
     )
-
-
-def _training_run(config: EvaluateConfig, summary: Summary) -> tuple[str | None, str]:
-    """Return the run that trained the model, None if this store has none, and the exported folder's name."""
-    folder = summary.model.get("folder")
-    if folder is None:
-        return None, ""
-    trained, _, exported = Storage(folder).uri.rpartition("/")
-    if exported not in PREFIXES:
-        return None, ""
-    return tracking.run_of_folder(config.tracking, trained, "train"), exported

@@ -27,6 +27,7 @@ from degla_ray.negatives.text_only import MAX_PAIRS, text_only_accuracy
 from degla_ray.number_formats import MISSING, percent
 from degla_ray.schema import NEGATIVES, Kind
 from degla_ray.stage import StageFolder
+from degla_ray.storage import Storage
 
 FILE = "blind.json"
 EXAMPLES = 3
@@ -46,8 +47,8 @@ class Pair:
 
 def describe_blind(
     candidates: StageFolder, folder: StageFolder, captions: pa.Table, models: CaptionModels, seed: int
-) -> dict[str, float]:
-    """Print, write (`blind.json`) and return the accuracy of both judges before and after the selection."""
+) -> None:
+    """Print and write (`blind.json`) the accuracy of both judges before and after the selection."""
     before, after = (_pairs(made, captions, seed) for made in (candidates, folder))
     table = Table(title="Captions found without the image (50 % is chance)")
     headings = ("negatives", "n-gram before", "after", "words before", "after")
@@ -75,6 +76,11 @@ def describe_blind(
     names = ("ngram_before", "ngram_after", "words_before", "words_after")
     accuracy = {kind: dict(zip(names, shares, strict=True)) for kind, shares in found.items()}
     folder.storage.write_json({"accuracy": accuracy, "examples": examples}, FILE)
+
+
+def blind_metrics(storage: Storage) -> dict[str, float]:
+    """Return the accuracies that `describe_blind` wrote as `kind/judge`; {} if nothing was selected."""
+    accuracy = storage.read_json(FILE)["accuracy"] if storage.exists(FILE) else {}
     return {
         f"{kind}/{name}": share
         for kind, shares in accuracy.items()

@@ -12,6 +12,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -21,11 +22,9 @@ from rich.table import Table
 from degla_ray import ray_setup, resources, shared_paths, tracking
 from degla_ray.config import NegativesConfig
 from degla_ray.errors import DataError
-from degla_ray.identity import canonical
 from degla_ray.language.identify import ENGLISH, describe, sample, survey
 from degla_ray.lease import Lease, owned
 from degla_ray.negatives.balancing import CANDIDATES, write_balanced, write_scores
-from degla_ray.negatives.blind import FILE as BLIND
 from degla_ray.negatives.blind import describe_blind, preview
 from degla_ray.negatives.captions import CaptionShards, values
 from degla_ray.negatives.checks import CHECKS_VERSION
@@ -134,10 +133,11 @@ def _generate(config: NegativesConfig, publish: Publish | None) -> dict[str, int
             ray_setup.start(config.ray)
         if config.engine in EDITORS:
             english = languages.get(ENGLISH, 0.0) >= 0.5
-            if not _is_scored(config, captions):
-                _write_by_edits(config, folder, kinds, captions, graphs, english)
-            else:
-                _write_plausible(config, folder, kinds, captions, graphs, english)
+            task = ShardTask(
+                folder=folder, kinds=kinds, per_kind=config.per_kind, seed=config.seed, english=english
+            )
+            write = _write_plausible if _is_scored(config, captions) else _write_by_edits
+            write(config, task, captions, graphs)
         elif config.engine == GIVEN_KIND:
             write_given(folder, captions, read_given(source))
         elif engine is not None:
@@ -264,27 +264,17 @@ def _is_scored(config: NegativesConfig, captions: pa.Table) -> bool:
 
 
 def _write_plausible(
-    config: NegativesConfig,
-    folder: StageFolder,
-    kinds: tuple[Kind, ...],
-    captions: pa.Table,
-    graphs: dict[str, str],
-    english: bool,
+    config: NegativesConfig, task: ShardTask, captions: pa.Table, graphs: dict[str, str]
 ) -> None:
     """Write candidates with their scores, then the negatives that are left when the set is balanced."""
-    models = _models(captions)
+    models, folder = _models(captions), task.folder
     identity = folder.manifest["made_from"]["identity"]
     candidates = StageFolder(f"{config.output}/{CANDIDATES}", STAGE, identity, folder.num_shards)
     if candidates.pending():
-        _write_by_edits(config, candidates, kinds, captions, graphs, english, models)
+        _write_by_edits(config, replace(task, folder=candidates), captions, graphs, models)
     write_balanced(candidates, folder, config.plausibility_window)
-    accuracy = describe_blind(candidates, folder, captions, models, config.seed)
+    describe_blind(candidates, folder, captions, models, config.seed)
     folder.storage.delete_folder(CANDIDATES)
-    name, uri = f"negatives-{config.engine}", folder.storage.uri
-    tags, params = {"stage": STAGE}, canonical(config)
-    with tracking.running(config.tracking, name, folder.fingerprint, uri, params, tags) as run_id:
-        tracking.log_metrics(config.tracking, run_id, accuracy)
-        tracking.log_files(config.tracking, run_id, folder.storage, [BLIND])
 
 
 def _models(captions: pa.Table) -> CaptionModels:
@@ -297,14 +287,12 @@ def _models(captions: pa.Table) -> CaptionModels:
 
 def _write_by_edits(
     config: NegativesConfig,
-    folder: StageFolder,
-    kinds: tuple[Kind, ...],
+    task: ShardTask,
     captions: pa.Table,
     graphs: dict[str, str],
-    english: bool,
     models: CaptionModels | None = None,
 ) -> None:
-    task = ShardTask(folder=folder, kinds=kinds, per_kind=config.per_kind, seed=config.seed, english=english)
+    folder = task.folder
     pending = folder.pending()
     words = vocabulary(values(captions["caption"]))
     share = len(captions) * len(pending) / folder.num_shards

@@ -21,6 +21,8 @@ from degla_ray.config import NegativesConfig
 from degla_ray.encoding.features import image_key
 from degla_ray.encoding.images import ParquetImages, source_spec
 from degla_ray.identity import canonical
+from degla_ray.negatives.blind import FILE as BLIND_FILE
+from degla_ray.negatives.blind import blind_metrics
 from degla_ray.negatives.llm.ledger import State
 from degla_ray.negatives.selection import ORDER
 from degla_ray.negatives.text_only import text_only_accuracy
@@ -186,8 +188,10 @@ def publish(config: NegativesConfig, folder: StageFolder, model: str) -> None:
     )
     with or_told(f"the report of {uri} is"), run as run_id:
         tracking.log_dataset(config.tracking, run_id, "negatives", folder.fingerprint, uri, "output")
-        tracking.log_metrics(config.tracking, run_id, report.metrics())
-        tracking.log_files(config.tracking, run_id, folder.storage, ["report.html", "report.json"])
+        blind = blind_metrics(folder.storage)
+        tracking.log_metrics(config.tracking, run_id, report.metrics() | blind)
+        files = ["report.html", "report.json", *([BLIND_FILE] if blind else [])]
+        tracking.log_files(config.tracking, run_id, folder.storage, files)
     print(f"report: {folder.storage.uri}/report.html")
 
 

@@ -17,7 +17,7 @@ import ray
 import degla_ray
 from degla_ray import ray_setup, resources, shared_paths, tracking
 from degla_ray.commit import commit
-from degla_ray.config import DataConfig, TrainConfig
+from degla_ray.config import TrainConfig
 from degla_ray.errors import SettingError
 from degla_ray.identity import canonical, fingerprint
 from degla_ray.lease import Lease
@@ -223,20 +223,16 @@ def _job(plan: RunPlan, samples: Samples) -> Job:
         versions={"degla_ray": degla_ray.__version__} | {lib: version(lib) for lib in _LIBRARIES},
         candidates=sanity.Candidates.of(samples, plan.config),
         short_side=samples.short_side,
-        data=_data(plan.config.data, len(samples)),
+        data=_data(plan),
     )
 
 
-def _data(config: DataConfig, captions: int) -> str:
+def _data(plan: RunPlan) -> str:
     """Return one line on the data, for the cards of the exported models."""
-    _, prepared = read_complete(config.prepared, "prepare")
-    identity = prepared["made_from"]["identity"]
-    lines = [
-        f"{captions:,} captions of source {identity.get('source')}, fingerprint {prepared['fingerprint']}"
-    ]
-    if config.negatives is not None:
-        lines.append(f"negatives {read_complete(config.negatives, 'negatives')[1]['fingerprint']}")
-    return ", ".join(lines)
+    _, prepared = read_complete(plan.config.data.prepared, "prepare")
+    source, data = prepared["made_from"]["identity"].get("source"), plan.identity["data"]
+    line = f"{len(plan.samples):,} captions of source {source}, fingerprint {data['prepared']}"
+    return f"{line}, negatives {data['negatives']}" if "negatives" in data else line
 
 
 def _tracked(plan: RunPlan, parent_run_id: str | None) -> contextlib.AbstractContextManager[str | None]:

@@ -71,7 +71,7 @@ def tune(config: TuneConfig) -> Verdict:
         sweep.uri.rpartition("-")[2],
         sweep.uri,
         params=canonical(config),
-        tags={"stage": "tune"},
+        tags={tracking.STAGE_TAG: "tune"},
     )
     with Lease(sweep), tracked as parent:
         base = f"{sweep.uri}/base"

@@ -33,6 +33,7 @@ from degla_ray.config import (
 )
 from degla_ray.config.scoring import ScoringConfig
 from degla_ray.errors import one_line
+from degla_ray.evaluation import mlflow_run
 from degla_ray.evaluation.run import evaluate
 from degla_ray.lease import LeaseHeld
 from degla_ray.storage import Storage
@@ -132,11 +133,11 @@ class DeglaTrial(ray_tune.Trainable):
         name = result.run_folder.rpartition("/")[2]
         model = ModelConfig(name=result.export_student)
         scoring = evaluation(work.config, model, f"{work.sweep.uri}/{name}", name)
-        metrics = _in_turn(lambda: evaluate(scoring)).metrics()
-        scores = {f"eval/{score}": value for score, value in metrics.items()}
+        summary = _in_turn(lambda: evaluate(scoring))
+        scores = mlflow_run.metrics(summary)
         with or_told(f"the scores of {result.run_folder} are"):
             tracking.log_metrics(work.config.train.tracking, result.mlflow_run_id, scores, result.steps)
-        self._metrics.append(metrics)
+        self._metrics.append(summary.metrics())
         run = Run(folder=result.run_folder, evaluation=scoring.output, run_id=result.mlflow_run_id)
         self._runs.append(run)
 
